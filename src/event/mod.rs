@@ -1,0 +1,267 @@
+//! Floor 1: what was said. Pure data: the typed shape of each event family, and the facts
+//! (name, key, subject, time) that the floors above need of one.
+//!
+//! **Invariant:** nothing here does I/O, reads a clock, or knows who asked.
+//!
+//! **Invariant:** reading never refuses. A body that no family claims is `<provider>.unrecognized`;
+//! a body that its own family cannot read is `<family>.unreadable`; a change that its family does
+//! not know is `<family>.unrecognized`.
+//!
+//! # How to add a family
+//!
+//! Write one file beside [`ringcentral::phone_number`], implement [`EventFamily`] in it, add one
+//! line to [`FAMILIES`], and put at least six hand-written bodies into
+//! `fixtures/<provider>/<family>/`.
+
+mod name;
+mod notification;
+mod pattern;
+pub mod ringcentral;
+pub mod zoom;
+
+use jiff::Timestamp;
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Topic};
+pub use notification::Notification;
+pub use pattern::{Pattern, PatternError};
+
+/// A group of events with one typed shape.
+///
+/// The type is lenient: it reads every body that the provider has been seen or documented to send,
+/// and keeps what it does not understand.
+pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync + 'static {
+    /// `<provider>.<family>`, the one string that names it in TOML, fixtures, metrics and logs.
+    const NAME: &'static str;
+
+    /// Every change that an event of this family can report: the last part of its event name.
+    const CHANGES: &'static [&'static str];
+
+    /// Whether the envelope's own `event` field belongs to this family.
+    fn claims(event: &str) -> bool;
+
+    /// Which of [`CHANGES`](Self::CHANGES) this event reports; `None` for one that the provider
+    /// added since.
+    fn change(&self) -> Option<&'static str>;
+
+    /// What ordering holds for.
+    fn key(&self) -> Option<Key>;
+
+    /// The thing the event is about, as a reader would name it: an E.164 number, an extension id.
+    fn subject(&self) -> Option<String>;
+
+    /// When the provider says that it happened.
+    fn occurred_at(&self) -> Option<Timestamp>;
+
+    /// What a newer event would replace. An event is superseded when each of its topics has been
+    /// reported again with a later provider time; one with no topics never is.
+    fn topics(&self) -> Vec<Topic>;
+}
+
+/// One line of [`FAMILIES`]: an [`EventFamily`] with its type erased.
+#[derive(Debug)]
+pub struct Family {
+    /// [`EventFamily::NAME`].
+    pub name: &'static str,
+    /// [`EventFamily::CHANGES`].
+    pub changes: &'static [&'static str],
+    claims: fn(&str) -> bool,
+    facts: fn(&[u8]) -> Result<Facts, Unreadable>,
+    value: fn(&[u8]) -> Result<serde_json::Value, Unreadable>,
+    schema: fn() -> Schema,
+}
+
+/// Every family. Order does not matter: no two claim the same event.
+pub const FAMILIES: &[Family] = &[
+    Family::of::<ringcentral::phone_number::Event>(),
+    Family::of::<ringcentral::extension_info::Event>(),
+    Family::of::<zoom::number_management::Event>(),
+];
+
+/// What the floors above need to know of an event, whatever its family.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// See [`EventFamily::change`].
+    pub change: Option<&'static str>,
+    /// See [`EventFamily::key`].
+    pub key: Option<Key>,
+    /// See [`EventFamily::subject`].
+    pub subject: Option<String>,
+    /// See [`EventFamily::occurred_at`].
+    pub occurred_at: Option<Timestamp>,
+    /// See [`EventFamily::topics`].
+    pub topics: Vec<Topic>,
+}
+
+/// A body that its family's model cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("not a readable {family} event: {problem}")]
+pub struct Unreadable {
+    family: &'static str,
+    problem: serde_json::Error,
+}
+
+/// The verdict of [`recognize`] on one authentic body.
+#[derive(Debug)]
+pub struct Recognized {
+    /// The family that claims the body, readable or not.
+    pub family: Option<&'static Family>,
+    /// The event name.
+    pub name: EventName,
+    /// What is known of it; empty for a body that could not be read.
+    pub facts: Facts,
+    /// Why it could not be read, where it could not.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// The part of an envelope that both providers share.
+#[derive(Deserialize)]
+struct Envelope {
+    event: String,
+}
+
+/// Names an authentic body of `provider` and collects its facts. Never fails: see the module's
+/// second invariant.
+pub fn recognize(provider: &str, body: &[u8]) -> Recognized {
+    let event = serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.event);
+    let family = event.ok().and_then(|event| {
+        FAMILIES
+            .iter()
+            .find(|family| family.provider() == provider && (family.claims)(&event))
+    });
+    let Some(family) = family else {
+        return Recognized {
+            family: None,
+            name: EventName::new(format!("{provider}.{UNRECOGNIZED}")),
+            facts: Facts::default(),
+            unreadable: None,
+        };
+    };
+    match (family.facts)(body) {
+        Ok(facts) => Recognized {
+            family: Some(family),
+            name: family.event_name(facts.change.unwrap_or(UNRECOGNIZED)),
+            facts,
+            unreadable: None,
+        },
+        Err(unreadable) => Recognized {
+            family: Some(family),
+            name: family.event_name(UNREADABLE),
+            facts: Facts::default(),
+            unreadable: Some(unreadable),
+        },
+    }
+}
+
+/// Reads `body` as an event of family `F`.
+///
+/// # Errors
+///
+/// When the body is not JSON, or not of the family's shape.
+pub fn decode<F: EventFamily>(body: &[u8]) -> Result<F, Unreadable> {
+    serde_json::from_slice(body).map_err(|problem| Unreadable {
+        family: F::NAME,
+        problem,
+    })
+}
+
+/// The last part of the name of an event that nobody claims, or that reports an unknown change.
+pub const UNRECOGNIZED: &str = "unrecognized";
+
+/// The last part of the name of an event that its own family could not read.
+pub const UNREADABLE: &str = "unreadable";
+
+impl Family {
+    const fn of<F: EventFamily>() -> Self {
+        Self {
+            name: F::NAME,
+            changes: F::CHANGES,
+            claims: F::claims,
+            facts: |body| {
+                let event = decode::<F>(body)?;
+                Ok(Facts {
+                    change: event.change(),
+                    key: event.key(),
+                    subject: event.subject(),
+                    occurred_at: event.occurred_at(),
+                    topics: event.topics(),
+                })
+            },
+            value: |body| {
+                serde_json::to_value(decode::<F>(body)?).map_err(|problem| Unreadable {
+                    family: F::NAME,
+                    problem,
+                })
+            },
+            schema: || schemars::schema_for!(F),
+        }
+    }
+
+    /// The family called `name`.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        FAMILIES.iter().find(|family| family.name == name)
+    }
+
+    /// The provider that sends this family: the first part of its name.
+    pub fn provider(&self) -> &'static str {
+        self.name
+            .split_once('.')
+            .map_or(self.name, |(provider, _)| provider)
+    }
+
+    /// The family's own part of its name: `phone-number`.
+    pub fn short_name(&self) -> &'static str {
+        self.name.split_once('.').map_or("", |(_, family)| family)
+    }
+
+    /// The event name for `change`.
+    pub fn event_name(&self, change: &str) -> EventName {
+        EventName::new(format!("{}.{change}", self.name))
+    }
+
+    /// Every name that an event of this family can have.
+    pub fn event_names(&self) -> impl Iterator<Item = EventName> {
+        self.changes
+            .iter()
+            .copied()
+            .chain([UNRECOGNIZED, UNREADABLE])
+            .map(|change| self.event_name(change))
+    }
+
+    /// Collects the facts of `body`.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot read it.
+    pub fn facts(&self, body: &[u8]) -> Result<Facts, Unreadable> {
+        (self.facts)(body)
+    }
+
+    /// The typed value of `body`, written back as JSON: what the model understood of it.
+    ///
+    /// # Errors
+    ///
+    /// When the model cannot read it.
+    pub fn value(&self, body: &[u8]) -> Result<serde_json::Value, Unreadable> {
+        (self.value)(body)
+    }
+
+    /// The JSON Schema of the family's model.
+    pub fn schema(&self) -> Schema {
+        (self.schema)()
+    }
+}
+
+/// Every event name that can occur: what a handler's patterns are checked against.
+pub fn event_names() -> Vec<EventName> {
+    let mut names: Vec<_> = FAMILIES.iter().flat_map(Family::event_names).collect();
+    let mut providers: Vec<_> = FAMILIES.iter().map(Family::provider).collect();
+    providers.dedup();
+    names.extend(
+        providers
+            .iter()
+            .map(|provider| EventName::new(format!("{provider}.{UNRECOGNIZED}"))),
+    );
+    names
+}

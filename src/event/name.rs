@@ -1,0 +1,154 @@
+//! The small values that identify things: ids, names, keys.
+
+use std::{fmt, sync::Arc};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// Declares a cheap-to-clone piece of text with a meaning of its own.
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Takes the text as it is.
+            pub fn new(text: impl Into<Arc<str>>) -> Self {
+                Self(text.into())
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self::new(text)
+            }
+        }
+    };
+}
+
+text! {
+    /// `<provider>.<family>.<change>`, or one of the two names for what could not be told.
+    EventName
+}
+text! {
+    /// The name of an endpoint in the TOML.
+    EndpointName
+}
+text! {
+    /// The name of a handler in the TOML.
+    HandlerName
+}
+text! {
+    /// What ordering holds for: two events with one key reach a handler in the order in which they
+    /// were stored. Starts with the family's name, so that keys of two families never meet.
+    Key
+}
+text! {
+    /// What a newer event replaces: see [`EventFamily::topics`](super::EventFamily::topics).
+    Topic
+}
+
+impl EventName {
+    /// The part before the first dot.
+    pub fn provider(&self) -> &str {
+        self.as_str().split('.').next().unwrap_or_default()
+    }
+}
+
+/// The identity of one stored event: a UUID of version 7, so that ids sort by time of arrival.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EventId(Uuid);
+
+impl EventId {
+    /// A new id for an event that arrived at `now`.
+    pub fn new(now: Timestamp) -> Self {
+        let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
+        let nanos = u32::try_from(now.subsec_nanosecond()).unwrap_or(0);
+        let time = uuid::Timestamp::from_unix(uuid::NoContext, millis / 1000, nanos);
+        Self(Uuid::new_v7(time))
+    }
+
+    /// The id whose bytes these are.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The id's sixteen bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::str::FromStr for EventId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// One of the values by which a second copy of an event is known: 128 bits of a SHA-256 over the
+/// provider, what the value is, and the value.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DedupeKey([u8; 16]);
+
+impl DedupeKey {
+    /// The key for `value`, which is a `what` (such as `uuid` or `body`) of `provider`.
+    pub fn new(provider: &str, what: &str, value: &[u8]) -> Self {
+        // Neither name holds a NUL, so no two triples are ever the same bytes.
+        let digest = Sha256::new()
+            .chain_update(provider)
+            .chain_update([0])
+            .chain_update(what)
+            .chain_update([0])
+            .chain_update(value)
+            .finalize();
+        let mut key = [0; 16];
+        key.copy_from_slice(digest.split_at(16).0);
+        Self(key)
+    }
+
+    /// The key whose bytes these are.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key's sixteen bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}

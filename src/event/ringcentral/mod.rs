@@ -1,0 +1,3 @@
+//! What RingCentral says.
+pub mod extension_info;
+pub mod phone_number;

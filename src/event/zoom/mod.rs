@@ -1,0 +1,2 @@
+//! What Zoom says.
+pub mod number_management;

@@ -1,0 +1,68 @@
+//! hookswitch receives RingCentral and Zoom telephony webhooks and never loses one.
+//!
+//! It proves who sent a request, writes it to stable storage before it answers, turns it into a
+//! typed event, and delivers each event at least once, in order per key, to the handlers that a
+//! TOML file names. It is not a general webhook gateway, a queue, or a client of the providers'
+//! APIs.
+//!
+//! **The promise.** A 200 means that the event is on stable storage and every matching handler
+//! will get it, in order per key, or it will be parked where a person can see it and replay it.
+//! Nothing authentic is ever refused, and nothing forged is ever stored.
+//!
+//! # Floors
+//!
+//! Each floor may use what stands below it in this list, never what stands above it; a test keeps
+//! it so.
+//!
+//! | floor | what it does |
+//! |---|---|
+//! | `main` | arguments in, exit code out |
+//! | [`cli`] | one file per subcommand |
+//! | [`app`] | wires the floors together, supervises them, drains them |
+//! | [`config`] | the TOML file, and one report of everything wrong with it |
+//! | [`http`], [`admin`] | the door that providers knock at; the operator's door |
+//! | [`dispatch`] | at least once, in order per key |
+//! | [`handler`] | what to do with one event |
+//! | [`store`] | remember it |
+//! | [`provider`] | who said it |
+//! | [`event`] | what was said |
+//! | [`secret`], [`telemetry`] | foundations that every floor may use: secrets by reference, logs and metrics |
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | provider | a company that calls us: `ringcentral`, `zoom` |
+//! | endpoint | one URL that a provider posts to; it serves one event family |
+//! | request | what came in, unbelieved |
+//! | admission, refusal | the provider floor's verdict on a request |
+//! | notification | one authenticated message, its bytes exactly as they came |
+//! | family | a group of events with one typed shape: `zoom.number-management` |
+//! | event name | `<family>.<change>`: `ringcentral.phone-number.created` |
+//! | key | what ordering holds for |
+//! | topic | what a newer event replaces: finer than a key |
+//! | journal | the append-only log on disk; its sync is what a 200 stands for |
+//! | position | a place in the journal |
+//! | ledger | the database of who has had what |
+//! | handler | a named consumer in the TOML; its kind is a Rust type |
+//! | delivery, attempt | one event for one handler; one try at it |
+//! | park | give up on a delivery for now, visibly, with its reason (a dead letter) |
+//! | replay | deliver again on purpose, with a reason, marked as a replay |
+
+pub mod config;
+
+pub mod admin;
+pub mod http;
+
+pub mod dispatch;
+pub mod handler;
+
+pub mod store;
+
+pub mod provider;
+
+pub mod event;
+
+pub mod quantity;
+pub mod secret;
+pub mod telemetry;

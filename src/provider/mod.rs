@@ -1,0 +1,229 @@
+//! Floor 2: who said it. Each provider's rules for telling its own requests from anyone else's.
+//!
+//! **Invariant:** nothing here does I/O or reads a clock, and nothing here knows an HTTP status:
+//! a verdict is an [`Admission`] or a [`Refusal`], and the door decides how each one sounds.
+//!
+//! **Invariant:** only this floor can make a [`Verified`], and the store keeps nothing else. What
+//! is forged is therefore never stored.
+//!
+//! **Invariant:** an authentic body is always admitted, whatever it says.
+//!
+//! # How to add a provider
+//!
+//! Write one file beside [`zoom`](self), implement [`Kind`] for its settings and [`Provider`] for
+//! what they build, and add one line to [`PROVIDERS`].
+
+mod ringcentral;
+mod signature;
+mod zoom;
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+
+use crate::event::{self, DedupeKey, EndpointName, EventId, Notification};
+
+/// What came in, unbelieved.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The endpoint whose path it was posted to.
+    pub endpoint: &'a EndpointName,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Its body, byte for byte.
+    pub body: Bytes,
+}
+
+/// A company that calls us, with one endpoint's secrets. Synchronous: microseconds of hashing.
+pub trait Provider: fmt::Debug + Send + Sync + 'static {
+    /// Decides whether `request`, received at `now`, really comes from the provider.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] when it is not shown to.
+    fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal>;
+
+    /// Writes `message` as the provider itself would, so that an endpoint can be tried out without
+    /// it.
+    fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed;
+
+    /// A copy of the event `body` that counts as a new event of `now`: a fresh identity, a fresh
+    /// time. `None` when it is not a JSON object.
+    fn freshen(&self, body: &[u8], now: Timestamp) -> Option<Bytes>;
+}
+
+/// An endpoint's own settings for one provider: what the TOML says besides `family` and `path`.
+pub trait Kind: DeserializeOwned + 'static {
+    /// The provider's name, the first part of its families' names.
+    const NAME: &'static str;
+    /// What these settings build.
+    type Provider: Provider;
+    /// Builds it. Cannot fail: what could be wrong is refused while the settings are read.
+    fn build(self) -> Self::Provider;
+}
+
+/// One line of [`PROVIDERS`]: a [`Kind`] with its type erased.
+#[derive(Debug)]
+pub struct Entry {
+    /// [`Kind::NAME`].
+    pub name: &'static str,
+    /// Reads an endpoint's settings and builds its provider.
+    pub build: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Provider>, toml::de::Error>,
+}
+
+/// Every provider.
+pub const PROVIDERS: &[Entry] = &[
+    Entry::of::<ringcentral::Settings>(),
+    Entry::of::<zoom::Settings>(),
+];
+
+impl Entry {
+    const fn of<K: Kind>() -> Self {
+        Self {
+            name: K::NAME,
+            build: |settings| Ok(Box::new(K::deserialize(settings)?.build())),
+        }
+    }
+
+    /// The provider called `name`.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        PROVIDERS.iter().find(|entry| entry.name == name)
+    }
+}
+
+/// Keep `event` if there is one; then, and only then, send `reply`.
+#[derive(Debug)]
+pub struct Admission {
+    /// What to store before answering.
+    pub event: Option<Verified>,
+    /// What to answer.
+    pub reply: Reply,
+}
+
+/// How an admitted request is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Taken; nothing more to say.
+    Accepted,
+    /// A handshake that wants one of its own headers back.
+    Echo(HeaderName, HeaderValue),
+    /// A handshake that wants a computed JSON body.
+    Challenge(Bytes),
+}
+
+/// A notification that a provider has been shown to have sent.
+#[derive(Debug)]
+pub struct Verified(Notification);
+
+impl Verified {
+    /// What was verified.
+    pub const fn notification(&self) -> &Notification {
+        &self.0
+    }
+
+    /// Takes the notification out, and with it the proof away.
+    pub fn into_notification(self) -> Notification {
+        self.0
+    }
+
+    /// The door through which every stored event comes: private to this floor.
+    fn new(provider: &str, request: Request<'_>, now: Timestamp, dedupe: Vec<DedupeKey>) -> Self {
+        let event::Recognized { name, facts, .. } = event::recognize(provider, &request.body);
+        Self(Notification {
+            id: EventId::new(now),
+            endpoint: request.endpoint.clone(),
+            name,
+            key: facts.key,
+            subject: facts.subject,
+            occurred_at: facts.occurred_at,
+            received_at: now,
+            topics: facts.topics,
+            dedupe,
+            body: request.body,
+        })
+    }
+}
+
+/// A request that was not shown to come from its provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("refused: {reason}")]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// Whether an honest sender should be asked to try again, because the fault may be ours or
+    /// may pass: a clock that is off, a secret that an operator is about to mend.
+    pub again: bool,
+}
+
+/// Why a request was refused: a metric label and a log field, never part of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The header that proves the sender is not there.
+    MissingCredential,
+    /// The header that proves the sender cannot be read as what it should be.
+    MalformedCredential,
+    /// The proof is of another secret, or of another body.
+    WrongCredential,
+    /// The proof is good and older, or newer, than the endpoint allows.
+    Stale,
+    /// The signature is good and the credential that the endpoint demands besides is not.
+    RequirementUnmet,
+    /// A handshake whose token cannot be sent back safely.
+    MalformedHandshake,
+}
+
+impl Reason {
+    /// The word for it in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MissingCredential => "missing_credential",
+            Self::MalformedCredential => "malformed_credential",
+            Self::WrongCredential => "wrong_credential",
+            Self::Stale => "stale",
+            Self::RequirementUnmet => "requirement_unmet",
+            Self::MalformedHandshake => "malformed_handshake",
+        }
+    }
+
+    /// A refusal for this reason that an honest sender need not repeat.
+    const fn for_good(self) -> Refusal {
+        Refusal {
+            reason: self,
+            again: false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What [`Provider::compose`] is to write.
+#[derive(Clone, Copy, Debug)]
+pub enum Message<'a> {
+    /// The request by which the provider tries a new endpoint out.
+    Handshake,
+    /// An event.
+    Event {
+        /// Its body.
+        body: &'a Bytes,
+        /// The provider's name for this delivery; a retry has the same one.
+        delivery: &'a str,
+    },
+}
+
+/// A request as the provider would send it.
+#[derive(Debug)]
+pub struct Composed {
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// What a sound endpoint answers.
+    pub expected: Reply,
+}

@@ -1,0 +1,175 @@
+//! RingCentral: a shared token in a header, and a handshake that wants a header back.
+//!
+//! RingCentral signs nothing. The one proof of origin is the string that the subscription was made
+//! with, sent as `Verification-Token` on every notification. The current guide calls the same
+//! header `Validation-Token`; the API specification, the SDKs and working integrations do not. So
+//! either header may carry the proof, and a `Validation-Token` that comes with a body never makes
+//! the body a mere handshake.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{
+    Admission, Composed, Kind, Message, Provider, Reason, Refusal, Reply, Request, Verified,
+    signature::Tokens,
+};
+use crate::{
+    event::DedupeKey,
+    secret::{Secret, Secrets},
+};
+
+const NAME: &str = "ringcentral";
+
+const VALIDATION_TOKEN: HeaderName = HeaderName::from_static("validation-token");
+const VERIFICATION_TOKEN: HeaderName = HeaderName::from_static("verification-token");
+
+/// The longest handshake token that is sent back, in bytes. RingCentral's are about 36 and have no
+/// documented limit; a whole answer must stay under 1024 bytes, headers included.
+const HANDSHAKE_TOKEN_LIMIT: usize = 512;
+
+/// What the TOML says of a RingCentral endpoint.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    /// The `deliveryMode.verificationToken` of the subscription; several while it is replaced.
+    verification_tokens: Secrets,
+}
+
+impl Kind for Settings {
+    const NAME: &'static str = NAME;
+    type Provider = RingCentral;
+
+    fn build(self) -> RingCentral {
+        RingCentral {
+            tokens: Tokens::new(&self.verification_tokens),
+            first: self.verification_tokens.first().clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct RingCentral {
+    tokens: Tokens,
+    /// What [`compose`](Provider::compose) sends.
+    first: Secret,
+}
+
+impl Provider for RingCentral {
+    fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal> {
+        let handshake = handshake_token(request.headers)?;
+        let reply = handshake.map_or(Reply::Accepted, |token| {
+            Reply::Echo(VALIDATION_TOKEN, token.clone())
+        });
+        let proof = self.proof(request.headers);
+        // The handshake comes while the subscription is being made and may come without the
+        // token. A *wrong* token is refused even then: an operator learns it while making the
+        // subscription, not when each of its events has been refused.
+        if handshake.is_some() && request.body.is_empty() {
+            return match proof {
+                Err(Reason::WrongCredential) => Err(Reason::WrongCredential.for_good()),
+                _ => Ok(Admission { event: None, reply }),
+            };
+        }
+        proof.map_err(Reason::for_good)?;
+        let dedupe = vec![dedupe_key(&request.body)];
+        let event = Some(Verified::new(NAME, request, now, dedupe));
+        Ok(Admission { event, reply })
+    }
+
+    fn compose(&self, message: Message<'_>, _now: Timestamp) -> Composed {
+        let mut headers = HeaderMap::new();
+        let json = HeaderValue::from_static("application/json; charset=UTF-8");
+        headers.insert(header::CONTENT_TYPE, json);
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static("RingCentral-Webhook/8.3"),
+        );
+        if let Ok(token) = HeaderValue::from_str(self.first.expose()) {
+            headers.insert(VERIFICATION_TOKEN, token);
+        }
+        match message {
+            Message::Handshake => {
+                let token = Uuid::now_v7().to_string();
+                let token = HeaderValue::from_str(&token).unwrap_or(HeaderValue::from_static("-"));
+                headers.insert(VALIDATION_TOKEN, token.clone());
+                Composed {
+                    headers,
+                    body: Bytes::new(),
+                    expected: Reply::Echo(VALIDATION_TOKEN, token),
+                }
+            }
+            Message::Event { body, .. } => Composed {
+                headers,
+                body: body.clone(),
+                expected: Reply::Accepted,
+            },
+        }
+    }
+
+    fn freshen(&self, body: &[u8], now: Timestamp) -> Option<Bytes> {
+        let mut body: Value = serde_json::from_slice(body).ok()?;
+        let envelope = body.as_object_mut()?;
+        envelope.insert("uuid".to_owned(), Uuid::now_v7().to_string().into());
+        envelope.insert("timestamp".to_owned(), format!("{now:.3}").into());
+        Some(Bytes::from(body.to_string()))
+    }
+}
+
+impl RingCentral {
+    /// Whether the headers carry one of our tokens. Both headers are looked at: see the module.
+    fn proof(&self, headers: &HeaderMap) -> Result<(), Reason> {
+        let verification = headers.get(VERIFICATION_TOKEN);
+        let validation = headers.get(VALIDATION_TOKEN);
+        let known = |token: Option<&HeaderValue>| {
+            token.is_some_and(|token| self.tokens.contain(token.as_bytes()))
+        };
+        if known(verification) | known(validation) {
+            return Ok(());
+        }
+        Err(match verification {
+            Some(_) => Reason::WrongCredential,
+            None => Reason::MissingCredential,
+        })
+    }
+}
+
+/// The token that a handshake wants back: visible ASCII of a bounded length.
+fn handshake_token(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Refusal> {
+    let Some(token) = headers.get(VALIDATION_TOKEN) else {
+        return Ok(None);
+    };
+    let sound = !token.is_empty()
+        && token.len() <= HANDSHAKE_TOKEN_LIMIT
+        && token.as_bytes().iter().all(u8::is_ascii_graphic);
+    if sound {
+        Ok(Some(token))
+    } else {
+        Err(Reason::MalformedHandshake.for_good())
+    }
+}
+
+/// What a second copy has in common with the first: the subscription and the `uuid`, which need
+/// not be a UUID; where there is none, every byte.
+fn dedupe_key(body: &[u8]) -> DedupeKey {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Identity {
+        uuid: String,
+        #[serde(default)]
+        subscription_id: Option<String>,
+    }
+    match serde_json::from_slice::<Identity>(body) {
+        Ok(Identity {
+            uuid,
+            subscription_id,
+        }) if !uuid.is_empty() => {
+            let subscription = subscription_id.unwrap_or_default();
+            DedupeKey::new(NAME, "uuid", format!("{subscription}\0{uuid}").as_bytes())
+        }
+        _ => DedupeKey::new(NAME, "body", body),
+    }
+}

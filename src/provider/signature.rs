@@ -1,0 +1,108 @@
+//! The arithmetic of proof: HMAC-SHA256, comparison in constant time, freshness.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::secret::{Secret, Secrets};
+
+/// A secret that signs, with the keyed state computed once.
+#[derive(Clone)]
+pub(super) struct SigningKey(Hmac<Sha256>);
+
+impl SigningKey {
+    pub(super) fn new(secret: &Secret) -> Self {
+        let key = secret.expose().as_bytes();
+        #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
+        Self(Hmac::new_from_slice(key).expect("HMAC takes a key of any length"))
+    }
+
+    /// The MAC of `parts`, one after the other.
+    pub(super) fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
+        self.over(parts).finalize().into_bytes().into()
+    }
+
+    /// Whether `mac` is the MAC of `parts`; takes the same time for every wrong `mac`.
+    pub(super) fn verifies(&self, parts: &[&[u8]], mac: &[u8; 32]) -> bool {
+        self.over(parts).verify_slice(mac).is_ok()
+    }
+
+    fn over(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
+        let mut mac = self.0.clone();
+        for part in parts {
+            mac.update(part);
+        }
+        mac
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningKey")
+    }
+}
+
+/// Shared tokens, any of which proves the sender, kept as digests so that neither the content nor
+/// the length of one shows in the time that a comparison takes.
+#[derive(Clone)]
+pub(super) struct Tokens(Vec<[u8; 32]>);
+
+impl Tokens {
+    pub(super) fn new(secrets: &Secrets) -> Self {
+        Self(
+            secrets
+                .iter()
+                .map(|secret| digest(secret.expose().as_bytes()))
+                .collect(),
+        )
+    }
+
+    /// Whether `candidate` is one of them. Looks at all of them, whichever one matches.
+    pub(super) fn contain(&self, candidate: &[u8]) -> bool {
+        let candidate = digest(candidate);
+        self.0
+            .iter()
+            .fold(subtle::Choice::from(0), |found, token| {
+                found | token.ct_eq(&candidate)
+            })
+            .into()
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokens({})", self.0.len())
+    }
+}
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// Whether `signed_at` is within `window` of `now`, on either side.
+pub(super) fn is_fresh(signed_at: Timestamp, now: Timestamp, window: SignedDuration) -> bool {
+    now.duration_since(signed_at).abs() <= window
+}
+
+/// Reads exactly 64 hexadecimal digits, of either case.
+pub(super) fn from_hex(text: &[u8]) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let (pairs, rest) = text.as_chunks::<2>();
+    if pairs.len() != bytes.len() || !rest.is_empty() {
+        return None;
+    }
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        let high = char::from(*high).to_digit(16)?;
+        let low = char::from(*low).to_digit(16)?;
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Writes `bytes` as lower-case hexadecimal digits.
+pub(super) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

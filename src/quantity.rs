@@ -1,0 +1,71 @@
+//! Times and sizes as people write them: `"10s"`, `"30d"`, `"1GiB"`.
+
+/// `#[serde(with = "quantity::duration")]`: a length of time such as `"250ms"`, `"10s"`, `"30d"`.
+pub mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, de};
+
+    /// Reads it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a number with a unit, or has a unit that is not one of time.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(|problem| {
+            let example = "a length of time looks like \"250ms\", \"10s\" or \"30d\"";
+            de::Error::custom(format!(
+                "{text:?} is not a length of time ({problem}); {example}"
+            ))
+        })
+    }
+}
+
+/// `#[serde(with = "quantity::bytes")]`: a size such as `"1MiB"`, `"64 KiB"` or a plain number of
+/// bytes.
+pub mod bytes {
+    use serde::{Deserialize, Deserializer, de};
+
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "a size such as \"1MiB\", or a whole number of bytes"
+    )]
+    enum Size {
+        Number(u64),
+        Text(String),
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a whole number with a unit of size.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        match Size::deserialize(deserializer)? {
+            Size::Number(bytes) => Ok(bytes),
+            Size::Text(text) => parse(&text).ok_or_else(|| {
+                let example = "a size looks like \"512KiB\", \"64MiB\" or \"1GiB\"";
+                de::Error::custom(format!("{text:?} is not a size; {example}"))
+            }),
+        }
+    }
+
+    fn parse(text: &str) -> Option<u64> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at_checked(digits)?;
+        let scale: u64 = match unit.trim_start() {
+            "" | "B" => 1,
+            "kB" | "KB" => 1000,
+            "MB" => 1000 * 1000,
+            "GB" => 1000 * 1000 * 1000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(scale)
+    }
+}

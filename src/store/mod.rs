@@ -1,0 +1,367 @@
+//! Floor 3: remember it. What a 200 stands for, and the record of who has had what.
+//!
+//! **Invariant:** [`Store::append`] returns `Ok` only when the event would survive the loss of
+//! power at that moment.
+//!
+//! **Invariant:** nothing above this floor knows which engine it has.
+//!
+//! **Invariant:** of all copies of one event, known by any of its dedupe keys, one is delivered.
+//!
+//! **Invariant:** of the open deliveries of one ordered handler and one key, only the oldest can be
+//! claimed. Parking a delivery takes it out of the order.
+//!
+//! # How to add an engine
+//!
+//! Write one module beside [`embedded`], implement [`Store`] and [`Records`] for it, and add one
+//! line to [`ENGINES`].
+
+pub mod embedded;
+mod record;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+pub use record::{
+    Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
+    ParkedFilter, ReplaySelection, ReplaySummary,
+};
+
+use crate::{
+    event::{EventName, HandlerName, Notification, Pattern},
+    provider::Verified,
+    telemetry::Metrics,
+};
+
+/// What the methods of a store that is not known by type return.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The service's side of a store.
+pub trait Store: Send + Sync + 'static {
+    /// Puts `event` on stable storage. A second copy of a stored event is taken as readily as the
+    /// first: copies are told apart later, and only one is delivered.
+    ///
+    /// # Errors
+    ///
+    /// When it is not on stable storage, or not known to be.
+    fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>>;
+
+    /// Says which handlers exist, and which events each one gets from now on. Open deliveries of a
+    /// handler that is no longer named are parked.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be written.
+    fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Takes up to `at_most` deliveries of `handler` that are due at `now`. Each is this caller's
+    /// until it is settled, or until this process ends.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger or the journal cannot be read.
+    fn claim(
+        &self,
+        handler: &HandlerName,
+        at_most: usize,
+        now: Timestamp,
+    ) -> BoxFuture<'_, Result<Claims, StoreError>>;
+
+    /// Records how claimed deliveries went. What the next in order for a key is becomes claimable.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be written; the deliveries are then made again.
+    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Changes whenever there may be something new to claim. A hint: a caller looks now and then
+    /// without one as well, since work may also come from another process.
+    fn work(&self) -> watch::Receiver<u64>;
+
+    /// Whether the store takes appends.
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Brings the gauges of the store in `metrics` up to date.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be read.
+    fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Writes what is waiting and lets go of everything. Appends after this are refused.
+    ///
+    /// # Errors
+    ///
+    /// When what was waiting could not be written.
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// The operator's side of a store: usable while a service runs on it, and while none does.
+/// Blocking: it belongs on a thread of its own.
+pub trait Records: Send {
+    /// Events, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger or the journal cannot be read.
+    fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError>;
+
+    /// One event with its body and its deliveries; `None` when there is none of that id.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger or the journal cannot be read.
+    fn event(&self, id: crate::event::EventId) -> Result<Option<EventRecord>, StoreError>;
+
+    /// Parked deliveries, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be read.
+    fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError>;
+
+    /// What [`replay`](Self::replay) would do, without doing it.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be read.
+    fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError>;
+
+    /// Makes the selected deliveries due again, marked as replays with `reason`; calls `progress`
+    /// with the number made due so far.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be written; what was made due by then stays so.
+    fn replay(
+        &mut self,
+        selection: &ReplaySelection,
+        reason: &str,
+        now: Timestamp,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<ReplaySummary, StoreError>;
+}
+
+/// Which events a handler gets.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The handler.
+    pub handler: HandlerName,
+    /// It gets what any of these takes.
+    pub patterns: Vec<Pattern>,
+    /// Whether events of one key reach it one at a time and in order.
+    pub ordered: bool,
+}
+
+impl Subscription {
+    /// Whether it takes events called `name`.
+    pub fn takes(&self, name: &EventName) -> bool {
+        self.patterns.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+/// The answer to [`Store::claim`].
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// What was claimed, oldest first.
+    pub claims: Vec<Claim>,
+    /// When to ask again though nothing new arrives: the earliest time at which a delivery that
+    /// waits becomes due.
+    pub next_due: Option<Timestamp>,
+}
+
+/// One delivery that is the caller's to attempt.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// What is delivered.
+    pub notification: Arc<Notification>,
+    /// The engine's own name for this claim.
+    pub lease: Lease,
+    /// Which try this is, from 1; a replay starts again at 1.
+    pub attempt: u32,
+    /// When the delivery became due for the first time, for the age limit of its retries.
+    pub since: Timestamp,
+    /// Why this is a replay, if it is one.
+    pub replay: Option<String>,
+    /// Whether each topic of the event has been reported again, with a later provider time.
+    pub superseded: bool,
+}
+
+/// An engine's name for one claim. Settling a claim that has since become somebody else's changes
+/// nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lease(pub u64);
+
+/// How a claimed delivery went.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The handler.
+    pub handler: HandlerName,
+    /// The claim.
+    pub lease: Lease,
+    /// How it went.
+    pub verdict: Verdict,
+    /// When the attempt began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Timestamp,
+}
+
+/// How one attempt at a delivery ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The handler has it.
+    Done,
+    /// The handler chose to do without it.
+    Skipped {
+        /// Its reason.
+        why: String,
+    },
+    /// It is to be tried again.
+    Retry {
+        /// When.
+        due_at: Timestamp,
+        /// What went wrong.
+        why: String,
+    },
+    /// It waits for a person.
+    Parked {
+        /// What went wrong.
+        why: String,
+    },
+    /// It was not attempted after all: as if it had not been claimed.
+    Released,
+}
+
+/// Whether a store takes appends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Sound,
+    /// Not now; it may again.
+    Full {
+        /// What there is too little of.
+        why: String,
+    },
+    /// Never again in this process.
+    Poisoned {
+        /// The failure.
+        why: String,
+    },
+}
+
+/// Why an event is not on stable storage, or not known to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// There is too little room.
+    #[error("the store is full: {0}")]
+    Full(String),
+    /// More is waiting to be written than the store takes on.
+    #[error("the store is behind: too many events wait to be written")]
+    Overloaded,
+    /// A write or a sync failed, and nothing more is trusted to this process.
+    #[error("the store is poisoned: {0}")]
+    Poisoned(String),
+    /// The store has been closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why the record of who has had what could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the store open.
+    #[error("the store at {0} is in use by another process; stop that one first")]
+    Locked(String),
+    /// There is no store where one was looked for.
+    #[error("there is no store at {0}; has `hookswitch serve` run with this configuration?")]
+    Absent(String),
+    /// It was written by a newer version.
+    #[error("{0}; it was written by a newer hookswitch, so run that one")]
+    TooNew(String),
+    /// A file could not be read or written.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done, with the path.
+        what: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The database could not be read or written.
+    #[error("{what}: {error}")]
+    Database {
+        /// What was being done.
+        what: String,
+        /// What the database said.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store has been closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// What an engine needs besides its settings.
+#[derive(Clone)]
+pub struct Context {
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+    /// The clock, read by the journal's writer only.
+    pub clock: fn() -> Timestamp,
+    /// Called with (done, total) while a ledger is rebuilt from the journal.
+    pub rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
+}
+
+/// The settings of one engine: what the TOML's `[store]` says besides `kind`.
+pub trait Engine: Send + std::fmt::Debug {
+    /// Opens the store for a service, creating it where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it is in use, cannot be read or written, or is of a newer version.
+    fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError>;
+
+    /// Opens the store for an operator.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it cannot be read.
+    fn records(&self) -> Result<Box<dyn Records>, StoreError>;
+}
+
+/// The settings of an engine, by type.
+pub trait Kind: DeserializeOwned + Engine + 'static {
+    /// Its `kind` in the TOML.
+    const KIND: &'static str;
+}
+
+/// One line of [`ENGINES`]: a [`Kind`] with its type erased.
+#[derive(Debug)]
+pub struct Entry {
+    /// [`Kind::KIND`].
+    pub kind: &'static str,
+    /// Reads its settings.
+    pub read: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Engine>, toml::de::Error>,
+}
+
+/// Every engine.
+pub const ENGINES: &[Entry] = &[Entry::of::<embedded::Settings>()];
+
+impl Entry {
+    const fn of<K: Kind>() -> Self {
+        Self {
+            kind: K::KIND,
+            read: |settings| Ok(Box::new(K::deserialize(settings)?)),
+        }
+    }
+
+    /// The engine called `kind`.
+    pub fn named(kind: &str) -> Option<&'static Self> {
+        ENGINES.iter().find(|entry| entry.kind == kind)
+    }
+}
+
+/// How long an append may take before the door answers 503: well inside the 3 seconds that both
+/// providers wait.
+pub const APPEND_BUDGET: Duration = Duration::from_secs(1);

@@ -1,0 +1,157 @@
+//! What an operator sees of a store.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::event::{EndpointName, EventId, EventName, HandlerName, Key, Notification, Pattern};
+
+/// Which events to list.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    /// Only those whose name this takes.
+    pub name: Option<Pattern>,
+    /// Only those received at or after this.
+    pub since: Option<Timestamp>,
+    /// Only those received before this.
+    pub until: Option<Timestamp>,
+    /// Only those of this key.
+    pub key: Option<Key>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// One line of a list of events. Holds nothing of the body.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventSummary {
+    /// Its id.
+    pub id: EventId,
+    /// Its name.
+    pub name: EventName,
+    /// Where it arrived.
+    pub endpoint: EndpointName,
+    /// What ordering holds for.
+    pub key: Option<Key>,
+    /// When the provider says that it happened.
+    pub occurred_at: Option<Timestamp>,
+    /// When we received it.
+    pub received_at: Timestamp,
+    /// How many of its deliveries are not finished.
+    pub open: u64,
+    /// How many are parked.
+    pub parked: u64,
+}
+
+/// One event, whole.
+#[derive(Clone, Debug)]
+pub struct EventRecord {
+    /// What was received.
+    pub notification: Notification,
+    /// Who gets it, and how that stands.
+    pub deliveries: Vec<DeliveryRecord>,
+}
+
+/// How one delivery stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeliveryRecord {
+    /// The handler.
+    pub handler: HandlerName,
+    /// How it stands.
+    pub state: DeliveryState,
+    /// How many attempts have ended.
+    pub attempts: u32,
+    /// When it is tried next, if it is.
+    pub due_at: Option<Timestamp>,
+    /// Why it was replayed last, if it was.
+    pub replay: Option<String>,
+    /// The attempts that did not end well, oldest first.
+    pub failures: Vec<Attempt>,
+}
+
+/// How a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeliveryState {
+    /// To be attempted when it is due.
+    Ready,
+    /// Behind another one of the same key.
+    Queued,
+    /// The handler has it.
+    Done,
+    /// The handler chose to do without it.
+    Skipped,
+    /// Waits for a person.
+    Parked,
+}
+
+/// One attempt that did not end well.
+#[derive(Clone, Debug, Serialize)]
+pub struct Attempt {
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+    /// What went wrong.
+    pub why: String,
+}
+
+/// Which parked deliveries to list.
+#[derive(Clone, Debug, Default)]
+pub struct ParkedFilter {
+    /// Only this handler's.
+    pub handler: Option<HandlerName>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// One parked delivery.
+#[derive(Clone, Debug, Serialize)]
+pub struct ParkedDelivery {
+    /// The event.
+    pub id: EventId,
+    /// Its name.
+    pub name: EventName,
+    /// The handler that could not take it.
+    pub handler: HandlerName,
+    /// What ordering holds for.
+    pub key: Option<Key>,
+    /// When the event was received.
+    pub received_at: Timestamp,
+    /// When the delivery was parked.
+    pub parked_at: Timestamp,
+    /// How many attempts there were.
+    pub attempts: u32,
+    /// Why it was given up.
+    pub why: String,
+}
+
+/// Which deliveries to make again. All conditions hold together.
+#[derive(Clone, Debug, Default)]
+pub struct ReplaySelection {
+    /// Only these events; all where empty.
+    pub ids: Vec<EventId>,
+    /// Only to these handlers, which get the events though their patterns do not take them; where
+    /// empty, to each handler that has, or had, a delivery of the event.
+    pub handlers: Vec<HandlerName>,
+    /// Only events whose name this takes.
+    pub name: Option<Pattern>,
+    /// Only events received at or after this.
+    pub since: Option<Timestamp>,
+    /// Only events received before this.
+    pub until: Option<Timestamp>,
+    /// Only deliveries that are parked.
+    pub parked_only: bool,
+}
+
+/// What a replay does, or did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReplaySummary {
+    /// Deliveries by handler.
+    pub deliveries: Vec<(HandlerName, u64)>,
+}
+
+impl ReplaySummary {
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.deliveries.iter().map(|(_, count)| count).sum()
+    }
+}

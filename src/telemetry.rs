@@ -1,0 +1,213 @@
+//! Logs and metrics, for every floor.
+//!
+//! **Invariant:** every metric is a line of the table below; nothing else makes one.
+//!
+//! **Invariant:** no label and no log field holds a phone number, an address, a name, a token or a
+//! body. Labels come from the configuration or from closed sets, so that nobody outside can add
+//! time series.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::event::{EndpointName, HandlerName};
+
+/// What a metric counts by.
+pub type Label = String;
+
+/// A gauge of seconds or other fractions.
+pub type Fraction = Gauge<f64, AtomicU64>;
+
+/// Histograms of durations, all with the same buckets: 100 microseconds to 13 seconds, doubling.
+pub type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
+
+fn durations() -> Histogram {
+    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(
+        1e-4, 2.0, 18,
+    ))
+}
+
+/// By endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByEndpoint {
+    /// The endpoint's name.
+    pub endpoint: Label,
+}
+
+/// By endpoint and how the request was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByAnswer {
+    /// The endpoint's name.
+    pub endpoint: Label,
+    /// `stored`, `handshake`, or why not: a refusal's reason, `too_large`, `slow_body`,
+    /// `overloaded`, `unavailable`, `draining`, `method`.
+    pub answer: &'static str,
+}
+
+/// By event name and endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByEvent {
+    /// The endpoint's name.
+    pub endpoint: Label,
+    /// The event name.
+    pub event: Label,
+}
+
+/// By handler.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByHandler {
+    /// The handler's name.
+    pub handler: Label,
+}
+
+/// By handler and how an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByOutcome {
+    /// The handler's name.
+    pub handler: Label,
+    /// `done`, `skipped`, `retry`, `panic`, `timeout`, `parked`.
+    pub outcome: &'static str,
+}
+
+/// By what a reload came to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByResult {
+    /// `applied` or `refused`.
+    pub result: &'static str,
+}
+
+impl From<&EndpointName> for ByEndpoint {
+    fn from(endpoint: &EndpointName) -> Self {
+        Self {
+            endpoint: endpoint.to_string(),
+        }
+    }
+}
+
+impl From<&HandlerName> for ByHandler {
+    fn from(handler: &HandlerName) -> Self {
+        Self {
+            handler: handler.to_string(),
+        }
+    }
+}
+
+/// One line of the table of metrics, for the README and its test.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// The name without the common prefix, and without the `_total` that counters get.
+    pub name: &'static str,
+    /// What it means.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($field:ident: $kind:ty = $new:expr, $help:literal;)*) => {
+        /// Every metric. One set belongs to one running service, so that several can run in one
+        /// process without counting each other's requests.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(
+                #[doc = $help]
+                pub $field: $kind,
+            )*
+        }
+
+        /// The table of metrics.
+        pub const METRICS: &[Line] = &[
+            $(Line { name: stringify!($field), help: $help },)*
+        ];
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("hookswitch");
+                $(
+                    let $field: $kind = $new;
+                    registry.register(stringify!($field), $help, $field.clone());
+                )*
+                Self { registry, $($field,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    requests: Family<ByAnswer, Counter> = Family::default(), "Requests by endpoint and answer";
+    events: Family<ByEvent, Counter> = Family::default(), "Authentic events stored, copies included, by event name";
+    misdirected: Family<ByEndpoint, Counter> = Family::default(), "Authentic events that came to an endpoint of another family";
+    duplicates: Counter = Counter::default(), "Stored copies of events that had been stored before";
+    last_handshake_timestamp_seconds: Family<ByEndpoint, Fraction> = Family::default(), "When the last handshake was answered; Zoom repeats its own every 72 hours";
+    answer_seconds: Durations<ByEndpoint> = Family::new_with_constructor(durations), "From the end of a request's head to its answer";
+    connections: Gauge = Gauge::default(), "Open connections from providers";
+    connections_refused: Counter = Counter::default(), "Connections closed for saying nothing, or for a failed TLS handshake";
+    in_flight: Gauge = Gauge::default(), "Requests being read or answered";
+    append_seconds: Histogram = durations(), "From an event's arrival at the store to stable storage";
+    sync_seconds: Histogram = durations(), "The disk's own time for one sync of the journal";
+    journal_batch: Histogram = Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(1.0, 2.0, 12)), "Events made durable by one sync";
+    journal_bytes: Gauge = Gauge::default(), "Size of the journal on disk";
+    journal_damaged_bytes: Gauge = Gauge::default(), "Bytes of the journal that fail their checksum, as far as it has been read";
+    disk_free_bytes: Gauge = Gauge::default(), "Free space on the store's disk";
+    store_sound: Gauge = Gauge::default(), "1 while the store takes events, 0 while it is full or poisoned";
+    ledger_lag: Gauge = Gauge::default(), "Stored events that the ledger does not know yet";
+    deliveries: Family<ByOutcome, Counter> = Family::default(), "Attempts at deliveries by handler and outcome";
+    delivery_seconds: Durations<ByHandler> = Family::new_with_constructor(durations), "How long attempts took";
+    open_deliveries: Family<ByHandler, Gauge> = Family::default(), "Deliveries that are not finished";
+    oldest_open_seconds: Family<ByHandler, Fraction> = Family::default(), "Age of the oldest delivery that is not finished";
+    parked_deliveries: Family<ByHandler, Gauge> = Family::default(), "Deliveries that wait for a person";
+    reloads: Family<ByResult, Counter> = Family::default(), "Reloads of the configuration";
+    certificate_expiry_timestamp_seconds: Fraction = Fraction::default(), "When the server's certificate ends; 0 without TLS";
+}
+
+impl Metrics {
+    /// All of them in the Prometheus text format.
+    ///
+    /// # Errors
+    ///
+    /// Never in practice: writing to a `String` cannot fail.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For a person.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends logs to standard error. `filter` is in the form of `RUST_LOG`, which wins where it is set.
+///
+/// # Errors
+///
+/// When `filter` is not of that form.
+pub fn start_logging(
+    format: LogFormat,
+    filter: &str,
+    color: bool,
+) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = match tracing_subscriber::EnvFilter::try_from_default_env() {
+        Ok(filter) => filter,
+        Err(_) => tracing_subscriber::EnvFilter::try_new(filter)?,
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(color);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
