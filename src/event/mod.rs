@@ -13,19 +13,33 @@
 //! line to [`FAMILIES`], and put at least six hand-written bodies into
 //! `fixtures/<provider>/<family>/`.
 
+mod e164;
+mod given;
+mod list;
 mod name;
 mod notification;
+mod open_enum;
 mod pattern;
 pub mod ringcentral;
+mod text;
 pub mod zoom;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::error::Category;
 
+pub use e164::E164;
+pub use given::Given;
 pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Topic};
 pub use notification::Notification;
 pub use pattern::{Pattern, PatternError};
+pub use text::Text;
 
 /// A group of events with one typed shape.
 ///
@@ -37,6 +51,9 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
 
     /// Every change that an event of this family can report: the last part of its event name.
     const CHANGES: &'static [&'static str];
+
+    /// One event of this family, as the provider would send it.
+    const EXAMPLE: &'static str;
 
     /// Whether the envelope's own `event` field belongs to this family.
     fn claims(event: &str) -> bool;
@@ -66,6 +83,8 @@ pub struct Family {
     pub name: &'static str,
     /// [`EventFamily::CHANGES`].
     pub changes: &'static [&'static str],
+    /// [`EventFamily::EXAMPLE`].
+    pub example: &'static str,
     claims: fn(&str) -> bool,
     facts: fn(&[u8]) -> Result<Facts, Unreadable>,
     value: fn(&[u8]) -> Result<serde_json::Value, Unreadable>,
@@ -94,12 +113,56 @@ pub struct Facts {
     pub topics: Vec<Topic>,
 }
 
-/// A body that its family's model cannot read.
-#[derive(Debug, thiserror::Error)]
-#[error("not a readable {family} event: {problem}")]
+/// A body that its family's model cannot read. Says what is wrong and where, and nothing of what
+/// the body holds.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a readable {family} event: {problem} at line {line}, column {column}; the body is kept \
+     as it came"
+)]
 pub struct Unreadable {
     family: &'static str,
-    problem: serde_json::Error,
+    problem: Problem,
+    line: usize,
+    column: usize,
+}
+
+/// What is wrong with a body.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Problem {
+    #[error("it is not JSON")]
+    Syntax,
+    #[error("it ends too soon")]
+    End,
+    /// The text names a member of the model, not of the body.
+    #[error("{0}")]
+    Missing(String),
+    #[error("a member is of another type")]
+    Shape,
+}
+
+impl Unreadable {
+    /// Takes over what may be told of `error`. Its own text is left behind, since it quotes values
+    /// from the body: addresses and phone numbers.
+    fn new(family: &'static str, error: &serde_json::Error) -> Self {
+        let text = error.to_string();
+        let problem = match error.classify() {
+            Category::Io | Category::Syntax => Problem::Syntax,
+            Category::Eof => Problem::End,
+            Category::Data => match text.split_once(" at line ") {
+                Some((text, _)) if text.starts_with("missing field `") => {
+                    Problem::Missing(text.to_owned())
+                }
+                _ => Problem::Shape,
+            },
+        };
+        Self {
+            family,
+            problem,
+            line: error.line(),
+            column: error.column(),
+        }
+    }
 }
 
 /// The verdict of [`recognize`] on one authentic body.
@@ -160,10 +223,7 @@ pub fn recognize(provider: &str, body: &[u8]) -> Recognized {
 ///
 /// When the body is not JSON, or not of the family's shape.
 pub fn decode<F: EventFamily>(body: &[u8]) -> Result<F, Unreadable> {
-    serde_json::from_slice(body).map_err(|problem| Unreadable {
-        family: F::NAME,
-        problem,
-    })
+    serde_json::from_slice(body).map_err(|error| Unreadable::new(F::NAME, &error))
 }
 
 /// The last part of the name of an event that nobody claims, or that reports an unknown change.
@@ -177,6 +237,7 @@ impl Family {
         Self {
             name: F::NAME,
             changes: F::CHANGES,
+            example: F::EXAMPLE,
             claims: F::claims,
             facts: |body| {
                 let event = decode::<F>(body)?;
@@ -189,12 +250,14 @@ impl Family {
                 })
             },
             value: |body| {
-                serde_json::to_value(decode::<F>(body)?).map_err(|problem| Unreadable {
-                    family: F::NAME,
-                    problem,
-                })
+                serde_json::to_value(decode::<F>(body)?)
+                    .map_err(|error| Unreadable::new(F::NAME, &error))
             },
-            schema: || schemars::schema_for!(F),
+            schema: || {
+                let mut schema = schemars::schema_for!(F);
+                schema.insert("title".to_owned(), F::NAME.into());
+                schema
+            },
         }
     }
 
@@ -256,8 +319,7 @@ impl Family {
 /// Every event name that can occur: what a handler's patterns are checked against.
 pub fn event_names() -> Vec<EventName> {
     let mut names: Vec<_> = FAMILIES.iter().flat_map(Family::event_names).collect();
-    let mut providers: Vec<_> = FAMILIES.iter().map(Family::provider).collect();
-    providers.dedup();
+    let providers: BTreeSet<_> = FAMILIES.iter().map(Family::provider).collect();
     names.extend(
         providers
             .iter()

@@ -55,22 +55,27 @@ impl Pattern {
 
     /// Whether it takes events called `name`.
     pub fn matches(&self, name: &EventName) -> bool {
-        let mut pieces = self.0.split('*');
-        let first = pieces.next().unwrap_or_default();
-        let Some(mut rest) = name.as_str().strip_prefix(first) else {
+        takes(&self.0, name)
+    }
+}
+
+/// Whether `pattern` takes `name`, whatever other names there are.
+pub(super) fn takes(pattern: &str, name: &EventName) -> bool {
+    let mut pieces = pattern.split('*');
+    let first = pieces.next().unwrap_or_default();
+    let Some(mut rest) = name.as_str().strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = pieces.next_back() else {
+        return rest.is_empty(); // There was no `*` at all.
+    };
+    for piece in pieces {
+        let Some((_, after)) = rest.split_once(piece) else {
             return false;
         };
-        let Some(last) = pieces.next_back() else {
-            return rest.is_empty(); // There was no `*` at all.
-        };
-        for piece in pieces {
-            let Some(at) = rest.find(piece) else {
-                return false;
-            };
-            rest = rest.get(at + piece.len()..).unwrap_or_default();
-        }
-        rest.ends_with(last)
+        rest = after;
     }
+    rest.ends_with(last)
 }
 
 impl fmt::Display for Pattern {

@@ -1,34 +1,309 @@
-//! Placeholder: to be written.
-use crate::event::{EventFamily, Key, Topic};
+//! `ringcentral.extension-info`: something about an extension changed.
+//!
+//! The event carries no data of the extension: it is a nudge to read it again, with hints at what
+//! to read. OpenAPI calls its body `ExtensionInfoEventBody`, with no member required.
+
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    Envelope, Owned,
+    filter::{self, Filter},
+};
+use crate::event::{EventFamily, Key, Text, Topic, list, open_enum::open_enum};
 
 /// One event.
+pub type Event = Envelope<Body>;
+
+/// What is said of an extension.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Event {
-    event: String,
+#[serde(rename_all = "camelCase")]
+pub struct Body {
+    /// The extension, a string in the guide and OpenAPI and a number in real traffic.
+    pub extension_id: Option<Text>,
+    /// What happened to it.
+    pub event_type: Option<EventType>,
+    /// What to read again; empty where nothing was said, as on a delete.
+    #[serde(default, deserialize_with = "list::read")]
+    #[schemars(schema_with = "list::schema::<Hint>")]
+    pub hints: Vec<Hint>,
+    /// See [`Envelope::owner_id`].
+    pub owner_id: Option<Text>,
+    /// Members that are not known here.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+open_enum! {
+    /// What happened to the extension (guide, OpenAPI).
+    pub enum EventType {
+        /// Something about it changed.
+        Update,
+        /// It is gone. A bot learns in this way that it was removed.
+        Delete,
+        /// It is new. Documented for the list of extensions only.
+        Create,
+    }
+}
+
+open_enum! {
+    /// What to read again (guide; all but the last in OpenAPI too).
+    pub enum Hint {
+        /// The account's settings.
+        AccountSettings,
+        /// The account's status.
+        AccountStatus,
+        /// The rules for answering calls.
+        AnsweringRules,
+        /// The extension's phone numbers.
+        CompanyNumbers,
+        /// The countries that can be called.
+        DialingPlan,
+        /// The extension itself.
+        ExtensionInfo,
+        /// What the extension may use.
+        Features,
+        /// How much of it the extension may use.
+        Limits,
+        /// What the extension may do.
+        Permissions,
+        /// The picture.
+        ProfileImage,
+        /// The settings for video.
+        VideoConfiguration,
+        /// The members of call queues (guide only).
+        CallQueueMembersChange,
+    }
+}
+
+impl Hint {
+    /// The paths of the RingCentral API to read again for the extension with the id `extension`.
+    /// A hint that is not known here means the extension itself.
+    pub fn resource(&self, extension: &str) -> Vec<String> {
+        let account = "/restapi/v1.0/account/~";
+        let itself = format!("{account}/extension/{extension}");
+        match self {
+            Self::AccountSettings | Self::AccountStatus => vec![account.to_owned()],
+            Self::DialingPlan => vec![format!("{account}/dialing-plan")],
+            Self::CompanyNumbers => vec![format!("{itself}/phone-number")],
+            Self::Features | Self::Limits | Self::Permissions => vec![format!("{itself}/features")],
+            Self::ProfileImage => vec![format!("{itself}/profile-image")],
+            Self::VideoConfiguration => vec![format!("{account}/extension"), itself],
+            Self::CallQueueMembersChange => vec![
+                format!("{itself}/call-queues"),
+                format!("{account}/call-queues/{extension}/bulk-assign"),
+            ],
+            Self::AnsweringRules | Self::ExtensionInfo | Self::Other(_) => vec![itself],
+        }
+    }
+}
+
+impl Event {
+    /// The extension's id: the body's, or else the one in the filter, if that is not `~`.
+    pub fn extension_id(&self) -> Option<&str> {
+        let body = self.body.extension_id.as_deref();
+        body.filter(|id| !id.is_empty())
+            .or_else(|| extension_of(&self.event).filter(|id| filter::is_number(id)))
+    }
+
+    /// The paths of the RingCentral API to read again, each once. Without hints, the extension
+    /// itself; nothing of an extension that is gone, or whose id is not known.
+    pub fn resources(&self) -> Vec<String> {
+        let Some(extension) = self.extension_id() else {
+            return Vec::new();
+        };
+        if self.body.event_type == Some(EventType::Delete) {
+            return Vec::new();
+        }
+        let hints = match self.body.hints.as_slice() {
+            [] => &[Hint::ExtensionInfo],
+            hints => hints,
+        };
+        let mut resources = Vec::new();
+        for resource in hints.iter().flat_map(|hint| hint.resource(extension)) {
+            if !resources.contains(&resource) {
+                resources.push(resource);
+            }
+        }
+        resources
+    }
+}
+
+/// The extension in the filter `/restapi/v1.0/account/{a}/extension/{e}`, whatever its query: it
+/// may ask for certain hints only, in a way that is not documented.
+fn extension_of(event: &str) -> Option<&str> {
+    match Filter::read(event)?.path.as_slice() {
+        ["extension", id] if filter::is_id(id) => Some(id),
+        _ => None,
+    }
+}
+
+impl Owned for Body {
+    fn owner_id(&self) -> Option<&Text> {
+        self.owner_id.as_ref()
+    }
 }
 
 impl EventFamily for Event {
     const NAME: &'static str = "ringcentral.extension-info";
     const CHANGES: &'static [&'static str] = &["update", "delete", "create"];
-    fn claims(_event: &str) -> bool {
-        false
+    const EXAMPLE: &'static str =
+        include_str!("../../../fixtures/ringcentral/extension-info/an-extension-changed.json");
+
+    /// One extension: neither the list of them nor anything below one.
+    fn claims(event: &str) -> bool {
+        extension_of(event).is_some()
     }
+
     fn change(&self) -> Option<&'static str> {
-        None
+        match self.body.event_type.as_ref()? {
+            EventType::Update => Some("update"),
+            EventType::Delete => Some("delete"),
+            EventType::Create => Some("create"),
+            EventType::Other(_) => None,
+        }
     }
+
     fn key(&self) -> Option<Key> {
-        None
+        Some(Key::new(format!("{}/{}", Self::NAME, self.extension_id()?)))
     }
+
     fn subject(&self) -> Option<String> {
-        None
+        self.extension_id().map(str::to_owned)
     }
+
     fn occurred_at(&self) -> Option<Timestamp> {
-        None
+        self.sent_at()
     }
+
+    /// One for each hint, or the extension itself without hints: a newer nudge replaces an older
+    /// one only when it hints at as much. A delete has a topic of its own: it is no nudge, and an
+    /// update that is sent late must not pass for newer news.
     fn topics(&self) -> Vec<Topic> {
-        Vec::new()
+        let Some(key) = self.key() else {
+            return Vec::new();
+        };
+        if self.body.event_type == Some(EventType::Delete) {
+            return vec![Topic::new(format!("{key}/deletion"))];
+        }
+        if self.body.hints.is_empty() {
+            return vec![Topic::new(key.as_str())];
+        }
+        let topic = |hint: &Hint| Topic::new(format!("{key}/hint/{}", hint.as_str()));
+        let mut topics: Vec<_> = self.body.hints.iter().map(topic).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, Hint};
+    use crate::event::{self, EventFamily};
+
+    fn event(body: &str) -> Event {
+        let event = "/restapi/v1.0/account/4051563/extension/77001";
+        let json = format!(r#"{{"event": "{event}", "body": {body}}}"#);
+        event::decode(json.as_bytes()).expect("it is an event")
+    }
+
+    #[test]
+    fn one_extension_is_claimed_with_any_form_of_id_and_any_query() {
+        for event in [
+            "/restapi/v1.0/account/4051563/extension/77001",
+            "/restapi/v1.0/account/~/extension/77001",
+            "/restapi/v1.0/account/~/extension/~",
+            "/restapi/v1.0/account/{accountId}/extension/{extensionId}",
+            "/restapi/v1.0/account/~/extension/77001?hints=Limits",
+        ] {
+            assert!(Event::claims(event), "{event}");
+        }
+    }
+
+    #[test]
+    fn the_list_and_what_lies_below_an_extension_are_not_claimed() {
+        for event in [
+            "/restapi/v1.0/account/~/extension",
+            "/restapi/v1.0/account/~/extension/",
+            "/restapi/v1.0/account/~/extension?hints=Limits",
+            "/restapi/v1.0/account/~/extension/77001/",
+            "/restapi/v1.0/account/~/extension/77001/presence",
+            "/restapi/v1.0/account/~/extension/77001/message-store",
+            "/restapi/v1.0/account/~/extension/grant",
+            "/restapi/v1.0/account/~/presence",
+        ] {
+            assert!(!Event::claims(event), "{event}");
+        }
+    }
+
+    #[test]
+    fn the_id_in_the_body_goes_before_the_one_in_the_path() {
+        let in_both = event(r#"{"extensionId": 88002}"#);
+        assert_eq!(in_both.extension_id(), Some("88002"));
+        for body in ["{}", r#"{"extensionId": null}"#, r#"{"extensionId": ""}"#] {
+            assert_eq!(event(body).extension_id(), Some("77001"), "{body}");
+        }
+    }
+
+    #[test]
+    fn every_documented_hint_has_its_documented_resource() {
+        let account = "/restapi/v1.0/account/~";
+        for (hint, below) in [
+            ("AccountSettings", [""].as_slice()),
+            ("AccountStatus", &[""]),
+            ("AnsweringRules", &["/extension/5"]),
+            ("CompanyNumbers", &["/extension/5/phone-number"]),
+            ("DialingPlan", &["/dialing-plan"]),
+            ("ExtensionInfo", &["/extension/5"]),
+            ("Features", &["/extension/5/features"]),
+            ("Limits", &["/extension/5/features"]),
+            ("Permissions", &["/extension/5/features"]),
+            ("ProfileImage", &["/extension/5/profile-image"]),
+            ("VideoConfiguration", &["/extension", "/extension/5"]),
+            (
+                "CallQueueMembersChange",
+                &["/extension/5/call-queues", "/call-queues/5/bulk-assign"],
+            ),
+            ("SomethingNew", &["/extension/5"]),
+        ] {
+            let resources: Vec<_> = below
+                .iter()
+                .map(|path| format!("{account}{path}"))
+                .collect();
+            assert_eq!(Hint::from(hint).resource("5"), resources, "{hint}");
+        }
+    }
+
+    #[test]
+    fn each_resource_is_named_once_and_without_hints_it_is_the_extension() {
+        let features = "/restapi/v1.0/account/~/extension/77001/features";
+        let itself = "/restapi/v1.0/account/~/extension/77001";
+        let resources = |body| event(body).resources();
+        assert_eq!(
+            resources(r#"{"eventType": "Update", "hints": ["Limits", "Features"]}"#),
+            [features]
+        );
+        assert_eq!(resources(r#"{"eventType": "Update"}"#), [itself]);
+        assert_eq!(resources(r#"{"hints": ["SomethingNew", null]}"#), [itself]);
+        assert!(resources(r#"{"eventType": "Delete"}"#).is_empty());
+    }
+
+    #[test]
+    fn a_nudge_is_replaced_only_by_one_that_hints_at_as_much() {
+        let topics = |body| event(body).topics();
+        let both = topics(r#"{"eventType": "Update", "hints": ["Limits", "Features"]}"#);
+        let one = topics(r#"{"eventType": "Update", "hints": "Limits"}"#);
+        let none = topics(r#"{"eventType": "Update"}"#);
+        let deletion = topics(r#"{"eventType": "Delete"}"#);
+        assert_eq!(both.len(), 2);
+        assert_eq!(one.len(), 1);
+        assert!(both.contains(&one[0]));
+        assert!(!both.contains(&none[0]));
+        assert_ne!(none, deletion);
     }
 }

@@ -1,3 +1,102 @@
 //! What RingCentral says.
+
 pub mod extension_info;
+mod filter;
 pub mod phone_number;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Text;
+
+/// What all RingCentral notifications have in common (developer guide, "Event filters").
+///
+/// A member that is null reads as one that is absent: RingCentral sends nulls where it has nothing
+/// to say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Envelope<B> {
+    /// The identity of the notification. Despite its name often not a UUID but 18 to 20 digits, so
+    /// nothing is to be read into it.
+    pub uuid: Option<Text>,
+    /// The event filter that the notification was sent for, with ids in the place of `~` or not,
+    /// its query included.
+    pub event: String,
+    /// When RingCentral sent it, which is as near as it comes to saying when something happened.
+    /// ISO 8601 with an offset, `Z` or `+0000`; [`sent_at`](Self::sent_at) reads it.
+    pub timestamp: Option<Text>,
+    /// The subscription that it was sent for.
+    pub subscription_id: Option<Text>,
+    /// The extension that owns the subscription. Some families say it in their body: see
+    /// [`Owned::owner_id`].
+    pub owner_id: Option<Text>,
+    /// What is said.
+    pub body: B,
+    /// Members that are not known here.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// A body that may say who owns the subscription (OpenAPI has it there, the guide's samples have
+/// it in the envelope).
+pub trait Owned {
+    /// The extension that owns the subscription, where the body says so.
+    fn owner_id(&self) -> Option<&Text>;
+}
+
+impl<B: Owned> Envelope<B> {
+    /// The extension that owns the subscription, from wherever it is said.
+    pub fn owner_id(&self) -> Option<&str> {
+        let owner = self.owner_id.as_ref().or_else(|| self.body.owner_id());
+        owner.map(Text::as_str)
+    }
+}
+
+impl<B> Envelope<B> {
+    /// The time in `timestamp`, if it is one: a time without an offset is not.
+    pub fn sent_at(&self) -> Option<Timestamp> {
+        self.timestamp.as_deref()?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Envelope;
+
+    fn sent_at(timestamp: &str) -> Option<String> {
+        let json = format!(r#"{{"event": "e", "timestamp": {timestamp}, "body": null}}"#);
+        let envelope: Envelope<()> = serde_json::from_str(&json).expect("it is an envelope");
+        envelope.sent_at().map(|time| time.to_string())
+    }
+
+    #[test]
+    fn a_timestamp_is_read_with_and_without_a_colon_in_its_offset() {
+        for timestamp in [
+            r#""2018-11-15T07:10:33.501Z""#,
+            r#""2018-11-15T07:10:33.501+0000""#,
+            r#""2018-11-15T07:10:33.501+00:00""#,
+            r#""2018-11-15T02:10:33.501-0500""#,
+        ] {
+            let time = sent_at(timestamp);
+            assert_eq!(time.as_deref(), Some("2018-11-15T07:10:33.501Z"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_moment_is_no_time_and_no_error() {
+        for timestamp in [
+            r#""2018-11-15T07:10:33.501""#,
+            r#""yesterday""#,
+            r#""""#,
+            "1542265833501",
+            "null",
+            "{}",
+        ] {
+            assert_eq!(sent_at(timestamp), None, "{timestamp}");
+        }
+    }
+}

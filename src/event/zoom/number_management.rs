@@ -1,37 +1,246 @@
-//! Placeholder: to be written.
-use crate::event::{EventFamily, Key, Topic};
+//! `zoom.number-management`: a customer changed the emergency address or the caller name of numbers
+//! that its carrier brought to Zoom.
+//!
+//! Zoom tells the carrier so that it can change its own databases; the event is the only record of
+//! the change that the carrier gets. Each comes under two names, from the products Number
+//! Management and Phone, with the same members: they are folded into one.
+
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Envelope;
+use crate::event::{E164, EventFamily, Given, Key, Text, Topic, list};
 
 /// One event.
+pub type Event = Envelope<Payload>;
+
+/// The change that emergency address events report.
+pub const EMERGENCY_ADDRESS_UPDATED: &str = "peering-number-emergency-address-updated";
+
+/// The change that caller name events report.
+pub const CNAM_UPDATED: &str = "peering-number-cnam-updated";
+
+/// Whose numbers changed, and how (Zoom's Number Management events specification, which requires
+/// both members).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Event {
-    event: String,
+pub struct Payload {
+    /// The Zoom account of the customer, not of the carrier.
+    pub account_id: Text,
+    /// The change.
+    pub object: Object,
+    /// Members that are not known here.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// A change to some numbers. What an absent or a null address or name means is not documented, so
+/// the two are kept apart from each other and from an empty one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Object {
+    /// The carrier, by the code that Zoom gave it: a 32-bit whole number in the specification.
+    pub carrier_code: Text,
+    /// The numbers, E.164 by the specification; those of the Phone product have been seen without
+    /// their `+`. May be empty. [`e164`](Self::e164) reads them.
+    #[serde(deserialize_with = "list::read")]
+    #[schemars(schema_with = "list::schema::<Text>")]
+    pub phone_numbers: Vec<Text>,
+    /// The new emergency address.
+    #[serde(default, skip_serializing_if = "Given::is_absent")]
+    pub emergency_address: Given<EmergencyAddress>,
+    /// The new caller name (CNAM). Its length is not documented.
+    #[serde(default, skip_serializing_if = "Given::is_absent")]
+    pub cnam: Given<Text>,
+    /// Members that are not known here.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// Where to send help.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EmergencyAddress {
+    /// House number and street; the one member that the specification requires.
+    pub address_line1: Option<Text>,
+    /// Floor, suite and the like.
+    pub address_line2: Option<Text>,
+    /// City.
+    pub city: Option<Text>,
+    /// Country, by Zoom's abbreviation.
+    pub country: Option<Text>,
+    /// State, by Zoom's abbreviation.
+    pub state_code: Option<Text>,
+    /// Postal code.
+    pub zip: Option<Text>,
+    /// Members that are not known here.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+impl Object {
+    /// The numbers that are E.164, in order; [`phone_numbers`](Self::phone_numbers) has them all.
+    pub fn e164(&self) -> impl Iterator<Item = E164> {
+        self.phone_numbers
+            .iter()
+            .filter_map(|text| E164::read(text))
+    }
+}
+
+/// What comes after the product in the name of an event about a peering number.
+fn peering_number(event: &str) -> Option<&str> {
+    event
+        .strip_prefix("number_management.")
+        .or_else(|| event.strip_prefix("phone."))?
+        .strip_prefix("peering_number_")
 }
 
 impl EventFamily for Event {
     const NAME: &'static str = "zoom.number-management";
-    const CHANGES: &'static [&'static str] = &[
-        "peering-number-emergency-address-updated",
-        "peering-number-cnam-updated",
-    ];
-    fn claims(_event: &str) -> bool {
-        false
+    const CHANGES: &'static [&'static str] = &[EMERGENCY_ADDRESS_UPDATED, CNAM_UPDATED];
+    const EXAMPLE: &'static str =
+        include_str!("../../../fixtures/zoom/number-management/an-emergency-address-changed.json");
+
+    /// Every `peering_number_*` event of the two products. One that Zoom adds is claimed as well,
+    /// as an unrecognized change: so it is kept in order with the other changes to its numbers,
+    /// and reaches the handlers that take the whole family.
+    fn claims(event: &str) -> bool {
+        peering_number(event).is_some()
     }
+
     fn change(&self) -> Option<&'static str> {
-        None
+        match peering_number(&self.event)? {
+            "emergency_address_updated" => Some(EMERGENCY_ADDRESS_UPDATED),
+            "cnam_updated" => Some(CNAM_UPDATED),
+            _ => None,
+        }
     }
+
+    /// The account and the carrier: one event may be about many numbers, and two events share
+    /// some.
     fn key(&self) -> Option<Key> {
-        None
+        let Payload {
+            account_id, object, ..
+        } = &self.payload;
+        let carrier = &object.carrier_code;
+        Some(Key::new(format!("{}/{account_id}/{carrier}", Self::NAME)))
     }
+
+    /// The first number.
     fn subject(&self) -> Option<String> {
-        None
+        Some(self.payload.object.e164().next()?.to_string())
     }
+
     fn occurred_at(&self) -> Option<Timestamp> {
-        None
+        self.event_time()
     }
+
+    /// One for each number and kind of change, so that a newer name does not replace an older
+    /// address. A number that is not E.164 stands for itself; a change that is not known is never
+    /// replaced.
     fn topics(&self) -> Vec<Topic> {
-        Vec::new()
+        let (Some(key), Some(change)) = (self.key(), self.change()) else {
+            return Vec::new();
+        };
+        let numbers = self.payload.object.phone_numbers.iter();
+        let mut topics: Vec<_> = numbers
+            .map(|text| match E164::read(text) {
+                Some(number) => Topic::new(format!("{key}/{change}/{number}")),
+                None => Topic::new(format!("{key}/{change}/{text}")),
+            })
+            .collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EmergencyAddress, Event, Object};
+    use crate::event::{self, EventFamily, Given, Text};
+
+    fn event(name: &str, object: &str) -> Event {
+        let json = format!(
+            r#"{{"event": "{name}", "payload": {{"account_id": "qX7tLw2bR0eVYdm4Zk9sHA", "object": {object}}}}}"#
+        );
+        event::decode(json.as_bytes()).expect("it is an event")
+    }
+
+    fn object(members: &str) -> Object {
+        let object = format!(r#"{{"carrier_code": 4410, "phone_numbers": [] {members}}}"#);
+        let name = "number_management.peering_number_cnam_updated";
+        event(name, &object).payload.object
+    }
+
+    #[test]
+    fn peering_number_events_of_both_products_are_claimed() {
+        for (event, ours) in [
+            ("number_management.peering_number_cnam_updated", true),
+            ("phone.peering_number_emergency_address_updated", true),
+            ("number_management.peering_number_deleted", true),
+            ("phone.peering_number_", true),
+            ("phone.caller_ended", false),
+            ("number_management.number_updated", false),
+            ("contact_center.peering_number_cnam_updated", false),
+            ("endpoint.url_validation", false),
+            ("", false),
+        ] {
+            assert_eq!(Event::claims(event), ours, "{event}");
+        }
+    }
+
+    #[test]
+    fn the_twins_are_one_event_of_one_key_and_one_topic() {
+        let ours = event(
+            "number_management.peering_number_cnam_updated",
+            r#"{"carrier_code": 4410, "phone_numbers": ["+12025550143"], "cnam": "A"}"#,
+        );
+        let twin = event(
+            "phone.peering_number_cnam_updated",
+            r#"{"carrier_code": "4410", "phone_numbers": [12025550143], "cnam": "A"}"#,
+        );
+        assert_eq!(ours.change(), twin.change());
+        assert_eq!(ours.key(), twin.key());
+        assert_eq!(ours.subject(), twin.subject());
+        assert_eq!(ours.topics(), twin.topics());
+    }
+
+    #[test]
+    fn a_name_and_an_address_of_one_number_are_two_topics() {
+        let numbers = r#"{"carrier_code": 4410, "phone_numbers": ["+12025550143", "12025550143"]}"#;
+        let name = event("phone.peering_number_cnam_updated", numbers);
+        let address = event("phone.peering_number_emergency_address_updated", numbers);
+        assert_eq!(name.topics().len(), 1);
+        assert_eq!(address.topics().len(), 1);
+        assert_ne!(name.topics(), address.topics());
+    }
+
+    #[test]
+    fn absent_null_and_empty_stay_apart() {
+        assert_eq!(object("").cnam, Given::Absent);
+        assert_eq!(object(r#", "cnam": null"#).cnam, Given::Null);
+        let empty = object(r#", "cnam": """#).cnam;
+        assert_eq!(empty, Given::Value(Text::from("")));
+
+        assert_eq!(object("").emergency_address, Given::Absent);
+        let null = object(r#", "emergency_address": null"#);
+        assert_eq!(null.emergency_address, Given::Null);
+        let empty = object(r#", "emergency_address": {}"#).emergency_address;
+        let empty: &EmergencyAddress = empty.value().expect("it is there");
+        assert_eq!(empty.address_line1, None);
+    }
+
+    #[test]
+    fn an_address_that_is_none_makes_the_event_unreadable() {
+        let body = r#"{"event": "phone.peering_number_emergency_address_updated", "payload":
+            {"account_id": "a", "object": {"carrier_code": 1, "phone_numbers": [],
+            "emergency_address": "14 Invented Row"}}}"#;
+        let recognized = event::recognize("zoom", body.as_bytes());
+        let name = "zoom.number-management.unreadable";
+        assert_eq!(recognized.name.as_str(), name);
+        let unreadable = recognized.unreadable.expect("it is unreadable").to_string();
+        assert!(!unreadable.contains("Invented"), "{unreadable}");
     }
 }

@@ -1,0 +1,145 @@
+//! Telephone numbers in the one form in which two of them can be compared.
+
+use std::fmt;
+
+/// A telephone number in the international form of ITU-T E.164: `+`, then 7 to 15 digits, of which
+/// the first is not 0.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct E164(Box<str>);
+
+/// Country code and subscriber number together have no more digits than this.
+const MOST_DIGITS: usize = 15;
+
+/// The shortest international numbers have this many digits, those of Niue among them.
+const FEWEST_DIGITS: usize = 7;
+
+/// Seven digits without a `+` are a local number more often than an international one.
+const FEWEST_DIGITS_WITHOUT_PLUS: usize = 8;
+
+impl E164 {
+    /// Reads a number that may have separators in it and may lack its `+`, as Zoom's and
+    /// RingCentral's sometimes do.
+    ///
+    /// `None` for anything else: letters, extensions, short codes, national numbers that start
+    /// with 0, and `+44 (0)20 ...`, whose 0 belongs to no international number. A national number
+    /// of 8 digits or more cannot be told from an international one without its `+`.
+    pub fn read(text: &str) -> Option<Self> {
+        if text.contains("(0)") {
+            return None;
+        }
+        let compact: String = text.chars().filter(|c| !is_separator(*c)).collect();
+        let (digits, fewest) = match compact.strip_prefix('+') {
+            Some(digits) => (digits, FEWEST_DIGITS),
+            None => (compact.as_str(), FEWEST_DIGITS_WITHOUT_PLUS),
+        };
+        let sound = (fewest..=MOST_DIGITS).contains(&digits.len())
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+            && !digits.starts_with('0');
+        sound.then(|| Self(format!("+{digits}").into()))
+    }
+
+    /// The number: `+` and digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What people put between digits: spaces of all kinds, hyphens and dashes, dots, slashes, and
+/// parentheses.
+fn is_separator(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '-' | '.' | '/' | '(' | ')' | '\u{2010}'..='\u{2015}')
+}
+
+impl fmt::Display for E164 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::E164;
+
+    fn read(text: &str) -> Option<String> {
+        E164::read(text).map(|number| number.to_string())
+    }
+
+    #[test]
+    fn separators_go_and_a_missing_plus_comes() {
+        for text in [
+            "+12025550143",
+            "12025550143",
+            " +1 (202) 555-0143 ",
+            "+1.202.555.0143",
+            "1-202-555-0143",
+            "+1\u{a0}202\u{a0}555\u{2011}0143",
+            "(+1) 202/5550143",
+        ] {
+            assert_eq!(read(text).as_deref(), Some("+12025550143"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_international_number_is_refused() {
+        for text in [
+            "",
+            "+",
+            "911",
+            "72345",
+            "5550143",
+            "1-800-FLOWERS",
+            "+12025550143x12",
+            "+12025550143,,12#",
+            "+12025550143 ext. 12",
+            "02025550143",
+            "+02025550143",
+            "+44 (0)20 7946 0143",
+            "++12025550143",
+            "1+2025550143",
+            "+1234567890123456",
+            "+1202555014\u{664}",
+            "anonymous",
+            "sip:12025550143",
+        ] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_shortest_and_the_longest_are_taken() {
+        assert_eq!(read("+6834000").as_deref(), Some("+6834000"));
+        assert_eq!(read("29021234").as_deref(), Some("+29021234"));
+        assert_eq!(
+            read("+123456789012345").as_deref(),
+            Some("+123456789012345")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_as_nothing_or_as_a_plus_and_digits(text in any::<String>()) {
+            if let Some(number) = read(&text) {
+                let digits = number.strip_prefix('+').expect("a plus comes first");
+                prop_assert!((7..=15).contains(&digits.len()));
+                prop_assert!(digits.bytes().all(|byte| byte.is_ascii_digit()));
+                prop_assert_eq!(read(&number), Some(number.clone()), "reading again changes it");
+            }
+        }
+
+        #[test]
+        fn separators_anywhere_change_nothing(
+            digits in "[1-9][0-9]{7,14}",
+            plus in any::<bool>(),
+            separators in proptest::collection::vec("[-. /\u{2013}\u{a0}]{0,2}", 16),
+        ) {
+            let mut text = String::from(if plus { "+" } else { "" });
+            for (digit, separator) in digits.chars().zip(&separators) {
+                text.push(digit);
+                text.push_str(separator);
+            }
+            prop_assert_eq!(read(&text), Some(format!("+{digits}")));
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! The fixtures of every family, what the models make of them, and what may be done to a body
+//! before a model refuses it.
+
+use std::{fs, path::PathBuf};
+
+use proptest::{prelude::*, sample::Index};
+use serde_json::{Value, json};
+
+use super::{EventName, FAMILIES, Family, Pattern, PatternError, event_names, recognize};
+
+/// A body of a family, from `fixtures/<provider>/<family>/<name>.json`.
+struct Fixture {
+    family: &'static Family,
+    name: String,
+    body: Vec<u8>,
+}
+
+fn fixtures() -> Vec<Fixture> {
+    FAMILIES.iter().flat_map(fixtures_of).collect()
+}
+
+fn fixtures_of(family: &'static Family) -> Vec<Fixture> {
+    let folder: PathBuf = [
+        env!("CARGO_MANIFEST_DIR"),
+        "fixtures",
+        family.provider(),
+        family.short_name(),
+    ]
+    .iter()
+    .collect();
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .expect("every family has a folder of fixtures")
+        .map(|entry| entry.expect("the folder can be read").path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "json")
+        })
+        .collect();
+    paths.sort();
+    let fixture = |path: &PathBuf| Fixture {
+        family,
+        name: path
+            .file_stem()
+            .expect("it is a file")
+            .display()
+            .to_string(),
+        body: fs::read(path).expect("the fixture can be read"),
+    };
+    paths.iter().map(fixture).collect()
+}
+
+#[test]
+fn every_family_has_fixtures_and_each_is_recognized_as_its_own() {
+    for family in FAMILIES {
+        let fixtures = fixtures_of(family);
+        assert!(fixtures.len() >= 6, "{} has too few", family.name);
+        for Fixture { name, body, .. } in fixtures {
+            let recognized = recognize(family.provider(), &body);
+            let found = recognized.family.map(|family| family.name);
+            assert_eq!(found, Some(family.name), "{name}");
+            assert_eq!(recognized.unreadable, None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn every_family_has_fixtures_of_each_of_its_changes() {
+    for family in FAMILIES {
+        let seen: Vec<_> = fixtures_of(family)
+            .iter()
+            .filter_map(|fixture| family.facts(&fixture.body).expect("it is readable").change)
+            .collect();
+        for change in family.changes {
+            assert!(seen.contains(change), "{}.{change}", family.name);
+        }
+    }
+}
+
+#[test]
+fn no_body_is_claimed_by_two_families() {
+    for Fixture { name, body, .. } in fixtures() {
+        let body: Value = serde_json::from_slice(&body).expect("a fixture is JSON");
+        let event = body["event"].as_str().expect("a fixture has an event");
+        let claims = FAMILIES.iter().filter(|family| (family.claims)(event));
+        assert_eq!(claims.count(), 1, "{name}");
+    }
+}
+
+#[test]
+fn the_example_of_a_family_reports_the_first_of_its_changes() {
+    for family in FAMILIES {
+        let recognized = recognize(family.provider(), family.example.as_bytes());
+        assert_eq!(recognized.name, family.event_name(family.changes[0]));
+        assert!(recognized.facts.key.is_some(), "{}", family.name);
+        assert!(recognized.facts.subject.is_some(), "{}", family.name);
+        assert!(recognized.facts.occurred_at.is_some(), "{}", family.name);
+    }
+}
+
+#[test]
+fn every_fixture_reads_as_its_snapshot() {
+    for Fixture { family, name, body } in fixtures() {
+        let recognized = recognize(family.provider(), &body);
+        let facts = recognized.facts;
+        let read = json!({
+            "name": recognized.name,
+            "key": facts.key,
+            "subject": facts.subject,
+            "occurred_at": facts.occurred_at,
+            "topics": facts.topics,
+            "event": family.value(&body).expect("a fixture is readable"),
+        });
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_json_snapshot!(format!("{}.{name}", family.name), read);
+        });
+    }
+}
+
+#[test]
+fn what_a_model_writes_it_reads_again_as_the_same() {
+    for Fixture { family, name, body } in fixtures() {
+        let once = family.value(&body).expect("a fixture is readable");
+        let twice = family.value(once.to_string().as_bytes());
+        assert_eq!(twice, Ok(once), "{name}");
+    }
+}
+
+#[test]
+fn a_schema_has_the_name_of_its_family_and_says_what_each_member_is() {
+    for family in FAMILIES {
+        let schema = family.schema().to_value();
+        assert_eq!(schema["title"], family.name);
+        let members = schema["properties"].as_object().expect("it is an object");
+        for (member, schema) in members {
+            assert!(
+                !schema["description"].is_null(),
+                "{}: {member}",
+                family.name
+            );
+        }
+    }
+}
+
+#[test]
+fn what_nobody_claims_is_unrecognized_and_what_cannot_be_read_is_unreadable() {
+    for (provider, body, name) in [
+        (
+            "zoom",
+            r#"{"event": "meeting.started"}"#,
+            "zoom.unrecognized",
+        ),
+        ("zoom", r#"{"event": 7}"#, "zoom.unrecognized"),
+        ("zoom", "{}", "zoom.unrecognized"),
+        ("zoom", "[]", "zoom.unrecognized"),
+        ("zoom", "", "zoom.unrecognized"),
+        ("zoom", "\u{feff}{}", "zoom.unrecognized"),
+        (
+            "zoom",
+            r#"{"event": "phone.peering_number_cnam_updated"}"#,
+            "zoom.number-management.unreadable",
+        ),
+        // A family of another provider is not looked at.
+        (
+            "ringcentral",
+            r#"{"event": "phone.peering_number_cnam_updated"}"#,
+            "ringcentral.unrecognized",
+        ),
+        (
+            "ringcentral",
+            r#"{"event": "/restapi/v1.0/account/~/extension/77001", "body": null}"#,
+            "ringcentral.extension-info.unreadable",
+        ),
+        (
+            "ringcentral",
+            r#"{"event": "/restapi/v1.0/account/~/phone-number", "body": {}}"#,
+            "ringcentral.phone-number.unreadable",
+        ),
+    ] {
+        assert_eq!(
+            recognize(provider, body.as_bytes()).name.as_str(),
+            name,
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn an_unreadable_body_is_told_of_without_its_contents() {
+    let told = |body: &str| {
+        let unreadable = recognize("zoom", body.as_bytes()).unreadable;
+        unreadable.expect("it is unreadable").to_string()
+    };
+    let event = r#""event": "phone.peering_number_cnam_updated""#;
+    assert_eq!(
+        told(&format!("{{{event}}}")),
+        "not a readable zoom.number-management event: missing field `payload` at line 1, column \
+         46; the body is kept as it came"
+    );
+    let told = told(&format!(r#"{{{event}, "payload": "+12025550143"}}"#));
+    assert!(told.contains("of another type"), "{told}");
+    assert!(!told.contains("2025550143"), "{told}");
+}
+
+/// The members that a model needs: what makes the event one of its family, and what it changes.
+fn is_needed(family: &str, path: &str) -> bool {
+    let needed: &[&str] = match family {
+        "ringcentral.phone-number" => &["/event", "/body", "/body/phoneNumberInfo"],
+        "ringcentral.extension-info" => &["/event", "/body"],
+        "zoom.number-management" => &[
+            "/event",
+            "/payload",
+            "/payload/account_id",
+            "/payload/object",
+            "/payload/object/carrier_code",
+            "/payload/object/phone_numbers",
+        ],
+        _ => &[],
+    };
+    needed.contains(&path)
+}
+
+/// Every object in `value`, by its JSON pointer, and every member of one.
+fn places(value: &Value, at: &str, objects: &mut Vec<String>, members: &mut Vec<String>) {
+    if let Value::Object(object) = value {
+        objects.push(at.to_owned());
+        for (name, value) in object {
+            let at = format!("{at}/{name}");
+            members.push(at.clone());
+            places(value, &at, objects, members);
+        }
+    }
+}
+
+/// What may befall a body between one version of a provider's API and the next.
+#[derive(Clone, Debug)]
+enum Mishap {
+    Drop(Index),
+    Null(Index),
+    /// A member that is a string, a number or a boolean becomes another one.
+    Retype(Index, Value),
+    Add(Index, String, Value),
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(any::<String>(), inner, 0..4)
+                .prop_map(|members| members.into_iter().collect()),
+        ]
+    })
+}
+
+fn any_mishap() -> impl Strategy<Value = Mishap> {
+    prop_oneof![
+        any::<Index>().prop_map(Mishap::Drop),
+        any::<Index>().prop_map(Mishap::Null),
+        (any::<Index>(), any_json()).prop_map(|(at, value)| Mishap::Retype(at, value)),
+        (any::<Index>(), "added_[a-zA-Z_]{0,8}", any_json())
+            .prop_map(|(at, name, value)| Mishap::Add(at, name, value)),
+    ]
+}
+
+impl Mishap {
+    fn befall(&self, family: &str, body: &mut Value) {
+        let (mut objects, mut members) = (Vec::new(), Vec::new());
+        places(body, "", &mut objects, &mut members);
+        members.retain(|path| !is_needed(family, path));
+        match self {
+            Self::Add(at, name, value) => {
+                body.pointer_mut(at.get(&objects)).expect("it is there")[name.as_str()] =
+                    value.clone();
+            }
+            Self::Drop(_) | Self::Null(_) | Self::Retype(..) if members.is_empty() => {}
+            Self::Drop(at) => {
+                let (parent, name) = at.get(&members).rsplit_once('/').expect("it is a member");
+                let parent = body.pointer_mut(parent).and_then(Value::as_object_mut);
+                parent.expect("it is an object").remove(name);
+            }
+            Self::Null(at) => {
+                *body.pointer_mut(at.get(&members)).expect("it is there") = json!(null)
+            }
+            Self::Retype(at, value) => {
+                let member = body.pointer_mut(at.get(&members)).expect("it is there");
+                if member.is_string() || member.is_number() || member.is_boolean() {
+                    *member = value.clone();
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_model_refuses_a_body_for_what_it_can_do_without(
+        fixture in any::<Index>(),
+        mishaps in proptest::collection::vec(any_mishap(), 1..12),
+    ) {
+        let fixtures = fixtures();
+        let Fixture { family, body, .. } = fixture.get(&fixtures);
+        let mut body: Value = serde_json::from_slice(body).expect("a fixture is JSON");
+        for mishap in &mishaps {
+            mishap.befall(family.name, &mut body);
+        }
+        let recognized = recognize(family.provider(), body.to_string().as_bytes());
+        prop_assert_eq!(recognized.family.map(|family| family.name), Some(family.name));
+        prop_assert_eq!(recognized.unreadable, None, "{}", body);
+        prop_assert!(family.value(body.to_string().as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn any_bytes_have_a_name(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert_eq!(recognize("zoom", &body).name.as_str(), "zoom.unrecognized");
+    }
+
+    #[test]
+    fn any_json_in_the_place_of_a_member_has_a_known_name(
+        fixture in any::<Index>(),
+        place in any::<Index>(),
+        value in any_json(),
+    ) {
+        let fixtures = fixtures();
+        let Fixture { family, body, .. } = fixture.get(&fixtures);
+        let mut body: Value = serde_json::from_slice(body).expect("a fixture is JSON");
+        let mut members = Vec::new();
+        places(&body, "", &mut Vec::new(), &mut members);
+        *body.pointer_mut(place.get(&members)).expect("it is there") = value;
+        let recognized = recognize(family.provider(), body.to_string().as_bytes());
+        prop_assert!(event_names().contains(&recognized.name), "{}", recognized.name);
+    }
+}
+
+#[test]
+fn a_pattern_takes_any_run_of_characters_where_it_has_a_star() {
+    let name = EventName::new("zoom.number-management.peering-number-cnam-updated");
+    for (pattern, matches) in [
+        ("*", true),
+        ("**", true),
+        ("***", true),
+        ("zoom.*", true),
+        ("zoom*", true),
+        ("*updated", true),
+        ("*.*", true),
+        ("*cnam*", true),
+        ("*.number-management.*", true),
+        ("zoom.*.peering-*-cnam-*", true),
+        ("zoom.number-management.peering-number-cnam-updated", true),
+        ("zoom.number-management.peering-number-cnam-updated*", true),
+        ("*zoom.number-management.peering-number-cnam-updated", true),
+        ("zoom", false),
+        ("zoom.", false),
+        ("oom.*", false),
+        ("*cnam", false),
+        ("*number*number*number*", false),
+        ("*number*number*", true),
+        ("zoom.*zoom.*", false),
+        ("ringcentral.*", false),
+        ("Zoom.*", false),
+        ("zoom.?", false),
+        ("", false),
+    ] {
+        // Not through `new`, which refuses what matches no event at all.
+        assert_eq!(
+            super::pattern::takes(pattern, &name),
+            matches,
+            "{pattern:?}"
+        );
+    }
+}
+
+#[test]
+fn the_ends_of_a_pattern_do_not_overlap() {
+    for (pattern, name, matches) in [
+        ("a*a", "a", false),
+        ("a*a", "aa", true),
+        ("ab*ba", "aba", false),
+        ("a*b*b", "ab", false),
+        ("a*b*b", "abb", true),
+        ("*x*", "x", true),
+        ("*x*", "", false),
+        ("*ab*", "aab", true),
+        ("*", "", true),
+        ("", "", true),
+        ("é*", "éa", true),
+    ] {
+        let name = EventName::new(name);
+        assert_eq!(
+            super::pattern::takes(pattern, &name),
+            matches,
+            "{pattern:?} {name:?}"
+        );
+    }
+}
+
+#[test]
+fn every_event_name_is_a_pattern_for_itself_alone() {
+    for name in event_names() {
+        let pattern = Pattern::new(name.as_str()).expect("the name can occur");
+        let taken: Vec<_> = event_names()
+            .into_iter()
+            .filter(|n| pattern.matches(n))
+            .collect();
+        assert_eq!(taken, [name]);
+    }
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_refused_with_a_likely_name() {
+    let refused = |text: &str| {
+        Pattern::new(text)
+            .expect_err("it matches nothing")
+            .to_string()
+    };
+    assert_eq!(
+        refused("ringcentral.phone-number.create"),
+        "the pattern \"ringcentral.phone-number.create\" matches no event; did you mean \
+         \"ringcentral.phone-number.created\"?"
+    );
+    for text in ["", "qqq", "*.created.*", "teams.*"] {
+        let PatternError::MatchesNothing { pattern, .. } =
+            Pattern::new(text).expect_err("it matches nothing");
+        assert_eq!(pattern, text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_pattern_matches_as_a_naive_matcher_does(pattern in "[ab*]{0,8}", name in "[ab]{0,10}") {
+        fn naive(pattern: &[u8], name: &[u8]) -> bool {
+            match (pattern, name) {
+                ([], []) => true,
+                ([b'*', rest @ ..], _) => {
+                    (0..=name.len()).any(|taken| naive(rest, &name[taken..]))
+                }
+                ([p, ps @ ..], [n, ns @ ..]) => p == n && naive(ps, ns),
+                _ => false,
+            }
+        }
+        let expected = naive(pattern.as_bytes(), name.as_bytes());
+        prop_assert_eq!(super::pattern::takes(&pattern, &EventName::new(name)), expected);
+    }
+}
