@@ -60,7 +60,7 @@ impl Pattern {
 }
 
 /// Whether `pattern` takes `name`, whatever other names there are.
-pub(super) fn takes(pattern: &str, name: &EventName) -> bool {
+fn takes(pattern: &str, name: &EventName) -> bool {
     let mut pieces = pattern.split('*');
     let first = pieces.next().unwrap_or_default();
     let Some(mut rest) = name.as_str().strip_prefix(first) else {
@@ -88,5 +88,115 @@ impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::new(&text).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Pattern, PatternError, takes};
+    use crate::event::{EventName, event_names};
+
+    #[test]
+    fn a_pattern_takes_any_run_of_characters_where_it_has_a_star() {
+        let name = EventName::new("zoom.number-management.peering-number-cnam-updated");
+        for (pattern, matches) in [
+            ("*", true),
+            ("**", true),
+            ("***", true),
+            ("zoom.*", true),
+            ("zoom*", true),
+            ("*updated", true),
+            ("*.*", true),
+            ("*cnam*", true),
+            ("*.number-management.*", true),
+            ("zoom.*.peering-*-cnam-*", true),
+            ("zoom.number-management.peering-number-cnam-updated", true),
+            ("zoom.number-management.peering-number-cnam-updated*", true),
+            ("*zoom.number-management.peering-number-cnam-updated", true),
+            ("zoom", false),
+            ("zoom.", false),
+            ("oom.*", false),
+            ("*cnam", false),
+            ("*number*number*number*", false),
+            ("*number*number*", true),
+            ("zoom.*zoom.*", false),
+            ("ringcentral.*", false),
+            ("Zoom.*", false),
+            ("zoom.?", false),
+            ("", false),
+        ] {
+            assert_eq!(takes(pattern, &name), matches, "{pattern:?}");
+        }
+    }
+
+    #[test]
+    fn the_ends_of_a_pattern_do_not_overlap() {
+        for (pattern, name, matches) in [
+            ("a*a", "a", false),
+            ("a*a", "aa", true),
+            ("ab*ba", "aba", false),
+            ("a*b*b", "ab", false),
+            ("a*b*b", "abb", true),
+            ("*x*", "x", true),
+            ("*x*", "", false),
+            ("*ab*", "aab", true),
+            ("*", "", true),
+            ("", "", true),
+            ("é*", "éa", true),
+        ] {
+            let name = EventName::new(name);
+            assert_eq!(takes(pattern, &name), matches, "{pattern:?} {name:?}");
+        }
+    }
+
+    #[test]
+    fn every_event_name_is_a_pattern_for_itself_alone() {
+        for name in event_names() {
+            let pattern = Pattern::new(name.as_str()).expect("the name can occur");
+            let taken: Vec<_> = event_names()
+                .into_iter()
+                .filter(|n| pattern.matches(n))
+                .collect();
+            assert_eq!(taken, [name]);
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_refused_with_a_likely_name() {
+        let refused = |text: &str| {
+            Pattern::new(text)
+                .expect_err("it matches nothing")
+                .to_string()
+        };
+        assert_eq!(
+            refused("ringcentral.phone-number.create"),
+            "the pattern \"ringcentral.phone-number.create\" matches no event; did you mean \
+             \"ringcentral.phone-number.created\"?"
+        );
+        for text in ["", "qqq", "*.created.*", "teams.*"] {
+            let PatternError::MatchesNothing { pattern, .. } =
+                Pattern::new(text).expect_err("it matches nothing");
+            assert_eq!(pattern, text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_matches_as_a_naive_matcher_does(pattern in "[ab*]{0,8}", name in "[ab]{0,10}") {
+            fn naive(pattern: &[u8], name: &[u8]) -> bool {
+                match (pattern, name) {
+                    ([], []) => true,
+                    ([b'*', rest @ ..], _) => {
+                        (0..=name.len()).any(|taken| naive(rest, &name[taken..]))
+                    }
+                    ([p, ps @ ..], [n, ns @ ..]) => p == n && naive(ps, ns),
+                    _ => false,
+                }
+            }
+            let expected = naive(pattern.as_bytes(), name.as_bytes());
+            prop_assert_eq!(takes(&pattern, &EventName::new(name)), expected);
+        }
     }
 }
