@@ -2,23 +2,46 @@
 
 /// `#[serde(with = "quantity::duration")]`: a length of time such as `"250ms"`, `"10s"`, `"30d"`.
 pub mod duration {
-    use std::time::Duration;
+    use std::{fmt, time::Duration};
 
-    use serde::{Deserialize, Deserializer, de};
+    use serde::{Deserializer, de};
+
+    /// The longest time, 100 years: later ones are mistakes, and clocks cannot add them up.
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
     /// Reads it.
     ///
     /// # Errors
     ///
-    /// When it is not a number with a unit, or has a unit that is not one of time.
+    /// When it is not a number with a unit, has a unit that is not one of time, or is longer than
+    /// 100 years.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(|problem| {
-            let example = "a length of time looks like \"250ms\", \"10s\" or \"30d\"";
-            de::Error::custom(format!(
-                "{text:?} is not a length of time ({problem}); {example}"
-            ))
-        })
+        deserializer.deserialize_str(Text)
+    }
+
+    struct Text;
+
+    impl de::Visitor<'_> for Text {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a length of time such as \"250ms\", \"10s\" or \"30d\"")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            let duration = humantime::parse_duration(text).map_err(|problem| {
+                E::custom(format!(
+                    "{text:?} is not a length of time: {problem}; write one such as \"250ms\", \
+                     \"10s\" or \"30d\""
+                ))
+            })?;
+            if duration > LONGEST {
+                return Err(E::custom(format!(
+                    "{text:?} is longer than 100 years; write a shorter time"
+                )));
+            }
+            Ok(duration)
+        }
     }
 }
 
@@ -46,7 +69,7 @@ pub mod bytes {
         match Size::deserialize(deserializer)? {
             Size::Number(bytes) => Ok(bytes),
             Size::Text(text) => parse(&text).ok_or_else(|| {
-                let example = "a size looks like \"512KiB\", \"64MiB\" or \"1GiB\"";
+                let example = "write one such as \"512KiB\", \"64MiB\" or \"1GiB\"";
                 de::Error::custom(format!("{text:?} is not a size; {example}"))
             }),
         }

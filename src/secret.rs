@@ -73,14 +73,24 @@ thread_local! {
     static SOURCES: RefCell<Sources> = const {
         RefCell::new(Sources { env: |_| None, inline: false })
     };
+
+    /// The secrets that stood in the TOML itself, allowed or not.
+    static INLINE: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs `read` with `sources` in force on this thread.
 pub fn with<T>(sources: Sources, read: impl FnOnce() -> T) -> T {
-    let before = SOURCES.replace(sources);
+    watch(sources, read).0
+}
+
+/// Like [`with`], and returns the secrets that stood in the TOML itself besides, allowed or not,
+/// so that whoever shows the TOML can keep them out of sight.
+pub fn watch<T>(sources: Sources, read: impl FnOnce() -> T) -> (T, Vec<Secret>) {
+    let sources_before = SOURCES.replace(sources);
+    let inline_before = INLINE.take();
     let value = read();
-    SOURCES.set(before);
-    value
+    SOURCES.set(sources_before);
+    (value, INLINE.replace(inline_before))
 }
 
 /// Why a secret could not be had.
@@ -106,6 +116,22 @@ enum Missing {
          loopback; use {{ env = \"NAME\" }} or {{ file = \"/path\" }}"
     )]
     Inline,
+    #[error("a secret begins or ends with white space, which no provider sends; take it away")]
+    Padded,
+    #[error("a secret must be a text; use {{ env = \"NAME\" }} or {{ file = \"/path\" }}")]
+    NotText,
+    #[error(
+        "secrets come as a list, so that several can be valid while one is replaced; put square brackets around it"
+    )]
+    NotListed,
+    #[error("a secret is read from one place, and here are two; keep one of them")]
+    TwoPlaces,
+    #[error(
+        "a secret needs a place to be read from; use {{ env = \"NAME\" }} or {{ file = \"/path\" }}"
+    )]
+    NoPlace,
+    #[error("at least one secret is needed; without one, nothing could be verified")]
+    None,
 }
 
 fn from_env(name: String, sources: Sources) -> Result<String, Missing> {
@@ -149,7 +175,11 @@ fn is_exposed(path: &Path) -> io::Result<bool> {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reference).map(Self::derived)
+        let text = deserializer.deserialize_any(Reference)?;
+        if text.trim() != text {
+            return Err(de::Error::custom(Missing::Padded));
+        }
+        Ok(Self::derived(text))
     }
 }
 
@@ -164,6 +194,7 @@ impl<'de> de::Visitor<'de> for Reference {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+        note(text);
         if !SOURCES.with_borrow(|sources| sources.inline) {
             return Err(E::custom(Missing::Inline));
         }
@@ -173,31 +204,82 @@ impl<'de> de::Visitor<'de> for Reference {
         Ok(text.to_owned())
     }
 
+    // Serde's own words for these would quote the value.
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<String, E> {
+        Err(E::custom(Missing::NotText))
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<String, E> {
+        Err(E::custom(Missing::NotText))
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<String, E> {
+        Err(E::custom(Missing::NotText))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<String, E> {
+        Err(E::custom(Missing::NotText))
+    }
+
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
-        let read = match map.next_entry::<String, String>()? {
-            Some((key, name)) if key == "env" => {
-                from_env(name, SOURCES.with_borrow(|sources| *sources))
-            }
-            Some((key, path)) if key == "file" => from_file(path),
-            Some((key, _)) => return Err(de::Error::unknown_field(&key, &["env", "file"])),
-            None => return Err(de::Error::invalid_length(0, &self)),
+        let read = match map.next_entry()? {
+            Some((Place::Env, name)) => from_env(name, SOURCES.with_borrow(|sources| *sources)),
+            Some((Place::File, path)) => from_file(path),
+            None => Err(Missing::NoPlace),
         };
-        if let Some((key, _)) = map.next_entry::<String, de::IgnoredAny>()? {
-            let problem = format!("a secret is read from one place, so {key:?} is one too many");
-            return Err(de::Error::custom(problem));
+        if map.next_entry::<Place, de::IgnoredAny>()?.is_some() {
+            return Err(de::Error::custom(Missing::TwoPlaces));
         }
         read.map_err(de::Error::custom)
     }
 }
 
+/// Where a secret is read from.
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Place {
+    Env,
+    File,
+}
+
+/// Remembers a secret that stood in the TOML itself.
+fn note(text: &str) {
+    INLINE.with_borrow_mut(|inline| inline.push(Secret::derived(text.to_owned())));
+}
+
 impl<'de> Deserialize<'de> for Secrets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let secrets = Vec::deserialize(deserializer)?;
-        if secrets.is_empty() {
-            return Err(de::Error::custom(
-                "at least one secret is needed; without one, nothing could be verified",
-            ));
+        deserializer.deserialize_any(List).map(Self)
+    }
+}
+
+/// Reads a list of secrets.
+struct List;
+
+impl<'de> de::Visitor<'de> for List {
+    type Value = Vec<Secret>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of secrets such as [{ env = \"NAME\" }]")
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Vec<Secret>, A::Error> {
+        let mut secrets = Vec::new();
+        while let Some(secret) = items.next_element()? {
+            secrets.push(secret);
         }
-        Ok(Self(secrets))
+        if secrets.is_empty() {
+            return Err(de::Error::custom(Missing::None));
+        }
+        Ok(secrets)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<Secret>, E> {
+        note(text);
+        Err(E::custom(Missing::NotListed))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<Vec<Secret>, A::Error> {
+        Err(de::Error::custom(Missing::NotListed))
     }
 }

@@ -1,10 +1,40 @@
 //! The TOML file: read, checked whole, and turned into what the floors are built from.
+//!
+//! **Invariant:** a [`Config`] in hand can be started: what the file, the environment and the
+//! handlers' own settings can tell beforehand has been asked.
+//!
+//! **Invariant:** everything that is wrong comes out in one [`Report`], each problem at its place,
+//! and no secret with it.
+//!
+//! **Invariant:** the environment is read here and nowhere else.
+//!
+//! Reading has two phases, so that no error loses its place. The file becomes a table that knows
+//! where everything stands; `kind` and `family` are taken out of it and looked up in their tables;
+//! what is left goes to the entry that was found, as its own struct.
 
-use crate::{admin, dispatch, http, store};
+mod check;
+mod mask;
+mod reader;
+mod report;
+mod section;
+mod wording;
+
+#[cfg(test)]
+mod tests;
+
+use std::{fs, path::Path};
+
+use serde::Deserialize;
+
+pub use report::{Problem, Report};
+
+use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
 
 /// Everything that a service is built from.
 #[derive(Debug)]
 pub struct Config {
+    /// What is logged, and how.
+    pub log: Log,
     /// The door.
     pub server: http::Settings,
     /// The operator's door.
@@ -15,4 +45,98 @@ pub struct Config {
     pub endpoints: Vec<http::Endpoint>,
     /// Who gets what.
     pub handlers: Vec<dispatch::Consumer>,
+    /// What `[store]` says, in a form that can be compared: an engine's settings cannot.
+    store_print: u64,
+}
+
+/// What the TOML's `[log]` says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// How log lines look.
+    pub format: LogFormat,
+    /// Which log lines there are, in the form of `RUST_LOG`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            filter: "info".to_owned(),
+        }
+    }
+}
+
+/// Reads the file at `path`. `kinds` are the kinds of handlers that it may name, and `env` looks
+/// environment variables up: [`environment`] everywhere but in tests.
+///
+/// # Errors
+///
+/// A report of everything that is wrong with it.
+pub fn load(
+    path: &Path,
+    kinds: &[handler::Kind],
+    env: fn(&str) -> Option<String>,
+) -> Result<Config, Report> {
+    let whole = |message: String, help: &str| {
+        let problem = Problem::new(message).help(help);
+        let path = path.display().to_string();
+        Report::new(path, "", &mask::Mask::default(), vec![problem])
+    };
+    let bytes = fs::read(path).map_err(|error| {
+        let message = format!("the configuration cannot be read: {error}");
+        whole(
+            message,
+            "name a file that exists and that this user may read",
+        )
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let message = format!("the configuration is not UTF-8 text: byte {at} is not part of any");
+        whole(message, "save the file as UTF-8")
+    })?;
+    parse(path, &text, kinds, env)
+}
+
+/// Reads `text` as [`load`] reads a file. `path` is only named in the report.
+///
+/// # Errors
+///
+/// A report of everything that is wrong with it.
+pub fn parse(
+    path: &Path,
+    text: &str,
+    kinds: &[handler::Kind],
+    env: fn(&str) -> Option<String>,
+) -> Result<Config, Report> {
+    reader::read(text, kinds, env).map_err(|findings| {
+        let path = path.display().to_string();
+        Report::new(path, text, &findings.mask, findings.problems)
+    })
+}
+
+/// An environment variable of this process; `None` when it is not set, or is not UTF-8.
+pub fn environment(name: &str) -> Option<String> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the environment is read"
+    )]
+    std::env::var(name).ok()
+}
+
+impl Config {
+    /// What differs in `new` and cannot be changed while the service runs, in the words of the
+    /// TOML. A secret that `[store]` refers to is not looked at, only the reference.
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        [
+            ("[log]", self.log != new.log),
+            ("[server] listen", self.server.listen != new.server.listen),
+            ("[admin] listen", self.admin.listen != new.admin.listen),
+            ("[store]", self.store_print != new.store_print),
+        ]
+        .into_iter()
+        .filter_map(|(what, differs)| differs.then_some(what))
+        .collect()
+    }
 }

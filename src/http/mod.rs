@@ -5,9 +5,27 @@
 //! **Invariant:** an answer carries no text, is never compressed, and is under 1024 bytes, status
 //! line and headers included.
 //!
+//! **Invariant:** whoever keeps us waiting holds no room that somebody else needs: when connections,
+//! requests or memory run short, the peer that has kept us waiting longest is let go.
+//!
+//! A connection comes in through the [`Listener`], is served by `connection`, and its requests go
+//! to the one route, [`Webhook`].
+//!
 //! [`Store::append`]: crate::store::Store::append
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod answer;
+mod body;
+mod certificate;
+mod connection;
+mod expiry;
+mod listener;
+mod room;
+#[cfg(test)]
+mod tests;
+mod throttle;
+mod webhook;
+
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
@@ -15,7 +33,96 @@ use crate::{
     event::{EndpointName, Family},
     provider::Provider,
     quantity,
+    telemetry::Metrics,
 };
+
+pub use certificate::Certificate;
+pub use listener::{Drained, Listener, Tally};
+pub use webhook::Webhook;
+
+/// The door that providers knock at: bound, and not yet open.
+#[derive(Debug)]
+pub struct Door {
+    listener: Listener,
+}
+
+impl Door {
+    /// Takes the address and reads the certificate. Connections wait until [`serve`](Self::serve).
+    /// Call it inside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be had, or the certificate or its key cannot be used.
+    pub fn bind(settings: &Settings, metrics: &Metrics) -> Result<Self, Error> {
+        let tally = Tally {
+            open: metrics.connections.clone(),
+            refused: metrics.connections_refused.clone(),
+            certificate_ends: metrics.certificate_expiry_timestamp_seconds.clone(),
+        };
+        let listener = Listener::bind(settings, tally)?;
+        Ok(Self { listener })
+    }
+
+    /// Where it listens: the port that was taken, where the settings say 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// The certificate, where TLS ends here. It is looked at again every 10 seconds while the door
+    /// is served; a reload may ask for that at once.
+    pub fn certificate(&self) -> Option<Arc<Certificate>> {
+        self.listener.certificate()
+    }
+
+    /// Has `webhook` answer what is posted until `shutdown` is ready; then takes no more
+    /// connections, answers new requests on open ones 503, and lets those in flight finish for at
+    /// most [`Settings::drain_timeout`].
+    pub async fn serve(self, webhook: Arc<Webhook>, shutdown: impl Future<Output = ()>) -> Drained {
+        self.listener.serve(webhook.router(), shutdown).await
+    }
+}
+
+/// Why the door cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}; is something else using the port?")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file of the certificate cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file of the certificate is not the PEM that it should be.
+    #[error("{} holds no {what} in PEM form; {help}", path.display())]
+    NotPem {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for in it.
+        what: &'static str,
+        /// What to do.
+        help: &'static str,
+    },
+    /// The certificate and the key do not go together, or cannot be used.
+    #[error("the certificate {} cannot be used with the key {}: {error}", files.certificate.display(), files.key.display())]
+    Certificate {
+        /// The files.
+        files: Tls,
+        /// What is wrong with them.
+        error: rustls::Error,
+    },
+    /// TLS cannot be set up at all.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(rustls::Error),
+}
 
 /// What the TOML's `[server]` says.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

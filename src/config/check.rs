@@ -1,0 +1,338 @@
+//! What no struct can tell of itself: rules between keys, between sections, and of names.
+
+use std::{fs::File, net::SocketAddr, path::Path, time::Duration};
+
+use toml::de::{DeTable, DeValue, Error};
+
+use super::{
+    Log,
+    report::{Problem, Span},
+    section::{Findings, Section, Value},
+};
+use crate::{admin, dispatch, http};
+
+/// Reports what is no TOML. Of several errors in one value or line, the first one is the cause.
+pub(super) fn syntax(
+    text: &str,
+    table: &DeTable<'_>,
+    mut errors: Vec<Error>,
+    findings: &mut Findings,
+) {
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    let mut broken: Vec<Span> = Vec::new();
+    for error in errors {
+        let place = error.span().unwrap_or_default();
+        findings.mask.add_broken(text, place.start);
+        if broken.last().is_some_and(|broken| place.start < broken.end) {
+            continue;
+        }
+        let (before, after) = text.split_at(text.floor_char_boundary(place.start));
+        let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+        let line_end = place.start + after.find('\n').map_or(after.len(), |end| end + 1);
+        let value_end = values_at(table, place.start).max().unwrap_or_default();
+        broken.push(line_start..line_end.max(value_end));
+        let problem = syntax_problem(error.message(), text, place);
+        findings.problems.push(problem);
+    }
+    findings.broken = broken;
+}
+
+/// Where the values around `at` end.
+fn values_at<'a>(table: &'a DeTable<'_>, at: usize) -> Box<dyn Iterator<Item = usize> + 'a> {
+    Box::new(table.values().flat_map(move |value: &Value<'_>| {
+        let span = value.span();
+        let own = (span.start <= at && at < span.end).then_some(span.end);
+        let inner = match value.get_ref() {
+            DeValue::Table(table) => values_at(table, at),
+            _ => Box::new(std::iter::empty()),
+        };
+        own.into_iter().chain(inner)
+    }))
+}
+
+fn syntax_problem(message: &str, text: &str, place: Span) -> Problem {
+    let message = message.trim_end_matches(", expected nothing");
+    let quotes = "texts, such as addresses and paths, stand in quotes: `key = \"text\"`";
+    if message == "duplicate key" {
+        let key = text.get(place.clone()).unwrap_or_default();
+        let problem = Problem::new(format!("`{key}` is there twice"));
+        return problem
+            .at(place)
+            .help("a key or section stands once; rename one of the two or take it out");
+    }
+    let problem = Problem::new(format!("this is no TOML: {message}")).at(place);
+    let is_bare = [
+        "string values must be quoted",
+        "invalid float",
+        "invalid integer",
+    ];
+    if is_bare.iter().any(|start| message.starts_with(start)) {
+        return problem.help(quotes);
+    }
+    if message.starts_with("key with no value") {
+        return problem.help("a line is `key = value`, `[section]` or `# a remark`");
+    }
+    problem
+}
+
+/// Checks the name of an endpoint or handler, which becomes a metric label and a log field.
+pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findings) {
+    /// In characters: enough for words, short enough for a label.
+    const LONGEST: usize = 64;
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if (1..=LONGEST).contains(&name.len()) && name.chars().all(is_plain) {
+        return;
+    }
+    let plain = name.to_ascii_lowercase();
+    let plain = plain.replace(|c| !is_plain(c), "-");
+    let plain = plain.trim_matches('-');
+    let help = "a name is 1 to 64 characters of a-z, 0-9 and -";
+    let help = match plain.len() {
+        1..=LONGEST => format!("{help}, such as `{plain}`"),
+        _ => help.to_owned(),
+    };
+    let problem = Problem::new(format!("{name:?} cannot be a name in [{section}]"));
+    findings.add(problem.at(place).help(help));
+}
+
+/// The paths of the endpoints so far.
+#[derive(Debug, Default)]
+pub(super) struct Paths(Vec<(String, Span)>);
+
+impl Paths {
+    /// Checks one more.
+    pub(super) fn add(&mut self, path: &str, place: Span, findings: &mut Findings) {
+        if let Some(problem) = path_problem(path) {
+            findings.add(problem.at(place));
+            return;
+        }
+        match self.0.iter().find(|(other, _)| other == path) {
+            Some((_, first)) => {
+                let problem = Problem::new(format!("two endpoints have the path {path:?}"));
+                let problem = problem
+                    .at(place)
+                    .and(first.clone(), "the first one is here");
+                findings.add(problem.help("give each endpoint a path of its own"));
+            }
+            None => self.0.push((path.to_owned(), place)),
+        }
+    }
+}
+
+fn path_problem(path: &str) -> Option<Problem> {
+    if !path.starts_with('/') {
+        let problem = Problem::new(format!("the path {path:?} does not begin with a slash"));
+        let path = path.find("://").and_then(|scheme| {
+            let rest = path.get(scheme + 3..)?;
+            rest.get(rest.find('/')?..)
+        });
+        return Some(problem.help(match path {
+            Some(path) => format!("write only what follows the host: {path:?}"),
+            None => "write it as the provider posts to it, after the host".to_owned(),
+        }));
+    }
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "/-._~!$&'()*+,;=:@%".contains(c);
+    if let Some(odd) = path.chars().find(|c| !is_allowed(*c)) {
+        let problem = Problem::new(format!(
+            "the path {path:?} has {odd:?}, which no URL's path has"
+        ));
+        return Some(problem.help(match odd {
+            '?' | '#' => "a query or fragment is no part of the path; take it away",
+            _ => "write it with percent signs, as it travels: a space is `%20`",
+        }));
+    }
+    let mut escapes = path.split('%').skip(1);
+    let is_escape = |text: &str| {
+        let digits = text.get(..2);
+        digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    if !escapes.all(is_escape) {
+        let problem = Problem::new(format!(
+            "the path {path:?} has a `%` without two hex digits"
+        ));
+        return Some(problem.help("a percent sign itself is `%25`"));
+    }
+    if path.split('/').any(|part| part == "." || part == "..") {
+        let problem = Problem::new(format!("the path {path:?} has a `.` or `..` in it"));
+        return Some(problem.help("senders take these out before they post; write what is left"));
+    }
+    None
+}
+
+/// Checks `[log]`.
+pub(super) fn log(log: &Log, section: &Section<'_>, findings: &mut Findings) {
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&log.filter) {
+        let problem = Problem::new(format!("`filter` cannot be read: {error}"));
+        let problem = problem.help("for example \"info\", or \"warn,hookswitch=debug\"");
+        add(section, &["filter"], problem, findings);
+    }
+}
+
+/// Checks `[server]`.
+pub(super) fn server(server: &http::Settings, section: &Section<'_>, findings: &mut Findings) {
+    for (key, is_zero) in [
+        ("max_connections", server.max_connections == 0),
+        ("max_in_flight", server.max_in_flight == 0),
+        ("max_body", server.max_body == 0),
+        ("body_memory", server.body_memory == 0),
+        ("first_byte_timeout", server.first_byte_timeout.is_zero()),
+        ("head_timeout", server.head_timeout.is_zero()),
+        ("body_timeout", server.body_timeout.is_zero()),
+    ] {
+        if is_zero {
+            let problem = Problem::new(format!("`{key}` is zero, so nothing would get in"));
+            add(
+                section,
+                &[key],
+                problem.help("take the line out for the default"),
+                findings,
+            );
+        }
+    }
+    if server.body_memory < server.max_body {
+        let problem = Problem::new(
+            "`body_memory` is less than `max_body`, so the largest bodies would never get in",
+        );
+        let key = match section.table.contains_key("body_memory") {
+            true => "body_memory",
+            false => "max_body",
+        };
+        add(
+            section,
+            &[key],
+            problem.help("give it room for several bodies, 16 times `max_body` for example"),
+            findings,
+        );
+    }
+    if let Some(tls) = &server.tls {
+        for (key, path) in [("certificate", &tls.certificate), ("key", &tls.key)] {
+            readable(section, &["tls", key], path, findings);
+        }
+    }
+}
+
+fn readable(section: &Section<'_>, keys: &[&str], path: &Path, findings: &mut Findings) {
+    if let Err(error) = File::open(path) {
+        let problem = Problem::new(format!("the file {path:?} cannot be read: {error}"));
+        let help = "name a PEM file that this user may read";
+        add(section, keys, problem.help(help), findings);
+    }
+}
+
+/// Checks `[admin]`.
+pub(super) fn admin(admin: &admin::Settings, section: &Section<'_>, findings: &mut Findings) {
+    if !is_loopback(admin.listen) && admin.token.is_none() {
+        let listen = admin.listen;
+        let problem = Problem::new(format!(
+            "[admin] listens on {listen}, beyond loopback, without a token"
+        ));
+        let help = "add `token = { env = \"HOOKSWITCH_ADMIN_TOKEN\" }`, or listen on 127.0.0.1";
+        add(section, &["listen"], problem.help(help), findings);
+    }
+}
+
+/// Checks that both listeners can be had at once.
+pub(super) fn doors(
+    (server_section, server): (&Section<'_>, SocketAddr),
+    (admin_section, admin): (&Section<'_>, SocketAddr),
+    findings: &mut Findings,
+) {
+    let overlaps =
+        server.ip() == admin.ip() || server.ip().is_unspecified() || admin.ip().is_unspecified();
+    if server.port() == 0 || server.port() != admin.port() || !overlaps {
+        return;
+    }
+    let problem = Problem::new(format!(
+        "[server] and [admin] both listen on port {}",
+        admin.port()
+    ));
+    let problem = problem.help("give [admin] a port of its own, 9090 for example");
+    let places = (
+        server_section.place_of(&["listen"]),
+        admin_section.place_of(&["listen"]),
+    );
+    findings.add(match places {
+        (Some(server), Some(admin)) => problem.at(admin).and(server, "[server] listens here"),
+        (Some(place), None) | (None, Some(place)) => problem.at(place),
+        (None, None) => problem,
+    });
+}
+
+/// Whether only this machine can reach it.
+pub(super) fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Checks what every handler has.
+pub(super) fn dispatch(
+    settings: &dispatch::Settings,
+    section: &Section<'_>,
+    findings: &mut Findings,
+) {
+    if settings.events.is_empty() {
+        let problem = Problem::new("`events` is empty, so the handler would never get anything");
+        add(
+            section,
+            &["events"],
+            problem.help("`events = [\"*\"]` takes everything"),
+            findings,
+        );
+    }
+    let retry = &settings.retry;
+    let zero = |time: Duration| time.is_zero();
+    for (path, is_zero, why) in [
+        (
+            &["timeout"][..],
+            zero(settings.timeout),
+            "no attempt could succeed",
+        ),
+        (
+            &["retry", "first"],
+            zero(retry.first),
+            "failed deliveries would be tried without a pause",
+        ),
+        (
+            &["retry", "age"],
+            zero(retry.age),
+            "the first failure would park",
+        ),
+    ] {
+        if is_zero {
+            let problem = Problem::new(format!("`{}` is zero, so {why}", path.join(".")));
+            add(
+                section,
+                path,
+                problem.help("take it out for the default"),
+                findings,
+            );
+        }
+    }
+    if retry.first > retry.ceiling {
+        let problem = Problem::new(format!(
+            "`retry.first` is longer than `retry.ceiling`, {:?} against {:?}",
+            retry.first, retry.ceiling
+        ));
+        let problem = problem.help(
+            "the pause grows from `first` up to `ceiling`; without one of them, it is 1s and 1h",
+        );
+        let problem = match (
+            section.place_of(&["retry", "first"]),
+            section.place_of(&["retry", "ceiling"]),
+        ) {
+            (Some(first), Some(ceiling)) if first != ceiling => {
+                problem.at(first).and(ceiling, "the ceiling")
+            }
+            (Some(place), _) | (None, Some(place)) => problem.at(place),
+            (None, None) => problem,
+        };
+        findings.add(problem);
+    }
+}
+
+/// Adds a problem of the value at `path`, or of the section where the value is a default.
+fn add(section: &Section<'_>, path: &[&str], problem: Problem, findings: &mut Findings) {
+    findings.add(match section.place_of(path) {
+        Some(place) => problem.at(place),
+        None => problem,
+    });
+}

@@ -1,0 +1,161 @@
+//! What a report must not show.
+//!
+//! A secret may stand in the file where one is allowed, or by mistake. It is known in three ways,
+//! since each alone has a gap: by having been read as a secret, by the name of its key, and by not
+//! having been read at all, for a value under a mistyped key may be anything.
+
+use toml::de::{DeTable, DeValue};
+
+use super::{report::Span, section::Value};
+use crate::secret::Secret;
+
+/// Parts of the names of keys that hold secrets.
+const WORDS: &[&str] = &[
+    "secret",
+    "token",
+    "password",
+    "passwd",
+    "credential",
+    "authorization",
+    "cookie",
+    "api_key",
+    "api-key",
+    "apikey",
+];
+
+/// Whether a key of this name may hold a secret.
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    WORDS.iter().any(|word| name.contains(word))
+}
+
+/// Which parts of a file to keep out of sight.
+#[derive(Debug, Default)]
+pub(super) struct Mask {
+    spans: Vec<Span>,
+    texts: Vec<String>,
+}
+
+impl Mask {
+    /// Covers everything in `table` whose key says that it is a secret.
+    pub(super) fn add_named(&mut self, table: &DeTable<'_>) {
+        for (key, value) in table.iter() {
+            if is_secret(key.get_ref()) {
+                self.add_unread(value);
+            } else {
+                self.add_named_within(value);
+            }
+        }
+    }
+
+    fn add_named_within(&mut self, value: &Value<'_>) {
+        match value.get_ref() {
+            DeValue::Table(table) => self.add_named(table),
+            DeValue::Array(items) => items.iter().for_each(|item| self.add_named_within(item)),
+            _ => {}
+        }
+    }
+
+    /// Covers every text and number in `value`, except where one only refers to a secret.
+    pub(super) fn add_unread(&mut self, value: &Value<'_>) {
+        match value.get_ref() {
+            DeValue::Table(table) => {
+                for (key, value) in table.iter() {
+                    let refers = matches!(key.get_ref().as_ref(), "env" | "file");
+                    if !(refers && value.get_ref().is_str()) {
+                        self.add_unread(value);
+                    }
+                }
+            }
+            DeValue::Array(items) => items.iter().for_each(|item| self.add_unread(item)),
+            DeValue::Boolean(_) => {}
+            DeValue::String(text) => self.add(value.span(), text),
+            DeValue::Integer(number) => self.add(value.span(), number.as_str()),
+            DeValue::Float(number) => self.add(value.span(), number.as_str()),
+            DeValue::Datetime(time) => self.add(value.span(), &time.to_string()),
+        }
+    }
+
+    /// Covers the texts in `table` that have been read as secrets.
+    pub(super) fn add_read(&mut self, table: &DeTable<'_>, secrets: &[Secret]) {
+        table
+            .values()
+            .for_each(|value| self.add_read_within(value, secrets));
+    }
+
+    fn add_read_within(&mut self, value: &Value<'_>, secrets: &[Secret]) {
+        match value.get_ref() {
+            DeValue::Table(table) => self.add_read(table, secrets),
+            DeValue::Array(items) => {
+                items
+                    .iter()
+                    .for_each(|item| self.add_read_within(item, secrets));
+            }
+            DeValue::String(text) if secrets.iter().any(|secret| secret.expose() == text) => {
+                self.add(value.span(), text);
+            }
+            _ => {}
+        }
+    }
+
+    /// Covers what may be a secret in the line around a syntax error, whose parts nobody can name.
+    pub(super) fn add_broken(&mut self, source: &str, at: usize) {
+        let at = source.floor_char_boundary(at);
+        let (before, after) = source.split_at(at);
+        let start = before.rfind('\n').map_or(0, |end| end + 1);
+        let end = at + after.find('\n').unwrap_or(after.len());
+        let line = source.get(start..end).unwrap_or_default();
+        if !is_secret(line) {
+            return;
+        }
+        let is_plain = |c: char| c.is_whitespace() || "[]{},=\"'".contains(c);
+        // The first word is the key, which helps to find the place.
+        let key = line.trim_start().find(is_plain).unwrap_or(line.len());
+        let mut from = start + (line.len() - line.trim_start().len()) + key;
+        while let Some(rest) = source.get(from..end).filter(|rest| !rest.is_empty()) {
+            let length = rest.find(is_plain).unwrap_or(rest.len());
+            let word = rest.get(..length).unwrap_or_default();
+            if !matches!(word, "" | "env" | "file") {
+                self.add(from..from + length, word);
+            }
+            let gap = rest.get(length..).and_then(|gap| gap.chars().next());
+            from += length + gap.map_or(0, char::len_utf8);
+        }
+    }
+
+    fn add(&mut self, span: Span, text: &str) {
+        self.spans.push(span);
+        self.texts.push(text.to_owned());
+    }
+
+    /// `source` with what is covered replaced by as many asterisks as it has bytes, so that every
+    /// place stays where it is.
+    pub(super) fn cover(&self, source: &str) -> String {
+        let mut covered = source.to_owned();
+        for span in &self.spans {
+            let Some(text) = source.get(span.clone()) else {
+                continue;
+            };
+            let stars: String = text
+                .chars()
+                .map(|c| match c {
+                    '\n' | '\r' | '"' | '\'' => c.to_string(),
+                    c => "*".repeat(c.len_utf8()),
+                })
+                .collect();
+            covered.replace_range(span.clone(), &stars);
+        }
+        covered
+    }
+
+    /// `message` without the covered texts that it quotes.
+    pub(super) fn cover_words(&self, message: &str) -> String {
+        let mut message = message.to_owned();
+        for text in self.texts.iter().filter(|text| !text.is_empty()) {
+            for quoted in [format!("{text:?}"), format!("`{text}`")] {
+                message = message.replace(&quoted, "\"***\"");
+            }
+        }
+        message
+    }
+}

@@ -1,0 +1,411 @@
+//! From text to [`Config`], section by section.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    net::SocketAddr,
+};
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Config, Log, check,
+    report::{Problem, Span},
+    section::{Findings, Hints, Section, Value},
+    wording,
+};
+use crate::{
+    admin,
+    dispatch::{self, Consumer},
+    event::{EndpointName, FAMILIES, Family, HandlerName},
+    handler::{self, BuildContext},
+    http, provider, secret, store,
+};
+
+/// Every section.
+const SECTIONS: &[&str] = &["log", "server", "admin", "store", "endpoints", "handlers"];
+
+const STORE_EXAMPLE: &str = "[store]\nkind = \"embedded\"\npath = \"data\"";
+
+const ENDPOINT_EXAMPLE: &str = "[endpoints.zoom-number-management]
+family = \"zoom.number-management\"
+path = \"/zoom/number-management\"
+secret_tokens = [{ env = \"ZOOM_SECRET_TOKEN\" }]";
+
+/// Reads `text`, or finds everything that is wrong with it.
+pub(super) fn read(
+    text: &str,
+    kinds: &[handler::Kind],
+    env: fn(&str) -> Option<String>,
+) -> Result<Config, Findings> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let table = document.into_inner();
+    let mut findings = Findings::default();
+    findings.mask.add_named(&table);
+    check::syntax(text, &table, errors, &mut findings);
+    let sources = secret::Sources {
+        env,
+        inline: ["server", "admin"]
+            .iter()
+            .all(|name| is_local(&table, name)),
+    };
+    let reader = Reader {
+        kinds,
+        findings,
+        root: table.clone(),
+    };
+    let (result, secrets) = secret::watch(sources, || reader.read());
+    result.map_err(|mut findings| {
+        findings.mask.add_read(&table, &secrets);
+        findings
+    })
+}
+
+/// Whether the listener of `section` is on loopback. One that cannot be read is a problem of its
+/// own, not a reason to complain of every inline secret.
+fn is_local(table: &DeTable<'_>, section: &str) -> bool {
+    let section = table
+        .get(section)
+        .and_then(|value| value.get_ref().as_table());
+    let listen = section.and_then(|section| section.get("listen"));
+    let listen = listen.and_then(|value| value.get_ref().as_str());
+    let listen = listen.and_then(|text| text.parse::<SocketAddr>().ok());
+    listen.is_none_or(check::is_loopback)
+}
+
+struct Reader<'a, 'i> {
+    kinds: &'a [handler::Kind],
+    findings: Findings,
+    /// The sections that have not been read yet.
+    root: DeTable<'i>,
+}
+
+impl<'i> Reader<'_, 'i> {
+    fn read(mut self) -> Result<Config, Findings> {
+        let meant = self.unknown_sections();
+        let log = self.log();
+        let doors = self.doors();
+        let store = self.store();
+        let endpoints = self.endpoints(meant.contains(&"endpoints"));
+        let handlers = self.handlers();
+        match (log, doors, store) {
+            (Some(log), Some((server, admin)), Some((store, store_print)))
+                if self.findings.problems.is_empty() =>
+            {
+                Ok(Config {
+                    log,
+                    server,
+                    admin,
+                    store,
+                    endpoints,
+                    handlers,
+                    store_print,
+                })
+            }
+            _ => Err(self.findings),
+        }
+    }
+
+    /// Reports sections that mean nothing, and says which ones were meant.
+    fn unknown_sections(&mut self) -> Vec<&'static str> {
+        let keys = self.root.keys().cloned();
+        let unknown: Vec<_> = keys
+            .filter(|key| !SECTIONS.contains(&key.get_ref().as_ref()))
+            .collect();
+        let mut meant = Vec::new();
+        for key in unknown {
+            let place = key.span();
+            let Some(value) = self.root.remove(key.get_ref().as_ref()) else {
+                continue;
+            };
+            self.findings.mask.add_unread(&value);
+            let name = key.get_ref();
+            let what = match value.get_ref() {
+                DeValue::Table(_) => format!("unknown section [{name}]"),
+                _ => format!("unknown key `{name}` before the first section"),
+            };
+            let help = match wording::nearest(name, SECTIONS.iter().copied()) {
+                Some(near) => {
+                    meant.extend(SECTIONS.iter().find(|section| **section == near));
+                    format!("did you mean `{near}`?")
+                }
+                None => format!(
+                    "the sections are {}",
+                    wording::list(SECTIONS.iter().copied())
+                ),
+            };
+            self.findings.add(Problem::new(what).at(place).help(help));
+        }
+        meant
+    }
+
+    /// Takes a section out, as an empty one where there is none.
+    fn section(&mut self, name: &str) -> Option<Section<'i>> {
+        match self.root.remove(name) {
+            Some(value) => Section::new(name, value, &mut self.findings),
+            None => Some(Section::absent(name)),
+        }
+    }
+
+    fn log(&mut self) -> Option<Log> {
+        let mut section = self.section("log")?;
+        let log = section.read(Hints::default(), &mut self.findings, Log::deserialize)?;
+        check::log(&log, &section, &mut self.findings);
+        Some(log)
+    }
+
+    fn doors(&mut self) -> Option<(http::Settings, admin::Settings)> {
+        let server = self.section("server").and_then(|mut section| {
+            let hints = Hints::default();
+            let server = section.read(hints, &mut self.findings, http::Settings::deserialize)?;
+            check::server(&server, &section, &mut self.findings);
+            Some((server, section))
+        });
+        let admin = self.section("admin").and_then(|mut section| {
+            let hints = Hints::default();
+            let admin = section.read(hints, &mut self.findings, admin::Settings::deserialize)?;
+            check::admin(&admin, &section, &mut self.findings);
+            Some((admin, section))
+        });
+        let ((server, server_section), (admin, admin_section)) = (server?, admin?);
+        let (here, there) = (
+            (&server_section, server.listen),
+            (&admin_section, admin.listen),
+        );
+        check::doors(here, there, &mut self.findings);
+        Some((server, admin))
+    }
+
+    fn store(&mut self) -> Option<(Box<dyn store::Engine>, u64)> {
+        let hints = Hints {
+            keys: &["kind"],
+            example: STORE_EXAMPLE,
+        };
+        let Some(value) = self.root.remove("store") else {
+            let problem = Problem::new("there is no [store], so events could not be kept");
+            let problem = problem.help(format!("for example:\n{STORE_EXAMPLE}"));
+            self.findings.add_missing(problem);
+            return None;
+        };
+        let print = fingerprint(value.get_ref());
+        let mut section = Section::new("store", value, &mut self.findings)?;
+        let kind = section.take_text("kind", hints, &mut self.findings);
+        let entry = kind.and_then(|kind| {
+            let (name, place) = (kind.get_ref(), kind.span());
+            let known = store::ENGINES.iter().map(|entry| entry.kind);
+            let problem = || unknown("kind of store", name, known, place);
+            self.found(store::Entry::named(name), problem)
+        });
+        let Some(entry) = entry else {
+            section.hide(&mut self.findings);
+            return None;
+        };
+        let engine = section.read(hints, &mut self.findings, entry.read)?;
+        Some((engine, print))
+    }
+
+    /// What was looked up, or the report that there is no such thing.
+    fn found<T>(&mut self, entry: Option<T>, problem: impl FnOnce() -> Problem) -> Option<T> {
+        if entry.is_none() {
+            self.findings.add(problem());
+        }
+        entry
+    }
+
+    /// The tables inside the section `name`, in the order of the file.
+    fn named(&mut self, name: &str) -> Option<Vec<(Span, Section<'i>)>> {
+        let section = self.section(name)?;
+        let mut entries: Vec<_> = section.table.into_iter().collect();
+        entries.sort_by_key(|(key, _)| key.span().start);
+        let sections = entries
+            .into_iter()
+            .filter_map(|(key, value): (_, Value<'i>)| {
+                check::name(name, key.get_ref(), key.span(), &mut self.findings);
+                let full = format!("{name}.{}", key.get_ref());
+                let section = Section::new(&full, value, &mut self.findings)?;
+                Some((key.span(), section))
+            });
+        Some(sections.collect())
+    }
+
+    fn endpoints(&mut self, is_mistyped: bool) -> Vec<http::Endpoint> {
+        let value = self.root.get("endpoints");
+        let header = value.map(toml::Spanned::span);
+        let is_empty = value.is_none_or(|value| {
+            let table = value.get_ref().as_table();
+            table.is_some_and(|table| table.is_empty())
+        });
+        let sections = self.named("endpoints").unwrap_or_default();
+        if is_empty && !is_mistyped {
+            let problem = Problem::new("there are no endpoints, so nothing could be received");
+            let problem = problem.help(format!("for example:\n{ENDPOINT_EXAMPLE}"));
+            self.findings.add_missing(match header {
+                Some(place) => problem.at(place),
+                None => problem,
+            });
+        }
+        let mut paths = check::Paths::default();
+        let endpoints = sections
+            .into_iter()
+            .filter_map(|(_, section)| self.endpoint(section, &mut paths));
+        endpoints.collect()
+    }
+
+    fn endpoint(
+        &mut self,
+        mut section: Section<'i>,
+        paths: &mut check::Paths,
+    ) -> Option<http::Endpoint> {
+        let hints = Hints {
+            keys: &["family", "path"],
+            example: ENDPOINT_EXAMPLE,
+        };
+        let family = section.take_text("family", hints, &mut self.findings);
+        let family = family.and_then(|family| {
+            let (name, place) = (family.get_ref(), family.span());
+            let known = FAMILIES.iter().map(|family| family.name);
+            let problem = || unknown("family", name, known, place);
+            self.found(Family::named(name), problem)
+        });
+        let path = section.take_text("path", hints, &mut self.findings);
+        if let Some(path) = &path {
+            paths.add(path.get_ref(), path.span(), &mut self.findings);
+        }
+        let Some((family, entry)) =
+            family.and_then(|family| Some((family, provider::Entry::named(family.provider())?)))
+        else {
+            section.hide(&mut self.findings);
+            return None;
+        };
+        let provider = section.read(hints, &mut self.findings, entry.build)?;
+        Some(http::Endpoint {
+            name: EndpointName::new(own_name(&section.name)),
+            family,
+            path: path?.into_inner().into_owned(),
+            provider,
+        })
+    }
+
+    fn handlers(&mut self) -> Vec<Consumer> {
+        let sections = self.named("handlers").unwrap_or_default();
+        let handlers = sections
+            .into_iter()
+            .filter_map(|(key, section)| self.handler(&key, section));
+        handlers.collect()
+    }
+
+    fn handler(&mut self, key: &Span, mut section: Section<'i>) -> Option<Consumer> {
+        let kinds = self.kinds;
+        let general = ["kind"].iter().chain(dispatch::Settings::KEYS).copied();
+        let general: Vec<_> = general.collect();
+        let kind = section.take_text(
+            "kind",
+            Hints {
+                keys: &general,
+                example: "kind = \"log\"",
+            },
+            &mut self.findings,
+        );
+        let kind = kind.and_then(|kind| {
+            let (name, place) = (kind.get_ref(), kind.span());
+            let known = kinds.iter().map(|kind| kind.kind);
+            let problem = || unknown("kind of handler", name, known, place);
+            self.found(
+                kinds.iter().find(|kind| kind.kind == name.as_ref()),
+                problem,
+            )
+        });
+        let mut dispatched = section.split_off(dispatch::Settings::KEYS);
+        // The kind's settings come first: a mistyped key among them may be one of the others.
+        let factory = match kind {
+            Some(kind) => {
+                let hints = Hints {
+                    keys: &general,
+                    example: kind.example,
+                };
+                section.read(hints, &mut self.findings, |settings| kind.read(settings))
+            }
+            None => {
+                section.hide(&mut self.findings);
+                None
+            }
+        };
+        dispatched.excuse(&section);
+        let hints = Hints {
+            keys: &[],
+            example: "events = [\"*\"]",
+        };
+        let settings =
+            dispatched.read(hints, &mut self.findings, dispatch::Settings::deserialize)?;
+        check::dispatch(&settings, &dispatched, &mut self.findings);
+        let name = HandlerName::new(own_name(&section.name));
+        let context = BuildContext {
+            name: name.clone(),
+            concurrency: settings.concurrency.get(),
+            timeout: settings.timeout,
+        };
+        match factory?.build(&context) {
+            Ok(handler) => Some(Consumer {
+                name,
+                settings,
+                handler,
+            }),
+            Err(error) => {
+                let place = section.place.unwrap_or_else(|| key.clone());
+                self.findings
+                    .add(wording::problem(&error.to_string()).at(place));
+                None
+            }
+        }
+    }
+}
+
+/// A name that no table knows.
+fn unknown<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+    place: Span,
+) -> Problem {
+    let all = wording::list(known.clone());
+    let help = match wording::nearest(name, known) {
+        Some(near) => format!("did you mean \"{near}\"? there are {all}"),
+        None => format!("there are {all}"),
+    };
+    Problem::new(format!("unknown {what} {name:?}"))
+        .at(place)
+        .help(help)
+}
+
+/// The last part of a section's name, which is the user's own.
+fn own_name(section: &str) -> &str {
+    section.split_once('.').map_or(section, |(_, name)| name)
+}
+
+/// A number that stays the same while `value` says the same, wherever it stands.
+fn fingerprint(value: &DeValue<'_>) -> u64 {
+    fn add(value: &DeValue<'_>, hasher: &mut DefaultHasher) {
+        std::mem::discriminant(value).hash(hasher);
+        match value {
+            DeValue::String(text) => text.hash(hasher),
+            DeValue::Integer(number) => number.as_str().hash(hasher),
+            DeValue::Float(number) => number.as_str().hash(hasher),
+            DeValue::Boolean(truth) => truth.hash(hasher),
+            DeValue::Datetime(time) => time.to_string().hash(hasher),
+            DeValue::Array(items) => {
+                items.len().hash(hasher);
+                items.iter().for_each(|item| add(item.get_ref(), hasher));
+            }
+            DeValue::Table(table) => {
+                table.len().hash(hasher);
+                for (key, value) in table.iter() {
+                    key.get_ref().hash(hasher);
+                    add(value.get_ref(), hasher);
+                }
+            }
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    add(value, &mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,150 @@
+//! Everything that is wrong with one file, each with its place, a caret and what to do.
+
+use std::{fmt, ops::Range};
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+
+use super::mask::Mask;
+
+/// A run of bytes in the file.
+pub(super) type Span = Range<usize>;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong, readable alone.
+    pub message: String,
+    /// Where, in bytes from the start of the file; `None` when it is wrong as a whole.
+    pub place: Option<Range<usize>>,
+    /// A second place that has to do with it, and how.
+    pub other: Option<(Range<usize>, String)>,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            place: None,
+            other: None,
+            help: None,
+        }
+    }
+
+    pub(super) fn at(mut self, place: Span) -> Self {
+        self.place = Some(place);
+        self
+    }
+
+    pub(super) fn and(mut self, place: Span, label: impl Into<String>) -> Self {
+        self.other = Some((place, label.into()));
+        self
+    }
+
+    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// Why a file is no configuration: all of it at once, in the order of the file.
+///
+/// **Invariant:** no text in it, the file's own included, shows a secret.
+pub struct Report {
+    path: String,
+    source: String,
+    problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Puts `problems` in order, and what `mask` covers out of sight.
+    pub(super) fn new(path: String, source: &str, mask: &Mask, mut problems: Vec<Problem>) -> Self {
+        // A problem with the whole file is read best after those that may be its cause.
+        problems.sort_by_key(|problem| {
+            let place = problem.place.as_ref();
+            place.map_or((usize::MAX, 0), |place| (place.start, place.end))
+        });
+        problems.dedup();
+        for problem in &mut problems {
+            problem.message = mask.cover_words(&problem.message);
+            problem.help = problem.help.take().map(|help| mask.cover_words(&help));
+        }
+        Self {
+            path,
+            source: mask.cover(source),
+            problems,
+        }
+    }
+
+    /// What is wrong, in the order of the file; never empty.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// The report as a text for people. `color` belongs on terminals only.
+    pub fn render(&self, color: bool) -> String {
+        let renderer = if color {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
+        let mut text = String::new();
+        for problem in &self.problems {
+            text.push_str(&self.render_one(problem, &renderer));
+            text.push_str("\n\n");
+        }
+        let count = match self.problems.len() {
+            1 => "1 problem".to_owned(),
+            many => format!("{many} problems"),
+        };
+        text.push_str(&format!("{}: {count}; nothing was changed\n", self.path));
+        text
+    }
+
+    fn render_one(&self, problem: &Problem, renderer: &Renderer) -> String {
+        let title = Level::ERROR.primary_title(problem.message.as_str());
+        let mut group = match &problem.place {
+            Some(place) => {
+                let mut snippet = Snippet::source(self.source.as_str())
+                    .path(self.path.as_str())
+                    .annotation(AnnotationKind::Primary.span(self.within(place)));
+                if let Some((place, label)) = &problem.other {
+                    let other = AnnotationKind::Context.span(self.within(place));
+                    snippet = snippet.annotation(other.label(label.as_str()));
+                }
+                title.element(snippet)
+            }
+            None => title.element(annotate_snippets::Origin::path(self.path.as_str())),
+        };
+        if let Some(help) = &problem.help {
+            // Unlike a title, a message is printed as it is, escape sequences and all.
+            let help: Vec<_> = help
+                .lines()
+                .map(annotate_snippets::normalize_untrusted_str)
+                .collect();
+            group = group.element(Level::HELP.message(help.join("\n")));
+        }
+        renderer.render(&[group])
+    }
+
+    /// The part of `place` that lies in the source.
+    fn within(&self, place: &Span) -> Span {
+        let start = self.source.floor_char_boundary(place.start);
+        start..self.source.ceil_char_boundary(place.end).max(start)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for Report {}

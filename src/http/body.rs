@@ -1,0 +1,167 @@
+//! Bodies, collected raw and within limits, so that every way in which one can fail gets an answer
+//! of ours.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Settings,
+    answer::Answer,
+    room::{Permit, Room},
+};
+
+/// How much of a body that is too large is read and thrown away, and for how long. A sender that
+/// is still writing when we close sees a broken connection and not our answer.
+const DISCARD_BYTES: usize = 8 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// The limits on bodies.
+#[derive(Debug)]
+pub(super) struct Collector {
+    max_body: u64,
+    time: Duration,
+    /// In bytes.
+    memory: Room,
+}
+
+/// A whole body, and the memory that it takes until this is dropped.
+pub(super) struct Collected {
+    pub(super) bytes: Bytes,
+    pub(super) memory: Option<Permit>,
+}
+
+impl Collector {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            max_body: settings.max_body,
+            time: settings.body_timeout,
+            memory: Room::new(usize::try_from(settings.body_memory).unwrap_or(usize::MAX)),
+        }
+    }
+
+    /// Reads `body` to its end. Gives up when `dismissal` says that others need the room.
+    pub(super) async fn collect(
+        &self,
+        headers: &HeaderMap,
+        mut body: Body,
+        dismissal: &CancellationToken,
+    ) -> Result<Collected, Answer> {
+        let collected = tokio::select! {
+            () = dismissal.cancelled() => Err(Answer::Overloaded),
+            collected = timeout(self.time, self.read(&mut body, dismissal)) => {
+                collected.unwrap_or(Err(Answer::SlowBody))
+            }
+        };
+        // Who asked before sending is told before sending.
+        if let (Err(Answer::TooLarge), false) = (&collected, headers.contains_key(header::EXPECT)) {
+            discard(body).await;
+        }
+        collected
+    }
+
+    async fn read(
+        &self,
+        body: &mut Body,
+        dismissal: &CancellationToken,
+    ) -> Result<Collected, Answer> {
+        // What the head promises, before a byte of it is read.
+        if body.size_hint().lower() > self.max_body {
+            return Err(Answer::TooLarge);
+        }
+        let mut bytes = Chunks::default();
+        let mut memory: Option<Permit> = None;
+        let mut place = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Answer::BrokenBody)?;
+            // Trailers are no part of the body.
+            let Ok(chunk) = frame.into_data() else {
+                continue;
+            };
+            if chunk.is_empty() {
+                continue;
+            }
+            let total = bytes.len() + chunk.len();
+            if u64::try_from(total).is_ok_and(|total| total > self.max_body) {
+                return Err(Answer::TooLarge);
+            }
+            let size = u32::try_from(chunk.len()).map_err(|_| Answer::TooLarge)?;
+            let taken = self.memory.take(size).await.ok_or(Answer::Overloaded)?;
+            match &mut memory {
+                Some(memory) => memory.merge(taken),
+                None => memory = Some(taken),
+            }
+            place.get_or_insert_with(|| self.memory.wait(dismissal));
+            bytes.push(chunk);
+        }
+        Ok(Collected {
+            bytes: bytes.join(),
+            memory,
+        })
+    }
+}
+
+/// The pieces of a body. Most bodies come in one, which is then not copied.
+#[derive(Default)]
+enum Chunks {
+    #[default]
+    None,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Chunks {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(chunk) => chunk.len(),
+            Self::Many(chunks) => chunks.len(),
+        }
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(chunk),
+            Self::One(first) => {
+                let mut chunks = BytesMut::with_capacity(2 * (first.len() + chunk.len()));
+                chunks.extend_from_slice(&first);
+                chunks.extend_from_slice(&chunk);
+                Self::Many(chunks)
+            }
+            Self::Many(mut chunks) => {
+                chunks.extend_from_slice(&chunk);
+                Self::Many(chunks)
+            }
+        };
+    }
+
+    fn join(self) -> Bytes {
+        match self {
+            Self::None => Bytes::new(),
+            Self::One(chunk) => chunk,
+            Self::Many(chunks) => chunks.freeze(),
+        }
+    }
+}
+
+/// Reads on for a while and keeps nothing.
+async fn discard(mut body: Body) {
+    let read = async {
+        let mut left = DISCARD_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            let Some(less) = left.checked_sub(length) else {
+                return;
+            };
+            left = less;
+        }
+    };
+    // Whether it ended or not, the answer is the same.
+    timeout(DISCARD_TIME, read).await.unwrap_or_default();
+}

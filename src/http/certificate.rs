@@ -1,0 +1,178 @@
+//! The server's certificate: two files that may change under us.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+
+use super::{Error, Tls, expiry};
+use crate::telemetry::Fraction;
+
+/// How often the files are looked at. A renewal is minutes ahead of the old one's end at the least.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A certificate with its key, as it was in its files when they last made sense.
+#[derive(Debug)]
+pub struct Certificate {
+    files: Tls,
+    current: ArcSwap<CertifiedKey>,
+    /// What the files held when they were last looked at, sense or not, so that one bad renewal is
+    /// reported once.
+    seen: Mutex<Pem>,
+    ends: Fraction,
+}
+
+/// What the two files hold.
+#[derive(PartialEq, Eq)]
+struct Pem {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Certificate {
+    /// Reads `files`; keeps `ends` at the second in which the certificate ends.
+    pub(super) fn load(files: &Tls, ends: Fraction) -> Result<Self, Error> {
+        let pem = Pem::read(files)?;
+        let key = pem.parse(files)?;
+        let certificate = Self {
+            files: files.clone(),
+            current: ArcSwap::from_pointee(key),
+            seen: Mutex::new(pem),
+            ends,
+        };
+        certificate.report_end();
+        Ok(certificate)
+    }
+
+    /// Reads the files again and takes what they hold, if it is new. True when it was. Connections
+    /// that are open keep the certificate that they began with.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read or used; the certificate in use stays in use.
+    pub fn refresh(&self) -> Result<bool, Error> {
+        let pem = Pem::read(&self.files)?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen == pem {
+            return Ok(false);
+        }
+        let parsed = pem.parse(&self.files);
+        *seen = pem;
+        self.current.store(Arc::new(parsed?));
+        self.report_end();
+        Ok(true)
+    }
+
+    /// Looks at the files every 10 seconds, for ever.
+    pub(super) async fn watch(self: Arc<Self>) {
+        let mut unreadable = false;
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let certificate = Arc::clone(&self);
+            let Ok(refreshed) = tokio::task::spawn_blocking(move || certificate.refresh()).await
+            else {
+                continue;
+            };
+            let was_unreadable = unreadable;
+            unreadable = matches!(refreshed, Err(Error::Unreadable { .. }));
+            match refreshed {
+                Ok(true) => tracing::info!("the certificate was renewed"),
+                Ok(false) => {}
+                // A file that stays away is reported when it goes, not every time it is missed.
+                Err(Error::Unreadable { .. }) if was_unreadable => {}
+                Err(error) => {
+                    tracing::error!(%error, "the new certificate is refused, the old one stays in use");
+                }
+            }
+        }
+    }
+
+    fn report_end(&self) {
+        let current = self.current.load();
+        let end = current.cert.first().and_then(|der| expiry::not_after(der));
+        if let Some(end) = end {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "seconds of any real date are exact in an f64"
+            )]
+            self.ends.set(end.as_second() as f64);
+        }
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+impl Pem {
+    fn read(files: &Tls) -> Result<Self, Error> {
+        let read = |path: &Path| {
+            fs::read(path).map_err(|error| Error::Unreadable {
+                path: path.to_owned(),
+                error,
+            })
+        };
+        Ok(Self {
+            certificate: read(&files.certificate)?,
+            key: read(&files.key)?,
+        })
+    }
+
+    fn parse(&self, files: &Tls) -> Result<CertifiedKey, Error> {
+        let not_pem = |path: &Path, what, help| Error::NotPem {
+            path: path.to_owned(),
+            what,
+            help,
+        };
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.certificate)
+            .collect::<Result<_, _>>()
+            .ok()
+            .filter(|chain: &Vec<_>| !chain.is_empty())
+            .ok_or_else(|| {
+                let help = "it should hold the certificate and then its intermediates";
+                not_pem(&files.certificate, "certificate", help)
+            })?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| {
+            let help = "it should hold one private key that is not encrypted";
+            not_pem(&files.key, "private key", help)
+        })?;
+        CertifiedKey::from_der(chain, key, &crypto()).map_err(|error| Error::Certificate {
+            files: files.clone(),
+            error,
+        })
+    }
+}
+
+impl std::fmt::Debug for Pem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pem(..)")
+    }
+}
+
+fn crypto() -> CryptoProvider {
+    aws_lc_rs::default_provider()
+}
+
+/// TLS 1.2 and 1.3, with HTTP/2 or HTTP/1.1 over them.
+pub(super) fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto()))
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}

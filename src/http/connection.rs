@@ -1,0 +1,353 @@
+//! One connection, from its first byte to its last.
+//!
+//! A connection *waits* while its peer owes it bytes: the first one, a TLS handshake, the rest of a
+//! head or of a body, the next request. It is *at work* while we owe the peer an answer. Only one
+//! that waits can be let go, by its own deadline or because others need the place. One deadline
+//! covers both versions of HTTP: hyper's own timers know nothing of the bytes by which the versions
+//! are told apart, nor of an HTTP/2 connection that answers pings and says nothing else.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, response::Response};
+use hyper::{Request, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
+
+use super::{
+    Settings,
+    listener::Tally,
+    room::{Place, Room},
+};
+
+/// How long a connection that is on its way out may still take to finish the head of a request that
+/// it has begun. Honest heads are on the wire at once.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The largest request head. RingCentral's and Zoom's are under 2 KiB; proxies add some.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// The same for HTTP/2, as the sum of names, values and 32 bytes for each.
+const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
+
+/// How many requests one HTTP/2 connection may have in flight. A sender with more of them opens
+/// more connections.
+const MAX_STREAMS: u32 = 64;
+
+/// How much of one body, and of all bodies of a connection, HTTP/2 may send ahead of our reading.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
+
+/// How often a quiet HTTP/2 connection is asked whether its peer is there, and for how long.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all connections of a listener share.
+pub(super) struct Host {
+    first_byte_timeout: Duration,
+    head_timeout: Duration,
+    tls: Option<TlsAcceptor>,
+    tally: Tally,
+    router: Router,
+    http: auto::Builder<Executor>,
+    draining: CancellationToken,
+}
+
+impl Host {
+    pub(super) fn new(
+        settings: &Settings,
+        tls: Option<TlsAcceptor>,
+        tally: Tally,
+        router: Router,
+        tasks: TaskTracker,
+        draining: CancellationToken,
+    ) -> Self {
+        let mut http = auto::Builder::new(Executor(tasks));
+        http.http1()
+            .max_buf_size(MAX_HEAD_BYTES)
+            // A sender that has said all it has to say is still owed an answer.
+            .half_close(true);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
+        Self {
+            first_byte_timeout: settings.first_byte_timeout,
+            head_timeout: settings.head_timeout,
+            tls,
+            tally,
+            router,
+            http,
+            draining,
+        }
+    }
+}
+
+/// Spawns what HTTP/2 needs where a drain can wait for it.
+#[derive(Clone)]
+struct Executor(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// One connection that was accepted.
+pub(super) struct Connection {
+    host: Arc<Host>,
+    presence: Presence,
+    dismissal: CancellationToken,
+}
+
+impl Connection {
+    /// `dismissal` closes it, whatever it is doing.
+    pub(super) fn new(host: Arc<Host>, room: Room, dismissal: CancellationToken) -> Self {
+        let presence = Presence::new(room, dismissal.clone(), host.draining.clone());
+        Self {
+            host,
+            presence,
+            dismissal,
+        }
+    }
+
+    /// Serves it until either side has had enough.
+    pub(super) async fn serve(self, stream: TcpStream) {
+        self.host.tally.open.inc();
+        let closed = tokio::select! {
+            () = self.dismissal.cancelled() => Closed::ByUs,
+            closed = self.converse(stream) => closed,
+        };
+        self.host.tally.open.dec();
+        let leaving = self.host.draining.is_cancelled();
+        if matches!(closed, Closed::ByUs) && !leaving && !self.presence.has_spoken() {
+            self.host.tally.refused.inc();
+        }
+    }
+
+    async fn converse(&self, stream: TcpStream) -> Closed {
+        match &self.host.tls {
+            None => {
+                let mut first = [0];
+                tokio::select! {
+                    () = self.gives_up_on_first_byte() => Closed::ByUs,
+                    peeked = stream.peek(&mut first) => match peeked {
+                        Ok(1..) => self.exchange(stream).await,
+                        Ok(0) | Err(_) => Closed::ByPeer,
+                    }
+                }
+            }
+            Some(tls) => tokio::select! {
+                () = self.gives_up_on_first_byte() => Closed::ByUs,
+                shaken = tls.accept(stream) => match shaken {
+                    Ok(stream) => self.exchange(stream).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "a TLS handshake failed");
+                        Closed::ByUs
+                    }
+                }
+            },
+        }
+    }
+
+    /// Ready when a connection that has not begun is not worth waiting for any more.
+    async fn gives_up_on_first_byte(&self) {
+        tokio::select! {
+            () = sleep(self.host.first_byte_timeout) => {}
+            () = self.host.draining.cancelled() => sleep(GRACE).await,
+        }
+    }
+
+    /// Takes requests and gives answers.
+    async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Closed {
+        let answer = service_fn(|request| self.answer(request));
+        let served = self
+            .host
+            .http
+            .serve_connection(TokioIo::new(stream), answer);
+        let mut served = pin!(served);
+        let mut patience = self.host.head_timeout;
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                ended = served.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection broke");
+                    }
+                    return if leaving { Closed::ByUs } else { Closed::ByPeer };
+                }
+                () = self.host.draining.cancelled(), if !leaving => {}
+                () = self.presence.overstays(patience) => {
+                    if leaving {
+                        return Closed::ByUs;
+                    }
+                }
+            }
+            leaving = true;
+            patience = GRACE;
+            served.as_mut().graceful_shutdown();
+        }
+    }
+
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response, Infallible>> + Send + 'static {
+        let visit = self.presence.begin();
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.presence.clone());
+        let mut router = self.host.router.clone();
+        async move {
+            let response = router.call(request).await;
+            drop(visit);
+            response
+        }
+    }
+}
+
+/// Who ended a connection.
+enum Closed {
+    ByUs,
+    ByPeer,
+}
+
+/// Whether a connection waits or is at work; handed to the route with each request.
+#[derive(Clone)]
+pub(super) struct Presence(Arc<Inner>);
+
+struct Inner {
+    room: Room,
+    dismissal: CancellationToken,
+    draining: CancellationToken,
+    state: Mutex<State>,
+    /// Told whenever a request begins or ends.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether a whole request head has ever arrived.
+    spoken: bool,
+    /// Requests whose head has arrived and that are not answered.
+    requests: usize,
+    /// How many of those have arrived whole.
+    at_work: usize,
+    /// The place in the line of those that may be let go; none while at work.
+    place: Option<Place>,
+}
+
+impl Presence {
+    fn new(room: Room, dismissal: CancellationToken, draining: CancellationToken) -> Self {
+        let place = Some(room.wait(&dismissal));
+        let state = State {
+            place,
+            ..State::default()
+        };
+        Self(Arc::new(Inner {
+            room,
+            dismissal,
+            draining,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Whether no more requests are taken.
+    pub(super) fn is_draining(&self) -> bool {
+        self.0.draining.is_cancelled()
+    }
+
+    /// The request has arrived whole, and from now on it is we who are waited for. Until the guard
+    /// is dropped, the connection cannot be let go.
+    pub(super) fn work(&self) -> Work {
+        let mut state = self.state();
+        state.at_work += 1;
+        state.place = None;
+        drop(state);
+        Work(self.clone())
+    }
+
+    fn begin(&self) -> Visit {
+        let mut state = self.state();
+        state.spoken = true;
+        state.requests += 1;
+        drop(state);
+        self.0.changed.notify_one();
+        Visit(self.clone())
+    }
+
+    fn has_spoken(&self) -> bool {
+        self.state().spoken
+    }
+
+    /// Ready when no request has been in flight for `patience`.
+    async fn overstays(&self, patience: Duration) {
+        loop {
+            let changed = self.0.changed.notified();
+            let idle = self.state().requests == 0;
+            if !idle {
+                changed.await;
+            } else if timeout(patience, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half-way through a change, so a poisoned state is still in order.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One request, from its head to its answer.
+struct Visit(Presence);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.state().requests -= 1;
+        self.0.0.changed.notify_one();
+    }
+}
+
+/// One request that has arrived whole, until its answer.
+pub(super) struct Work(Presence);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let Inner {
+            room, dismissal, ..
+        } = &*self.0.0;
+        let mut state = self.0.state();
+        state.at_work -= 1;
+        if state.at_work == 0 {
+            // At the end of the line: it has just shown that it is worth waiting for.
+            state.place = Some(room.wait(dismissal));
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! The one route: find the endpoint, have the request admitted, have its event stored, answer.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use axum::{
+    Router,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use http::Method;
+use jiff::Timestamp;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+
+use super::{
+    Endpoint, Settings,
+    answer::Answer,
+    body::{Collected, Collector},
+    connection::Presence,
+    room::Room,
+    throttle::Throttle,
+};
+use crate::{
+    event::{self, EventName},
+    provider::{self, Reply, Verified},
+    store::{APPEND_BUDGET, AppendError, Store},
+    telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
+};
+
+/// The endpoint under which requests are counted that came to none.
+const NOWHERE: &str = "none";
+
+/// Takes what is posted to the endpoints.
+pub struct Webhook {
+    routes: ArcSwap<Routes>,
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    clock: fn() -> Timestamp,
+    collector: Collector,
+    /// In requests; those whose body is on its way can be let go.
+    slots: Room,
+    requests: AtomicU64,
+}
+
+impl Webhook {
+    /// A webhook that serves `endpoints` and keeps their events in `store`.
+    pub fn new(
+        settings: &Settings,
+        endpoints: Vec<Endpoint>,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        clock: fn() -> Timestamp,
+    ) -> Self {
+        Self {
+            routes: ArcSwap::from_pointee(Routes::new(endpoints, &metrics)),
+            store,
+            metrics,
+            clock,
+            collector: Collector::new(settings),
+            slots: Room::new(settings.max_in_flight),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    /// Serves `endpoints` from now on, in place of those before. A request that has found its
+    /// endpoint is answered by that one.
+    pub fn reroute(&self, endpoints: Vec<Endpoint>) {
+        let routes = Routes::new(endpoints, &self.metrics);
+        self.routes.store(Arc::new(routes));
+    }
+
+    /// The route, ready to be served.
+    pub(super) fn router(self: Arc<Self>) -> Router {
+        let webhook = Arc::clone(&self);
+        let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
+            let routes = webhook.routes.load();
+            routes.nowhere.answer(Answer::Panic, (webhook.clock)())
+        });
+        Router::new()
+            .fallback(receive)
+            .with_state(self)
+            .layer(catch)
+    }
+
+    async fn receive(&self, request: Request) -> Response {
+        let routes = self.routes.load_full();
+        let Some(route) = routes.by_path.get(request.uri().path()) else {
+            return routes.nowhere.answer(Answer::Path, (self.clock)());
+        };
+        if request.method() != Method::POST {
+            return routes.nowhere.answer(Answer::Method, (self.clock)());
+        }
+        let started = Instant::now();
+        let _in_flight = InFlight::enter(&self.metrics.in_flight);
+        let answer = match self.take(route, request).await {
+            Ok(answer) | Err(answer) => answer,
+        };
+        let response = route.tally.answer(answer, (self.clock)());
+        route
+            .answer_seconds
+            .observe(started.elapsed().as_secs_f64());
+        response
+    }
+
+    /// Either kind of result is an answer; an `Err` cuts the way to it short.
+    async fn take(&self, route: &Route, request: Request) -> Result<Answer, Answer> {
+        let presence = request.extensions().get::<Presence>().cloned();
+        if presence.as_ref().is_some_and(Presence::is_draining) {
+            return Err(Answer::Draining);
+        }
+        let _slot = self.slots.take(1).await.ok_or(Answer::Overloaded)?;
+        let (head, body) = request.into_parts();
+        let dismissal = CancellationToken::new();
+        let waiting = self.slots.wait(&dismissal);
+        let Collected { bytes, memory } = self
+            .collector
+            .collect(&head.headers, body, &dismissal)
+            .await?;
+        // It has arrived whole: from here on nobody can push it out, and its memory is held until
+        // the store has written it.
+        drop(waiting);
+        let _memory = memory;
+        let _work = presence.as_ref().map(Presence::work);
+
+        let now = (self.clock)();
+        let request = provider::Request {
+            endpoint: &route.endpoint.name,
+            headers: &head.headers,
+            body: bytes,
+        };
+        let admission = route
+            .endpoint
+            .provider
+            .admit(request, now)
+            .map_err(Answer::Refused)?;
+        let stored = admission.event.is_some();
+        if let Some(event) = admission.event {
+            self.store(route, event).await?;
+        }
+        if admission.reply != Reply::Accepted {
+            route.last_handshake.set(seconds(now));
+        }
+        Ok(if stored {
+            Answer::Stored(admission.reply)
+        } else {
+            Answer::Handshake(admission.reply)
+        })
+    }
+
+    async fn store(&self, route: &Route, event: Verified) -> Result<(), Answer> {
+        let (id, name) = {
+            let notification = event.notification();
+            (notification.id, notification.name.clone())
+        };
+        match timeout(APPEND_BUDGET, self.store.append(event)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(AppendError::Overloaded)) => return Err(Answer::Overloaded),
+            Ok(Err(error)) => return Err(Answer::Unavailable(error.to_string())),
+            Err(_) => {
+                let why = format!("the store took longer than {APPEND_BUDGET:?}");
+                return Err(Answer::Unavailable(why));
+            }
+        }
+        tracing::debug!(event.id = %id, event.name = %name, "an event was stored");
+        route.count(&name, &self.metrics);
+        Ok(())
+    }
+}
+
+/// The route's handler. The number in the span tells apart the log lines of requests that are
+/// served at the same time; it never leaves the process.
+async fn receive(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
+    let number = webhook.requests.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::info_span!("request", number);
+    webhook.receive(request).instrument(span).await
+}
+
+/// Which endpoint serves which path.
+struct Routes {
+    by_path: HashMap<String, Route>,
+    nowhere: Tally,
+}
+
+impl Routes {
+    fn new(endpoints: Vec<Endpoint>, metrics: &Metrics) -> Self {
+        let by_path = endpoints
+            .into_iter()
+            .map(|endpoint| (endpoint.path.clone(), Route::new(endpoint, metrics)))
+            .collect();
+        Self {
+            by_path,
+            nowhere: Tally::new(NOWHERE, &Answer::WORDS_NOWHERE, metrics),
+        }
+    }
+}
+
+/// An endpoint with its metrics, which are looked up once.
+struct Route {
+    endpoint: Endpoint,
+    tally: Tally,
+    events: HashMap<EventName, Counter>,
+    misdirected: Counter,
+    last_handshake: Fraction,
+    answer_seconds: Histogram,
+}
+
+impl Route {
+    fn new(endpoint: Endpoint, metrics: &Metrics) -> Self {
+        let label = ByEndpoint::from(&endpoint.name);
+        let provider = endpoint.family.provider();
+        let events = event::event_names()
+            .into_iter()
+            .filter(|name| name.provider() == provider)
+            .map(|name| {
+                let counter = event_counter(&endpoint, &name, metrics);
+                (name, counter)
+            })
+            .collect();
+        Self {
+            tally: Tally::new(endpoint.name.as_str(), &Answer::WORDS, metrics),
+            events,
+            misdirected: metrics.misdirected.get_or_create(&label).clone(),
+            last_handshake: metrics
+                .last_handshake_timestamp_seconds
+                .get_or_create(&label)
+                .clone(),
+            answer_seconds: metrics.answer_seconds.get_or_create(&label).clone(),
+            endpoint,
+        }
+    }
+
+    fn count(&self, name: &EventName, metrics: &Metrics) {
+        match self.events.get(name) {
+            Some(counter) => counter.inc(),
+            None => event_counter(&self.endpoint, name, metrics).inc(),
+        };
+        if is_of_another_family(name, self.endpoint.family) {
+            self.misdirected.inc();
+        }
+    }
+}
+
+/// Whether some other family claims an event of that name. One that no family claims has a name
+/// of two parts and is at home at every endpoint of its provider.
+fn is_of_another_family(name: &EventName, family: &event::Family) -> bool {
+    let claimed_by = name.as_str().rsplit_once('.').map(|(family, _)| family);
+    claimed_by.is_some_and(|claimed_by| claimed_by.contains('.') && claimed_by != family.name)
+}
+
+fn event_counter(endpoint: &Endpoint, name: &EventName, metrics: &Metrics) -> Counter {
+    let label = ByEvent {
+        endpoint: endpoint.name.to_string(),
+        event: name.to_string(),
+    };
+    metrics.events.get_or_create(&label).clone()
+}
+
+/// Counts answers, and writes down those that somebody should know of.
+struct Tally {
+    endpoint: String,
+    by_word: HashMap<&'static str, (Counter, Throttle)>,
+}
+
+impl Tally {
+    fn new(endpoint: &str, words: &[&'static str], metrics: &Metrics) -> Self {
+        let line = |answer| {
+            let label = ByAnswer {
+                endpoint: endpoint.to_owned(),
+                answer,
+            };
+            let counter = metrics.requests.get_or_create(&label).clone();
+            (answer, (counter, Throttle::default()))
+        };
+        Self {
+            endpoint: endpoint.to_owned(),
+            by_word: words.iter().copied().map(line).collect(),
+        }
+    }
+
+    fn answer(&self, answer: Answer, now: Timestamp) -> Response {
+        if let Some((counter, throttle)) = self.by_word.get(answer.word()) {
+            counter.inc();
+            self.log(&answer, throttle, now);
+        }
+        answer.into_response()
+    }
+
+    fn log(&self, answer: &Answer, throttle: &Throttle, now: Timestamp) {
+        if matches!(answer, Answer::Stored(_) | Answer::Handshake(_)) {
+            return;
+        }
+        let Some(suppressed) = throttle.pass(now) else {
+            return;
+        };
+        let (endpoint, reason) = (self.endpoint.as_str(), answer.word());
+        match answer {
+            Answer::Stored(_) | Answer::Handshake(_) => {}
+            Answer::Path | Answer::Method | Answer::Draining | Answer::BrokenBody => {
+                tracing::info!(endpoint, reason, suppressed, "a request was turned away");
+            }
+            Answer::Refused(_) | Answer::TooLarge | Answer::SlowBody | Answer::Overloaded => {
+                tracing::warn!(endpoint, reason, suppressed, "a request was refused");
+            }
+            Answer::Unavailable(why) => {
+                tracing::error!(endpoint, reason, why, suppressed, "an event was not stored");
+            }
+            Answer::Panic => {
+                tracing::error!(reason, suppressed, "a request made us panic");
+            }
+        }
+    }
+}
+
+/// One more request in flight until this is dropped.
+struct InFlight(Gauge);
+
+impl InFlight {
+    fn enter(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// A moment as Prometheus wants it.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "milliseconds of any real date are exact in an f64"
+)]
+fn seconds(moment: Timestamp) -> f64 {
+    moment.as_millisecond() as f64 / 1000.0
+}
