@@ -309,7 +309,7 @@ impl<H: Handler<Event = E>, E: Event> Erased for Typed<H, E> {
 /// A handler panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("the handler panicked: {0}")]
-pub struct Panicked(String);
+pub struct Panicked(pub(crate) String);
 
 /// Polls `future`, turning a panic inside a poll into an error.
 async fn catch_unwind<T>(
