@@ -1,20 +1,173 @@
 //! Floor 4b: at least once, in order per key.
 //!
-//! **Invariant:** every delivery that is claimed is settled: done, skipped, due again, parked or
-//! released.
+//! Each handler has a [worker](worker) of its own, which claims deliveries from the store, attempts
+//! a bounded number of them at once, and settles them. The order per key is the store's doing: it
+//! gives out a key's next delivery only when the one before it is settled for good.
+//!
+//! **Invariant:** every delivery that is claimed is settled (done, skipped, due again, parked or
+//! released), or is lost together with this process, and then claimed again by the next one.
 //!
 //! **Invariant:** one handler, slow or broken, holds up no other.
 
-use std::time::Duration;
+mod retry;
+#[cfg(test)]
+mod tests;
+mod worker;
 
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
 use serde::Deserialize;
+use tokio::{
+    sync::Mutex,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use retry::Retry;
 
 use crate::{
     event::{HandlerName, Pattern},
     handler::AnyHandler,
     quantity,
-    store::Subscription,
+    store::{Store, StoreError, Subscription},
+    telemetry::Metrics,
 };
+use worker::Worker;
+
+/// How long [`Dispatcher::drain`] waits past its deadline for attempts that it has just given up.
+/// Dropping one takes no time, unless it blocks its thread.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Delivers what the store holds to the handlers that there are at the time.
+pub struct Dispatcher {
+    parts: Parts,
+    tasks: TaskTracker,
+    /// Workers that have not been seen to end, also those that have been told to.
+    workers: Mutex<Vec<Running>>,
+    /// Tells every worker to stop, those that are started later too.
+    stop: CancellationToken,
+    /// Tells every worker to give up the attempts that are under way.
+    abandon: CancellationToken,
+}
+
+/// What every worker needs.
+#[derive(Clone)]
+struct Parts {
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    clock: fn() -> Timestamp,
+}
+
+/// A worker that has been started.
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Dispatcher {
+    /// A dispatcher without handlers. Its workers are spawned on `tasks`, all of which
+    /// [`drain`](Self::drain) ends.
+    pub fn new(
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        clock: fn() -> Timestamp,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            parts: Parts {
+                store,
+                metrics,
+                clock,
+            },
+            tasks,
+            workers: Mutex::default(),
+            stop: CancellationToken::new(),
+            abandon: CancellationToken::new(),
+        }
+    }
+
+    /// Delivers to `consumers` and to nobody else from now on. Attempts that are under way are
+    /// finished by the handlers that they were begun by; what those had claimed and not begun is
+    /// released, and claimed by their successors.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot take the new subscriptions; everything stays as it was.
+    pub async fn replace(&self, consumers: Vec<Consumer>) -> Result<(), StoreError> {
+        let mut workers = self.workers.lock().await;
+        let subscriptions = consumers.iter().map(Consumer::subscription).collect();
+        self.parts.store.subscribe(subscriptions).await?;
+        for worker in workers.iter() {
+            worker.stop.cancel();
+        }
+        workers.retain(|worker| !worker.task.is_finished());
+        for consumer in consumers {
+            let stop = self.stop.child_token();
+            let worker = Worker::new(
+                consumer,
+                self.parts.clone(),
+                stop.clone(),
+                self.abandon.clone(),
+            );
+            let task = self.tasks.spawn(worker.run());
+            workers.push(Running { stop, task });
+        }
+        Ok(())
+    }
+
+    /// Ends all deliveries: nothing more is begun, what is under way has until `deadline`, and what
+    /// is not over then is dropped, to be delivered again by the next process. Returns whether
+    /// nothing had to be dropped.
+    pub async fn drain(&self, deadline: Instant) -> bool {
+        self.stop.cancel();
+        let mut workers = self.workers.lock().await;
+        let mut late = Vec::new();
+        for mut worker in workers.drain(..) {
+            // An `Err` of the task itself leaves nothing to be waited for either.
+            if timeout_at(deadline, &mut worker.task).await.is_err() {
+                late.push(worker.task);
+            }
+        }
+        let in_time = late.is_empty();
+        self.abandon.cancel();
+        let deadline = Instant::now() + LAST_WORDS;
+        for task in late {
+            // What blocks its thread even now ends with the process.
+            timeout_at(deadline, task).await.ok();
+        }
+        in_time
+    }
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").finish_non_exhaustive()
+    }
+}
+
+/// A handler with what the TOML says of it.
+#[derive(Debug)]
+pub struct Consumer {
+    /// Its name in the TOML.
+    pub name: HandlerName,
+    /// Its settings.
+    pub settings: Settings,
+    /// What it does.
+    pub handler: AnyHandler,
+}
+
+impl Consumer {
+    /// What it asks of the store.
+    pub fn subscription(&self) -> Subscription {
+        Subscription {
+            handler: self.name.clone(),
+            patterns: self.settings.events.clone(),
+            ordered: self.settings.order == Order::Key,
+        }
+    }
+}
 
 /// What the TOML says of a handler besides its kind and what only its kind knows.
 #[derive(Clone, Debug, Deserialize)]
@@ -27,7 +180,7 @@ pub struct Settings {
     pub order: Order,
     /// How many deliveries may be under way at once.
     #[serde(default = "default_concurrency")]
-    pub concurrency: std::num::NonZeroUsize,
+    pub concurrency: NonZeroUsize,
     /// How long one attempt may take.
     #[serde(default = "default_timeout", with = "quantity::duration")]
     pub timeout: Duration,
@@ -54,61 +207,10 @@ pub enum Order {
     None,
 }
 
-/// When a failed delivery is tried again, and when it is parked.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retry {
-    /// The number of attempts after which a delivery is parked.
-    pub attempts: std::num::NonZeroU32,
-    /// The pause after the first failure; each further one is twice as long, less a random part.
-    #[serde(with = "quantity::duration")]
-    pub first: Duration,
-    /// The longest pause.
-    #[serde(with = "quantity::duration")]
-    pub ceiling: Duration,
-    /// The age at which a delivery is parked whatever its attempts.
-    #[serde(with = "quantity::duration")]
-    pub age: Duration,
-}
-
-impl Default for Retry {
-    /// About 4 hours of attempts.
-    fn default() -> Self {
-        Self {
-            attempts: std::num::NonZeroU32::new(12).unwrap_or(std::num::NonZeroU32::MIN),
-            first: Duration::from_secs(1),
-            ceiling: Duration::from_secs(3600),
-            age: Duration::from_secs(24 * 3600),
-        }
-    }
-}
-
-fn default_concurrency() -> std::num::NonZeroUsize {
-    std::num::NonZeroUsize::new(8).unwrap_or(std::num::NonZeroUsize::MIN)
+fn default_concurrency() -> NonZeroUsize {
+    NonZeroUsize::new(8).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn default_timeout() -> Duration {
     Duration::from_secs(10)
-}
-
-/// A handler with what the TOML says of it.
-#[derive(Debug)]
-pub struct Consumer {
-    /// Its name in the TOML.
-    pub name: HandlerName,
-    /// Its settings.
-    pub settings: Settings,
-    /// What it does.
-    pub handler: AnyHandler,
-}
-
-impl Consumer {
-    /// What it asks of the store.
-    pub fn subscription(&self) -> Subscription {
-        Subscription {
-            handler: self.name.clone(),
-            patterns: self.settings.events.clone(),
-            ordered: self.settings.order == Order::Key,
-        }
-    }
 }

@@ -11,6 +11,12 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
+pub mod cloud_event;
+mod log;
+#[cfg(test)]
+mod sample;
+mod text;
+
 use std::{
     any::type_name, fmt, future::Future, marker::PhantomData, panic::AssertUnwindSafe, pin::Pin,
     time::Duration,
@@ -184,7 +190,7 @@ pub struct Kind {
 }
 
 /// Every kind that comes with the crate.
-pub const KINDS: &[Kind] = &[];
+pub const KINDS: &[Kind] = &[Kind::of::<log::Settings>()];
 
 impl Kind {
     /// The line for `K`.
@@ -303,7 +309,7 @@ impl<H: Handler<Event = E>, E: Event> Erased for Typed<H, E> {
 /// A handler panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("the handler panicked: {0}")]
-pub struct Panicked(String);
+pub struct Panicked(pub(crate) String);
 
 /// Polls `future`, turning a panic inside a poll into an error.
 async fn catch_unwind<T>(

@@ -1,0 +1,551 @@
+//! What the store and the handlers see of a dispatcher.
+
+mod memory;
+
+use std::{
+    future::pending,
+    pin::Pin,
+    sync::{
+        Mutex as StdMutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{Barrier, Semaphore, mpsc},
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    event::Notification,
+    handler::{AnyEvent, Delivery, DeliveryContext, Handler, Outcome},
+    store::Verdict,
+    telemetry::ByOutcome,
+};
+use memory::{Memory, State};
+
+/// Nothing here takes a fraction of this, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these tests run on the real clock"
+)]
+fn clock() -> Timestamp {
+    Timestamp::now()
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// A handler made of a closure, which is told the event's body and the attempt's context.
+struct Closure<F>(F);
+
+impl<F: Fn(String, DeliveryContext) -> Attempt + Send + Sync + 'static> Handler for Closure<F> {
+    type Event = AnyEvent;
+
+    async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
+        let body = String::from_utf8_lossy(&delivery.notification.body).into_owned();
+        (self.0)(body, delivery.context.clone()).await
+    }
+}
+
+/// A consumer of everything that retries after a millisecond.
+fn consumer(
+    name: &str,
+    handle: impl Fn(String, DeliveryContext) -> Attempt + Send + Sync + 'static,
+) -> Consumer {
+    let settings = r#"{ events = ["*"], retry = { first = "1ms", attempts = 100 } }"#;
+    Consumer {
+        name: name.into(),
+        settings: Settings::deserialize(toml::de::ValueDeserializer::parse(settings).unwrap())
+            .unwrap(),
+        handler: AnyHandler::new(Closure(handle)),
+    }
+}
+
+fn done() -> Attempt {
+    Box::pin(async { Outcome::Done })
+}
+
+/// A dispatcher on a store in memory.
+struct Stage {
+    store: Arc<Memory>,
+    metrics: Arc<Metrics>,
+    dispatcher: Dispatcher,
+}
+
+impl Stage {
+    async fn new(consumers: Vec<Consumer>) -> Self {
+        let store = Arc::new(Memory::default());
+        let metrics = Arc::new(Metrics::default());
+        let dispatcher = Dispatcher::new(store.clone(), metrics.clone(), clock, TaskTracker::new());
+        dispatcher.replace(consumers).await.unwrap();
+        Self {
+            store,
+            metrics,
+            dispatcher,
+        }
+    }
+
+    fn count(&self, handler: &str, outcome: &'static str) -> u64 {
+        let handler = handler.to_owned();
+        let label = ByOutcome { handler, outcome };
+        self.metrics.deliveries.get_or_create(&label).get()
+    }
+
+    async fn drain(&self) -> bool {
+        self.dispatcher.drain(Instant::now() + PATIENCE).await
+    }
+}
+
+/// The next thing that a handler sent.
+async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
+    timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
+    let (sender, mut taken) = mpsc::unbounded_channel();
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let stage = Stage::new(vec![consumer("crm", move |body, context| {
+        // The second one of its key fails until the gate is open.
+        let failing = body == "a2" && gate.available_permits() == 0;
+        if !failing {
+            sender.send((body, context.attempt)).unwrap();
+        }
+        Box::pin(async move {
+            if failing {
+                Outcome::retry("not yet")
+            } else {
+                Outcome::Done
+            }
+        })
+    })])
+    .await;
+    for (key, body) in [
+        ("a", "a1"),
+        ("a", "a2"),
+        ("a", "a3"),
+        ("b", "b1"),
+        ("b", "b2"),
+    ] {
+        stage.store.push(Some(key), body);
+    }
+
+    let mut first = Vec::new();
+    for _ in 0..3 {
+        first.push(next(&mut taken).await.0);
+    }
+    first.sort();
+    assert_eq!(first, ["a1", "b1", "b2"]);
+    stage.store.until(|rows| rows[1].attempts >= 3).await;
+    opened.add_permits(1);
+    let (body, attempt) = next(&mut taken).await;
+    assert_eq!(body, "a2");
+    assert!(attempt > 3, "{attempt}");
+    assert_eq!(next(&mut taken).await, ("a3".to_owned(), 1));
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "done"), 5);
+    assert_eq!(stage.count("crm", "retry"), u64::from(attempt) - 1);
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_holds_up_no_other() {
+    let stage = Stage::new(vec![
+        consumer("stuck", |_, _| Box::pin(pending())),
+        consumer("quick", |_, _| done()),
+    ])
+    .await;
+    for number in 0..50 {
+        stage.store.push(Some(&format!("key {number}")), "{}");
+    }
+    let quick_are_done = |rows: &[memory::Row]| {
+        let mut quick = rows.iter().filter(|row| row.handler == "quick".into());
+        quick.all(|row| row.is(&Verdict::Done))
+    };
+    stage.store.until(quick_are_done).await;
+    assert!(!stage.dispatcher.drain(Instant::now()).await);
+}
+
+#[tokio::test]
+async fn a_panic_is_a_retry() {
+    let stage = Stage::new(vec![consumer("crm", |_, context| {
+        assert!(context.attempt > 1, "first try");
+        done()
+    })])
+    .await;
+    stage.store.push(None, "{}");
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(stage.store.reasons(0), ["the handler panicked: first try"]);
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "panic"), 1);
+    assert_eq!(stage.count("crm", "done"), 1);
+}
+
+/// Panics when it is dropped: the one panic that the handler floor cannot catch.
+struct Tripwire;
+
+impl Drop for Tripwire {
+    fn drop(&mut self) {
+        panic!("stepped on");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_a_dropped_attempt_is_a_retry() {
+    let mut crm = consumer("crm", |_, context| {
+        Box::pin(async move {
+            if context.attempt == 1 {
+                let _tripwire = Tripwire;
+                pending::<()>().await;
+            }
+            Outcome::Done
+        })
+    });
+    crm.settings.timeout = Duration::from_millis(5);
+    let stage = Stage::new(vec![crm]).await;
+    stage.store.push(None, "{}");
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "panic"), 1);
+}
+
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_is_dropped_and_retried() {
+    let dropped = Arc::new(Semaphore::new(0));
+    let seen = dropped.clone();
+    let mut crm = consumer("crm", move |_, context| {
+        if context.attempt > 1 {
+            return done();
+        }
+        let guard = OnDrop(dropped.clone());
+        Box::pin(async move {
+            let _guard = guard;
+            pending().await
+        })
+    });
+    crm.settings.timeout = Duration::from_millis(5);
+    let stage = Stage::new(vec![crm]).await;
+    stage.store.push(None, "{}");
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(stage.store.reasons(0), ["took longer than 5ms"]);
+    assert_eq!(seen.available_permits(), 1);
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "timeout"), 1);
+}
+
+/// Adds a permit when it is dropped.
+struct OnDrop(Arc<Semaphore>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
+}
+
+#[tokio::test]
+async fn a_parked_delivery_frees_its_key_and_keeps_its_reason() {
+    let stage = Stage::new(vec![consumer("crm", |body, _| {
+        Box::pin(async move {
+            if body == "bad" {
+                Outcome::park("no such customer")
+            } else {
+                Outcome::Done
+            }
+        })
+    })])
+    .await;
+    stage.store.push(Some("a"), "bad");
+    stage.store.push(Some("a"), "good");
+    stage.store.until(|rows| rows[1].is(&Verdict::Done)).await;
+    let why = "no such customer".to_owned();
+    stage
+        .store
+        .until(|rows| rows[0].is(&Verdict::Parked { why: why.clone() }))
+        .await;
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "parked"), 1);
+}
+
+#[tokio::test]
+async fn what_fails_too_often_is_parked_with_the_last_reason() {
+    let mut crm = consumer("crm", |_, context| {
+        Box::pin(async move { Outcome::retry(format!("failure {}", context.attempt)) })
+    });
+    crm.settings.retry.attempts = std::num::NonZeroU32::new(3).unwrap();
+    let stage = Stage::new(vec![crm]).await;
+    stage.store.push(None, "{}");
+    let why = "gave up after 3 attempts; the last one: failure 3".to_owned();
+    stage
+        .store
+        .until(|rows| rows[0].is(&Verdict::Parked { why: why.clone() }))
+        .await;
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "retry"), 2);
+    assert_eq!(stage.count("crm", "parked"), 1);
+}
+
+#[tokio::test]
+async fn reasons_are_bounded() {
+    let stage = Stage::new(vec![consumer("crm", |_, _| {
+        Box::pin(async { Outcome::park("é".repeat(5000)) })
+    })])
+    .await;
+    stage.store.push(None, "{}");
+    let why = "é".repeat(1000);
+    stage
+        .store
+        .until(|rows| rows[0].is(&Verdict::Parked { why: why.clone() }))
+        .await;
+    assert!(stage.drain().await);
+}
+
+#[tokio::test]
+async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
+    let (sender, mut contexts) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |_, context| {
+        sender.send(context).unwrap();
+        Box::pin(async {
+            Outcome::Skip {
+                why: "superseded".to_owned(),
+            }
+        })
+    })])
+    .await;
+    stage.store.push(None, "{}");
+    let why = "superseded".to_owned();
+    stage
+        .store
+        .until(|rows| rows[0].is(&Verdict::Skipped { why: why.clone() }))
+        .await;
+    let context = next(&mut contexts).await;
+    assert_eq!(context.handler, "crm".into());
+    assert_eq!(context.attempt, 1);
+    assert_eq!(context.replay.as_deref(), Some(memory::REPLAY));
+    assert!(context.superseded);
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "skipped"), 1);
+}
+
+#[tokio::test]
+async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
+    let running = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let seen = most.clone();
+    // Three have to meet: fewer at once would wait for ever.
+    let meeting = Arc::new(Barrier::new(3));
+    let mut crm = consumer("crm", move |_, _| {
+        let (running, most, meeting) = (running.clone(), most.clone(), meeting.clone());
+        Box::pin(async move {
+            most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            meeting.wait().await;
+            running.fetch_sub(1, Ordering::SeqCst);
+            Outcome::Done
+        })
+    });
+    crm.settings.concurrency = NonZeroUsize::new(3).unwrap();
+    let stage = Stage::new(vec![crm]).await;
+    for _ in 0..12 {
+        stage.store.push(None, "{}");
+    }
+    stage
+        .store
+        .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
+        .await;
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+    assert!(stage.drain().await);
+}
+
+#[tokio::test]
+async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let taken_by_old = Arc::new(StdMutex::new(Vec::new()));
+    let old_took = taken_by_old.clone();
+    let mut old = consumer("crm", move |body, _| {
+        taken_by_old.lock().unwrap().push(body);
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    });
+    old.settings.concurrency = NonZeroUsize::MIN;
+    let stage = Stage::new(vec![old]).await;
+    for body in ["1", "2", "3"] {
+        stage.store.push(Some(body), body);
+    }
+    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    // One is under way, one more is claimed ahead.
+    stage
+        .store
+        .until(|rows| is_claimed(&rows[0]) && is_claimed(&rows[1]))
+        .await;
+
+    stage
+        .dispatcher
+        .replace(vec![consumer("crm", |_, _| done())])
+        .await
+        .unwrap();
+    stage
+        .store
+        .until(|rows| rows[1].is(&Verdict::Done) && rows[2].is(&Verdict::Done))
+        .await;
+    assert_eq!(*old_took.lock().unwrap(), ["1"]);
+    assert!(stage.store.rows(|rows| is_claimed(&rows[0])));
+    opened.add_permits(1);
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(stage.store.rows(|rows| rows[1].attempts), 1);
+    assert!(stage.drain().await);
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
+    let stage = Stage::new(vec![consumer("crm", |_, _| done())]).await;
+    stage.store.fail_subscribe(1);
+    let other = consumer("other", |_, _| done());
+    assert!(stage.dispatcher.replace(vec![other]).await.is_err());
+    stage.store.push(None, "{}");
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "done"), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt() {
+    let (sender, mut taken) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |body, _| {
+        sender.send(body).unwrap();
+        done()
+    })])
+    .await;
+    stage.store.fail_settle(1);
+    stage.store.push(Some("a"), "1");
+    stage.store.push(Some("a"), "2");
+    assert_eq!(next(&mut taken).await, "1");
+    stage.store.fail_claim(1);
+    assert_eq!(next(&mut taken).await, "2");
+    stage
+        .store
+        .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
+        .await;
+    assert!(stage.drain().await);
+    assert!(taken.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let mut crm = consumer("crm", move |_, _| {
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    });
+    crm.settings.concurrency = NonZeroUsize::MIN;
+    let stage = Stage::new(vec![crm]).await;
+    stage.store.push(None, "1");
+    stage.store.push(None, "2");
+    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    stage.store.until(|rows| rows.iter().all(is_claimed)).await;
+    let drained = async {
+        // Released once the drain has begun; the gate opens only then.
+        stage
+            .store
+            .until(|rows| matches!(rows[1].state, State::Ready(_)))
+            .await;
+        opened.add_permits(1);
+    };
+    let (in_time, ()) = tokio::join!(stage.drain(), drained);
+    assert!(in_time);
+    assert!(stage.store.rows(|rows| rows[0].is(&Verdict::Done)));
+    assert!(
+        stage
+            .store
+            .rows(|rows| matches!(rows[1].state, State::Ready(_)))
+    );
+
+    stage
+        .dispatcher
+        .replace(vec![consumer("late", |_, _| done())])
+        .await
+        .unwrap();
+    stage.store.push(None, "3");
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("late", "done"), 0);
+}
+
+#[tokio::test]
+async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
+    let dropped = Arc::new(Semaphore::new(0));
+    let seen = dropped.clone();
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |_, _| {
+        sender.send(()).unwrap();
+        let guard = OnDrop(dropped.clone());
+        Box::pin(async move {
+            let _guard = guard;
+            pending().await
+        })
+    })])
+    .await;
+    stage.store.push(None, "{}");
+    next(&mut begun).await;
+    assert!(!stage.dispatcher.drain(Instant::now()).await);
+    assert_eq!(seen.available_permits(), 1);
+    assert!(
+        stage
+            .store
+            .rows(|rows| matches!(rows[0].state, State::Claimed(_)))
+    );
+}
+
+/// An example is what stands in the help: each one is read as the configuration reads it.
+#[tokio::test]
+async fn every_kind_of_handler_builds_from_its_example() {
+    use crate::{
+        handler::{BuildContext, KINDS},
+        secret::{self, Sources},
+    };
+    let sources = Sources {
+        env: |name| Some(format!("the value of {name}")),
+        inline: false,
+    };
+    for kind in KINDS {
+        let mut file = toml::de::DeTable::parse(kind.example).unwrap().into_inner();
+        let toml::de::DeValue::Table(mut handlers) = file.remove("handlers").unwrap().into_inner()
+        else {
+            panic!("{} shows no handlers", kind.kind);
+        };
+        let name = handlers.keys().next().unwrap().get_ref().to_string();
+        let entry = handlers.remove(name.as_str()).unwrap();
+        let span = entry.span();
+        let toml::de::DeValue::Table(mut entry) = entry.into_inner() else {
+            panic!("{} is no table", kind.kind);
+        };
+        let named = entry.remove("kind").unwrap().into_inner();
+        assert_eq!(named.as_str(), Some(kind.kind));
+        let mut common = toml::de::DeTable::new();
+        for key in Settings::KEYS {
+            if let Some((key, value)) = entry.remove_entry(*key) {
+                common.insert(key, value);
+            }
+        }
+        let table = |table| {
+            let value = toml::de::DeValue::Table(table);
+            toml::de::ValueDeserializer::from(toml::Spanned::new(span.clone(), value))
+        };
+        let settings = Settings::deserialize(table(common)).unwrap();
+        let factory = secret::with(sources, || kind.read(table(entry))).unwrap();
+        let context = BuildContext {
+            name: name.as_str().into(),
+            concurrency: settings.concurrency.get(),
+            timeout: settings.timeout,
+        };
+        factory.build(&context).unwrap();
+    }
+}

@@ -1,0 +1,332 @@
+//! The form in which an event leaves the process: CloudEvents 1.0.
+//!
+//! | attribute | value |
+//! |---|---|
+//! | `id` | the event's id: the same in every attempt and replay |
+//! | `source` | `/hookswitch/` and the name of the endpoint that received it |
+//! | `type` | the event name |
+//! | `subject` | what it is about: a phone number, an extension id |
+//! | `time` | when the provider says that it happened; else when it was received |
+//! | `datacontenttype` | `application/json`; `application/octet-stream` for a body that is not JSON |
+//! | `receivedtime` | when it was received |
+//! | `partitionkey` | what ordering holds for (CloudEvents' own Partitioning extension) |
+//! | `attempt` | which try at the delivery this is, from 1 |
+//! | `superseded` | whether a later report on the same thing has already been received |
+//! | `replayreason` | why this is a replay, where it is one |
+//!
+//! `data` is the provider's JSON as it arrived, but for one thing: each line break becomes a space,
+//! so that the event is one line. A line break cannot stand inside a JSON string, so nothing that
+//! the JSON says is touched: not its numbers, not its escapes, not the order of its fields. A body
+//! that is not JSON is in `data_base64`. In the binary form the body is what arrived, byte for byte.
+
+use std::borrow::Cow;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use http::HeaderName;
+use serde_json::{Value, value::RawValue};
+
+use super::DeliveryContext;
+use crate::event::Notification;
+
+/// One event in the form in which it leaves the process.
+#[derive(Clone, Copy, Debug)]
+pub struct CloudEvent<'a> {
+    notification: &'a Notification,
+    context: &'a DeliveryContext,
+    /// The body, where it is JSON.
+    json: Option<&'a RawValue>,
+}
+
+impl<'a> CloudEvent<'a> {
+    /// The content type of [`to_line`](Self::to_line).
+    pub const CONTENT_TYPE: &'static str = "application/cloudevents+json";
+
+    /// The CloudEvent of one attempt.
+    pub fn new(notification: &'a Notification, context: &'a DeliveryContext) -> Self {
+        Self {
+            notification,
+            context,
+            json: serde_json::from_slice(&notification.body).ok(),
+        }
+    }
+
+    /// The structured JSON form, in one line and without a line end.
+    pub fn to_line(&self) -> String {
+        let mut line = String::with_capacity(self.notification.body.len() + 640);
+        for (name, value) in self.attributes() {
+            line.push(if line.is_empty() { '{' } else { ',' });
+            line += &format!("\"{name}\":{value}");
+        }
+        match self.json {
+            Some(json) => {
+                line += ",\"data\":";
+                line += &json.get().replace(['\n', '\r'], " ");
+            }
+            None => {
+                line += ",\"data_base64\":\"";
+                BASE64_STANDARD.encode_string(&self.notification.body, &mut line);
+                line.push('"');
+            }
+        }
+        line.push('}');
+        line
+    }
+
+    /// The headers of the binary HTTP form: every attribute as a `ce-` header, `datacontenttype`
+    /// as `content-type`. The values are printable ASCII.
+    pub fn to_headers(&self) -> Vec<(HeaderName, String)> {
+        let header = |(name, value): (&'static str, Value)| {
+            let name = match name {
+                "datacontenttype" => Ok(http::header::CONTENT_TYPE),
+                name => HeaderName::try_from(format!("ce-{name}")),
+            };
+            let text = match value {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            // Attribute names are lower-case letters and digits, so each one makes a header name.
+            name.ok().map(|name| (name, percent_encode(&text)))
+        };
+        self.attributes().into_iter().filter_map(header).collect()
+    }
+
+    /// The body, byte for byte.
+    pub fn body(&self) -> Bytes {
+        self.notification.body.clone()
+    }
+
+    /// What the body is: see `datacontenttype`.
+    pub const fn body_content_type(&self) -> &'static str {
+        match self.json {
+            Some(_) => "application/json",
+            None => "application/octet-stream",
+        }
+    }
+
+    /// What the event is about, free of control characters; `None` where that is nothing.
+    pub fn subject(&self) -> Option<Cow<'a, str>> {
+        clean(self.notification.subject.as_deref())
+    }
+
+    /// What ordering holds for, free of control characters.
+    pub fn key(&self) -> Option<Cow<'a, str>> {
+        clean(self.notification.key.as_ref().map(|key| key.as_str()))
+    }
+
+    /// Why this is a replay, free of control characters.
+    pub fn replay(&self) -> Option<Cow<'a, str>> {
+        clean(self.context.replay.as_deref())
+    }
+
+    /// Every attribute that has a value, in the order in which they are written.
+    fn attributes(&self) -> Vec<(&'static str, Value)> {
+        let Notification {
+            id,
+            endpoint,
+            name,
+            occurred_at,
+            received_at,
+            ..
+        } = self.notification;
+        let source = format!("/hookswitch/{}", path_segment(endpoint.as_str()));
+        let time = occurred_at.unwrap_or(*received_at);
+        let text = |text: Cow<'_, str>| Value::from(text);
+        let attributes = [
+            ("specversion", Some(Value::from("1.0"))),
+            ("id", Some(Value::from(id.to_string()))),
+            ("source", Some(Value::from(source))),
+            ("type", Some(Value::from(name.as_str()))),
+            ("subject", self.subject().map(text)),
+            ("time", Some(Value::from(time.to_string()))),
+            (
+                "datacontenttype",
+                Some(Value::from(self.body_content_type())),
+            ),
+            ("receivedtime", Some(Value::from(received_at.to_string()))),
+            ("partitionkey", self.key().map(text)),
+            ("attempt", Some(Value::from(self.context.attempt))),
+            ("superseded", Some(Value::from(self.context.superseded))),
+            ("replayreason", self.replay().map(text)),
+        ];
+        let present = |(name, value): (_, Option<Value>)| value.map(|value| (name, value));
+        attributes.into_iter().filter_map(present).collect()
+    }
+}
+
+/// An attribute's text may be neither empty nor hold control characters, by CloudEvents' rules.
+fn clean(text: Option<&str>) -> Option<Cow<'_, str>> {
+    let text = text.filter(|text| !text.is_empty())?;
+    Some(if text.contains(char::is_control) {
+        Cow::Owned(text.replace(char::is_control, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    })
+}
+
+/// CloudEvents' HTTP binding: all but printable ASCII is percent-encoded, and so are the space,
+/// the quotation mark and the percent sign.
+fn percent_encode(text: &str) -> String {
+    encode(text, |byte| {
+        byte.is_ascii_graphic() && byte != b'"' && byte != b'%'
+    })
+}
+
+/// `source` is a URI reference, and an endpoint may be called anything that TOML takes as a key.
+fn path_segment(text: &str) -> String {
+    encode(text, |byte| {
+        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+    })
+}
+
+fn encode(text: &str, stays: impl Fn(u8) -> bool) -> String {
+    let encode = |byte| {
+        if stays(byte) {
+            char::from(byte).to_string()
+        } else {
+            format!("%{byte:02X}")
+        }
+    };
+    text.bytes().map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::handler::sample;
+
+    fn line(notification: &Notification, context: &DeliveryContext) -> String {
+        CloudEvent::new(notification, context).to_line()
+    }
+
+    #[test]
+    fn the_structured_form_holds_every_attribute_and_the_body_as_it_came() {
+        let notification = sample::notification(r#"{"n": 1.10,  "e": "\u00e9", "b": 1, "a": 2}"#);
+        let mut context = sample::context();
+        context.replay = Some("the receiver lost it".to_owned());
+        let expected = concat!(
+            r#"{"specversion":"1.0","id":"0192f0c1-2a3b-7c4d-8e5f-60718293a4b5","#,
+            r#""source":"/hookswitch/front%20door","type":"zoom.number-management.unrecognized","#,
+            r#""subject":"+12025550143","time":"2026-03-04T05:06:07Z","#,
+            r#""datacontenttype":"application/json","receivedtime":"2026-03-04T05:06:08.25Z","#,
+            r#""partitionkey":"zoom.number-management:acme:17","attempt":3,"superseded":true,"#,
+            r#""replayreason":"the receiver lost it","#,
+            r#""data":{"n": 1.10,  "e": "\u00e9", "b": 1, "a": 2}}"#,
+        );
+        assert_eq!(line(&notification, &context), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out_and_time_falls_back_to_the_time_of_receipt() {
+        let mut notification = sample::notification("{}");
+        notification.occurred_at = None;
+        notification.subject = Some(String::new());
+        notification.key = None;
+        let event: Value = serde_json::from_str(&line(&notification, &sample::context())).unwrap();
+        assert_eq!(event["time"], "2026-03-04T05:06:08.25Z");
+        for absent in ["subject", "partitionkey", "replayreason", "data_base64"] {
+            assert_eq!(event.get(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_json_is_carried_in_base64() {
+        for body in [
+            &b"not json"[..],
+            b"\xff\xfe",
+            b"",
+            b"{} {}",
+            b"{\"a\": \"\xc3\"}",
+        ] {
+            let mut notification = sample::notification("");
+            notification.body = Bytes::copy_from_slice(body);
+            let event: Value =
+                serde_json::from_str(&line(&notification, &sample::context())).unwrap();
+            assert_eq!(event["datacontenttype"], "application/octet-stream");
+            assert_eq!(event.get("data"), None);
+            let data = event["data_base64"].as_str().unwrap();
+            assert_eq!(BASE64_STANDARD.decode(data).unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn the_binary_form_escapes_what_a_header_cannot_hold() {
+        let mut notification = sample::notification("[]");
+        notification.subject = Some("50% \"Zoë\"\r\n€".to_owned());
+        let context = sample::context();
+        let headers = CloudEvent::new(&notification, &context).to_headers();
+        let value = |name: &str| {
+            let found = headers.iter().find(|(header, _)| header == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        assert_eq!(
+            value("ce-subject"),
+            Some("50%25%20%22Zo%C3%AB%22%EF%BF%BD%EF%BF%BD%E2%82%AC")
+        );
+        assert_eq!(value("ce-id"), Some("0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"));
+        assert_eq!(value("ce-source"), Some("/hookswitch/front%2520door"));
+        assert_eq!(value("ce-attempt"), Some("3"));
+        assert_eq!(value("ce-superseded"), Some("true"));
+        assert_eq!(value("content-type"), Some("application/json"));
+        assert_eq!(value("ce-datacontenttype"), None);
+    }
+
+    /// Any JSON value, without the fractions that two readers may round differently.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::hash_map(any::<String>(), inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_makes_one_line_of_json_that_says_the_same(
+            body in json(),
+            pretty in any::<bool>(),
+            subject in any::<Option<String>>(),
+            endpoint in any::<String>(),
+        ) {
+            let text = if pretty {
+                serde_json::to_string_pretty(&body).unwrap().replace('\n', "\r\n")
+            } else {
+                body.to_string()
+            };
+            let mut notification = sample::notification(&text);
+            notification.subject = subject;
+            notification.endpoint = endpoint.as_str().into();
+            let line = line(&notification, &sample::context());
+            prop_assert!(!line.contains(['\n', '\r']));
+            let event: Value = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(&event["data"], &body);
+        }
+
+        #[test]
+        fn any_bytes_make_one_line_of_json_and_printable_headers(
+            body in prop::collection::vec(any::<u8>(), 0..64),
+            subject in any::<String>(),
+        ) {
+            let mut notification = sample::notification("");
+            notification.body = Bytes::from(body);
+            notification.subject = Some(subject);
+            let context = sample::context();
+            let event = CloudEvent::new(&notification, &context);
+            prop_assert!(!event.to_line().contains(['\n', '\r']));
+            prop_assert!(serde_json::from_str::<Value>(&event.to_line()).unwrap().is_object());
+            for (_, value) in event.to_headers() {
+                prop_assert!(value.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+        }
+    }
+}
