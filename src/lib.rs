@@ -49,6 +49,10 @@
 //! | park | give up on a delivery for now, visibly, with its reason (a dead letter) |
 //! | replay | deliver again on purpose, with a reason, marked as a replay |
 
+pub mod cli;
+
+pub mod app;
+
 pub mod config;
 
 pub mod admin;

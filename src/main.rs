@@ -1,1 +1,5 @@
-fn main() {}
+//! The `hookswitch` program: arguments in, exit code out.
+
+fn main() -> std::process::ExitCode {
+    hookswitch::cli::main(&hookswitch::app::Builder::default())
+}

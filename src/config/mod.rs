@@ -13,6 +13,7 @@
 //! what is left goes to the entry that was found, as its own struct.
 
 mod check;
+mod fixed;
 mod mask;
 mod reader;
 mod report;
@@ -26,6 +27,7 @@ use std::{fs, path::Path};
 
 use serde::Deserialize;
 
+pub use fixed::Fixed;
 pub use report::{Problem, Report};
 
 use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
@@ -45,8 +47,8 @@ pub struct Config {
     pub endpoints: Vec<http::Endpoint>,
     /// Who gets what.
     pub handlers: Vec<dispatch::Consumer>,
-    /// What `[store]` says, in a form that can be compared: an engine's settings cannot.
-    store_print: u64,
+    /// What cannot change while the service runs.
+    pub fixed: Fixed,
 }
 
 /// What the TOML's `[log]` says.
@@ -79,24 +81,7 @@ pub fn load(
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
 ) -> Result<Config, Report> {
-    let whole = |message: String, help: &str| {
-        let problem = Problem::new(message).help(help);
-        let path = path.display().to_string();
-        Report::new(path, "", &mask::Mask::default(), vec![problem])
-    };
-    let bytes = fs::read(path).map_err(|error| {
-        let message = format!("the configuration cannot be read: {error}");
-        whole(
-            message,
-            "name a file that exists and that this user may read",
-        )
-    })?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let message = format!("the configuration is not UTF-8 text: byte {at} is not part of any");
-        whole(message, "save the file as UTF-8")
-    })?;
-    parse(path, &text, kinds, env)
+    parse(path, &text(path)?, kinds, env)
 }
 
 /// Reads `text` as [`load`] reads a file. `path` is only named in the report.
@@ -110,9 +95,61 @@ pub fn parse(
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
 ) -> Result<Config, Report> {
-    reader::read(text, kinds, env).map_err(|findings| {
+    part(path, text, kinds, env, |reader| reader.config())
+}
+
+/// Reads only `[store]`, for commands that work where the endpoints' secrets are not at hand.
+///
+/// # Errors
+///
+/// A report of what is wrong with that section.
+pub fn load_store(path: &Path) -> Result<Box<dyn store::Engine>, Report> {
+    part(path, &text(path)?, &[], environment, |reader| {
+        reader.store()
+    })
+}
+
+/// Reads only `[admin]`, for commands that ask a running service.
+///
+/// # Errors
+///
+/// A report of what is wrong with that section.
+pub fn load_admin(path: &Path) -> Result<admin::Settings, Report> {
+    let admin = |reader: &mut reader::Reader<'_, '_>| Some(reader.admin()?.0);
+    part(path, &text(path)?, &[], environment, admin)
+}
+
+fn part<T>(
+    path: &Path,
+    text: &str,
+    kinds: &[handler::Kind],
+    env: fn(&str) -> Option<String>,
+    part: impl FnOnce(&mut reader::Reader<'_, '_>) -> Option<T>,
+) -> Result<T, Report> {
+    reader::read(text, kinds, env, part).map_err(|findings| {
         let path = path.display().to_string();
         Report::new(path, text, &findings.mask, findings.problems)
+    })
+}
+
+/// The text of the file at `path`.
+fn text(path: &Path) -> Result<String, Report> {
+    let whole = |message: String, help: &str| {
+        let problem = Problem::new(message).help(help);
+        let path = path.display().to_string();
+        Report::new(path, "", &mask::Mask::default(), vec![problem])
+    };
+    let bytes = fs::read(path).map_err(|error| {
+        let message = format!("the configuration cannot be read: {error}");
+        whole(
+            message,
+            "name a file that exists and that this user may read",
+        )
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let message = format!("the configuration is not UTF-8 text: byte {at} is not part of any");
+        whole(message, "save the file as UTF-8")
     })
 }
 
@@ -123,20 +160,4 @@ pub fn environment(name: &str) -> Option<String> {
         reason = "this is where the environment is read"
     )]
     std::env::var(name).ok()
-}
-
-impl Config {
-    /// What differs in `new` and cannot be changed while the service runs, in the words of the
-    /// TOML. A secret that `[store]` refers to is not looked at, only the reference.
-    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
-        [
-            ("[log]", self.log != new.log),
-            ("[server] listen", self.server.listen != new.server.listen),
-            ("[admin] listen", self.admin.listen != new.admin.listen),
-            ("[store]", self.store_print != new.store_print),
-        ]
-        .into_iter()
-        .filter_map(|(what, differs)| differs.then_some(what))
-        .collect()
-    }
 }

@@ -1,15 +1,13 @@
 //! From text to [`Config`], section by section.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    net::SocketAddr,
-};
+use std::net::SocketAddr;
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use super::{
     Config, Log, check,
+    fixed::Fixed,
     report::{Problem, Span},
     section::{Findings, Hints, Section, Value},
     wording,
@@ -32,12 +30,13 @@ family = \"zoom.number-management\"
 path = \"/zoom/number-management\"
 secret_tokens = [{ env = \"ZOOM_SECRET_TOKEN\" }]";
 
-/// Reads `text`, or finds everything that is wrong with it.
-pub(super) fn read(
+/// Reads `text` as far as `part` does, or finds everything that is wrong with that.
+pub(super) fn read<T>(
     text: &str,
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
-) -> Result<Config, Findings> {
+    part: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>,
+) -> Result<T, Findings> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let table = document.into_inner();
     let mut findings = Findings::default();
@@ -49,16 +48,20 @@ pub(super) fn read(
             .iter()
             .all(|name| is_local(&table, name)),
     };
-    let reader = Reader {
+    let mut reader = Reader {
         kinds,
         findings,
         root: table.clone(),
     };
-    let (result, secrets) = secret::watch(sources, || reader.read());
-    result.map_err(|mut findings| {
-        findings.mask.add_read(&table, &secrets);
-        findings
-    })
+    let (value, secrets) = secret::watch(sources, || part(&mut reader));
+    let mut findings = reader.findings;
+    match value {
+        Some(value) if findings.problems.is_empty() => Ok(value),
+        _ => {
+            findings.mask.add_read(&table, &secrets);
+            Err(findings)
+        }
+    }
 }
 
 /// Whether the listener of `section` is on loopback. One that cannot be read is a problem of its
@@ -73,7 +76,7 @@ fn is_local(table: &DeTable<'_>, section: &str) -> bool {
     listen.is_none_or(check::is_loopback)
 }
 
-struct Reader<'a, 'i> {
+pub(super) struct Reader<'a, 'i> {
     kinds: &'a [handler::Kind],
     findings: Findings,
     /// The sections that have not been read yet.
@@ -81,29 +84,25 @@ struct Reader<'a, 'i> {
 }
 
 impl<'i> Reader<'_, 'i> {
-    fn read(mut self) -> Result<Config, Findings> {
+    /// The whole file.
+    pub(super) fn config(&mut self) -> Option<Config> {
+        let fixed = Fixed::of(&self.root);
         let meant = self.unknown_sections();
         let log = self.log();
         let doors = self.doors();
         let store = self.store();
         let endpoints = self.endpoints(meant.contains(&"endpoints"));
         let handlers = self.handlers();
-        match (log, doors, store) {
-            (Some(log), Some((server, admin)), Some((store, store_print)))
-                if self.findings.problems.is_empty() =>
-            {
-                Ok(Config {
-                    log,
-                    server,
-                    admin,
-                    store,
-                    endpoints,
-                    handlers,
-                    store_print,
-                })
-            }
-            _ => Err(self.findings),
-        }
+        let (server, admin) = doors?;
+        Some(Config {
+            log: log?,
+            server,
+            admin,
+            store: store?,
+            endpoints,
+            handlers,
+            fixed,
+        })
     }
 
     /// Reports sections that mean nothing, and says which ones were meant.
@@ -161,12 +160,7 @@ impl<'i> Reader<'_, 'i> {
             check::server(&server, &section, &mut self.findings);
             Some((server, section))
         });
-        let admin = self.section("admin").and_then(|mut section| {
-            let hints = Hints::default();
-            let admin = section.read(hints, &mut self.findings, admin::Settings::deserialize)?;
-            check::admin(&admin, &section, &mut self.findings);
-            Some((admin, section))
-        });
+        let admin = self.admin();
         let ((server, server_section), (admin, admin_section)) = (server?, admin?);
         let (here, there) = (
             (&server_section, server.listen),
@@ -176,7 +170,17 @@ impl<'i> Reader<'_, 'i> {
         Some((server, admin))
     }
 
-    fn store(&mut self) -> Option<(Box<dyn store::Engine>, u64)> {
+    /// The operator's door, with the section that it was read from.
+    pub(super) fn admin(&mut self) -> Option<(admin::Settings, Section<'i>)> {
+        let mut section = self.section("admin")?;
+        let hints = Hints::default();
+        let admin = section.read(hints, &mut self.findings, admin::Settings::deserialize)?;
+        check::admin(&admin, &section, &mut self.findings);
+        Some((admin, section))
+    }
+
+    /// The store.
+    pub(super) fn store(&mut self) -> Option<Box<dyn store::Engine>> {
         let hints = Hints {
             keys: &["kind"],
             example: STORE_EXAMPLE,
@@ -187,7 +191,6 @@ impl<'i> Reader<'_, 'i> {
             self.findings.add_missing(problem);
             return None;
         };
-        let print = fingerprint(value.get_ref());
         let mut section = Section::new("store", value, &mut self.findings)?;
         let kind = section.take_text("kind", hints, &mut self.findings);
         let entry = kind.and_then(|kind| {
@@ -200,8 +203,7 @@ impl<'i> Reader<'_, 'i> {
             section.hide(&mut self.findings);
             return None;
         };
-        let engine = section.read(hints, &mut self.findings, entry.read)?;
-        Some((engine, print))
+        section.read(hints, &mut self.findings, entry.read)
     }
 
     /// What was looked up, or the report that there is no such thing.
@@ -380,32 +382,4 @@ fn unknown<'a>(
 /// The last part of a section's name, which is the user's own.
 fn own_name(section: &str) -> &str {
     section.split_once('.').map_or(section, |(_, name)| name)
-}
-
-/// A number that stays the same while `value` says the same, wherever it stands.
-fn fingerprint(value: &DeValue<'_>) -> u64 {
-    fn add(value: &DeValue<'_>, hasher: &mut DefaultHasher) {
-        std::mem::discriminant(value).hash(hasher);
-        match value {
-            DeValue::String(text) => text.hash(hasher),
-            DeValue::Integer(number) => number.as_str().hash(hasher),
-            DeValue::Float(number) => number.as_str().hash(hasher),
-            DeValue::Boolean(truth) => truth.hash(hasher),
-            DeValue::Datetime(time) => time.to_string().hash(hasher),
-            DeValue::Array(items) => {
-                items.len().hash(hasher);
-                items.iter().for_each(|item| add(item.get_ref(), hasher));
-            }
-            DeValue::Table(table) => {
-                table.len().hash(hasher);
-                for (key, value) in table.iter() {
-                    key.get_ref().hash(hasher);
-                    add(value.get_ref(), hasher);
-                }
-            }
-        }
-    }
-    let mut hasher = DefaultHasher::new();
-    add(value, &mut hasher);
-    hasher.finish()
 }

@@ -1,0 +1,186 @@
+//! A load of signed Zoom events, each one new, over keep-alive connections that each wait for an
+//! answer before they send again. Prints one line of figures.
+//!
+//! `cargo run --release --example load -- --help`
+
+use std::{
+    io::Write,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Where to connect
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    to: String,
+    /// The path to post to
+    #[arg(long, default_value = "/zoom/number-management")]
+    path: String,
+    /// The secret to sign with
+    #[arg(long, default_value = "local-zoom-secret")]
+    secret: String,
+    /// Connections
+    #[arg(long, default_value_t = 64)]
+    connections: u64,
+    /// How long, in seconds
+    #[arg(long, default_value_t = 8)]
+    seconds: u64,
+    /// Requests a second over all connections; as many as are answered where it is 0
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
+    /// About how many bytes a body has
+    #[arg(long, default_value_t = 800)]
+    body: usize,
+    /// Distinct carriers, and so distinct keys
+    #[arg(long, default_value_t = 1000)]
+    keys: u64,
+}
+
+/// One connection's latencies, and its answers other than 200.
+#[derive(Default)]
+struct Tally {
+    latencies: Vec<Duration>,
+    refused: u64,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Arc::new(Args::parse());
+    let key = Hmac::<Sha256>::new_from_slice(args.secret.as_bytes())?;
+    let started = Instant::now();
+    let end = started + Duration::from_secs(args.seconds);
+    let connections: Vec<_> = (0..args.connections)
+        .map(|number| tokio::spawn(run(args.clone(), key.clone(), number, started, end)))
+        .collect();
+    let mut all = Tally::default();
+    for connection in connections {
+        let tally = connection.await??;
+        all.latencies.extend(tally.latencies);
+        all.refused += tally.refused;
+    }
+    let took = started.elapsed().as_secs_f64();
+    all.latencies.sort_unstable();
+    let at = |share: f64| {
+        let index = (all.latencies.len() as f64 * share) as usize;
+        let latency = all
+            .latencies
+            .get(index.min(all.latencies.len().saturating_sub(1)));
+        latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+    };
+    writeln!(
+        std::io::stdout(),
+        "{:.0} per_s  p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms  ok {}  not_200 {}",
+        all.latencies.len() as f64 / took,
+        at(0.50),
+        at(0.99),
+        at(1.0),
+        all.latencies.len(),
+        all.refused
+    )?;
+    Ok(())
+}
+
+async fn run(
+    args: Arc<Args>,
+    key: Hmac<Sha256>,
+    number: u64,
+    started: Instant,
+    end: Instant,
+) -> anyhow::Result<Tally> {
+    let mut stream = TcpStream::connect(&args.to)
+        .await
+        .context("nobody listens there")?;
+    stream.set_nodelay(true)?;
+    let mut tally = Tally::default();
+    let mut answer = vec![0; 4096];
+    let pace = (args.rate > 0)
+        .then(|| Duration::from_secs_f64(args.connections as f64 / args.rate as f64));
+    for turn in 0u64.. {
+        // A paced request is timed from when it was due, so that a stall counts in full.
+        let mut due = Instant::now();
+        if let Some(pace) = pace {
+            let offset = pace.mul_f64(number as f64 / args.connections as f64);
+            due = started + offset + pace.mul_f64(turn as f64);
+            tokio::time::sleep_until(due.into()).await;
+        }
+        if Instant::now() >= end {
+            break;
+        }
+        let request = request(&args, &key, number, turn);
+        stream.write_all(&request).await?;
+        let status = read_status(&mut stream, &mut answer).await?;
+        if status == 200 {
+            tally.latencies.push(due.elapsed());
+        } else {
+            tally.refused += 1;
+        }
+    }
+    Ok(tally)
+}
+
+fn request(args: &Args, key: &Hmac<Sha256>, number: u64, turn: u64) -> Vec<u8> {
+    let now = unix_seconds();
+    let serial = number * 1_000_000_000 + turn;
+    let carrier = serial % args.keys;
+    let mut body = format!(
+        "{{\"event\":\"number_management.peering_number_cnam_updated\",\"event_ts\":{now}000,\
+         \"payload\":{{\"account_id\":\"load-{now}-{serial}\",\"object\":{{\"carrier_code\":{carrier},\
+         \"phone_numbers\":[\"+12025550{:03}\"],\"cnam\":\"",
+        serial % 1000
+    );
+    let padding = args.body.saturating_sub(body.len() + 4);
+    body.extend(std::iter::repeat_n('x', padding));
+    body.push_str("\"}}}");
+    let mut mac = key.clone();
+    mac.update(format!("v0:{now}:{body}").as_bytes());
+    let mac: String = mac
+        .finalize()
+        .into_bytes()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    format!(
+        "POST {} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\n\
+         x-zm-request-timestamp: {now}\r\nx-zm-signature: v0={mac}\r\n\
+         x-zm-request-id: load_{now}_{serial}\r\ncontent-length: {}\r\n\r\n{body}",
+        args.path,
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn unix_seconds() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// Reads one answer that has no body.
+async fn read_status(stream: &mut TcpStream, buffer: &mut [u8]) -> anyhow::Result<u16> {
+    let mut filled = 0;
+    loop {
+        let read = stream.read(&mut buffer[filled..]).await?;
+        if read == 0 {
+            bail!("the connection was closed before an answer");
+        }
+        filled += read;
+        let answer = &buffer[..filled];
+        if answer.ends_with(b"\r\n\r\n") {
+            let status = answer
+                .get(9..12)
+                .and_then(|digits| std::str::from_utf8(digits).ok());
+            return status
+                .and_then(|digits| digits.parse().ok())
+                .context("not an HTTP answer");
+        }
+    }
+}

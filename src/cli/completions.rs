@@ -1,0 +1,20 @@
+//! `completions`: a script that teaches a shell this command line.
+
+use std::io;
+
+use clap::CommandFactory;
+
+use super::{Answer, Cli};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The shell
+    shell: clap_complete::Shell,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "hookswitch", &mut script);
+    io::Write::write_all(&mut io::stdout(), &script)?;
+    Ok(Answer::Yes)
+}

@@ -1,0 +1,200 @@
+//! `events`: what has been stored, and who has had it.
+
+use std::io::{self, Write};
+
+use anyhow::bail;
+use serde_json::{Value, json};
+
+use super::{
+    Answer,
+    output::{Format, or_dash, print_json},
+};
+use crate::{
+    event::{EventId, Family, Key, Notification, Pattern},
+    store::{DeliveryRecord, EventFilter, EventRecord, Records},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// List events, newest first, without their bodies
+    List(List),
+    /// Show one event whole: its body, what was understood of it, and its deliveries
+    Show(Show),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    range: Range,
+    /// Only events of this key
+    #[arg(long)]
+    key: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Which events, by name and time of arrival.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Range {
+    /// Only events with this name; `*` stands for any run of characters
+    #[arg(long, value_parser = Pattern::new)]
+    pub(super) name: Option<Pattern>,
+    /// Only events received at or after this time (2026-01-31T08:00:00Z), or so long ago (2h)
+    #[arg(long, value_parser = super::time::parse)]
+    pub(super) since: Option<jiff::Timestamp>,
+    /// Only events received before this time, or so long ago
+    #[arg(long, value_parser = super::time::parse)]
+    pub(super) until: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Show {
+    /// The event's id
+    id: EventId,
+    #[command(flatten)]
+    format: Format,
+}
+
+pub(super) fn run(command: &Command, records: &dyn Records) -> anyhow::Result<Answer> {
+    match command {
+        Command::List(args) => list(args, records),
+        Command::Show(args) => show(args, records),
+    }
+}
+
+fn list(args: &List, records: &dyn Records) -> anyhow::Result<Answer> {
+    let events = records.events(&EventFilter {
+        name: args.range.name.clone(),
+        since: args.range.since,
+        until: args.range.until,
+        key: args.key.as_deref().map(Key::from),
+        limit: args.limit,
+    })?;
+    args.format.print(
+        &events,
+        [
+            "id", "received", "event", "endpoint", "key", "open", "parked",
+        ],
+        |event| {
+            [
+                event.id.to_string(),
+                format!("{:.3}", event.received_at),
+                event.name.to_string(),
+                event.endpoint.to_string(),
+                or_dash(event.key.as_ref()),
+                event.open.to_string(),
+                event.parked.to_string(),
+            ]
+        },
+        "no stored event is like that",
+    )?;
+    Ok(Answer::Yes)
+}
+
+fn show(args: &Show, records: &dyn Records) -> anyhow::Result<Answer> {
+    let Some(record) = records.event(args.id)? else {
+        bail!(
+            "there is no event {}; `hookswitch events list` shows the stored ones",
+            args.id
+        );
+    };
+    if args.format.json {
+        print_json(&as_json(&record))?;
+    } else {
+        print(&record)?;
+    }
+    Ok(Answer::Yes)
+}
+
+fn as_json(record: &EventRecord) -> Value {
+    let event = &record.notification;
+    let (body, understood) = (body(event), understood(event));
+    json!({
+        "id": event.id,
+        "name": event.name,
+        "endpoint": event.endpoint,
+        "key": event.key,
+        "subject": event.subject,
+        "occurred_at": event.occurred_at,
+        "received_at": event.received_at,
+        "body": body,
+        "understood": understood.as_ref().ok(),
+        "problem": understood.as_ref().err(),
+        "deliveries": record.deliveries,
+    })
+}
+
+fn print(record: &EventRecord) -> anyhow::Result<()> {
+    let event = &record.notification;
+    let mut out = io::stdout().lock();
+    writeln!(out, "id        {}", event.id)?;
+    writeln!(out, "event     {}", event.name)?;
+    writeln!(out, "endpoint  {}", event.endpoint)?;
+    writeln!(out, "key       {}", or_dash(event.key.as_ref()))?;
+    writeln!(out, "subject   {}", or_dash(event.subject.as_ref()))?;
+    writeln!(out, "occurred  {}", or_dash(event.occurred_at.as_ref()))?;
+    writeln!(out, "received  {}", event.received_at)?;
+    if let Err(problem) = understood(event) {
+        writeln!(out, "problem   {problem}")?;
+    }
+    if record.deliveries.is_empty() {
+        writeln!(out, "\nno handler takes this event")?;
+    }
+    for delivery in &record.deliveries {
+        print_delivery(&mut out, delivery)?;
+    }
+    match body(event) {
+        Value::String(text) => writeln!(out, "\n{text}")?,
+        body => writeln!(out, "\n{body:#}")?,
+    }
+    Ok(())
+}
+
+fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result<()> {
+    let state = serde_json::to_value(delivery.state).unwrap_or_default();
+    write!(
+        out,
+        "\nhandler {}: {}, {} attempts",
+        delivery.handler,
+        state.as_str().unwrap_or_default(),
+        delivery.attempts
+    )?;
+    if let Some(due_at) = delivery.due_at {
+        write!(out, ", due {due_at:.0}")?;
+    }
+    if let Some(reason) = &delivery.replay {
+        write!(out, ", replayed: {reason}")?;
+    }
+    writeln!(out)?;
+    for failure in &delivery.failures {
+        writeln!(
+            out,
+            "  {:.3}  {} ms  {}",
+            failure.started_at, failure.took_ms, failure.why
+        )?;
+    }
+    Ok(())
+}
+
+/// The body as JSON where it is JSON, else as text.
+fn body(event: &Notification) -> Value {
+    serde_json::from_slice(&event.body)
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&event.body).into_owned()))
+}
+
+/// What the family's model reads in the body, or why it cannot.
+fn understood(event: &Notification) -> Result<Value, String> {
+    let name = event.name.as_str();
+    let family = name
+        .rsplit_once('.')
+        .and_then(|(family, _)| Family::named(family));
+    match family {
+        Some(family) => family
+            .value(&event.body)
+            .map_err(|problem| problem.to_string()),
+        None => Err("no family claims this event".to_owned()),
+    }
+}

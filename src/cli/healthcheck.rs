@@ -1,0 +1,49 @@
+//! `healthcheck`: for container engines, whose images hold no other client.
+
+use std::{
+    io::{self, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context;
+
+use super::Answer;
+use crate::config;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How long to wait for an answer, in milliseconds
+    #[arg(long, default_value_t = 2000, value_name = "MS")]
+    timeout_ms: u64,
+}
+
+/// Asks `/readyz` of the operator's door that the configuration names.
+pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Answer> {
+    let address = from_here(config::load_admin(path)?.listen);
+    let url = format!("http://{address}/readyz");
+    let (ready, word) = super::block_on(async {
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_millis(args.timeout_ms))
+            .build()?;
+        let answer = client.get(&url).send().await;
+        let answer = answer.with_context(|| format!("no service answers at {url}"))?;
+        let ready = answer.status().is_success();
+        Ok((ready, answer.text().await.unwrap_or_default()))
+    })?;
+    writeln!(io::stdout(), "{}", word.trim_end())?;
+    Ok(if ready { Answer::Yes } else { Answer::No })
+}
+
+/// A listener on every address is asked on loopback.
+fn from_here(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}

@@ -1,0 +1,117 @@
+//! `replay`: deliveries made again on purpose.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Answer, events::Range, output::Format};
+use crate::{
+    app,
+    event::{EventId, HandlerName},
+    store::{Records, ReplaySelection},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Events to deliver again; all that the other conditions select where none is given
+    ids: Vec<EventId>,
+    /// Only to this handler, though its patterns may not take the event; may be given again
+    #[arg(long = "handler", value_name = "NAME")]
+    handlers: Vec<String>,
+    #[command(flatten)]
+    range: Range,
+    /// Only deliveries that are parked
+    #[arg(long)]
+    parked: bool,
+    /// Why: handlers are told, and the record keeps it
+    #[arg(long, default_value = "replayed by hand")]
+    reason: String,
+    /// Print what would be delivered again, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Answer> {
+    let selection = ReplaySelection {
+        ids: args.ids.clone(),
+        handlers: args
+            .handlers
+            .iter()
+            .map(|name| HandlerName::from(name.as_str()))
+            .collect(),
+        name: args.range.name.clone(),
+        since: args.range.since,
+        until: args.range.until,
+        parked_only: args.parked,
+    };
+    if is_everything(&selection) {
+        bail!(
+            "this would deliver every stored event again; say which with ids, --handler, --name, \
+             --since, --until or --parked"
+        );
+    }
+    let plan = records.plan(&selection)?;
+    let done = if args.dry_run {
+        plan
+    } else {
+        let bar = progress_bar(plan.total());
+        let now = app::now();
+        let done = records.replay(&selection, &args.reason, now, &mut |done| {
+            bar.set_position(done)
+        })?;
+        bar.finish_and_clear();
+        done
+    };
+    args.format.print(
+        &done.deliveries,
+        [
+            "handler",
+            if args.dry_run {
+                "would be delivered again"
+            } else {
+                "to be delivered again"
+            },
+        ],
+        |(handler, count)| [handler.to_string(), count.to_string()],
+        "nothing is like that, so nothing is delivered again",
+    )?;
+    if done.total() > 0 && !args.format.json && !args.dry_run {
+        writeln!(
+            io::stderr(),
+            "a running service delivers them within about a second"
+        )?;
+    }
+    Ok(Answer::Yes)
+}
+
+fn is_everything(selection: &ReplaySelection) -> bool {
+    let ReplaySelection {
+        ids,
+        handlers,
+        name,
+        since,
+        until,
+        parked_only,
+    } = selection;
+    ids.is_empty()
+        && handlers.is_empty()
+        && name.is_none()
+        && since.is_none()
+        && until.is_none()
+        && !parked_only
+}
+
+/// A bar on standard error, which shows nothing where that is no terminal.
+pub(super) fn progress_bar(total: u64) -> ProgressBar {
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {eta} left");
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}

@@ -1,0 +1,306 @@
+//! `send`: a provider's side of the conversation, to try an endpoint out.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use include_dir::{Dir, include_dir};
+use reqwest::{Client, Url};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Answer, output::Format};
+use crate::{
+    app,
+    config::Config,
+    http::Endpoint,
+    provider::{Composed, Message, Reply},
+};
+
+/// The fixtures that come with the binary: `<provider>/<family>/<what is odd about it>.json`.
+static FIXTURES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/fixtures");
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The endpoints to post to, as the configuration names them
+    endpoints: Vec<String>,
+    /// Every endpoint of the configuration
+    #[arg(long, conflicts_with = "endpoints")]
+    all: bool,
+    /// Post to this URL in place of the configuration's own listener; an endpoint's path is added
+    /// where the URL has none
+    #[arg(long, value_name = "URL")]
+    to: Option<Url>,
+    /// Post this file's bytes as they are, in place of the fixtures; may be given again
+    #[arg(long = "file", value_name = "PATH")]
+    files: Vec<PathBuf>,
+    /// Post each event so many times, as a provider that retries would
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    copies: u32,
+    /// Post the handshake and nothing else
+    #[arg(long)]
+    handshake: bool,
+    /// Take any certificate, as for a listener with one of its own making
+    #[arg(long)]
+    insecure: bool,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Sent {
+    endpoint: String,
+    message: String,
+    status: Option<u16>,
+    answer_bytes: usize,
+    took_ms: u128,
+    /// Nothing where the answer is what the provider wants.
+    problem: Option<String>,
+}
+
+pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Answer> {
+    let base = match &args.to {
+        Some(url) => url.clone(),
+        None => own_listener(&config)?,
+    };
+    let endpoints = chosen(args, config.endpoints)?;
+    let client = Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        // Both providers wait 3 seconds for an answer.
+        .timeout(std::time::Duration::from_secs(3))
+        .tls_danger_accept_invalid_certs(args.insecure)
+        .build()
+        .context("the client cannot be built")?;
+    let sent = super::block_on(async {
+        let mut sent = Vec::new();
+        for endpoint in &endpoints {
+            let url = target(&base, endpoint);
+            for (what, composed) in messages(args, endpoint)? {
+                sent.push(post(&client, &url, endpoint, what, composed).await);
+            }
+        }
+        Ok(sent)
+    })?;
+    print(args, &sent)?;
+    let unanswered = sent.iter().all(|sent| sent.status.is_none());
+    if unanswered && !sent.is_empty() {
+        bail!("nobody answered at {base}; is `hookswitch serve` running there?");
+    }
+    let sound = sent.iter().all(|sent| sent.problem.is_none());
+    Ok(if sound { Answer::Yes } else { Answer::No })
+}
+
+/// The URL of the listener that the configuration describes, as seen from this machine.
+fn own_listener(config: &Config) -> anyhow::Result<Url> {
+    let mut address = config.server.listen;
+    if address.port() == 0 {
+        bail!("the configuration lets the system choose a port; say which with --to URL");
+    }
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let scheme = if config.server.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    Ok(Url::parse(&format!("{scheme}://{address}"))?)
+}
+
+fn chosen(args: &Args, endpoints: Vec<Endpoint>) -> anyhow::Result<Vec<Endpoint>> {
+    let names: Vec<_> = endpoints
+        .iter()
+        .map(|endpoint| endpoint.name.to_string())
+        .collect();
+    if let Some(unknown) = args.endpoints.iter().find(|name| !names.contains(name)) {
+        bail!(
+            "there is no endpoint {unknown:?}; there are {}",
+            names.join(", ")
+        );
+    }
+    if args.endpoints.is_empty() && !args.all {
+        bail!("say --all, or which endpoints: {}", names.join(", "));
+    }
+    let wanted = |endpoint: &Endpoint| {
+        args.all
+            || args
+                .endpoints
+                .iter()
+                .any(|name| name == endpoint.name.as_str())
+    };
+    Ok(endpoints.into_iter().filter(wanted).collect())
+}
+
+fn target(base: &Url, endpoint: &Endpoint) -> Url {
+    let mut url = base.clone();
+    if url.path() == "/" {
+        url.set_path(&endpoint.path);
+    }
+    url
+}
+
+/// What is posted to one endpoint, in order.
+fn messages(args: &Args, endpoint: &Endpoint) -> anyhow::Result<Vec<(String, Composed)>> {
+    let compose = |message: Message<'_>| endpoint.provider.compose(message, app::now());
+    let mut messages = Vec::new();
+    if args.files.is_empty() || args.handshake {
+        messages.push(("handshake".to_owned(), compose(Message::Handshake)));
+    }
+    if args.handshake {
+        return Ok(messages);
+    }
+    for (what, body) in bodies(args, endpoint)? {
+        let delivery = Uuid::now_v7().to_string().replace('-', "_");
+        for copy in 1..=args.copies {
+            let what = if copy == 1 {
+                what.clone()
+            } else {
+                format!("{what} (copy {copy})")
+            };
+            let message = Message::Event {
+                body: &body,
+                delivery: &delivery,
+            };
+            messages.push((what, compose(message)));
+        }
+    }
+    Ok(messages)
+}
+
+fn bodies(args: &Args, endpoint: &Endpoint) -> anyhow::Result<Vec<(String, Bytes)>> {
+    if !args.files.is_empty() {
+        let read = |path: &PathBuf| {
+            let body = std::fs::read(path)
+                .with_context(|| format!("{} cannot be read", path.display()))?;
+            Ok((path.display().to_string(), Bytes::from(body)))
+        };
+        return args.files.iter().map(read).collect();
+    }
+    let folder = endpoint.family.name.replace('.', "/");
+    let files = FIXTURES
+        .get_dir(&folder)
+        .map(Dir::files)
+        .into_iter()
+        .flatten();
+    let bodies = files.filter_map(|file| {
+        let name = file.path().file_stem()?.to_string_lossy().into_owned();
+        // As they are, all but the first run would be copies of what is stored already.
+        let body = endpoint.provider.freshen(file.contents(), app::now())?;
+        Some((name, body))
+    });
+    Ok(bodies.collect())
+}
+
+async fn post(
+    client: &Client,
+    url: &Url,
+    endpoint: &Endpoint,
+    message: String,
+    composed: Composed,
+) -> Sent {
+    let started = Instant::now();
+    let answer = exchange(client, url, &composed).await;
+    let took_ms = started.elapsed().as_millis();
+    let (status, answer_bytes, problem) = match answer {
+        Ok(answer) => (
+            Some(answer.status),
+            answer.bytes,
+            judge(&answer, &composed.expected),
+        ),
+        Err(error) => (None, 0, Some(innermost(&error))),
+    };
+    Sent {
+        endpoint: endpoint.name.to_string(),
+        message,
+        status,
+        answer_bytes,
+        took_ms,
+        problem,
+    }
+}
+
+/// What came back.
+struct Heard {
+    status: u16,
+    headers: http::HeaderMap,
+    body: Bytes,
+    /// About as many bytes as it took on the wire in HTTP/1.1.
+    bytes: usize,
+}
+
+async fn exchange(client: &Client, url: &Url, composed: &Composed) -> reqwest::Result<Heard> {
+    let request = client
+        .post(url.clone())
+        .headers(composed.headers.clone())
+        .body(composed.body.clone());
+    let response = request.send().await?;
+    let status = response.status();
+    let headers = response.headers().clone();
+    let body = response.bytes().await?;
+    let status_line = "HTTP/1.1 200 \r\n\r\n".len() + status.canonical_reason().unwrap_or("").len();
+    let header_lines: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + ": \r\n".len() + value.len())
+        .sum();
+    Ok(Heard {
+        status: status.as_u16(),
+        headers,
+        bytes: status_line + header_lines + body.len(),
+        body,
+    })
+}
+
+/// What the provider would find wrong with the answer.
+fn judge(heard: &Heard, expected: &Reply) -> Option<String> {
+    if heard.status != 200 {
+        return Some(match heard.status {
+            401 => "refused; does the service use this configuration's secret?".to_owned(),
+            404 => "no endpoint at this path".to_owned(),
+            503 => "not stored now; the service's log and /readyz say why".to_owned(),
+            status => format!("{status} in place of 200"),
+        });
+    }
+    if heard.bytes >= 1024 {
+        return Some("the answer is not under RingCentral's 1024 bytes".to_owned());
+    }
+    match expected {
+        Reply::Accepted => None,
+        Reply::Echo(name, value) => {
+            (heard.headers.get(name) != Some(value)).then(|| format!("{name} was not echoed"))
+        }
+        Reply::Challenge(answer) => {
+            let wanted: Option<serde_json::Value> = serde_json::from_slice(answer).ok();
+            let got = serde_json::from_slice(&heard.body).ok();
+            (wanted != got).then(|| "the challenge was not answered rightly".to_owned())
+        }
+    }
+}
+
+fn print(args: &Args, sent: &[Sent]) -> anyhow::Result<()> {
+    args.format.print(
+        sent,
+        ["endpoint", "message", "status", "bytes", "ms", "verdict"],
+        |sent| {
+            [
+                sent.endpoint.clone(),
+                sent.message.clone(),
+                super::output::or_dash(sent.status.as_ref()),
+                sent.answer_bytes.to_string(),
+                sent.took_ms.to_string(),
+                sent.problem.clone().unwrap_or_else(|| "ok".to_owned()),
+            ]
+        },
+        "there was nothing to send",
+    )
+}
+
+/// The cause that says most: `reqwest` itself only says that sending failed.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

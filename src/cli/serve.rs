@@ -1,0 +1,151 @@
+//! `serve`: the service itself, with its signals.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Answer, replay::progress_bar};
+use crate::{
+    app::{App, Builder, End, Reloader},
+    config::Config,
+    telemetry,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Result<Answer> {
+    let config = builder.load(path)?;
+    telemetry::start_logging(
+        config.log.format,
+        &config.log.filter,
+        io::stderr().is_terminal(),
+    )
+    .with_context(|| format!("log.filter {:?} is not a filter", config.log.filter))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    let end = runtime.block_on(serve(config, path, builder))?;
+    match end {
+        End::Drained => tracing::info!("stopped; everything that had begun was finished"),
+        End::CutShort => tracing::warn!(
+            "stopped before everything that had begun was finished; it is delivered again at the \
+             next start"
+        ),
+        End::Poisoned => {
+            tracing::error!("stopped because the store failed; what was acknowledged is safe");
+        }
+    }
+    Ok(match end {
+        End::Drained => Answer::Yes,
+        End::CutShort => Answer::No,
+        End::Poisoned => Answer::Poisoned,
+    })
+}
+
+async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result<End> {
+    let introduction = Introduction::of(&config, path);
+    let app = App::build(config, rebuild_progress()).await?;
+    introduction.print(&app)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let reloads = reload_on_hangup(app.reloader(), path, builder)?;
+    tokio::select! {
+        end = app.run(shutdown) => Ok(end),
+        never = reloads => match never {},
+    }
+}
+
+/// Reads the configuration again at each SIGHUP.
+fn reload_on_hangup(
+    reloader: Reloader,
+    path: &Path,
+    builder: &Builder,
+) -> io::Result<impl Future<Output = std::convert::Infallible>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            // The stream of signals ends only with the runtime.
+            if hangup.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            // Neither the file nor the secrets that it refers to are large: reading them here
+            // takes less time than handing them to another thread.
+            match builder.load(path) {
+                Ok(config) => reloader.reload(config).await,
+                Err(report) => reloader.refuse(&report.render(false)),
+            }
+        }
+    })
+}
+
+/// A progress bar that appears once there is something to rebuild.
+fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
+    let bar = Mutex::new(None);
+    Arc::new(move |done, total| {
+        let Ok(mut bar) = bar.lock() else { return };
+        let bar = bar.get_or_insert_with(|| {
+            tracing::warn!(bytes = total, "the ledger is rebuilt from the journal");
+            progress_bar(total)
+        });
+        bar.set_position(done);
+        if done >= total && !bar.is_finished() {
+            bar.finish_and_clear();
+            tracing::info!("the ledger has been rebuilt");
+        }
+    })
+}
+
+/// What a person at a terminal wants to know first.
+struct Introduction {
+    scheme: &'static str,
+    paths: Vec<(String, String)>,
+    config: String,
+}
+
+impl Introduction {
+    fn of(config: &Config, path: &Path) -> Self {
+        let endpoints = config.endpoints.iter();
+        Self {
+            scheme: if config.server.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            },
+            paths: endpoints
+                .map(|endpoint| (endpoint.family.name.to_owned(), endpoint.path.clone()))
+                .collect(),
+            config: path.display().to_string(),
+        }
+    }
+
+    fn print(&self, app: &App) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        let (scheme, address) = (self.scheme, app.address());
+        writeln!(out, "hookswitch {} is listening", env!("CARGO_PKG_VERSION"))?;
+        for (family, path) in &self.paths {
+            writeln!(out, "  {family:<28} {scheme}://{address}{path}")?;
+        }
+        writeln!(
+            out,
+            "  {:<28} http://{}/metrics",
+            "operators",
+            app.admin_address()
+        )?;
+        writeln!(out, "Try it from another terminal:")?;
+        writeln!(out, "  hookswitch send --all --config {}", self.config)?;
+        out.flush()
+    }
+}

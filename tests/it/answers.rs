@@ -1,0 +1,261 @@
+//! The answers table, on the wire of the real service.
+
+use std::{sync::Arc, thread};
+
+use crate::harness::{
+    ARCHIVE, Answer, ENDPOINTS, Home, RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, cnam, eventually,
+    phone_number, request, unix_now, zoom_headers,
+};
+
+const PHONE: &str = "/ringcentral/phone-number";
+const ZOOM: &str = "/zoom/number-management";
+
+/// What both providers need of every answer, whatever its status.
+fn is_sound(answer: &Answer) {
+    assert!(answer.len() < 1024, "{} bytes: {answer:?}", answer.len());
+    assert_eq!(answer.header("content-encoding"), None, "{answer:?}");
+    assert_eq!(answer.header("server"), None, "{answer:?}");
+}
+
+fn assert_empty(answer: &Answer, status: u16) {
+    is_sound(answer);
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (status, &b""[..]),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn ringcentral_is_answered_as_the_table_says() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let event = phone_number("u-1", "501");
+
+    assert_empty(&service.ringcentral(PHONE, &event), 200);
+    assert_empty(&service.ringcentral(PHONE, &event), 200);
+    assert_empty(
+        &service.ringcentral(PHONE, r#"{"event":"/restapi/v1.0/glip/posts"}"#),
+        200,
+    );
+    assert_empty(&service.ringcentral(PHONE, "not json at all"), 200);
+    assert_empty(&service.post(PHONE, &[], event.as_bytes()), 401);
+    assert_empty(
+        &service.post(PHONE, &[("verification-token", "wrong")], event.as_bytes()),
+        401,
+    );
+
+    eventually("three events are archived", || home.archived().len() == 3);
+    let names: Vec<_> = home
+        .archived()
+        .iter()
+        .map(|event| event["type"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "ringcentral.phone-number.created",
+            "ringcentral.unrecognized",
+            "ringcentral.unrecognized"
+        ]
+    );
+}
+
+#[test]
+fn a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let token = "t".repeat(512);
+
+    let bare = service.post(PHONE, &[("validation-token", &token)], b"");
+    assert_empty(&bare, 200);
+    assert_eq!(bare.header("validation-token"), Some(token.as_str()));
+    assert_eq!(bare.header("content-type"), Some("application/json"));
+
+    let event = phone_number("u-2", "502");
+    let headers = [
+        ("validation-token", "echo-me"),
+        ("verification-token", RINGCENTRAL_TOKEN),
+    ];
+    let with_body = service.post(PHONE, &headers, event.as_bytes());
+    assert_empty(&with_body, 200);
+    assert_eq!(with_body.header("validation-token"), Some("echo-me"));
+    eventually("its body is archived", || home.archived().len() == 1);
+
+    // The current guide's name for the header that proves the sender.
+    let event = phone_number("u-3", "503");
+    let renamed = service.post(
+        PHONE,
+        &[("validation-token", RINGCENTRAL_TOKEN)],
+        event.as_bytes(),
+    );
+    assert_empty(&renamed, 200);
+    eventually("its body is archived", || home.archived().len() == 2);
+
+    let forged = service.post(PHONE, &[("validation-token", "echo-me")], event.as_bytes());
+    assert_empty(&forged, 401);
+    let too_long = service.post(PHONE, &[("validation-token", &"t".repeat(900))], b"");
+    assert_empty(&too_long, 401);
+}
+
+#[test]
+fn zoom_is_answered_as_the_table_says() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let event = cnam(7, 1);
+    let signed = |body: &str, secret: &str, at: i64| {
+        service.post(
+            ZOOM,
+            &as_pairs(&zoom_headers(body.as_bytes(), secret, at)),
+            body.as_bytes(),
+        )
+    };
+
+    assert_empty(&service.zoom(&event), 200);
+    assert_empty(&service.zoom(&event), 200);
+    assert_empty(
+        &service.zoom(r#"{"event":"meeting.started","payload":{}}"#),
+        200,
+    );
+    assert_empty(
+        &service.zoom(r#"{"event":"number_management.peering_number_cnam_updated","payload":7}"#),
+        200,
+    );
+    assert_empty(&service.post(ZOOM, &[], event.as_bytes()), 401);
+    assert_empty(&signed(&event, "another-secret", unix_now()), 401);
+    assert_empty(&signed(&event, ZOOM_SECRET, unix_now() - 400), 503);
+    assert_empty(&signed(&event, ZOOM_SECRET, unix_now() + 400), 503);
+
+    eventually("three events are archived", || home.archived().len() == 3);
+    let names: Vec<_> = home
+        .archived()
+        .iter()
+        .map(|event| event["type"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "zoom.number-management.peering-number-cnam-updated",
+            "zoom.unrecognized",
+            "zoom.number-management.unreadable",
+        ]
+    );
+    assert!(
+        service.metric(r#"hookswitch_requests_total{endpoint="number-management",answer="stale"}"#)
+            >= 2.0
+    );
+}
+
+#[test]
+fn a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let challenge = |token: &str| {
+        format!(
+            r#"{{"payload":{{"plainToken":"{token}"}},"event_ts":1,"event":"endpoint.url_validation"}}"#
+        )
+    };
+
+    let answer = service.zoom(&challenge("abcDEF123_-"));
+    is_sound(&answer);
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (200, Some("application/json"))
+    );
+    let reply: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(reply["plainToken"], "abcDEF123_-");
+    let text = reply["encryptedToken"].as_str().unwrap();
+    assert!(
+        text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{text}"
+    );
+
+    assert_empty(&service.post(ZOOM, &[], challenge("abc").as_bytes()), 401);
+    let oracle = service.zoom(&challenge("v0:1700000000:forged"));
+    assert_empty(&oracle, 200);
+    eventually("the odd challenge is kept for a person to see", || {
+        home.archived().len() == 1
+    });
+    assert_eq!(home.archived()[0]["type"], "zoom.unrecognized");
+}
+
+#[test]
+fn a_bad_signature_can_be_asked_for_again() {
+    let patient = ENDPOINTS.replace(
+        r#"secret_tokens = ["a-secret-for-tests"]"#,
+        "secret_tokens = [\"a-secret-for-tests\"]\non_bad_signature = \"retry\"",
+    );
+    let home = Home::new(&[&patient]);
+    let service = home.start();
+    let body = cnam(1, 1);
+    let headers = zoom_headers(body.as_bytes(), "another-secret", unix_now());
+    assert_empty(
+        &service.post(ZOOM, &as_pairs(&headers), body.as_bytes()),
+        503,
+    );
+}
+
+#[test]
+fn what_is_no_request_for_an_endpoint_is_told_so() {
+    let home = Home::new(&[ENDPOINTS]);
+    let service = home.start();
+    assert_empty(&service.post("/nowhere", &[], b"{}"), 404);
+    let get = request(service.address, "GET", PHONE, &[], b"").unwrap();
+    assert_empty(&get, 405);
+    let large = vec![b' '; (1 << 20) + 1];
+    assert_empty(
+        &service.post(PHONE, &[("verification-token", RINGCENTRAL_TOKEN)], &large),
+        413,
+    );
+}
+
+#[test]
+fn an_event_of_another_family_is_delivered_under_its_own_name() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let event = phone_number("u-9", "509");
+    assert_empty(
+        &service.ringcentral("/ringcentral/extension-info", &event),
+        200,
+    );
+    eventually("it is archived", || home.archived().len() == 1);
+    assert_eq!(
+        home.archived()[0]["type"],
+        "ringcentral.phone-number.created"
+    );
+    assert_eq!(
+        service.metric(r#"hookswitch_misdirected_total{endpoint="extension-info"}"#),
+        1.0
+    );
+}
+
+#[test]
+fn a_thousand_copies_at_once_are_one_event() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = Arc::new(home.start());
+    let body = cnam(3, 33);
+    let senders: Vec<_> = (0..50)
+        .map(|_| {
+            let (service, body) = (service.clone(), body.clone());
+            thread::spawn(move || {
+                (0..20)
+                    .map(|_| service.zoom(&body).status)
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    for sender in senders {
+        assert_eq!(sender.join().unwrap(), [200; 20]);
+    }
+    // An event behind the copies: once it is delivered, so is everything before it.
+    assert_eq!(service.zoom(&cnam(3, 34)).status, 200);
+    eventually("the last event is archived", || {
+        home.archived()
+            .iter()
+            .any(|event| event["data"]["payload"]["object"]["cnam"] == "serial 34")
+    });
+    assert_eq!(home.archived().len(), 2);
+    eventually("the copies are counted", || {
+        service.metric("hookswitch_duplicates_total") == 999.0
+    });
+}

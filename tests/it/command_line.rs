@@ -1,0 +1,243 @@
+//! The subcommands, as a person or a script runs them.
+
+use std::{path::Path, process::Output};
+
+use crate::harness::{ARCHIVE, ENDPOINTS, Home, cnam, eventually, hookswitch};
+
+fn shipped(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("config")
+        .join(name)
+}
+
+fn text(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn every_shipped_configuration_is_sound() {
+    for name in ["local.toml", "hookswitch.toml", "container.toml"] {
+        let output = hookswitch()
+            .args(["check", "--config"])
+            .arg(shipped(name))
+            .env("RINGCENTRAL_VERIFICATION_TOKEN", "x")
+            .env("ZOOM_SECRET_TOKEN", "x")
+            .env("HOOKSWITCH_ADMIN_TOKEN", "x")
+            .env(
+                "CRM_SIGNING_SECRET",
+                "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            )
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_reported_whole_with_exit_code_64() {
+    let home = Home::new(&[
+        &ENDPOINTS.replace("family = \"zoom", "famly = \"zoom"),
+        "[handlers.x]\nkind = \"http\"\n",
+    ]);
+    for command in ["check", "serve"] {
+        let output = home.run(&[command]);
+        let (stdout, stderr) = text(&output);
+        assert_eq!(
+            (output.status.code(), stdout.as_str()),
+            (Some(64), ""),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains("famly") && stderr.contains("handlers.x"),
+            "{stderr}"
+        );
+        assert!(!stderr.contains("a-token-for-tests"), "{stderr}");
+    }
+}
+
+#[test]
+fn send_tries_every_endpoint_out_and_says_what_came_back() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let base = format!("http://{}", service.address);
+    let sent = home.json(&["send", "--all", "--copies", "2", "--to", &base]);
+    let sent = sent.as_array().unwrap();
+    assert!(
+        sent.iter().all(|line| line["problem"].is_null()),
+        "{sent:?}"
+    );
+    assert_eq!(
+        sent.iter()
+            .filter(|line| line["message"] == "handshake")
+            .count(),
+        3
+    );
+    let events = (sent.len() - 3) / 2;
+    assert!(events >= 18, "{events}");
+    eventually("each event is archived once", || {
+        home.archived().len() == events
+    });
+
+    let again = home.run(&["send", "number-management", "--to", &base]);
+    assert!(again.status.success());
+    let (table, _) = text(&again);
+    assert!(
+        table.contains("ENDPOINT") && table.contains("handshake"),
+        "{table}"
+    );
+    eventually("a second run is of new events", || {
+        home.archived().len() > events
+    });
+}
+
+#[test]
+fn send_with_another_secret_says_so_and_fails() {
+    let home = Home::new(&[ENDPOINTS]);
+    let service = home.start();
+    let base = format!("http://{}", service.address);
+    home.configure(&[&ENDPOINTS.replace("a-secret-for-tests", "another")]);
+    let output = home.run(&["send", "number-management", "--to", &base]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output)
+            .0
+            .contains("refused; does the service use this configuration's secret?")
+    );
+}
+
+#[test]
+fn send_to_nobody_says_that_nobody_is_there() {
+    let home = Home::new(&[ENDPOINTS]);
+    let output = home.run(&["send", "--all", "--to", "http://127.0.0.1:9"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output)
+            .1
+            .contains("is `hookswitch serve` running there?"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn healthcheck_asks_the_operators_door() {
+    let home = Home::new(&[ENDPOINTS]);
+    let service = home.start();
+    let fixed = ENDPOINTS.replacen(
+        "[admin]\nlisten = \"127.0.0.1:0\"",
+        &format!("[admin]\nlisten = \"{}\"", service.admin),
+        1,
+    );
+    home.configure(&[&fixed]);
+    let output = home.run(&["healthcheck"]);
+    assert_eq!(
+        (output.status.code(), text(&output).0.as_str()),
+        (Some(0), "ready\n")
+    );
+    drop(service);
+    assert_eq!(home.run(&["healthcheck"]).status.code(), Some(1));
+}
+
+#[test]
+fn stored_events_can_be_listed_and_shown() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    assert_eq!(
+        service
+            .zoom(r#"{"event":"number_management.peering_number_cnam_updated"}"#)
+            .status,
+        200
+    );
+    eventually("both are archived", || home.archived().len() == 2);
+    let list = home.json(&["events", "list"]);
+    assert_eq!(list[0]["name"], "zoom.number-management.unreadable");
+    assert_eq!(
+        list[1]["name"],
+        "zoom.number-management.peering-number-cnam-updated"
+    );
+    let shown = home.json(&["events", "show", list[1]["id"].as_str().unwrap()]);
+    assert_eq!(shown["body"]["payload"]["object"]["cnam"], "serial 1");
+    let shown = home.json(&["events", "show", list[0]["id"].as_str().unwrap()]);
+    assert!(
+        shown["problem"].as_str().unwrap().contains("payload"),
+        "{shown}"
+    );
+    let filtered = home.json(&["events", "list", "--name", "*.unreadable"]);
+    assert_eq!(filtered.as_array().unwrap().len(), 1);
+
+    let output = home.run(&["events", "show", "01890a5d-ac96-774b-bcce-b302099a8057"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).1.contains("there is no event"), "{output:?}");
+}
+
+#[test]
+fn a_replay_of_everything_has_to_be_said_in_full() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("it is archived", || home.archived().len() == 1);
+    assert_eq!(home.run(&["replay"]).status.code(), Some(1));
+    let replayed = home.json(&["replay", "--name", "zoom.*"]);
+    assert_eq!(replayed, serde_json::json!([["archive", 1]]));
+    eventually("it is archived again", || home.archived().len() == 2);
+    assert_eq!(home.archived()[0]["id"], home.archived()[1]["id"]);
+}
+
+#[test]
+fn a_store_that_is_not_there_is_said_to_be_absent() {
+    let home = Home::new(&[ENDPOINTS]);
+    let output = home.run(&["events", "list"]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(text(&output).1.contains("there is no store"), "{output:?}");
+    assert!(!home.path().join("data").exists(), "looking makes nothing");
+}
+
+#[test]
+fn logs_hold_nothing_of_what_was_said() {
+    let home = Home::new(&[
+        ENDPOINTS,
+        "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n",
+    ]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    assert_eq!(
+        service
+            .post("/zoom/number-management", &[], cnam(1, 2).as_bytes())
+            .status,
+        401
+    );
+    eventually("the event is logged", || {
+        service.log().contains("peering-number-cnam-updated")
+    });
+    eventually("the refusal is logged", || {
+        service.log().contains("missing_credential")
+    });
+    let log = service.log();
+    for secret in ["2025550001", "serial 1", "acct-1", "a-secret-for-tests"] {
+        assert!(!log.contains(secret), "{secret} is in the log:\n{log}");
+    }
+}
+
+#[test]
+fn schemas_and_completions_are_printed() {
+    for family in [
+        "ringcentral.phone-number",
+        "ringcentral.extension-info",
+        "zoom.number-management",
+    ] {
+        let output = hookswitch().args(["schema", family]).output().unwrap();
+        let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(schema["type"], "object", "{schema}");
+    }
+    let unknown = hookswitch()
+        .args(["schema", "zoom.nothing"])
+        .output()
+        .unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).1.contains("zoom.number-management"));
+    for shell in ["bash", "zsh", "fish"] {
+        let output = hookswitch().args(["completions", shell]).output().unwrap();
+        assert!(text(&output).0.contains("healthcheck"));
+    }
+}

@@ -1,0 +1,250 @@
+//! What survives: kills in the middle of a load, torn and flipped and missing bytes, a ledger that
+//! is gone.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use crate::harness::{
+    ARCHIVE, ENDPOINTS, Home, Service, ZOOM_SECRET, as_pairs, cnam, eventually, request, unix_now,
+    zoom_headers,
+};
+
+/// Threads that post distinct events and remember which were answered 200.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<BTreeSet<u64>>>,
+    /// Answers other than 200.
+    pub(crate) others: Arc<Mutex<Vec<u16>>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    /// Events have the serials that `serials` hands out, so that loads can follow each other.
+    pub(crate) fn start(service: &Service, serials: &Arc<AtomicU64>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
+        let others = Arc::new(Mutex::new(Vec::new()));
+        let address = service.address;
+        let threads = (0..8)
+            .map(|_| {
+                let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+                let (others, serials) = (others.clone(), serials.clone());
+                thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let serial = serials.fetch_add(1, Ordering::Relaxed);
+                        let body = cnam(u32::try_from(serial % 7).unwrap(), serial);
+                        let headers = zoom_headers(body.as_bytes(), ZOOM_SECRET, unix_now());
+                        let answer = request(
+                            address,
+                            "POST",
+                            "/zoom/number-management",
+                            &as_pairs(&headers),
+                            body.as_bytes(),
+                        );
+                        match answer {
+                            Ok(answer) if answer.status == 200 => {
+                                acknowledged.lock().unwrap().insert(serial);
+                            }
+                            Ok(answer) => others.lock().unwrap().push(answer.status),
+                            Err(_) => {} // The service is gone, or going.
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self {
+            stop,
+            acknowledged,
+            others,
+            threads,
+        }
+    }
+
+    pub(crate) fn acknowledged(&self) -> BTreeSet<u64> {
+        self.acknowledged.lock().unwrap().clone()
+    }
+
+    pub(crate) fn stop(mut self) -> BTreeSet<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+        self.acknowledged()
+    }
+}
+
+/// The serials of the events that the archive holds.
+pub(crate) fn archived_serials(home: &Home) -> BTreeSet<u64> {
+    let serial = |event: serde_json::Value| {
+        let cnam = event["data"]["payload"]["object"]["cnam"]
+            .as_str()?
+            .to_owned();
+        cnam.strip_prefix("serial ")?.parse().ok()
+    };
+    home.archived().into_iter().filter_map(serial).collect()
+}
+
+fn archive_holds(home: &Home, wanted: &BTreeSet<u64>) {
+    eventually("everything acknowledged is archived", || {
+        archived_serials(home).is_superset(wanted)
+    });
+}
+
+fn files(folder: &Path, part: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, part));
+        } else if path.file_name().unwrap().to_string_lossy().contains(part) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn last_segment(home: &Home) -> PathBuf {
+    files(&home.path().join("data"), ".segment").pop().unwrap()
+}
+
+fn delete_ledger(home: &Home) {
+    for file in files(&home.path().join("data"), "ledger") {
+        fs::remove_file(file).unwrap();
+    }
+}
+
+/// Posts `count` events, one after the other, and stops the service in order.
+fn store(home: &Home, count: u64) {
+    let mut service = home.start();
+    for serial in 0..count {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    archive_holds(home, &(0..count).collect());
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+}
+
+/// Where the record of the event with `serial` is in the segment.
+fn place_of(segment: &[u8], serial: u64) -> usize {
+    let needle = format!("\"serial {serial}\"");
+    segment
+        .windows(needle.len())
+        .position(|bytes| bytes == needle.as_bytes())
+        .unwrap()
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_by_kills_in_the_middle_of_a_load() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let serials = Arc::new(AtomicU64::new(0));
+    let mut acknowledged = BTreeSet::new();
+    for _ in 0..5 {
+        let mut service = home.start();
+        let load = Load::start(&service, &serials);
+        eventually("the load is under way", || load.acknowledged().len() > 200);
+        service.kill();
+        acknowledged.extend(load.stop());
+    }
+    let _service = home.start();
+    archive_holds(&home, &acknowledged);
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_kept_aside() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    store(&home, 3);
+    let segment = last_segment(&home);
+    let whole = fs::read(&segment).unwrap();
+    let record = place_of(&whole, 2);
+    // Half a record, as a write that power cut short leaves it.
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&segment)
+        .unwrap()
+        .write_all(&whole[record - 100..record + 5])
+        .unwrap();
+
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
+    archive_holds(&home, &(0..4).collect());
+    assert_eq!(files(&home.path().join("data"), ".torn").len(), 1);
+    assert!(service.log().contains("torn"), "{}", service.log());
+}
+
+#[test]
+fn a_flipped_byte_costs_its_own_record_and_no_other() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    store(&home, 5);
+    let segment = last_segment(&home);
+    let mut bytes = fs::read(&segment).unwrap();
+    let at = place_of(&bytes, 2);
+    bytes[at] ^= 0x40;
+    fs::write(&segment, bytes).unwrap();
+    delete_ledger(&home);
+    fs::remove_file(home.path().join("events.ndjson")).unwrap();
+
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 5)).status, 200);
+    archive_holds(&home, &[0, 1, 3, 4, 5].into());
+    assert!(!archived_serials(&home).contains(&2));
+    eventually("the damage is counted", || {
+        service.metric("hookswitch_journal_damaged_bytes") > 0.0
+    });
+    assert!(service.log().contains("damaged"), "{}", service.log());
+}
+
+#[test]
+fn a_shortened_segment_keeps_what_is_left_and_says_what_is_gone() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    store(&home, 5);
+    let segment = last_segment(&home);
+    let bytes = fs::read(&segment).unwrap();
+    fs::write(&segment, &bytes[..place_of(&bytes, 3)]).unwrap();
+    fs::remove_file(home.path().join("events.ndjson")).unwrap();
+
+    let service = home.start();
+    // Positions of what is gone are not used again: the new event is known as a new one.
+    assert_eq!(service.zoom(&cnam(1, 9)).status, 200);
+    archive_holds(&home, &[9].into());
+    assert!(service.log().contains("ends before"), "{}", service.log());
+    drop(service);
+    delete_ledger(&home);
+    let _service = home.start();
+    archive_holds(&home, &[0, 1, 2, 9].into());
+}
+
+#[test]
+fn a_deleted_ledger_is_rebuilt_from_the_journal() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    store(&home, 20);
+    delete_ledger(&home);
+    fs::remove_file(home.path().join("events.ndjson")).unwrap();
+    let _service = home.start();
+    archive_holds(&home, &(0..20).collect());
+    eventually("the list is whole", || {
+        home.json(&["events", "list"]).as_array().unwrap().len() == 20
+    });
+}
+
+#[test]
+fn a_damaged_ledger_is_put_aside_and_rebuilt() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    store(&home, 20);
+    for file in files(&home.path().join("data"), "ledger") {
+        fs::write(file, b"this is no database").unwrap();
+    }
+    fs::remove_file(home.path().join("events.ndjson")).unwrap();
+    let service = home.start();
+    archive_holds(&home, &(0..20).collect());
+    assert!(service.log().contains("ledger"), "{}", service.log());
+}

@@ -1,0 +1,163 @@
+//! The floors of the crate's map are the floors of its code.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// From the top of the house to its foundations. A floor uses what stands behind it in this list;
+/// floors on one line do not use each other.
+const FLOORS: &[&[&str]] = &[
+    &["cli"],
+    &["app"],
+    &["config"],
+    &["http", "admin"],
+    &["dispatch"],
+    &["handler"],
+    &["store"],
+    &["provider"],
+    &["event"],
+    &["secret", "quantity"],
+    &["telemetry"],
+];
+
+/// Uses that are meant although they point sideways or up, each with its reason.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    (
+        "admin",
+        "http",
+        "the operator's door is built with the same accept loop",
+    ),
+    (
+        "telemetry",
+        "event",
+        "labels are made from the names that floor 1 defines",
+    ),
+];
+
+fn height(floor: &str) -> Option<usize> {
+    FLOORS.iter().position(|level| level.contains(&floor))
+}
+
+/// Source files by floor.
+fn sources() -> BTreeMap<String, Vec<PathBuf>> {
+    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut floors = BTreeMap::<_, Vec<_>>::new();
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    for file in files {
+        let inside = file.strip_prefix(&root).unwrap();
+        let floor = inside.iter().next().unwrap().to_string_lossy();
+        let floor = floor.trim_end_matches(".rs").to_owned();
+        if floor != "lib" && floor != "main" {
+            floors.entry(floor).or_default().push(file);
+        }
+    }
+    floors
+}
+
+/// The floors that `source` names: `crate::x`, and each `x` of `crate::{x, y::Z}`.
+fn uses(source: &str) -> Vec<String> {
+    let code: String = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut floors = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 1;
+            let mut word = String::new();
+            let mut at_start = true;
+            for character in group.chars() {
+                match character {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    ',' if depth == 1 => {
+                        at_start = true;
+                        word.clear();
+                        continue;
+                    }
+                    _ => {}
+                }
+                if depth == 0 {
+                    floors.push(word.trim().to_owned());
+                    break;
+                }
+                if at_start
+                    && (character.is_alphanumeric()
+                        || character == '_'
+                        || character.is_whitespace())
+                {
+                    word.push(character);
+                } else if at_start {
+                    at_start = false;
+                    floors.push(word.trim().to_owned());
+                }
+            }
+        } else {
+            floors.push(
+                rest.chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            );
+        }
+    }
+    floors.retain(|floor| height(floor).is_some());
+    floors
+}
+
+#[test]
+fn every_floor_has_its_place() {
+    for floor in sources().keys() {
+        assert!(
+            height(floor).is_some(),
+            "src/{floor} is on no floor: give it a place in FLOORS and in lib.rs"
+        );
+    }
+}
+
+#[test]
+fn no_floor_uses_what_stands_above_it() {
+    let mut wrong = Vec::new();
+    for (floor, files) in sources() {
+        for file in files {
+            for used in uses(&fs::read_to_string(&file).unwrap()) {
+                let below = height(&used) > height(&floor);
+                let meant = EXCEPTIONS
+                    .iter()
+                    .any(|(from, to, _)| *from == floor && *to == used);
+                if used != floor && !below && !meant {
+                    wrong.push(format!("{} uses crate::{used}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_use_of_another_floor_is_seen_however_it_is_written() {
+    assert_eq!(uses("use crate::http::Door;"), ["http"]);
+    assert_eq!(
+        uses("use crate::{\n    app, event::{self, Key},\n    store::Store,\n};"),
+        ["app", "event", "store"]
+    );
+    assert_eq!(
+        uses("let x = crate::dispatch::Order::Key; // crate::cli"),
+        ["dispatch", "cli"]
+    );
+    assert!(uses("// use crate::cli;").is_empty());
+}

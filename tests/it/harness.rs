@@ -1,0 +1,475 @@
+//! The real binary in a folder of its own, and the two sides it talks to: a provider's requests
+//! and a handler's server.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use tempfile::TempDir;
+
+/// Long enough for anything that is going to happen, on a machine that is busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) const RINGCENTRAL_TOKEN: &str = "a-token-for-tests";
+pub(crate) const ZOOM_SECRET: &str = "a-secret-for-tests";
+
+/// Three endpoints on ports of the system's choosing, an embedded store; handlers are the test's.
+/// `{dir}` stands for the folder of the service.
+pub(crate) const ENDPOINTS: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+
+[admin]
+listen = "127.0.0.1:0"
+
+[store]
+kind = "embedded"
+path = "{dir}/data"
+reserve = 0
+
+[endpoints.phone-number]
+family = "ringcentral.phone-number"
+path = "/ringcentral/phone-number"
+verification_tokens = ["a-token-for-tests"]
+
+[endpoints.extension-info]
+family = "ringcentral.extension-info"
+path = "/ringcentral/extension-info"
+verification_tokens = ["a-token-for-tests"]
+
+[endpoints.number-management]
+family = "zoom.number-management"
+path = "/zoom/number-management"
+secret_tokens = ["a-secret-for-tests"]
+"#;
+
+/// A handler that writes every event to `events.ndjson`.
+pub(crate) const ARCHIVE: &str = r#"
+[handlers.archive]
+kind = "file"
+events = ["*"]
+path = "{dir}/events.ndjson"
+"#;
+
+/// What one request came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// Bytes on the wire.
+    pub(crate) fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
+/// The folder of a service, which outlives the process.
+pub(crate) struct Home(TempDir);
+
+impl Home {
+    pub(crate) fn new(config: &[&str]) -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        home.configure(config);
+        home
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path().join("hookswitch.toml")
+    }
+
+    /// Writes the configuration, its parts one after the other.
+    pub(crate) fn configure(&self, parts: &[&str]) {
+        let dir = self.path().to_str().unwrap();
+        fs::write(self.config(), parts.concat().replace("{dir}", dir)).unwrap();
+    }
+
+    /// Runs a subcommand to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        hookswitch()
+            .args(arguments)
+            .arg("--config")
+            .arg(self.config())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a subcommand that prints JSON.
+    pub(crate) fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = self.run(&[arguments, &["--json"]].concat());
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The CloudEvents that the archive holds.
+    pub(crate) fn archived(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.path().join("events.ndjson")).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    pub(crate) fn start(&self) -> Service {
+        Service::spawn(self, hookswitch())
+    }
+}
+
+pub(crate) fn hookswitch() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hookswitch"));
+    command
+        .env_remove("RUST_LOG")
+        .env_remove("HOOKSWITCH_CONFIG");
+    command
+}
+
+/// A running `serve`. Killed when dropped.
+pub(crate) struct Service {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Service {
+    /// Starts `command`, which is `hookswitch` or something that ends in running it, and waits
+    /// until it says where it listens.
+    pub(crate) fn spawn(home: &Home, mut command: Command) -> Self {
+        let mut child = command
+            .arg("serve")
+            .arg("--config")
+            .arg(home.config())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = follow(child.stderr.take().unwrap());
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut introduction = String::new();
+        while !introduction.contains("hookswitch send") {
+            if stdout.read_line(&mut introduction).unwrap() == 0 {
+                let status = child.wait().unwrap();
+                panic!(
+                    "serve ended with {status}: {introduction}{}",
+                    log.lock().unwrap()
+                );
+            }
+        }
+        // The pipe stays open, and read, so that the service never writes into a closed one.
+        thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+        let listener = |word: &str| {
+            let line = introduction
+                .lines()
+                .find(|line| line.trim().starts_with(word))
+                .unwrap();
+            let url = line.split("//").nth(1).unwrap();
+            url.split('/').next().unwrap().parse().unwrap()
+        };
+        Self {
+            address: listener("zoom."),
+            admin: listener("operators"),
+            child,
+            log,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the end and gives the exit code.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("the service ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        request(self.address, "POST", path, headers, body).unwrap()
+    }
+
+    /// Posts a RingCentral event with the right token.
+    pub(crate) fn ringcentral(&self, path: &str, body: &str) -> Answer {
+        self.post(
+            path,
+            &[("verification-token", RINGCENTRAL_TOKEN)],
+            body.as_bytes(),
+        )
+    }
+
+    /// Posts a Zoom event, signed now.
+    pub(crate) fn zoom(&self, body: &str) -> Answer {
+        self.post(
+            "/zoom/number-management",
+            &as_pairs(&zoom_headers(body.as_bytes(), ZOOM_SECRET, unix_now())),
+            body.as_bytes(),
+        )
+    }
+
+    pub(crate) fn ready(&self) -> (u16, String) {
+        let answer = request(self.admin, "GET", "/readyz", &[], b"").unwrap();
+        (
+            answer.status,
+            String::from_utf8(answer.body).unwrap().trim().to_owned(),
+        )
+    }
+
+    /// The value of the metric whose line starts with `series`; 0 where there is none.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let answer = request(self.admin, "GET", "/metrics", &[], b"").unwrap();
+        let text = String::from_utf8(answer.body).unwrap();
+        let line = text.lines().find(|line| line.starts_with(series));
+        line.map_or(0.0, |line| {
+            line.rsplit_once(' ').unwrap().1.parse().unwrap()
+        })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if thread::panicking() {
+            eprintln!("the service's log:\n{}", self.log());
+        }
+    }
+}
+
+/// Collects everything that comes out of `pipe`.
+fn follow(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let log = Arc::new(Mutex::new(String::new()));
+    let collected = log.clone();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    collected
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(10)); // Between two looks at the condition.
+    }
+}
+
+pub(crate) fn unix_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_secs()).unwrap()
+}
+
+/// The headers with which Zoom signs `body` at `at`, in Unix seconds.
+pub(crate) fn zoom_headers(body: &[u8], secret: &str, at: i64) -> Vec<(String, String)> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(format!("v0:{at}:").as_bytes());
+    mac.update(body);
+    let mac: String = mac
+        .finalize()
+        .into_bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    vec![
+        ("x-zm-request-timestamp".to_owned(), at.to_string()),
+        ("x-zm-signature".to_owned(), format!("v0={mac}")),
+    ]
+}
+
+pub(crate) fn as_pairs(headers: &[(String, String)]) -> Vec<(&str, &str)> {
+    headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}
+
+/// One request over a connection of its own.
+pub(crate) fn request(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<Answer> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut message = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {to}\r\ncontent-length: {}\r\nconnection: close\r\n",
+        body.len()
+    );
+    for (name, value) in headers {
+        message.push_str(&format!("{name}: {value}\r\n"));
+    }
+    message.push_str("\r\n");
+    // A server that has heard enough may answer and close before it has read everything.
+    let written = stream
+        .write_all(message.as_bytes())
+        .and_then(|()| stream.write_all(body));
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    if answer.is_empty() {
+        written?;
+        read?;
+    }
+    parse_answer(&answer).ok_or_else(|| {
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        std::io::Error::other(format!("not a whole answer: {text:?}"))
+    })
+}
+
+fn parse_answer(bytes: &[u8]) -> Option<Answer> {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8(bytes[..end].to_vec()).ok()?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer {
+        status,
+        head,
+        body: bytes[end..].to_vec(),
+    })
+}
+
+/// A server for `http` handlers: it keeps what it was sent and answers as it is told.
+pub(crate) struct Receiver {
+    pub(crate) address: SocketAddr,
+    seen: Arc<Mutex<Vec<serde_json::Value>>>,
+    statuses: Arc<Mutex<HashMap<String, u16>>>,
+}
+
+impl Receiver {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let receiver = Self {
+            address: listener.local_addr().unwrap(),
+            seen: Arc::default(),
+            statuses: Arc::default(),
+        };
+        let (seen, statuses) = (receiver.seen.clone(), receiver.statuses.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (seen, statuses) = (seen.clone(), statuses.clone());
+                thread::spawn(move || serve_one(stream, &seen, &statuses));
+            }
+        });
+        receiver
+    }
+
+    /// Answers `status` to every event whose body holds `text`, until told otherwise.
+    pub(crate) fn answer(&self, text: &str, status: u16) {
+        self.statuses
+            .lock()
+            .unwrap()
+            .insert(text.to_owned(), status);
+    }
+
+    /// The CloudEvents that were answered 200, in order of arrival.
+    pub(crate) fn taken(&self) -> Vec<serde_json::Value> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn serve_one(
+    stream: TcpStream,
+    seen: &Mutex<Vec<serde_json::Value>>,
+    statuses: &Mutex<HashMap<String, u16>>,
+) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        if reader.read_exact(&mut body).is_err() {
+            return;
+        }
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let status = {
+            let statuses = statuses.lock().unwrap();
+            let told = statuses
+                .iter()
+                .find(|(needle, _)| text.contains(needle.as_str()));
+            told.map_or(200, |(_, status)| *status)
+        };
+        if status == 200 {
+            seen.lock()
+                .unwrap()
+                .push(serde_json::from_str(&text).unwrap());
+        }
+        let answer = format!("HTTP/1.1 {status} told\r\ncontent-length: 0\r\n\r\n");
+        if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A caller-name change of carrier `carrier`, told apart by `serial`.
+pub(crate) fn cnam(carrier: u32, serial: u64) -> String {
+    format!(
+        r#"{{"event":"number_management.peering_number_cnam_updated","event_ts":{},"payload":{{"account_id":"acct-{carrier}","object":{{"carrier_code":{carrier},"phone_numbers":["+12025550{:03}"],"cnam":"serial {serial}"}}}}}}"#,
+        1_700_000_000_000 + serial,
+        serial % 1000,
+    )
+}
+
+/// A contact-center phone-number event, told apart by `uuid`.
+pub(crate) fn phone_number(uuid: &str, id: &str) -> String {
+    format!(
+        r#"{{"uuid":"{uuid}","event":"/restapi/v1.0/account/400123/phone-number?usageType=ContactCenterNumber","timestamp":"2026-03-01T10:00:00.000Z","subscriptionId":"sub-1","ownerId":"77","body":{{"eventType":"Created","phoneNumberInfo":{{"id":"{id}","phoneNumber":"+12025550147","usageType":"ContactCenterNumber"}}}}}}"#
+    )
+}

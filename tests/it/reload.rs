@@ -1,0 +1,101 @@
+//! SIGHUP: validated whole, swapped at once, and not one request dropped.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use crate::{
+    crash::{Load, archived_serials},
+    harness::{ARCHIVE, ENDPOINTS, Home, ZOOM_SECRET, cnam, eventually},
+};
+
+const SECOND: &str =
+    "[handlers.second]\nkind = \"file\"\nevents = [\"zoom.*\"]\npath = \"{dir}/second.ndjson\"\n";
+
+#[test]
+fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let serials = Arc::new(AtomicU64::new(0));
+    let load = Load::start(&service, &serials);
+    let reloads =
+        |result: &str| service.metric(&format!("hookswitch_reloads_total{{result=\"{result}\"}}"));
+    for turn in 1..=5 {
+        home.configure(&[ENDPOINTS, ARCHIVE, SECOND]);
+        service.signal("HUP");
+        eventually("it is applied", || {
+            reloads("applied") >= f64::from(turn * 2 - 1)
+        });
+        home.configure(&[ENDPOINTS, ARCHIVE, "[handlers.wrong]\nkind = \"nothing\"\n"]);
+        service.signal("HUP");
+        eventually("it is refused", || reloads("refused") >= f64::from(turn));
+        home.configure(&[ENDPOINTS, ARCHIVE]);
+        service.signal("HUP");
+        eventually("it is applied", || {
+            reloads("applied") >= f64::from(turn * 2)
+        });
+    }
+    let others = load.others.clone();
+    let acknowledged = load.stop();
+    assert_eq!(*others.lock().unwrap(), [0u16; 0]);
+    assert!(acknowledged.len() > 100);
+    eventually("everything acknowledged is archived", || {
+        archived_serials(&home).is_superset(&acknowledged)
+    });
+    assert!(
+        service.log().contains("nothing"),
+        "the log shows the report: {}",
+        service.log()
+    );
+}
+
+#[test]
+fn a_new_secret_is_taken_and_the_old_one_is_not() {
+    let home = Home::new(&[ENDPOINTS]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    home.configure(&[&ENDPOINTS.replace(ZOOM_SECRET, "the-next-secret")]);
+    service.signal("HUP");
+    eventually("the old secret is refused", || {
+        service.zoom(&cnam(1, 2)).status == 401
+    });
+}
+
+#[test]
+fn what_cannot_change_while_running_is_refused() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    home.configure(&[
+        &ENDPOINTS.replace("{dir}/data", "{dir}/elsewhere"),
+        ARCHIVE,
+        SECOND,
+    ]);
+    service.signal("HUP");
+    eventually("it says what needs a restart", || {
+        service.log().contains("[store]")
+    });
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("the old configuration delivers", || {
+        archived_serials(&home).len() == 1
+    });
+    assert!(!home.path().join("second.ndjson").exists());
+}
+
+#[test]
+fn open_deliveries_of_a_handler_that_is_gone_are_parked_and_can_be_had_again() {
+    let unreachable =
+        "[handlers.crm]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://127.0.0.1:9/\"\n";
+    let home = Home::new(&[ENDPOINTS, unreachable]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("the delivery is open", || {
+        service.metric(r#"hookswitch_deliveries_total{handler="crm",outcome="retry"}"#) > 0.0
+    });
+    home.configure(&[ENDPOINTS, ARCHIVE]);
+    service.signal("HUP");
+    eventually("it is parked", || {
+        home.json(&["parked", "list"])[0]["handler"] == "crm"
+    });
+    home.json(&["replay", "--handler", "archive", "--since", "1h"]);
+    eventually("the new handler has it", || {
+        archived_serials(&home).len() == 1
+    });
+}
