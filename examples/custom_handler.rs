@@ -53,9 +53,8 @@ impl Handler for EmergencyDesk {
                 why: "a newer address is known".to_owned(),
             };
         }
-        let numbers = delivery.event.numbers();
+        let numbers = delivery.event.payload.object.e164();
         let lines: String = numbers
-            .iter()
             .map(|number| format!("{number} has a new emergency address\n"))
             .collect();
         let file = std::fs::OpenOptions::new()
