@@ -245,9 +245,10 @@ impl EventFamily for Event {
         self.sent_at()
     }
 
-    /// Each event says all there is to say of a number.
+    /// The number: each event says all there is to say of it. A change that is not known replaces
+    /// nothing.
     fn topics(&self) -> Vec<Topic> {
-        let key = self.key();
+        let key = self.change().and_then(|_| self.key());
         key.iter().map(|key| Topic::new(key.as_str())).collect()
     }
 }
