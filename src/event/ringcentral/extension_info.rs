@@ -31,7 +31,7 @@ pub struct Body {
     #[serde(default, deserialize_with = "list::read")]
     #[schemars(schema_with = "list::schema::<Hint>")]
     pub hints: Vec<Hint>,
-    /// See [`Envelope::owner_id`].
+    /// The extension that owns the subscription, where it is not said in the envelope.
     pub owner_id: Option<Text>,
     /// Members that are not known here.
     #[serde(flatten)]

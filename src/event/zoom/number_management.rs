@@ -44,7 +44,7 @@ pub struct Object {
     /// The carrier, by the code that Zoom gave it: a 32-bit whole number in the specification.
     pub carrier_code: Text,
     /// The numbers, E.164 by the specification; those of the Phone product have been seen without
-    /// their `+`. May be empty. [`e164`](Self::e164) reads them.
+    /// their `+`. May be empty. `e164` reads them.
     #[serde(deserialize_with = "list::read")]
     #[schemars(schema_with = "list::schema::<Text>")]
     pub phone_numbers: Vec<Text>,
