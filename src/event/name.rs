@@ -152,3 +152,48 @@ impl DedupeKey {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::{DedupeKey, EventId, EventName};
+
+    #[test]
+    fn ids_sort_by_the_millisecond_of_arrival_and_are_never_alike() {
+        let now: Timestamp = "2026-03-04T15:21:07.412Z".parse().expect("it is a time");
+        let later = now + SignedDuration::from_millis(1);
+        let (first, second, third) = (EventId::new(now), EventId::new(now), EventId::new(later));
+        assert_ne!(first, second);
+        assert!(first < third && second < third);
+        assert!(first.to_string() < third.to_string());
+    }
+
+    #[test]
+    fn an_id_survives_as_text_and_as_bytes() {
+        let id = EventId::new(Timestamp::UNIX_EPOCH);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(EventId::from_bytes(*id.as_bytes()), id);
+    }
+
+    #[test]
+    fn a_dedupe_key_depends_on_each_of_its_parts() {
+        let key = DedupeKey::new("zoom", "body", b"x");
+        assert_eq!(key, DedupeKey::new("zoom", "body", b"x"));
+        for other in [
+            DedupeKey::new("ringcentral", "body", b"x"),
+            DedupeKey::new("zoom", "uuid", b"x"),
+            DedupeKey::new("zoom", "body", b"y"),
+            DedupeKey::new("zoo", "mbody", b"x"),
+            DedupeKey::new("zoom", "bod", b"yx"),
+        ] {
+            assert_ne!(key, other);
+        }
+    }
+
+    #[test]
+    fn the_provider_is_the_first_part_of_an_event_name() {
+        assert_eq!(EventName::new("zoom.a.b").provider(), "zoom");
+        assert_eq!(EventName::new("").provider(), "");
+    }
+}

@@ -4,13 +4,13 @@
 /// variant is called, with one more variant that keeps any other value as it was written.
 macro_rules! open_enum {
     (
-        $(#[$doc:meta])*
-        pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident,)+ }
+        $(#[doc = $doc:literal])+
+        pub enum $name:ident { $($(#[doc = $variant_doc:literal])+ $variant:ident,)+ }
     ) => {
-        $(#[$doc])*
+        $(#[doc = $doc])+
         #[derive(Clone, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
-            $($(#[$variant_doc])* $variant,)+
+            $($(#[doc = $variant_doc])+ $variant,)+
             /// A value that is not known here, as it was written.
             Other(Box<str>),
         }
@@ -54,9 +54,14 @@ macro_rules! open_enum {
             fn json_schema(generator: &mut ::schemars::SchemaGenerator) -> ::schemars::Schema {
                 let other = generator.subschema_for::<$crate::event::Text>();
                 ::schemars::json_schema!({
-                    "description": "One of the known values, or any other, which is kept as it was \
-                                    written.",
-                    "anyOf": [{ "enum": [$(stringify!($variant)),+] }, other],
+                    "description": concat!($($doc, "\n",)+).trim(),
+                    "anyOf": [
+                        $({
+                            "const": stringify!($variant),
+                            "description": concat!($($variant_doc, "\n",)+).trim(),
+                        },)+
+                        other,
+                    ],
                 })
             }
         }

@@ -17,6 +17,9 @@ mod ringcentral;
 mod signature;
 mod zoom;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use bytes::Bytes;

@@ -11,14 +11,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::{
     Admission, Composed, Kind, Message, Provider, Reason, Refusal, Reply, Request, Verified,
     signature::Tokens,
 };
 use crate::{
-    event::DedupeKey,
+    event::{DedupeKey, EventId},
     secret::{Secret, Secrets},
 };
 
@@ -60,27 +59,19 @@ pub(super) struct RingCentral {
 
 impl Provider for RingCentral {
     fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal> {
-        let handshake = handshake_token(request.headers)?;
-        let reply = handshake.map_or(Reply::Accepted, |token| {
-            Reply::Echo(VALIDATION_TOKEN, token.clone())
-        });
         let proof = self.proof(request.headers);
-        // The handshake comes while the subscription is being made and may come without the
-        // token. A *wrong* token is refused even then: an operator learns it while making the
-        // subscription, not when each of its events has been refused.
-        if handshake.is_some() && request.body.is_empty() {
-            return match proof {
-                Err(Reason::WrongCredential) => Err(Reason::WrongCredential.for_good()),
-                _ => Ok(Admission { event: None, reply }),
-            };
+        if request.body.is_empty() && request.headers.contains_key(VALIDATION_TOKEN) {
+            return handshake(request.headers, proof);
         }
         proof.map_err(Reason::for_good)?;
+        // A token that cannot be sent back is no reason to lose the event that it came with.
+        let reply = echo(request.headers).unwrap_or(Reply::Accepted);
         let dedupe = vec![dedupe_key(&request.body)];
         let event = Some(Verified::new(NAME, request, now, dedupe));
         Ok(Admission { event, reply })
     }
 
-    fn compose(&self, message: Message<'_>, _now: Timestamp) -> Composed {
+    fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed {
         let mut headers = HeaderMap::new();
         let json = HeaderValue::from_static("application/json; charset=UTF-8");
         headers.insert(header::CONTENT_TYPE, json);
@@ -93,7 +84,7 @@ impl Provider for RingCentral {
         }
         match message {
             Message::Handshake => {
-                let token = Uuid::now_v7().to_string();
+                let token = EventId::new(now).to_string();
                 let token = HeaderValue::from_str(&token).unwrap_or(HeaderValue::from_static("-"));
                 headers.insert(VALIDATION_TOKEN, token.clone());
                 Composed {
@@ -113,7 +104,7 @@ impl Provider for RingCentral {
     fn freshen(&self, body: &[u8], now: Timestamp) -> Option<Bytes> {
         let mut body: Value = serde_json::from_slice(body).ok()?;
         let envelope = body.as_object_mut()?;
-        envelope.insert("uuid".to_owned(), Uuid::now_v7().to_string().into());
+        envelope.insert("uuid".to_owned(), EventId::new(now).to_string().into());
         envelope.insert("timestamp".to_owned(), format!("{now:.3}").into());
         Some(Bytes::from(body.to_string()))
     }
@@ -137,19 +128,26 @@ impl RingCentral {
     }
 }
 
-/// The token that a handshake wants back: visible ASCII of a bounded length.
-fn handshake_token(headers: &HeaderMap) -> Result<Option<&HeaderValue>, Refusal> {
-    let Some(token) = headers.get(VALIDATION_TOKEN) else {
-        return Ok(None);
-    };
-    let sound = !token.is_empty()
-        && token.len() <= HANDSHAKE_TOKEN_LIMIT
-        && token.as_bytes().iter().all(u8::is_ascii_graphic);
-    if sound {
-        Ok(Some(token))
-    } else {
-        Err(Reason::MalformedHandshake.for_good())
+/// The verdict on a request that is nothing but a handshake.
+///
+/// It comes while the subscription is being made and may come without our token. A *wrong* token
+/// is refused even then: an operator learns it while making the subscription, not when each of its
+/// events has been refused.
+fn handshake(headers: &HeaderMap, proof: Result<(), Reason>) -> Result<Admission, Refusal> {
+    if proof == Err(Reason::WrongCredential) {
+        return Err(Reason::WrongCredential.for_good());
     }
+    let reply = echo(headers).ok_or(Reason::MalformedHandshake.for_good())?;
+    Ok(Admission { event: None, reply })
+}
+
+/// The answer that sends a handshake's token back, if the token is visible ASCII of a bounded
+/// length.
+fn echo(headers: &HeaderMap) -> Option<Reply> {
+    let token = headers.get(VALIDATION_TOKEN)?;
+    let sound = (1..=HANDSHAKE_TOKEN_LIMIT).contains(&token.len())
+        && token.as_bytes().iter().all(u8::is_ascii_graphic);
+    sound.then(|| Reply::Echo(VALIDATION_TOKEN, token.clone()))
 }
 
 /// What a second copy has in common with the first: the subscription and the `uuid`, which need

@@ -3,7 +3,7 @@
 //! The event carries no data of the extension: it is a nudge to read it again, with hints at what
 //! to read. OpenAPI calls its body `ExtensionInfoEventBody`, with no member required.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -31,7 +31,7 @@ pub struct Body {
     #[serde(default, deserialize_with = "list::read")]
     #[schemars(schema_with = "list::schema::<Hint>")]
     pub hints: Vec<Hint>,
-    /// See [`Envelope::owner_id`].
+    /// The extension that owns the subscription, where it is not said in the envelope.
     pub owner_id: Option<Text>,
     /// Members that are not known here.
     #[serde(flatten)]
@@ -181,23 +181,24 @@ impl EventFamily for Event {
     }
 
     /// One for each hint, or the extension itself without hints: a newer nudge replaces an older
-    /// one only when it hints at as much. A delete has a topic of its own: it is no nudge, and an
-    /// update that is sent late must not pass for newer news.
+    /// one only when it hints at as much. A deletion has a topic of its own: it is no nudge, and
+    /// an update that is sent late must not pass for newer news. A change that is not known
+    /// replaces nothing.
     fn topics(&self) -> Vec<Topic> {
-        let Some(key) = self.key() else {
+        let (Some(key), Some(change)) = (self.key(), self.change()) else {
             return Vec::new();
         };
-        if self.body.event_type == Some(EventType::Delete) {
+        if change == "delete" {
             return vec![Topic::new(format!("{key}/deletion"))];
         }
         if self.body.hints.is_empty() {
             return vec![Topic::new(key.as_str())];
         }
-        let topic = |hint: &Hint| Topic::new(format!("{key}/hint/{}", hint.as_str()));
-        let mut topics: Vec<_> = self.body.hints.iter().map(topic).collect();
-        topics.sort_unstable();
-        topics.dedup();
-        topics
+        let hints: BTreeSet<_> = self.body.hints.iter().map(Hint::as_str).collect();
+        hints
+            .into_iter()
+            .map(|hint| Topic::new(format!("{key}/hint/{hint}")))
+            .collect()
     }
 }
 
@@ -300,10 +301,12 @@ mod tests {
         let one = topics(r#"{"eventType": "Update", "hints": "Limits"}"#);
         let none = topics(r#"{"eventType": "Update"}"#);
         let deletion = topics(r#"{"eventType": "Delete"}"#);
+        let unknown = topics(r#"{"eventType": "Suspend", "hints": ["Limits"]}"#);
         assert_eq!(both.len(), 2);
         assert_eq!(one.len(), 1);
         assert!(both.contains(&one[0]));
         assert!(!both.contains(&none[0]));
         assert_ne!(none, deletion);
+        assert!(unknown.is_empty());
     }
 }

@@ -27,12 +27,12 @@ pub struct Envelope<B> {
     /// its query included.
     pub event: String,
     /// When RingCentral sent it, which is as near as it comes to saying when something happened.
-    /// ISO 8601 with an offset, `Z` or `+0000`; [`sent_at`](Self::sent_at) reads it.
+    /// ISO 8601 with an offset, such as `Z` or `+0000`; `sent_at` reads it.
     pub timestamp: Option<Text>,
     /// The subscription that it was sent for.
     pub subscription_id: Option<Text>,
-    /// The extension that owns the subscription. Some families say it in their body: see
-    /// [`Owned::owner_id`].
+    /// The extension that owns the subscription. It may be said in the body instead; the method
+    /// `owner_id` looks in both places.
     pub owner_id: Option<Text>,
     /// What is said.
     pub body: B,
@@ -65,12 +65,27 @@ impl<B> Envelope<B> {
 
 #[cfg(test)]
 mod tests {
-    use super::Envelope;
+    use super::{Envelope, extension_info};
 
     fn sent_at(timestamp: &str) -> Option<String> {
         let json = format!(r#"{{"event": "e", "timestamp": {timestamp}, "body": null}}"#);
         let envelope: Envelope<()> = serde_json::from_str(&json).expect("it is an envelope");
         envelope.sent_at().map(|time| time.to_string())
+    }
+
+    #[test]
+    fn the_owner_is_found_in_either_place() {
+        for (owner, in_body, found) in [
+            ("1", "2", Some("1")),
+            ("null", "2", Some("2")),
+            (r#""1""#, "null", Some("1")),
+            ("null", "null", None),
+        ] {
+            let body = format!(r#"{{"ownerId": {in_body}}}"#);
+            let json = format!(r#"{{"event": "e", "ownerId": {owner}, "body": {body}}}"#);
+            let event: extension_info::Event = serde_json::from_str(&json).expect("it is one");
+            assert_eq!(event.owner_id(), found, "{json}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -25,7 +25,7 @@ pub struct Body {
     pub event_type: Option<EventType>,
     /// The number. Which of its members are there for a deleted one is not documented.
     pub phone_number_info: PhoneNumberInfo,
-    /// See [`Envelope::owner_id`].
+    /// The extension that owns the subscription, where it is not said in the envelope.
     pub owner_id: Option<Text>,
     /// Members that are not known here.
     #[serde(flatten)]
@@ -53,7 +53,7 @@ pub struct PhoneNumberInfo {
     pub uri: Option<Text>,
     /// The id of the number, a string in the guide and a number in the REST API.
     pub id: Option<Text>,
-    /// The number as it was written, E.164 by the guide; [`e164`](Self::e164) makes sure of it.
+    /// The number as it was written, E.164 by the guide; `e164` makes sure of it.
     pub phone_number: Option<Text>,
     /// How it is paid for.
     pub payment_type: Option<PaymentType>,
@@ -70,6 +70,7 @@ pub struct PhoneNumberInfo {
     /// Who runs the contact center; provider `1` where it is not said (OpenAPI). A value that is
     /// not an object reads as absent.
     #[serde(default, deserialize_with = "object_or_absent")]
+    #[schemars(schema_with = "object_or_anything")]
     pub contact_center_provider: Option<ContactCenterProvider>,
     /// Members that are not known here.
     #[serde(flatten)]
@@ -95,7 +96,7 @@ open_enum! {
         Local,
         /// Provided by RingCentral, free to the caller.
         TollFree,
-        /// Forwarded from another carrier.
+        /// Not provided by RingCentral.
         External,
         /// A mobile number of a business mobile provider.
         BusinessMobileNumberProvider,
@@ -159,8 +160,22 @@ open_enum! {
         PhoneLine,
         /// A mobile number.
         BusinessMobileNumber,
+        /// A mobile number under fixed-mobile convergence.
+        FmcBusinessMobileNumber,
+        /// A mobile number from a partner.
+        PartnerBusinessMobileNumber,
+        /// A mobile number from a partner, in a pool.
+        NumberPoolPartnerBusinessMobileNumber,
+        /// A mobile number that nobody has at present.
+        InventoryMobileNumber,
+        /// A mobile number under fixed-mobile convergence that nobody has at present.
+        InventoryFmcBusinessMobileNumber,
+        /// A mobile number from a partner, that nobody has at present.
+        InventoryPartnerBusinessMobileNumber,
         /// Another product.
         IntegrationNumber,
+        /// Saying where an emergency call comes from.
+        ELIN,
     }
 }
 
@@ -193,6 +208,12 @@ fn object_or_absent<'de, D: Deserializer<'de>>(
 ) -> Result<Option<ContactCenterProvider>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(ContactCenterProvider::deserialize(value).ok())
+}
+
+/// What [`object_or_absent`] accepts.
+fn object_or_anything(generator: &mut SchemaGenerator) -> Schema {
+    let object = generator.subschema_for::<ContactCenterProvider>();
+    json_schema!({ "anyOf": [object, true] })
 }
 
 impl Owned for Body {
@@ -245,9 +266,10 @@ impl EventFamily for Event {
         self.sent_at()
     }
 
-    /// Each event says all there is to say of a number.
+    /// The number: each event says all there is to say of it. A change that is not known replaces
+    /// nothing.
     fn topics(&self) -> Vec<Topic> {
-        let key = self.key();
+        let key = self.change().and_then(|_| self.key());
         key.iter().map(|key| Topic::new(key.as_str())).collect()
     }
 }

@@ -5,7 +5,7 @@
 //! the change that the carrier gets. Each comes under two names, from the products Number
 //! Management and Phone, with the same members: they are folded into one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -44,7 +44,7 @@ pub struct Object {
     /// The carrier, by the code that Zoom gave it: a 32-bit whole number in the specification.
     pub carrier_code: Text,
     /// The numbers, E.164 by the specification; those of the Phone product have been seen without
-    /// their `+`. May be empty. [`e164`](Self::e164) reads them.
+    /// their `+`. May be empty. `e164` reads them.
     #[serde(deserialize_with = "list::read")]
     #[schemars(schema_with = "list::schema::<Text>")]
     pub phone_numbers: Vec<Text>,
@@ -137,22 +137,25 @@ impl EventFamily for Event {
     }
 
     /// One for each number and kind of change, so that a newer name does not replace an older
-    /// address. A number that is not E.164 stands for itself; a change that is not known is never
-    /// replaced.
+    /// address. A number that is not E.164 stands for itself. An event without the very thing that
+    /// it reports on replaces nothing, and neither does a change that is not known.
     fn topics(&self) -> Vec<Topic> {
+        let object = &self.payload.object;
         let (Some(key), Some(change)) = (self.key(), self.change()) else {
             return Vec::new();
         };
-        let numbers = self.payload.object.phone_numbers.iter();
-        let mut topics: Vec<_> = numbers
-            .map(|text| match E164::read(text) {
-                Some(number) => Topic::new(format!("{key}/{change}/{number}")),
-                None => Topic::new(format!("{key}/{change}/{text}")),
-            })
+        let is_told = match change {
+            CNAM_UPDATED => !object.cnam.is_absent(),
+            _ => !object.emergency_address.is_absent(),
+        };
+        let numbers = object.phone_numbers.iter().filter(|_| is_told);
+        let numbers: BTreeSet<_> = numbers
+            .map(|text| E164::read(text).map_or_else(|| text.to_string(), |it| it.to_string()))
             .collect();
-        topics.sort_unstable();
-        topics.dedup();
-        topics
+        numbers
+            .into_iter()
+            .map(|number| Topic::new(format!("{key}/{change}/{number}")))
+            .collect()
     }
 }
 
@@ -209,12 +212,20 @@ mod tests {
 
     #[test]
     fn a_name_and_an_address_of_one_number_are_two_topics() {
-        let numbers = r#"{"carrier_code": 4410, "phone_numbers": ["+12025550143", "12025550143"]}"#;
-        let name = event("phone.peering_number_cnam_updated", numbers);
-        let address = event("phone.peering_number_emergency_address_updated", numbers);
-        assert_eq!(name.topics().len(), 1);
-        assert_eq!(address.topics().len(), 1);
-        assert_ne!(name.topics(), address.topics());
+        let told = |change: &str, value: &str| {
+            let numbers = r#""phone_numbers": ["+12025550143", "12025550143"]"#;
+            let object = format!(r#"{{"carrier_code": 4410, {numbers} {value}}}"#);
+            event(&format!("phone.peering_number_{change}"), &object).topics()
+        };
+        let name = told("cnam_updated", r#", "cnam": null"#);
+        let address = told("emergency_address_updated", r#", "emergency_address": {}"#);
+        assert_eq!(name.len(), 1);
+        assert_eq!(address.len(), 1);
+        assert_ne!(name, address);
+        // What reports on nothing replaces nothing.
+        assert!(told("cnam_updated", r#", "emergency_address": {}"#).is_empty());
+        assert!(told("emergency_address_updated", "").is_empty());
+        assert!(told("display_name_updated", "").is_empty());
     }
 
     #[test]

@@ -1,0 +1,207 @@
+//! Each provider as its endpoint meets it: settings in, requests in, verdicts out.
+
+mod ringcentral;
+mod zoom;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+use toml::de::ValueDeserializer;
+
+use super::{Admission, Composed, Entry, Message, PROVIDERS, Provider, Reason, Refusal, Reply};
+use crate::{
+    event::{DedupeKey, EndpointName, FAMILIES},
+    secret::{self, Sources},
+};
+
+/// When the signatures in these tests were made: 2026-03-04 15:21:07 UTC.
+const SIGNED_AT: i64 = 1_772_637_667;
+
+fn read(name: &str, settings: &str) -> Result<Box<dyn Provider>, toml::de::Error> {
+    let sources = Sources {
+        env: |_| None,
+        inline: true,
+    };
+    let entry = Entry::named(name).expect("the provider is known");
+    secret::with(sources, || {
+        (entry.build)(ValueDeserializer::parse(settings)?)
+    })
+}
+
+fn provider(name: &str, settings: &str) -> Box<dyn Provider> {
+    read(name, settings).expect("the settings are sound")
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).expect("it is a time")
+}
+
+fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+    let pair = |(name, value): &(&str, &str)| {
+        let name = HeaderName::try_from(*name).expect("it is a header name");
+        (name, HeaderValue::try_from(*value).expect("it is a value"))
+    };
+    pairs.iter().map(pair).collect()
+}
+
+fn admit(
+    provider: &dyn Provider,
+    headers: &HeaderMap,
+    body: impl Into<Bytes>,
+    now: Timestamp,
+) -> Result<Admission, Refusal> {
+    let request = super::Request {
+        endpoint: &EndpointName::new("endpoint"),
+        headers,
+        body: body.into(),
+    };
+    provider.admit(request, now)
+}
+
+/// Why it was refused, and whether it should come again.
+fn refused(verdict: Result<Admission, Refusal>) -> (Reason, bool) {
+    let refusal = verdict.expect_err("it is refused");
+    (refusal.reason, refusal.again)
+}
+
+/// The name of the event that was admitted, once its answer has been seen to be a plain one.
+fn kept(verdict: Result<Admission, Refusal>) -> String {
+    let admission = verdict.expect("it is admitted");
+    assert_eq!(admission.reply, Reply::Accepted);
+    let event = admission.event.expect("there is an event to keep");
+    event.notification().name.to_string()
+}
+
+fn dedupe(verdict: Result<Admission, Refusal>) -> Vec<DedupeKey> {
+    let event = verdict.expect("it is admitted").event;
+    event.expect("there is an event").into_notification().dedupe
+}
+
+const SETTINGS: [(&str, &str); 3] = [
+    ("ringcentral", ringcentral::SETTINGS),
+    ("zoom", zoom::SETTINGS),
+    (
+        "zoom",
+        r#"{ secret_tokens = ["s"], require = { basic = { username = "u", password = "p" } } }"#,
+    ),
+];
+
+#[test]
+fn what_a_provider_composes_it_admits() {
+    for (name, settings) in SETTINGS {
+        let provider = provider(name, settings);
+        let now = at(SIGNED_AT);
+        let Composed {
+            headers,
+            body,
+            expected,
+        } = provider.compose(Message::Handshake, now);
+        let admission = admit(&*provider, &headers, body, now).expect("it is admitted");
+        assert!(admission.event.is_none());
+        assert_eq!(admission.reply, expected);
+
+        for family in FAMILIES.iter().filter(|family| family.provider() == name) {
+            let body = Bytes::from_static(family.example.as_bytes());
+            let message = Message::Event {
+                body: &body,
+                delivery: "one",
+            };
+            let Composed {
+                headers,
+                body,
+                expected,
+            } = provider.compose(message, now);
+            let admission = admit(&*provider, &headers, body, now).expect("it is admitted");
+            assert_eq!(admission.reply, expected);
+            let event = admission.event.expect("it is kept").into_notification();
+            assert_eq!(event.name, family.event_name(family.changes[0]));
+            assert_eq!(event.provider(), name);
+        }
+    }
+}
+
+#[test]
+fn a_freshened_copy_is_another_event_of_the_same_name_at_the_given_time() {
+    for (name, settings) in SETTINGS {
+        let provider = provider(name, settings);
+        let now = at(SIGNED_AT);
+        let arrive = |body: &Bytes, delivery| {
+            let message = Message::Event { body, delivery };
+            let headers = provider.compose(message, now).headers;
+            let admission = admit(&*provider, &headers, body.clone(), now);
+            let event = admission.expect("it is admitted").event;
+            event.expect("it is kept").into_notification()
+        };
+        for family in FAMILIES.iter().filter(|family| family.provider() == name) {
+            let original = Bytes::from_static(family.example.as_bytes());
+            let freshen = || provider.freshen(&original, now).expect("it is an object");
+            let original = arrive(&original, "one");
+            let (one, two) = (arrive(&freshen(), "two"), arrive(&freshen(), "three"));
+            assert_eq!(one.name, original.name);
+            assert_eq!(one.key, original.key);
+            assert_eq!(one.occurred_at, Some(now));
+            // Even two copies of one moment are two events.
+            for key in &one.dedupe {
+                assert!(!original.dedupe.contains(key));
+                assert!(!two.dedupe.contains(key));
+            }
+        }
+        for body in ["", "not JSON", "[]", "7"] {
+            assert_eq!(provider.freshen(body.as_bytes(), now), None, "{body:?}");
+        }
+    }
+}
+
+#[test]
+fn settings_that_would_let_anyone_in_or_mean_nothing_are_refused() {
+    for (name, settings) in [
+        ("ringcentral", "{}"),
+        ("ringcentral", "{ verification_tokens = [] }"),
+        ("ringcentral", r#"{ verification_tokens = [""] }"#),
+        (
+            "ringcentral",
+            r#"{ verification_tokens = ["a"], token = "b" }"#,
+        ),
+        ("zoom", "{}"),
+        ("zoom", "{ secret_tokens = [] }"),
+        ("zoom", r#"{ secret_tokens = ["s", ""] }"#),
+        (
+            "zoom",
+            r#"{ secret_tokens = ["s"], on_bad_signature = "accept" }"#,
+        ),
+        (
+            "zoom",
+            r#"{ secret_tokens = ["s"], require = { bearer = { token = "" } } }"#,
+        ),
+        (
+            "zoom",
+            r#"{ secret_tokens = ["s"], require = { header = { name = "a b", value = "v" } } }"#,
+        ),
+        (
+            "zoom",
+            r#"{ secret_tokens = ["s"], require = { mtls = {} } }"#,
+        ),
+    ] {
+        assert!(read(name, settings).is_err(), "{settings}");
+    }
+}
+
+#[test]
+fn no_provider_shows_its_secrets_when_it_is_debugged() {
+    for (name, settings) in SETTINGS {
+        let shown = format!("{:?}", provider(name, settings));
+        for secret in ["rc-token", "zoom-secret", "dTpw"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn every_family_has_a_provider_that_sends_it() {
+    for family in FAMILIES {
+        let known = PROVIDERS
+            .iter()
+            .any(|entry| entry.name == family.provider());
+        assert!(known, "{}", family.name);
+    }
+}
