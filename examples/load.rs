@@ -102,7 +102,7 @@ async fn run(
         .context("nobody listens there")?;
     stream.set_nodelay(true)?;
     let mut tally = Tally::default();
-    let mut answer = vec![0; 4096];
+    let mut answer = Vec::with_capacity(4096);
     let pace = (args.rate > 0)
         .then(|| Duration::from_secs_f64(args.connections as f64 / args.rate as f64));
     for turn in 0u64.. {
@@ -165,22 +165,17 @@ fn unix_seconds() -> u64 {
 }
 
 /// Reads one answer that has no body.
-async fn read_status(stream: &mut TcpStream, buffer: &mut [u8]) -> anyhow::Result<u16> {
-    let mut filled = 0;
-    loop {
-        let read = stream.read(&mut buffer[filled..]).await?;
-        if read == 0 {
+async fn read_status(stream: &mut TcpStream, answer: &mut Vec<u8>) -> anyhow::Result<u16> {
+    answer.clear();
+    while !answer.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(answer).await? == 0 {
             bail!("the connection was closed before an answer");
         }
-        filled += read;
-        let answer = &buffer[..filled];
-        if answer.ends_with(b"\r\n\r\n") {
-            let status = answer
-                .get(9..12)
-                .and_then(|digits| std::str::from_utf8(digits).ok());
-            return status
-                .and_then(|digits| digits.parse().ok())
-                .context("not an HTTP answer");
-        }
     }
+    let status = answer
+        .get(9..12)
+        .and_then(|digits| std::str::from_utf8(digits).ok());
+    status
+        .and_then(|digits| digits.parse().ok())
+        .context("not an HTTP answer")
 }

@@ -79,6 +79,14 @@ fn a_handshake_gets_its_token_back_with_or_without_ours() {
 }
 
 #[test]
+fn a_handshake_with_an_empty_json_body_is_still_nothing_but_a_handshake() {
+    for body in ["{}", " {}\n", "\r\n"] {
+        let admission = post(&[("validation-token", "probe")], body).expect("it is admitted");
+        assert!(admission.event.is_none(), "{body:?}");
+    }
+}
+
+#[test]
 fn an_event_that_comes_with_a_handshake_is_kept_and_echoed() {
     let probe = ("validation-token", "probe-1");
     let verdict = post(&[probe, VERIFIED], EVENT);
