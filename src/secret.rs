@@ -98,18 +98,20 @@ pub fn watch<T>(sources: Sources, read: impl FnOnce() -> T) -> (T, Vec<Secret>) 
 enum Missing {
     #[error("the environment variable {0:?} is not set; set it, or refer to another one")]
     Unset(String),
-    #[error("the environment variable {0:?} is empty; an empty secret would let anyone in")]
+    #[error("the environment variable {0:?} is empty; set it to the secret")]
     EmptyVariable(String),
-    #[error("the secret file {path:?} cannot be read: {error}")]
+    #[error("the secret file {path:?} cannot be read: {error}; put it where this user can read it")]
     Unreadable { path: String, error: io::Error },
-    #[error("the secret file {0:?} is empty; an empty secret would let anyone in")]
+    #[error("the secret file {0:?} is empty; write the secret into it")]
     EmptyFile(String),
     #[error(
         "the secret file {0:?} can be written by everyone, so anyone could choose the secret; take \
          that right away with `chmod o-w`"
     )]
     Exposed(String),
-    #[error("a secret is empty; an empty secret would let anyone in")]
+    #[error(
+        "a secret is empty; write it, or refer to one with {{ env = \"NAME\" }} or {{ file = \"/path\" }}"
+    )]
     EmptyText,
     #[error(
         "a secret stands in the file itself, which is allowed only while every listener is on \
@@ -130,7 +132,9 @@ enum Missing {
         "a secret needs a place to be read from; use {{ env = \"NAME\" }} or {{ file = \"/path\" }}"
     )]
     NoPlace,
-    #[error("at least one secret is needed; without one, nothing could be verified")]
+    #[error(
+        "at least one secret is needed, or nothing could be verified; add one as {{ env = \"NAME\" }} or {{ file = \"/path\" }}"
+    )]
     None,
 }
 

@@ -152,9 +152,8 @@ impl Mask {
     pub(super) fn cover_words(&self, message: &str) -> String {
         let mut message = message.to_owned();
         for text in self.texts.iter().filter(|text| !text.is_empty()) {
-            for quoted in [format!("{text:?}"), format!("`{text}`")] {
-                message = message.replace(&quoted, "\"***\"");
-            }
+            message = message.replace(&format!("{text:?}"), "\"***\"");
+            message = message.replace(&format!("`{text}`"), "`***`");
         }
         message
     }

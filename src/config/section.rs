@@ -184,6 +184,16 @@ impl<'i> Section<'i> {
         self.mistyped.extend_from_slice(&other.mistyped);
     }
 
+    /// The place of the value at `path`, if it is there.
+    pub(super) fn place_at(&self, path: &[&str]) -> Option<Span> {
+        let (last, around) = path.split_last()?;
+        let mut table = &self.table;
+        for key in around {
+            table = table.get(*key)?.get_ref().as_table()?;
+        }
+        table.get(*last).map(toml::Spanned::span)
+    }
+
     /// The place of the value at `path`, or of the nearest table around it.
     pub(super) fn place_of(&self, path: &[&str]) -> Option<Span> {
         let mut place = self.place.clone();
@@ -220,9 +230,13 @@ impl<'i> Section<'i> {
                 Ok(value) => return removed.is_empty().then_some(value),
                 Err(error) => error,
             };
-            let place = error.span().unwrap_or_else(|| root.clone());
-            let steps = find(&rest, &place);
-            let complaint = Complaint::new(error.message());
+            let mut place = error.span().unwrap_or_else(|| root.clone());
+            let mut steps = find(&rest, &place);
+            if let Some((index, item)) = culprit(&rest, &steps, &error, &read) {
+                place = item;
+                steps.push(Step::Item(index));
+            }
+            let complaint = Complaint::new(&findings.mask.cover_words(error.message()));
             let is_consequence = match &complaint {
                 Complaint::MissingKey(key) => {
                     removed.contains(&Removed::key(&place, key))
@@ -365,25 +379,54 @@ fn at<'a, 'i>(root: &'a Value<'i>, steps: &[Step]) -> Option<&'a Value<'i>> {
     })
 }
 
+/// The item that is at fault for an error of the list that `steps` lead to: the one that, alone in
+/// the list, brings the same error. Serde gives an item's error the place of the list when the
+/// item's own type, and not its text, is what refuses it.
+fn culprit<'i, T>(
+    root: &Value<'i>,
+    steps: &[Step],
+    error: &Error,
+    read: impl Fn(ValueDeserializer<'i>) -> Result<T, Error>,
+) -> Option<(usize, Span)> {
+    let list = at(root, steps).filter(|list| Some(list.span()) == error.span())?;
+    let items = list.get_ref().as_array()?;
+    items.iter().enumerate().find_map(|(index, item)| {
+        let mut root = root.clone();
+        if let DeValue::Array(items) = at_mut(&mut root, steps)?.get_mut() {
+            *items = DeArray::from_iter([item.clone()]);
+        }
+        let alone = read(ValueDeserializer::from(root)).err()?;
+        let is_same = alone.message() == error.message() && alone.span() == error.span();
+        is_same.then(|| (index, item.span()))
+    })
+}
+
+/// What `steps` lead to.
+fn at_mut<'a, 'i>(root: &'a mut Value<'i>, steps: &[Step]) -> Option<&'a mut Value<'i>> {
+    let mut steps = steps.iter();
+    steps.try_fold(root, |value, step| match (value.get_mut(), step) {
+        (DeValue::Table(table), Step::Key(key)) => table.get_mut(key.as_str()),
+        (DeValue::Array(items), Step::Item(index)) => items.get_mut(*index),
+        _ => None,
+    })
+}
+
 /// Takes out what `steps` lead to; `None` when they lead nowhere.
-fn remove(value: &mut Value<'_>, steps: &[Step]) -> Option<Removed> {
-    let (step, rest) = steps.split_first()?;
-    let from = value.span();
-    match (value.get_mut(), step) {
-        (DeValue::Table(table), Step::Key(key)) if rest.is_empty() => {
+fn remove(root: &mut Value<'_>, steps: &[Step]) -> Option<Removed> {
+    let (last, around) = steps.split_last()?;
+    let around = at_mut(root, around)?;
+    let from = around.span();
+    match (around.get_mut(), last) {
+        (DeValue::Table(table), Step::Key(key)) => {
             table.remove(key.as_str())?;
             Some(Removed::key(&from, key))
         }
-        (DeValue::Table(table), Step::Key(key)) => remove(table.get_mut(key.as_str())?, rest),
-        (DeValue::Array(items), Step::Item(index)) if rest.is_empty() => {
-            let kept = std::mem::replace(items, DeArray::new())
-                .into_iter()
-                .enumerate();
-            let kept = kept.filter(|(at, _)| at != index).map(|(_, item)| item);
-            *items = kept.collect();
+        (DeValue::Array(items), Step::Item(index)) => {
+            let kept = std::mem::replace(items, DeArray::new()).into_iter();
+            let kept = kept.enumerate().filter(|(at, _)| at != index);
+            *items = kept.map(|(_, item)| item).collect();
             Some(Removed { from, key: None })
         }
-        (DeValue::Array(items), Step::Item(index)) => remove(items.get_mut(*index)?, rest),
         _ => None,
     }
 }

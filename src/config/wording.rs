@@ -29,6 +29,15 @@ impl Complaint {
             let known = ticked.collect();
             return Self::UnknownKey { key, known };
         }
+        // The toml crate's own words for it, where an enum's variant holds the keys.
+        let unexpected = message.strip_prefix("unexpected keys in table: ");
+        if let Some((keys, known)) =
+            unexpected.and_then(|rest| rest.split_once(", available keys: "))
+        {
+            let key = keys.split(", ").next().unwrap_or_default().to_owned();
+            let known = known.split(", ").map(str::to_owned).collect();
+            return Self::UnknownKey { key, known };
+        }
         if message.starts_with("unknown variant `") {
             let word = ticked.next().unwrap_or_default();
             let known = ticked.collect();
@@ -171,8 +180,8 @@ fn expected_name(expected: &str) -> &str {
         "a boolean" => "`true` or `false`",
         "a sequence" => "a list in square brackets",
         "a map" => "a table",
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0",
-        other if other.starts_with("a nonzero ") => "a whole number from 1",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a positive whole number",
+        other if other.starts_with("a nonzero ") => "a positive whole number",
         other if other.starts_with("struct ") => "a table",
         other => other,
     }
