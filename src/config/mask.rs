@@ -4,6 +4,8 @@
 //! since each alone has a gap: by having been read as a secret, by the name of its key, and by not
 //! having been read at all, for a value under a mistyped key may be anything.
 
+use std::iter;
+
 use toml::de::{DeTable, DeValue};
 
 use super::{report::Span, section::Value};
@@ -23,10 +25,15 @@ const WORDS: &[&str] = &[
     "apikey",
 ];
 
-/// Whether a key of this name may hold a secret.
+/// Whether a key of this name, or a line with such a key in it, may hold a secret: mistyped too.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
+    let mut parts = name.split(|c: char| !c.is_ascii_alphanumeric());
     WORDS.iter().any(|word| name.contains(word))
+        || parts.any(|part| {
+            let near = |word: &&str| strsim::damerau_levenshtein(word, part) <= 1;
+            WORDS.iter().any(near)
+        })
 }
 
 /// Which parts of a file to keep out of sight.
@@ -129,21 +136,19 @@ impl Mask {
     }
 
     /// `source` with what is covered replaced by as many asterisks as it has bytes, so that every
-    /// place stays where it is.
+    /// place stays where it is. A remark behind it goes with it, since it may say it again.
     pub(super) fn cover(&self, source: &str) -> String {
         let mut covered = source.to_owned();
         for span in &self.spans {
-            let Some(text) = source.get(span.clone()) else {
-                continue;
-            };
-            let stars: String = text
-                .chars()
-                .map(|c| match c {
-                    '\n' | '\r' | '"' | '\'' => c.to_string(),
-                    c => "*".repeat(c.len_utf8()),
-                })
-                .collect();
-            covered.replace_range(span.clone(), &stars);
+            let behind = source.get(span.end..).and_then(|rest| rest.lines().next());
+            let remark = behind.and_then(|rest| {
+                let start = span.end + rest.find('#')? + 1;
+                Some(start..span.end + rest.len())
+            });
+            for span in iter::once(span.clone()).chain(remark) {
+                let stars = source.get(span.clone()).map(stars);
+                covered.replace_range(span, &stars.unwrap_or_default());
+            }
         }
         covered
     }
@@ -157,4 +162,13 @@ impl Mask {
         }
         message
     }
+}
+
+/// Asterisks in place of `text`, which keeps its lines and its quotes.
+fn stars(text: &str) -> String {
+    let star = |c: char| match c {
+        '\n' | '\r' | '"' | '\'' => c.to_string(),
+        c => "*".repeat(c.len_utf8()),
+    };
+    text.chars().map(star).collect()
 }

@@ -286,8 +286,40 @@ fn a_file_cut_anywhere_has_a_report() {
         for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
             let report = read(&text[..end]).unwrap_err().to_string();
             assert!(report.contains("error: "), "{report}");
-            assert!(!report.contains("hunter"), "a secret got out:\n{report}");
+            assert!(!report.contains("\"hunt"), "a secret got out:\n{report}");
         }
+    }
+}
+
+/// Each line is wrong in another way, and none may show the secret.
+#[test]
+fn a_secret_is_shown_by_no_report() {
+    for line in [
+        "secret_tokens = [\"hunter2\"",
+        "secret_tokens = [\"hunter2]",
+        "secret_tokens = [hunter2]",
+        "secret_tokens = hunter2",
+        "secret_tokens : \"hunter2\"",
+        "secret_tokens \"hunter2\"",
+        "secret_tokens = \"\"\"hunter2\"",
+        "secret_tokens = [\n  \"hunter2\",\n  \"hunter2\n]",
+        "secret_tokens = \"hunter2\" # = [\"hunter2\"]",
+        "secret_tokns \"hunter2\"",
+        "secret_tokens = [[\"hunter2\"]]",
+        "secret_tokens = [{ env = [\"hunter2\"] }]",
+        "secret_tokens = [{ value = \"hunter2\" }]",
+        "secret_tokens = { token = \"hunter2\" }",
+        "sekrit = \"hunter2\"",
+        "require = { bearer = \"hunter2\" }",
+        "require = { bearer = { token = [\"hunter2\"] } }",
+        "require = { bearr = { x = \"hunter2\" } }",
+        "require = { header = { name = \"a b\", value = \"hunter2\" } }",
+        "require = \"hunter2\"",
+    ] {
+        let text =
+            format!("[endpoints.a]\nfamily = \"zoom.number-management\"\npath = 1\n{line}\n");
+        let report = read(&text).unwrap_err().to_string();
+        assert!(!report.contains("hunter2"), "{line}\n{report}");
     }
 }
 
