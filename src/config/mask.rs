@@ -23,6 +23,7 @@ const WORDS: &[&str] = &[
     "api_key",
     "api-key",
     "apikey",
+    "bearer",
 ];
 
 /// Whether a key of this name, or a line with such a key in it, may hold a secret: mistyped too.

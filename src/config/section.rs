@@ -251,9 +251,10 @@ impl<'i> Section<'i> {
                     if let (Some(meant), Some(around)) = (meant, around) {
                         removed.push(Removed::key(&around.span(), meant));
                     }
-                    at(&rest, &steps)
-                        .into_iter()
-                        .for_each(|value| findings.mask.add_unread(value));
+                }
+                if complaint.is_of_unread() {
+                    let unread = at(&rest, &steps).into_iter();
+                    unread.for_each(|value| findings.mask.add_unread(value));
                 }
                 self.report(complaint, place, &steps, hints, findings);
             }
