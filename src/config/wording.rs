@@ -1,9 +1,6 @@
 //! What serde says, said to somebody who writes a TOML file and no Rust.
 
-use super::{
-    report::Problem,
-    section::{Hints, Step},
-};
+use super::{report::Problem, section::Hints, way::Step};
 
 const TABLE: &str = "a table";
 
