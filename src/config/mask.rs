@@ -42,6 +42,8 @@ fn is_secret(name: &str) -> bool {
 pub(super) struct Mask {
     spans: Vec<Span>,
     texts: Vec<String>,
+    /// URLs, which may have a password or token inside.
+    urls: Vec<Span>,
 }
 
 impl Mask {
@@ -60,6 +62,7 @@ impl Mask {
         match value.get_ref() {
             DeValue::Table(table) => self.add_named(table),
             DeValue::Array(items) => items.iter().for_each(|item| self.add_named_within(item)),
+            DeValue::String(text) if text.contains("://") => self.urls.push(value.span()),
             _ => {}
         }
     }
@@ -147,9 +150,11 @@ impl Mask {
                 Some(start..span.end + rest.len())
             });
             for span in iter::once(span.clone()).chain(remark) {
-                let stars = source.get(span.clone()).map(stars);
-                covered.replace_range(span, &stars.unwrap_or_default());
+                cover_one(&mut covered, span);
             }
+        }
+        for span in self.urls.iter().flat_map(|url| credentials(source, url)) {
+            cover_one(&mut covered, span);
         }
         covered
     }
@@ -162,6 +167,26 @@ impl Mask {
             message = message.replace(&format!("`{text}`"), "`***`");
         }
         message
+    }
+}
+
+/// Where the URL at `place` has a user and password, and where it has a query.
+fn credentials(source: &str, place: &Span) -> Vec<Span> {
+    let url = source.get(place.clone()).unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Vec::new();
+    };
+    let start = place.start + scheme.len() + "://".len();
+    let host_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let host = rest.get(..host_end).unwrap_or_default();
+    let user = host.rfind('@').map(|end| start..start + end);
+    let query = rest.find('?').map(|query| start + query + 1..place.end);
+    user.into_iter().chain(query).collect()
+}
+
+fn cover_one(covered: &mut String, place: Span) {
+    if let Some(stars) = covered.get(place.clone()).map(stars) {
+        covered.replace_range(place, &stars);
     }
 }
 

@@ -267,7 +267,7 @@ impl<'i> Reader<'_, 'i> {
             paths.add(path.get_ref(), path.span(), &mut self.findings);
         }
         let Some((family, entry)) =
-            family.and_then(|family| Some((family, provider::Entry::named(family.provider())?)))
+            family.and_then(|family| Some((family, self.provider(family)?)))
         else {
             section.hide(&mut self.findings);
             return None;
@@ -283,6 +283,11 @@ impl<'i> Reader<'_, 'i> {
             path: path?.into_inner().into_owned(),
             provider,
         })
+    }
+
+    fn provider(&mut self, family: &Family) -> Option<&'static provider::Entry> {
+        let problem = || Problem::new(format!("nobody provides the family {:?}", family.name));
+        self.found(provider::Entry::named(family.provider()), problem)
     }
 
     fn handlers(&mut self) -> Vec<Consumer> {

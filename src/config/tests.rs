@@ -62,14 +62,13 @@ kind!(Http, "http", "[handlers.crm]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"
     url: String,
     format: Option<Format>,
     signing_secret: Option<Secret>,
-    headers: Option<BTreeMap<String, Secret>>,
+    headers: Option<BTreeMap<String, toml::Value>>,
     #[serde(default, with = "quantity::duration")]
     connect_timeout: Duration,
 });
 kind!(Exec, "exec", "[handlers.script]\nkind = \"exec\"\nevents = [\"*\"]\ncommand = [\"/usr/local/bin/on-event\"]", {
     command: Vec<String>,
-    env: Option<BTreeMap<String, String>>,
-    working_directory: Option<std::path::PathBuf>,
+    environment: Option<BTreeMap<String, toml::Value>>,
 });
 
 #[derive(Deserialize)]
@@ -321,6 +320,16 @@ fn a_secret_is_shown_by_no_report() {
         let report = read(&text).unwrap_err().to_string();
         assert!(!report.contains("hunter2"), "{line}\n{report}");
     }
+}
+
+#[test]
+fn a_password_or_token_in_a_url_is_shown_by_no_report() {
+    let url = "https://me:hunter2@crm.example.com/hooks?key=hunter2";
+    let handler = format!("{{ kind = \"http\", events = [\"teams\"], url = \"{url}\" }}");
+    let text = format!("handlers.crm = {handler}\n{SOUND}");
+    let report = read(&text).unwrap_err().to_string();
+    assert!(report.contains("@crm.example.com/hooks?"), "{report}");
+    assert!(!report.contains("hunter2"), "{report}");
 }
 
 #[test]
