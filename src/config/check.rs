@@ -58,27 +58,27 @@ fn values_at<'a>(table: &'a DeTable<'_>, at: usize) -> Box<dyn Iterator<Item = u
 }
 
 fn syntax_problem(message: &str, text: &str, place: Span) -> Problem {
-    let message = message.trim_end_matches(", expected nothing");
-    let quotes = "texts, such as addresses and paths, stand in quotes: `key = \"text\"`";
     if message == "duplicate key" {
         return duplicate(text, place);
     }
-    let problem = Problem::new(format!("this is no TOML: {message}")).at(place);
-    let is_bare = [
-        "string values must be quoted",
-        "invalid float",
-        "invalid integer",
-    ];
-    if is_bare.iter().any(|start| message.starts_with(start)) {
-        return problem.help(quotes);
+    let starts = |starts: &[&str]| starts.iter().any(|start| message.starts_with(start));
+    let (what, help) = if starts(&["string values must be", "invalid float", "invalid integer"]) {
+        let help = "texts, such as addresses and paths, stand in quotes: `key = \"text\"`";
+        ("neither a text in quotes nor a number", Some(help))
+    } else if message.contains("string, expected `") {
+        let help = "it ends with the same quote that it begins with";
+        ("a text in quotes has no end", Some(help))
+    } else if starts(&["key with no value"]) {
+        let help = "a line is `key = value`, `[section]` or `# a remark`";
+        ("a key without a value", Some(help))
+    } else {
+        (message.trim_end_matches(", expected nothing"), None)
+    };
+    let problem = Problem::new(format!("this is no TOML: {what}")).at(place);
+    match help {
+        Some(help) => problem.help(help),
+        None => problem,
     }
-    if message.contains("string, expected `") {
-        return problem.help("the text ends with the same quote that it begins with");
-    }
-    if message.starts_with("key with no value") {
-        return problem.help("a line is `key = value`, `[section]` or `# a remark`");
-    }
-    problem
 }
 
 /// A key or section that is there twice, with the first one where the text shows it.
