@@ -92,3 +92,84 @@ pub mod bytes {
         number.parse::<u64>().ok()?.checked_mul(scale)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct Both {
+        #[serde(default, with = "super::duration")]
+        time: Duration,
+        #[serde(default, with = "super::bytes")]
+        size: u64,
+    }
+
+    fn read(text: &str) -> Result<Both, String> {
+        let value = toml::de::ValueDeserializer::parse(text).unwrap();
+        Both::deserialize(value).map_err(|error| error.message().to_owned())
+    }
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        for (text, time) in [
+            ("0s", Duration::ZERO),
+            ("250ms", Duration::from_millis(250)),
+            ("10s", Duration::from_secs(10)),
+            ("1h 30m", Duration::from_secs(5400)),
+            ("30d", Duration::from_secs(30 * 24 * 3600)),
+        ] {
+            let read = read(&format!("{{ time = {text:?} }}"));
+            assert_eq!(read.map(|both| both.time), Ok(time), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused_with_an_example() {
+        for text in [
+            "10", "\"10\"", "\"\"", "\"soon\"", "\"-1s\"", "\"101y\"", "1.5",
+        ] {
+            let refused = read(&format!("{{ time = {text} }}")).map(|both| both.time);
+            let refused = refused.unwrap_err();
+            let says = ["such as", "shorter"]
+                .iter()
+                .any(|says| refused.contains(says));
+            assert!(says, "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("\"4096\"", 4096),
+            ("\"512KiB\"", 512 << 10),
+            ("\"64 MiB\"", 64 << 20),
+            ("\"1GiB\"", 1 << 30),
+            ("\"1MB\"", 1_000_000),
+        ] {
+            let read = read(&format!("{{ size = {text} }}"));
+            assert_eq!(read.map(|both| both.size), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused_with_an_example() {
+        for text in [
+            "-1",
+            "1.5",
+            "\"1.5MiB\"",
+            "\"MiB\"",
+            "\"\"",
+            "\"1 mega\"",
+            "\"99999999999TiB\"",
+        ] {
+            let refused = read(&format!("{{ size = {text} }}")).map(|both| both.size);
+            let refused = refused.unwrap_err();
+            assert!(refused.contains("such as"), "{text}: {refused}");
+        }
+    }
+}

@@ -18,7 +18,11 @@ pub(super) fn syntax(
     mut errors: Vec<Error>,
     findings: &mut Findings,
 ) {
-    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    errors.sort_by_key(|error| {
+        let start = error.span().map(|span| span.start);
+        // Of two at one place, a bad value is the cause and an unclosed list the consequence.
+        (start, !error.message().starts_with("invalid "))
+    });
     let mut broken: Vec<Span> = Vec::new();
     for error in errors {
         let place = error.span().unwrap_or_default();
@@ -26,11 +30,14 @@ pub(super) fn syntax(
         if broken.last().is_some_and(|broken| place.start < broken.end) {
             continue;
         }
-        let (before, after) = text.split_at(text.floor_char_boundary(place.start));
-        let line_start = before.rfind('\n').map_or(0, |end| end + 1);
-        let line_end = place.start + after.find('\n').map_or(after.len(), |end| end + 1);
+        let start = line_start(text, place.start);
+        let rest = text.get(place.start..).unwrap_or_default();
+        // What follows a section's second header belongs to nobody.
+        let is_header = text.get(start..).is_some_and(|line| line.starts_with('['));
+        let end = if is_header { "\n[" } else { "\n" };
+        let line_end = place.start + rest.find(end).map_or(rest.len(), |end| end + 1);
         let value_end = values_at(table, place.start).max().unwrap_or_default();
-        broken.push(line_start..line_end.max(value_end));
+        broken.push(start..line_end.max(value_end));
         let problem = syntax_problem(error.message(), text, place);
         findings.problems.push(problem);
     }
@@ -51,28 +58,68 @@ fn values_at<'a>(table: &'a DeTable<'_>, at: usize) -> Box<dyn Iterator<Item = u
 }
 
 fn syntax_problem(message: &str, text: &str, place: Span) -> Problem {
-    let message = message.trim_end_matches(", expected nothing");
-    let quotes = "texts, such as addresses and paths, stand in quotes: `key = \"text\"`";
     if message == "duplicate key" {
-        let key = text.get(place.clone()).unwrap_or_default();
-        let problem = Problem::new(format!("`{key}` is there twice"));
-        return problem
-            .at(place)
-            .help("a key or section stands once; rename one of the two or take it out");
+        return duplicate(text, place);
     }
-    let problem = Problem::new(format!("this is no TOML: {message}")).at(place);
-    let is_bare = [
-        "string values must be quoted",
-        "invalid float",
-        "invalid integer",
-    ];
-    if is_bare.iter().any(|start| message.starts_with(start)) {
-        return problem.help(quotes);
+    let starts = |starts: &[&str]| starts.iter().any(|start| message.starts_with(start));
+    let (what, help) = if starts(&["string values must be", "invalid float", "invalid integer"]) {
+        let help = "texts, such as addresses and paths, stand in quotes: `key = \"text\"`";
+        ("neither a text in quotes nor a number", Some(help))
+    } else if message.contains("string, expected `") {
+        let help = "it ends with the same quote that it begins with";
+        ("a text in quotes has no end", Some(help))
+    } else if starts(&["key with no value"]) {
+        let help = "a line is `key = value`, `[section]` or `# a remark`";
+        ("a key without a value", Some(help))
+    } else {
+        (message.trim_end_matches(", expected nothing"), None)
+    };
+    let problem = Problem::new(format!("this is no TOML: {what}")).at(place);
+    match help {
+        Some(help) => problem.help(help),
+        None => problem,
     }
-    if message.starts_with("key with no value") {
-        return problem.help("a line is `key = value`, `[section]` or `# a remark`");
+}
+
+/// A key or section that is there twice, with the first one where the text shows it.
+fn duplicate(text: &str, place: Span) -> Problem {
+    let key = text.get(place.clone()).unwrap_or_default();
+    let problem = Problem::new(format!("`{key}` is there twice"))
+        .at(place.clone())
+        .help("a key or section stands once; rename one of the two or take it out");
+    let line_start = line_start(text, place.start);
+    let line = text.get(line_start..).and_then(|rest| rest.lines().next());
+    let line = line.unwrap_or_default().trim();
+    let starts = |other: &str| match line.starts_with('[') {
+        true => other.trim() == line,
+        false => other
+            .trim_start()
+            .strip_prefix(key)
+            .is_some_and(|rest| rest.trim_start().starts_with('=')),
+    };
+    let mut at = 0;
+    let mut first = None;
+    for other in text
+        .get(..line_start)
+        .unwrap_or_default()
+        .split_inclusive('\n')
+    {
+        // A key's first one is in the same section, a section's is anywhere.
+        if starts(other) && (first.is_none() || !line.starts_with('[')) {
+            let indent = other.len() - other.trim_start().len();
+            first = Some(at + indent..at + other.trim_end().len());
+        }
+        at += other.len();
     }
-    problem
+    match first {
+        Some(first) => problem.and(first, "the first one is here"),
+        None => problem,
+    }
+}
+
+fn line_start(text: &str, at: usize) -> usize {
+    let before = text.get(..at).unwrap_or_default();
+    before.rfind('\n').map_or(0, |end| end + 1)
 }
 
 /// Checks the name of an endpoint or handler, which becomes a metric label and a log field.
@@ -309,19 +356,18 @@ pub(super) fn dispatch(
     }
     if retry.first > retry.ceiling {
         let problem = Problem::new(format!(
-            "`retry.first` is longer than `retry.ceiling`, {:?} against {:?}",
-            retry.first, retry.ceiling
+            "`retry.first` is longer than `retry.ceiling`, {} against {}",
+            humantime::format_duration(retry.first),
+            humantime::format_duration(retry.ceiling)
         ));
         let problem = problem.help(
             "the pause grows from `first` up to `ceiling`; without one of them, it is 1s and 1h",
         );
         let problem = match (
-            section.place_of(&["retry", "first"]),
-            section.place_of(&["retry", "ceiling"]),
+            section.place_at(&["retry", "first"]),
+            section.place_at(&["retry", "ceiling"]),
         ) {
-            (Some(first), Some(ceiling)) if first != ceiling => {
-                problem.at(first).and(ceiling, "the ceiling")
-            }
+            (Some(first), Some(ceiling)) => problem.at(first).and(ceiling, "the ceiling"),
             (Some(place), _) | (None, Some(place)) => problem.at(place),
             (None, None) => problem,
         };
@@ -330,7 +376,7 @@ pub(super) fn dispatch(
 }
 
 /// Adds a problem of the value at `path`, or of the section where the value is a default.
-fn add(section: &Section<'_>, path: &[&str], problem: Problem, findings: &mut Findings) {
+pub(super) fn add(section: &Section<'_>, path: &[&str], problem: Problem, findings: &mut Findings) {
     findings.add(match section.place_of(path) {
         Some(place) => problem.at(place),
         None => problem,

@@ -4,6 +4,8 @@
 //! since each alone has a gap: by having been read as a secret, by the name of its key, and by not
 //! having been read at all, for a value under a mistyped key may be anything.
 
+use std::iter;
+
 use toml::de::{DeTable, DeValue};
 
 use super::{report::Span, section::Value};
@@ -21,12 +23,18 @@ const WORDS: &[&str] = &[
     "api_key",
     "api-key",
     "apikey",
+    "bearer",
 ];
 
-/// Whether a key of this name may hold a secret.
+/// Whether a key of this name, or a line with such a key in it, may hold a secret: mistyped too.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
+    let mut parts = name.split(|c: char| !c.is_ascii_alphanumeric());
     WORDS.iter().any(|word| name.contains(word))
+        || parts.any(|part| {
+            let near = |word: &&str| strsim::damerau_levenshtein(word, part) <= 1;
+            WORDS.iter().any(near)
+        })
 }
 
 /// Which parts of a file to keep out of sight.
@@ -34,6 +42,8 @@ fn is_secret(name: &str) -> bool {
 pub(super) struct Mask {
     spans: Vec<Span>,
     texts: Vec<String>,
+    /// URLs, which may have a password or token inside.
+    urls: Vec<Span>,
 }
 
 impl Mask {
@@ -52,6 +62,7 @@ impl Mask {
         match value.get_ref() {
             DeValue::Table(table) => self.add_named(table),
             DeValue::Array(items) => items.iter().for_each(|item| self.add_named_within(item)),
+            DeValue::String(text) if text.contains("://") => self.urls.push(value.span()),
             _ => {}
         }
     }
@@ -129,21 +140,21 @@ impl Mask {
     }
 
     /// `source` with what is covered replaced by as many asterisks as it has bytes, so that every
-    /// place stays where it is.
+    /// place stays where it is. A remark behind it goes with it, since it may say it again.
     pub(super) fn cover(&self, source: &str) -> String {
         let mut covered = source.to_owned();
         for span in &self.spans {
-            let Some(text) = source.get(span.clone()) else {
-                continue;
-            };
-            let stars: String = text
-                .chars()
-                .map(|c| match c {
-                    '\n' | '\r' | '"' | '\'' => c.to_string(),
-                    c => "*".repeat(c.len_utf8()),
-                })
-                .collect();
-            covered.replace_range(span.clone(), &stars);
+            let behind = source.get(span.end..).and_then(|rest| rest.lines().next());
+            let remark = behind.and_then(|rest| {
+                let start = span.end + rest.find('#')? + 1;
+                Some(start..span.end + rest.len())
+            });
+            for span in iter::once(span.clone()).chain(remark) {
+                cover_one(&mut covered, span);
+            }
+        }
+        for span in self.urls.iter().flat_map(|url| credentials(source, url)) {
+            cover_one(&mut covered, span);
         }
         covered
     }
@@ -152,10 +163,38 @@ impl Mask {
     pub(super) fn cover_words(&self, message: &str) -> String {
         let mut message = message.to_owned();
         for text in self.texts.iter().filter(|text| !text.is_empty()) {
-            for quoted in [format!("{text:?}"), format!("`{text}`")] {
-                message = message.replace(&quoted, "\"***\"");
-            }
+            message = message.replace(&format!("{text:?}"), "\"***\"");
+            message = message.replace(&format!("`{text}`"), "`***`");
         }
         message
     }
+}
+
+/// Where the URL at `place` has a user and password, and where it has a query.
+fn credentials(source: &str, place: &Span) -> Vec<Span> {
+    let url = source.get(place.clone()).unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Vec::new();
+    };
+    let start = place.start + scheme.len() + "://".len();
+    let host_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let host = rest.get(..host_end).unwrap_or_default();
+    let user = host.rfind('@').map(|end| start..start + end);
+    let query = rest.find('?').map(|query| start + query + 1..place.end);
+    user.into_iter().chain(query).collect()
+}
+
+fn cover_one(covered: &mut String, place: Span) {
+    if let Some(stars) = covered.get(place.clone()).map(stars) {
+        covered.replace_range(place, &stars);
+    }
+}
+
+/// Asterisks in place of `text`, which keeps its lines and its quotes.
+fn stars(text: &str) -> String {
+    let star = |c: char| match c {
+        '\n' | '\r' | '"' | '\'' => c.to_string(),
+        c => "*".repeat(c.len_utf8()),
+    };
+    text.chars().map(star).collect()
 }

@@ -18,6 +18,7 @@ mod mask;
 mod reader;
 mod report;
 mod section;
+mod way;
 mod wording;
 
 #[cfg(test)]

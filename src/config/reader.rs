@@ -1,6 +1,6 @@
 //! From text to [`Config`], section by section.
 
-use std::net::SocketAddr;
+use std::{iter, net::SocketAddr};
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
@@ -16,7 +16,7 @@ use crate::{
     admin,
     dispatch::{self, Consumer},
     event::{EndpointName, FAMILIES, Family, HandlerName},
-    handler::{self, BuildContext},
+    handler::{self, BuildContext, Factory},
     http, provider, secret, store,
 };
 
@@ -24,11 +24,6 @@ use crate::{
 const SECTIONS: &[&str] = &["log", "server", "admin", "store", "endpoints", "handlers"];
 
 const STORE_EXAMPLE: &str = "[store]\nkind = \"embedded\"\npath = \"data\"";
-
-const ENDPOINT_EXAMPLE: &str = "[endpoints.zoom-number-management]
-family = \"zoom.number-management\"
-path = \"/zoom/number-management\"
-secret_tokens = [{ env = \"ZOOM_SECRET_TOKEN\" }]";
 
 /// Reads `text` as far as `part` does, or finds everything that is wrong with that.
 pub(super) fn read<T>(
@@ -126,7 +121,7 @@ impl<'i> Reader<'_, 'i> {
             let help = match wording::nearest(name, SECTIONS.iter().copied()) {
                 Some(near) => {
                     meant.extend(SECTIONS.iter().find(|section| **section == near));
-                    format!("did you mean `{near}`?")
+                    format!("did you mean [{near}]?")
                 }
                 None => format!(
                     "the sections are {}",
@@ -215,7 +210,7 @@ impl<'i> Reader<'_, 'i> {
     }
 
     /// The tables inside the section `name`, in the order of the file.
-    fn named(&mut self, name: &str) -> Option<Vec<(Span, Section<'i>)>> {
+    fn named(&mut self, name: &str) -> Option<Vec<Section<'i>>> {
         let section = self.section(name)?;
         let mut entries: Vec<_> = section.table.into_iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
@@ -224,8 +219,7 @@ impl<'i> Reader<'_, 'i> {
             .filter_map(|(key, value): (_, Value<'i>)| {
                 check::name(name, key.get_ref(), key.span(), &mut self.findings);
                 let full = format!("{name}.{}", key.get_ref());
-                let section = Section::new(&full, value, &mut self.findings)?;
-                Some((key.span(), section))
+                Section::new(&full, value, &mut self.findings)
             });
         Some(sections.collect())
     }
@@ -240,7 +234,7 @@ impl<'i> Reader<'_, 'i> {
         let sections = self.named("endpoints").unwrap_or_default();
         if is_empty && !is_mistyped {
             let problem = Problem::new("there are no endpoints, so nothing could be received");
-            let problem = problem.help(format!("for example:\n{ENDPOINT_EXAMPLE}"));
+            let problem = problem.help(format!("for example:\n{}", endpoint_example()));
             self.findings.add_missing(match header {
                 Some(place) => problem.at(place),
                 None => problem,
@@ -249,7 +243,7 @@ impl<'i> Reader<'_, 'i> {
         let mut paths = check::Paths::default();
         let endpoints = sections
             .into_iter()
-            .filter_map(|(_, section)| self.endpoint(section, &mut paths));
+            .filter_map(|section| self.endpoint(section, &mut paths));
         endpoints.collect()
     }
 
@@ -260,7 +254,7 @@ impl<'i> Reader<'_, 'i> {
     ) -> Option<http::Endpoint> {
         let hints = Hints {
             keys: &["family", "path"],
-            example: ENDPOINT_EXAMPLE,
+            example: endpoint_example(),
         };
         let family = section.take_text("family", hints, &mut self.findings);
         let family = family.and_then(|family| {
@@ -274,10 +268,14 @@ impl<'i> Reader<'_, 'i> {
             paths.add(path.get_ref(), path.span(), &mut self.findings);
         }
         let Some((family, entry)) =
-            family.and_then(|family| Some((family, provider::Entry::named(family.provider())?)))
+            family.and_then(|family| Some((family, self.provider(family)?)))
         else {
             section.hide(&mut self.findings);
             return None;
+        };
+        let hints = Hints {
+            example: entry.example,
+            ..hints
         };
         let provider = section.read(hints, &mut self.findings, entry.build)?;
         Some(http::Endpoint {
@@ -288,58 +286,31 @@ impl<'i> Reader<'_, 'i> {
         })
     }
 
+    fn provider(&mut self, family: &Family) -> Option<&'static provider::Entry> {
+        let problem = || Problem::new(format!("nobody provides the family {:?}", family.name));
+        self.found(provider::Entry::named(family.provider()), problem)
+    }
+
     fn handlers(&mut self) -> Vec<Consumer> {
         let sections = self.named("handlers").unwrap_or_default();
         let handlers = sections
             .into_iter()
-            .filter_map(|(key, section)| self.handler(&key, section));
+            .filter_map(|section| self.handler(section));
         handlers.collect()
     }
 
-    fn handler(&mut self, key: &Span, mut section: Section<'i>) -> Option<Consumer> {
-        let kinds = self.kinds;
-        let general = ["kind"].iter().chain(dispatch::Settings::KEYS).copied();
-        let general: Vec<_> = general.collect();
-        let kind = section.take_text(
-            "kind",
-            Hints {
-                keys: &general,
-                example: "kind = \"log\"",
-            },
-            &mut self.findings,
-        );
-        let kind = kind.and_then(|kind| {
-            let (name, place) = (kind.get_ref(), kind.span());
-            let known = kinds.iter().map(|kind| kind.kind);
-            let problem = || unknown("kind of handler", name, known, place);
-            self.found(
-                kinds.iter().find(|kind| kind.kind == name.as_ref()),
-                problem,
-            )
-        });
-        let mut dispatched = section.split_off(dispatch::Settings::KEYS);
+    fn handler(&mut self, mut section: Section<'i>) -> Option<Consumer> {
         // The kind's settings come first: a mistyped key among them may be one of the others.
-        let factory = match kind {
-            Some(kind) => {
-                let hints = Hints {
-                    keys: &general,
-                    example: kind.example,
-                };
-                section.read(hints, &mut self.findings, |settings| kind.read(settings))
-            }
-            None => {
-                section.hide(&mut self.findings);
-                None
-            }
-        };
-        dispatched.excuse(&section);
+        let mut kinds_own = section.clone();
+        section = kinds_own.split_off(dispatch::Settings::KEYS);
+        let factory = self.factory(&mut kinds_own);
+        section.excuse(&kinds_own);
         let hints = Hints {
             keys: &[],
             example: "events = [\"*\"]",
         };
-        let settings =
-            dispatched.read(hints, &mut self.findings, dispatch::Settings::deserialize)?;
-        check::dispatch(&settings, &dispatched, &mut self.findings);
+        let settings = section.read(hints, &mut self.findings, dispatch::Settings::deserialize)?;
+        check::dispatch(&settings, &section, &mut self.findings);
         let name = HandlerName::new(own_name(&section.name));
         let context = BuildContext {
             name: name.clone(),
@@ -353,13 +324,50 @@ impl<'i> Reader<'_, 'i> {
                 handler,
             }),
             Err(error) => {
-                let place = section.place.unwrap_or_else(|| key.clone());
-                self.findings
-                    .add(wording::problem(&error.to_string()).at(place));
+                let what = format!("[{}] cannot work: {error}", section.name);
+                check::add(&section, &[], wording::problem(&what), &mut self.findings);
                 None
             }
         }
     }
+
+    /// Looks the kind of a handler up and has it read the handler's own settings.
+    fn factory(&mut self, section: &mut Section<'i>) -> Option<Box<dyn Factory>> {
+        let kinds = self.kinds;
+        let names = kinds.iter().map(|kind| kind.kind);
+        let example = format!(
+            "kind = \"log\"\nthe kinds are {}",
+            wording::list(names.clone())
+        );
+        let keys = iter::once("kind").chain(dispatch::Settings::KEYS.iter().copied());
+        let keys: Vec<_> = keys.collect();
+        let hints = Hints {
+            keys: &keys,
+            example: &example,
+        };
+        let kind = section.take_text("kind", hints, &mut self.findings);
+        let kind = kind.and_then(|kind| {
+            let (name, place) = (kind.get_ref(), kind.span());
+            let problem = || unknown("kind of handler", name, names, place);
+            self.found(kinds.iter().find(|kind| kind.kind == *name), problem)
+        });
+        let Some(kind) = kind else {
+            section.hide(&mut self.findings);
+            return None;
+        };
+        let hints = Hints {
+            example: kind.example,
+            ..hints
+        };
+        section.read(hints, &mut self.findings, |settings| kind.read(settings))
+    }
+}
+
+/// What an endpoint looks like, whatever its provider.
+fn endpoint_example() -> &'static str {
+    provider::PROVIDERS
+        .first()
+        .map_or("", |entry| entry.example.trim())
 }
 
 /// A name that no table knows.
@@ -369,10 +377,10 @@ fn unknown<'a>(
     known: impl Iterator<Item = &'a str> + Clone,
     place: Span,
 ) -> Problem {
-    let all = wording::list(known.clone());
+    let choices = format!("the choices are {}", wording::list(known.clone()));
     let help = match wording::nearest(name, known) {
-        Some(near) => format!("did you mean \"{near}\"? there are {all}"),
-        None => format!("there are {all}"),
+        Some(near) => format!("did you mean `{near}`? {choices}"),
+        None => choices,
     };
     Problem::new(format!("unknown {what} {name:?}"))
         .at(place)

@@ -66,10 +66,6 @@ impl Report {
             place.map_or((usize::MAX, 0), |place| (place.start, place.end))
         });
         problems.dedup();
-        for problem in &mut problems {
-            problem.message = mask.cover_words(&problem.message);
-            problem.help = problem.help.take().map(|help| mask.cover_words(&help));
-        }
         Self {
             path,
             source: mask.cover(source),
@@ -98,7 +94,7 @@ impl Report {
             1 => "1 problem".to_owned(),
             many => format!("{many} problems"),
         };
-        text.push_str(&format!("{}: {count}; nothing was changed\n", self.path));
+        text.push_str(&format!("{}: {count}\n", self.path));
         text
     }
 

@@ -5,11 +5,12 @@
 //! without the entry that was found to be wrong, until what is left can be read or lacks something.
 //! What is missed only because it was taken out is not reported.
 
-use toml::de::{DeArray, DeString, DeTable, DeValue, Error, ValueDeserializer};
+use toml::de::{DeString, DeTable, DeValue, Error, ValueDeserializer};
 
 use super::{
     mask::Mask,
     report::{Problem, Span},
+    way::{self, Fault, Removed, Step},
     wording::{self, Complaint},
 };
 
@@ -184,6 +185,16 @@ impl<'i> Section<'i> {
         self.mistyped.extend_from_slice(&other.mistyped);
     }
 
+    /// The place of the value at `path`, if it is there.
+    pub(super) fn place_at(&self, path: &[&str]) -> Option<Span> {
+        let (last, around) = path.split_last()?;
+        let mut table = &self.table;
+        for key in around {
+            table = table.get(*key)?.get_ref().as_table()?;
+        }
+        table.get(*last).map(toml::Spanned::span)
+    }
+
     /// The place of the value at `path`, or of the nearest table around it.
     pub(super) fn place_of(&self, path: &[&str]) -> Option<Span> {
         let mut place = self.place.clone();
@@ -213,177 +224,90 @@ impl<'i> Section<'i> {
         read: impl Fn(ValueDeserializer<'i>) -> Result<T, Error>,
     ) -> Option<T> {
         let root = self.place.clone().unwrap_or(0..0);
-        let mut rest = toml::Spanned::new(root.clone(), DeValue::Table(self.table.clone()));
+        let mut rest = toml::Spanned::new(root, DeValue::Table(self.table.clone()));
         let mut removed = Vec::new();
         loop {
             let error = match read(ValueDeserializer::from(rest.clone())) {
                 Ok(value) => return removed.is_empty().then_some(value),
                 Err(error) => error,
             };
-            let place = error.span().unwrap_or_else(|| root.clone());
-            let steps = find(&rest, &place);
-            let complaint = Complaint::new(error.message());
+            let fault = Fault::find(&rest, &error, &read);
+            let complaint = Complaint::new(&findings.mask.cover_words(error.message()));
             let is_consequence = match &complaint {
                 Complaint::MissingKey(key) => {
-                    removed.contains(&Removed::key(&place, key))
-                        || (place == root && self.mistyped.contains(key))
+                    removed.contains(&Removed::key(&fault.place, key))
+                        || (fault.steps.is_empty() && self.mistyped.contains(key))
                 }
-                _ => removed.iter().any(|removed| removed.from == place),
+                _ => removed.iter().any(|removed| removed.from == fault.place),
             };
             if !is_consequence {
-                if let Complaint::UnknownKey { key, known } = &complaint {
-                    let meant = self.meant(key, known, &steps, hints);
-                    let around = steps.split_last().and_then(|(_, around)| at(&rest, around));
-                    if let (Some(meant), Some(around)) = (meant, around) {
-                        removed.push(Removed::key(&around.span(), meant));
-                    }
-                    at(&rest, &steps)
-                        .into_iter()
-                        .for_each(|value| findings.mask.add_unread(value));
+                removed.extend(self.mistyping(&complaint, &fault, &rest, hints));
+                if fault.is_key || complaint.is_of_unread() {
+                    let unread = way::at(&rest, &fault.steps).into_iter();
+                    unread.for_each(|value| findings.mask.add_unread(value));
                 }
-                self.report(complaint, place, &steps, hints, findings);
+                self.report(complaint, fault.clone(), hints, findings);
             }
             // What is wrong with the whole table cannot be taken out of it.
-            removed.push(remove(&mut rest, &steps)?);
+            removed.push(way::remove(&mut rest, &fault.steps)?);
         }
     }
 
-    /// The key that a mistyped one was meant to be. Where it belongs to another reader of this
-    /// table, that one is told through `mistyped`.
-    fn meant<'a>(
+    /// The key that a mistyped one was meant to be, which is then not missing. Where it belongs to
+    /// another reader of this table, that one is told through `mistyped`.
+    fn mistyping(
         &mut self,
-        key: &str,
-        known: &'a [String],
-        steps: &[Step],
-        hints: Hints<'a>,
-    ) -> Option<&'a str> {
-        let is_root = steps.len() == 1;
+        complaint: &Complaint,
+        fault: &Fault,
+        rest: &Value<'_>,
+        hints: Hints<'_>,
+    ) -> Option<Removed> {
+        let Complaint::UnknownKey { key, known } = complaint else {
+            return None;
+        };
+        let is_root = fault.around().is_empty();
         let meant = wording::nearest(key, wording::candidates(known, is_root, hints))?;
         if is_root {
             self.mistyped.push(meant.to_owned());
         }
-        Some(meant)
+        let around = way::at(rest, fault.around())?;
+        Some(Removed::key(&around.span(), meant))
     }
 
     fn report(
         &self,
         complaint: Complaint,
-        place: Span,
-        steps: &[Step],
+        fault: Fault,
         hints: Hints<'_>,
         findings: &mut Findings,
     ) {
         let is_missing = matches!(complaint, Complaint::MissingKey(_));
-        let table = self.table_around(steps, is_missing);
-        // An example shows the table itself, not those inside it.
-        let is_root = steps.len() < if is_missing { 1 } else { 2 };
-        let hints = if is_root { hints } else { Hints::default() };
-        let problem = complaint.into_problem(&table, &wording::path(steps), hints);
-        if is_missing {
-            findings.add_missing(problem.at(place));
+        let table = self.name_of(if is_missing {
+            &fault.steps
         } else {
-            findings.add(problem.at(place));
+            fault.around()
+        });
+        let is_root = table == self.name;
+        // An example and other readers' keys are those of the table itself, not of one inside it.
+        let hints = if is_root { hints } else { Hints::default() };
+        let is_word = matches!(complaint, Complaint::UnknownWord { .. });
+        let key = match is_word && fault.is_key {
+            true => wording::path(fault.around()),
+            false => wording::path(&fault.steps),
+        };
+        let problem = complaint.into_problem(&table, &key, hints).at(fault.place);
+        if is_missing {
+            findings.add_missing(problem);
+        } else {
+            findings.add(problem);
         }
     }
 
-    /// The name of the table that holds what `steps` lead to, or that they lead to.
-    fn table_around(&self, steps: &[Step], inclusive: bool) -> String {
-        let steps = match steps.split_last() {
-            Some((_, around)) if !inclusive => around,
-            _ => steps,
-        };
+    /// The name of the table that `steps` lead to.
+    fn name_of(&self, steps: &[Step]) -> String {
         match wording::path(steps) {
             path if path.is_empty() => self.name.clone(),
             path => format!("{}.{path}", self.name),
         }
-    }
-}
-
-/// One step from a table or list to what it holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Key(String),
-    Item(usize),
-}
-
-/// Something that was taken out.
-#[derive(Debug, PartialEq, Eq)]
-struct Removed {
-    /// The place of the table or list that held it.
-    from: Span,
-    /// Its key; `None` in a list.
-    key: Option<String>,
-}
-
-impl Removed {
-    fn key(from: &Span, key: &str) -> Self {
-        Self {
-            from: from.clone(),
-            key: Some(key.to_owned()),
-        }
-    }
-}
-
-/// The way to what stands at `place`; empty when that is the table itself, or nowhere.
-fn find(root: &Value<'_>, place: &Span) -> Vec<Step> {
-    fn search(value: &Value<'_>, place: &Span, steps: &mut Vec<Step>) -> bool {
-        if value.span() == *place {
-            return true;
-        }
-        match value.get_ref() {
-            DeValue::Table(table) => table.iter().any(|(key, value)| {
-                steps.push(Step::Key(key.get_ref().to_string()));
-                let found = key.span() == *place || search(value, place, steps);
-                if !found {
-                    steps.pop();
-                }
-                found
-            }),
-            DeValue::Array(items) => items.iter().enumerate().any(|(index, item)| {
-                steps.push(Step::Item(index));
-                let found = search(item, place, steps);
-                if !found {
-                    steps.pop();
-                }
-                found
-            }),
-            _ => false,
-        }
-    }
-    let mut steps = Vec::new();
-    search(root, place, &mut steps);
-    steps
-}
-
-/// What `steps` lead to.
-fn at<'a, 'i>(root: &'a Value<'i>, steps: &[Step]) -> Option<&'a Value<'i>> {
-    let mut steps = steps.iter();
-    steps.try_fold(root, |value, step| match (value.get_ref(), step) {
-        (DeValue::Table(table), Step::Key(key)) => table.get(key.as_str()),
-        (DeValue::Array(items), Step::Item(index)) => items.get(*index),
-        _ => None,
-    })
-}
-
-/// Takes out what `steps` lead to; `None` when they lead nowhere.
-fn remove(value: &mut Value<'_>, steps: &[Step]) -> Option<Removed> {
-    let (step, rest) = steps.split_first()?;
-    let from = value.span();
-    match (value.get_mut(), step) {
-        (DeValue::Table(table), Step::Key(key)) if rest.is_empty() => {
-            table.remove(key.as_str())?;
-            Some(Removed::key(&from, key))
-        }
-        (DeValue::Table(table), Step::Key(key)) => remove(table.get_mut(key.as_str())?, rest),
-        (DeValue::Array(items), Step::Item(index)) if rest.is_empty() => {
-            let kept = std::mem::replace(items, DeArray::new())
-                .into_iter()
-                .enumerate();
-            let kept = kept.filter(|(at, _)| at != index).map(|(_, item)| item);
-            *items = kept.collect();
-            Some(Removed { from, key: None })
-        }
-        (DeValue::Array(items), Step::Item(index)) => remove(items.get_mut(*index)?, rest),
-        _ => None,
     }
 }

@@ -62,14 +62,13 @@ kind!(Http, "http", "[handlers.crm]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"
     url: String,
     format: Option<Format>,
     signing_secret: Option<Secret>,
-    headers: Option<BTreeMap<String, Secret>>,
+    headers: Option<BTreeMap<String, toml::Value>>,
     #[serde(default, with = "quantity::duration")]
     connect_timeout: Duration,
 });
 kind!(Exec, "exec", "[handlers.script]\nkind = \"exec\"\nevents = [\"*\"]\ncommand = [\"/usr/local/bin/on-event\"]", {
     command: Vec<String>,
-    env: Option<BTreeMap<String, String>>,
-    working_directory: Option<std::path::PathBuf>,
+    environment: Option<BTreeMap<String, toml::Value>>,
 });
 
 #[derive(Deserialize)]
@@ -115,6 +114,8 @@ path = "/zoom"
 secret_tokens = [{ env = "ZOOM" }]
 "#;
 
+const LOG: &str = "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n";
+
 /// Set `HOOKSWITCH_UPDATE=1` to write the reports anew; then read what changed.
 #[test]
 fn every_fixture_gets_exactly_its_report() {
@@ -145,8 +146,211 @@ fn every_fixture_gets_exactly_its_report() {
 }
 
 #[test]
-fn a_sound_file_is_read() {
-    let config = read(SOUND).unwrap();
+fn every_shipped_file_is_sound() {
+    for name in ["local", "hookswitch", "container"] {
+        let path = format!("config/{name}.toml");
+        let config = load(Path::new(&path), KINDS, env).unwrap();
+        assert_eq!(config.endpoints.len(), 3, "{path}");
+    }
+}
+
+#[test]
+fn the_shipped_reference_shows_every_default() {
+    let config = load(Path::new("config/hookswitch.toml"), KINDS, env).unwrap();
+    assert_eq!(config.log, super::Log::default());
     assert_eq!(config.server, http::Settings::default());
-    assert_eq!(config.endpoints.len(), 1);
+    assert_eq!(config.admin.listen, admin::Settings::default().listen);
+    let plain = read(&format!("{SOUND}{LOG}")).unwrap();
+    let of = |config: &Config| {
+        let log = config.handlers.iter();
+        let log = log.filter(|handler| handler.name.as_str() == "log");
+        log.map(|handler| format!("{:?}", handler.settings))
+            .collect::<String>()
+    };
+    assert_eq!(of(&config), of(&plain));
+}
+
+/// The keys are asked for, not listed here, so that a new one cannot be forgotten.
+#[test]
+fn the_shipped_reference_names_every_key() {
+    let reference = fs::read_to_string("config/hookswitch.toml").unwrap();
+    let mut keys = 0;
+    for (section, whole) in [
+        ("log", String::new()),
+        ("server", String::new()),
+        ("server.tls", String::new()),
+        ("admin", String::new()),
+        ("store", "kind = \"embedded\"\n".to_owned()),
+        (
+            "endpoints.x",
+            "family = \"zoom.number-management\"\n".to_owned(),
+        ),
+        (
+            "endpoints.x",
+            "family = \"ringcentral.phone-number\"\n".to_owned(),
+        ),
+        ("handlers.x.retry", String::new()),
+    ] {
+        let text = format!("[handlers.x]\nkind = \"log\"\n[{section}]\n{whole}zzzzzzzzzzzz = 1\n");
+        let text = text.replace("[handlers.x]\nkind = \"log\"\n[endpoints", "[endpoints");
+        let report = read(&text).unwrap_err();
+        let unknown = report
+            .problems()
+            .iter()
+            .find(|problem| problem.message.contains("zzzzzzzzzzzz"));
+        let help = unknown.and_then(|problem| problem.help.clone());
+        let help = help.unwrap_or_else(|| panic!("nothing said of [{section}]: {report}"));
+        for key in help.split('`').skip(1).step_by(2) {
+            let is_named = reference
+                .lines()
+                .any(|line| line.contains(&format!("{key} =")));
+            assert!(is_named, "`{key}` of [{section}] is not in the reference");
+            keys += 1;
+        }
+    }
+    for key in dispatch::Settings::KEYS {
+        assert!(
+            reference.contains(&format!("{key} =")),
+            "`{key}` is not in the reference"
+        );
+    }
+    assert!(keys > 20, "only {keys} keys were found");
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let config = read(SOUND).unwrap();
+    assert_eq!(config.log, super::Log::default());
+    assert_eq!(config.server, http::Settings::default());
+    assert!(config.handlers.is_empty());
+}
+
+#[test]
+fn endpoints_and_handlers_keep_the_order_of_the_file() {
+    let text = format!(
+        "{SOUND}{LOG}[endpoints.a]\nfamily = \"ringcentral.phone-number\"\npath = \"/a\"\n\
+         verification_tokens = [\"local\"]\n[handlers.a]\nkind = \"log\"\nevents = [\"zoom.*\"]\n"
+    );
+    let config = read(&text).unwrap();
+    let endpoints: Vec<_> = config
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.name.as_str())
+        .collect();
+    let handlers: Vec<_> = config
+        .handlers
+        .iter()
+        .map(|handler| handler.name.as_str())
+        .collect();
+    assert_eq!(
+        (endpoints, handlers),
+        (vec!["numbers", "a"], vec!["log", "a"])
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_or_is_no_text_has_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hookswitch.toml");
+    let report = load(&path, KINDS, env).unwrap_err().to_string();
+    assert!(report.contains("cannot be read: No such file"), "{report}");
+    fs::write(&path, b"[log]\n# \xff").unwrap();
+    let report = load(&path, KINDS, env).unwrap_err().to_string();
+    assert!(report.contains("not UTF-8 text: byte 8"), "{report}");
+}
+
+#[test]
+fn what_cannot_change_while_running_is_named() {
+    let fixed = |text: &str| read(text).unwrap().fixed;
+    let before = fixed(&format!("{SOUND}{LOG}"));
+    let changes = |text: &str| before.changes(&fixed(text));
+    assert_eq!(
+        changes(&format!("# Moved down a line.\n{SOUND}{LOG}")),
+        [""; 0]
+    );
+    assert_eq!(changes(SOUND), [""; 0], "handlers come and go");
+    let limits = "[server]\nmax_connections = 9\n[admin]\nlisten = \"127.0.0.1:2\"\n";
+    assert_eq!(
+        changes(&format!("{limits}{SOUND}")),
+        ["[server]", "[admin]"]
+    );
+    let quiet = format!("[log]\nfilter = \"warn\"\n{SOUND}");
+    assert_eq!(changes(&quiet), ["[log]"]);
+    let store = SOUND.replace("\"data\"", "\"elsewhere\"");
+    assert_eq!(changes(&store), ["[store]"]);
+}
+
+/// Whatever stands in a file, reading it ends, and its report can be rendered.
+#[test]
+fn a_file_cut_anywhere_has_a_report() {
+    for name in ["several-problems", "secret-forms", "syntax", "names"] {
+        let text = fs::read_to_string(format!("fixtures/config/{name}.toml")).unwrap();
+        for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
+            let report = read(&text[..end]).unwrap_err().to_string();
+            assert!(report.contains("error: "), "{report}");
+            assert!(!report.contains("\"hunt"), "a secret got out:\n{report}");
+        }
+    }
+}
+
+/// Each line is wrong in another way, and none may show the secret.
+#[test]
+fn a_secret_is_shown_by_no_report() {
+    for line in [
+        "secret_tokens = [\"hunter2\"",
+        "secret_tokens = [\"hunter2]",
+        "secret_tokens = [hunter2]",
+        "secret_tokens = hunter2",
+        "secret_tokens : \"hunter2\"",
+        "secret_tokens \"hunter2\"",
+        "secret_tokens = \"\"\"hunter2\"",
+        "secret_tokens = [\n  \"hunter2\",\n  \"hunter2\n]",
+        "secret_tokens = \"hunter2\" # = [\"hunter2\"]",
+        "secret_tokns \"hunter2\"",
+        "secret_tokens = [[\"hunter2\"]]",
+        "secret_tokens = [{ env = [\"hunter2\"] }]",
+        "secret_tokens = [{ value = \"hunter2\" }]",
+        "secret_tokens = { token = \"hunter2\" }",
+        "sekrit = \"hunter2\"",
+        "require = { bearer = \"hunter2\" }",
+        "require = { bearer = { token = [\"hunter2\"] } }",
+        "require = { bearr = { x = \"hunter2\" } }",
+        "require = { header = { name = \"a b\", value = \"hunter2\" } }",
+        "require = \"hunter2\"",
+    ] {
+        let text =
+            format!("[endpoints.a]\nfamily = \"zoom.number-management\"\npath = 1\n{line}\n");
+        let report = read(&text).unwrap_err().to_string();
+        assert!(!report.contains("hunter2"), "{line}\n{report}");
+    }
+}
+
+#[test]
+fn a_password_or_token_in_a_url_is_shown_by_no_report() {
+    let url = "https://me:hunter2@crm.example.com/hooks?key=hunter2";
+    let handler = format!("{{ kind = \"http\", events = [\"teams\"], url = \"{url}\" }}");
+    let text = format!("handlers.crm = {handler}\n{SOUND}");
+    let report = read(&text).unwrap_err().to_string();
+    assert!(report.contains("@crm.example.com/hooks?"), "{report}");
+    assert!(!report.contains("hunter2"), "{report}");
+}
+
+#[test]
+fn color_is_for_those_who_ask() {
+    let report = read("").unwrap_err();
+    assert!(!report.render(false).contains('\x1b'));
+    assert!(report.render(true).contains('\x1b'));
+}
+
+#[test]
+fn a_problem_reported_by_a_reader_of_lists_points_at_the_item() {
+    let text = format!("{SOUND}{}", LOG.replace("\"*\"", "\"zoom.*\", \"teams.*\""));
+    let report = read(&text).unwrap_err();
+    let places: Vec<_> = report
+        .problems()
+        .iter()
+        .filter_map(|problem| problem.place.clone())
+        .collect();
+    assert_eq!(places.len(), 1);
+    assert_eq!(&text[places[0].clone()], "\"teams.*\"");
 }

@@ -1,9 +1,8 @@
 //! What serde says, said to somebody who writes a TOML file and no Rust.
 
-use super::{
-    report::Problem,
-    section::{Hints, Step},
-};
+use super::{report::Problem, section::Hints, way::Step};
+
+const TABLE: &str = "a table";
 
 /// What serde complains of.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,12 +20,36 @@ pub(super) enum Complaint {
 }
 
 impl Complaint {
+    /// Whether what stands there may be anything, a secret too.
+    pub(super) fn is_of_unread(&self) -> bool {
+        match self {
+            Self::UnknownKey { .. } => true,
+            Self::Wrong { expected, .. } => expected == TABLE,
+            // A choice is a small word: what looks unlike one may be the secret of a table.
+            Self::UnknownWord { word, known } => {
+                let known = known.iter().map(String::as_str);
+                let is_small = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+                !is_small && nearest(&word.to_lowercase(), known).is_none()
+            }
+            Self::MissingKey(_) | Self::Other(_) => false,
+        }
+    }
+
     /// Takes serde's message apart. One that it cannot take apart is shown as it is.
     pub(super) fn new(message: &str) -> Self {
         let mut ticked = message.split('`').skip(1).step_by(2).map(str::to_owned);
         if message.starts_with("unknown field `") {
             let key = ticked.next().unwrap_or_default();
             let known = ticked.collect();
+            return Self::UnknownKey { key, known };
+        }
+        // The toml crate's own words for it, where an enum's variant holds the keys.
+        let unexpected = message.strip_prefix("unexpected keys in table: ");
+        if let Some((keys, known)) =
+            unexpected.and_then(|rest| rest.split_once(", available keys: "))
+        {
+            let key = keys.split(", ").next().unwrap_or_default().to_owned();
+            let known = known.split(", ").map(str::to_owned).collect();
             return Self::UnknownKey { key, known };
         }
         if message.starts_with("unknown variant `") {
@@ -40,10 +63,17 @@ impl Complaint {
         let wrong = message.strip_prefix("invalid type: ");
         let wrong = wrong.or_else(|| message.strip_prefix("invalid value: "));
         match wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) {
-            Some((found, expected)) => Self::Wrong {
-                found: found_name(found),
-                expected: expected_name(expected).to_owned(),
-            },
+            Some((found, expected)) => {
+                let expected = expected_name(expected).to_owned();
+                let found = match found_name(found) {
+                    // What stands there may be the secret that the table should refer to.
+                    found if expected == TABLE && found.starts_with("the text ") => {
+                        "a text".to_owned()
+                    }
+                    found => found,
+                };
+                Self::Wrong { found, expected }
+            }
             None => Self::Other(message.to_owned()),
         }
     }
@@ -67,14 +97,21 @@ impl Complaint {
                     example => problem.help(format!("for example:\n{example}")),
                 }
             }
-            Self::UnknownWord { word, known } => {
-                let known: Vec<_> = known.iter().map(String::as_str).collect();
-                let choice = format!("the choices are {}", list(known.iter().copied()));
-                let help = match nearest(&word, known) {
-                    Some(meant) => format!("did you mean `{meant}`? {choice}"),
-                    None => choice,
+            Self::UnknownWord {
+                ref word,
+                ref known,
+            } => {
+                let what = match self.is_of_unread() {
+                    true => "what stands there".to_owned(),
+                    false => format!("`{word}`"),
                 };
-                Problem::new(format!("`{key}` cannot be `{word}`")).help(help)
+                let known = known.iter().map(String::as_str);
+                let choices = format!("the choices are {}", list(known.clone()));
+                let help = match nearest(&word.to_lowercase(), known) {
+                    Some(meant) => format!("did you mean `{meant}`? {choices}"),
+                    None => choices,
+                };
+                Problem::new(format!("`{key}` cannot be {what}")).help(help)
             }
             Self::Wrong { found, expected } => {
                 Problem::new(format!("`{key}` must be {expected}, not {found}"))
@@ -170,10 +207,10 @@ fn expected_name(expected: &str) -> &str {
         "socket address" => "an IP address with a port in quotes, such as \"127.0.0.1:8080\"",
         "a boolean" => "`true` or `false`",
         "a sequence" => "a list in square brackets",
-        "a map" => "a table",
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0",
-        other if other.starts_with("a nonzero ") => "a whole number from 1",
-        other if other.starts_with("struct ") => "a table",
+        "a map" => TABLE,
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a positive whole number",
+        other if other.starts_with("a nonzero ") => "a positive whole number",
+        other if other.starts_with("struct ") => TABLE,
         other => other,
     }
 }

@@ -62,6 +62,8 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 pub trait Kind: DeserializeOwned + 'static {
     /// The provider's name, the first part of its families' names.
     const NAME: &'static str;
+    /// An endpoint of this provider as it would stand in a TOML file, for help texts and tests.
+    const EXAMPLE: &'static str;
     /// What these settings build.
     type Provider: Provider;
     /// Builds it. Cannot fail: what could be wrong is refused while the settings are read.
@@ -73,6 +75,8 @@ pub trait Kind: DeserializeOwned + 'static {
 pub struct Entry {
     /// [`Kind::NAME`].
     pub name: &'static str,
+    /// [`Kind::EXAMPLE`].
+    pub example: &'static str,
     /// Reads an endpoint's settings and builds its provider.
     pub build: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Provider>, toml::de::Error>,
 }
@@ -87,6 +91,7 @@ impl Entry {
     const fn of<K: Kind>() -> Self {
         Self {
             name: K::NAME,
+            example: K::EXAMPLE,
             build: |settings| Ok(Box::new(K::deserialize(settings)?.build())),
         }
     }

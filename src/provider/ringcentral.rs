@@ -40,6 +40,12 @@ pub(super) struct Settings {
 
 impl Kind for Settings {
     const NAME: &'static str = NAME;
+    const EXAMPLE: &'static str = r#"
+[endpoints.ringcentral-phone-number]
+family = "ringcentral.phone-number"
+path = "/ringcentral/phone-number"
+verification_tokens = [{ env = "RINGCENTRAL_VERIFICATION_TOKEN" }]
+"#;
     type Provider = RingCentral;
 
     fn build(self) -> RingCentral {

@@ -81,6 +81,12 @@ impl TryFrom<String> for RequiredHeader {
 
 impl Kind for Settings {
     const NAME: &'static str = NAME;
+    const EXAMPLE: &'static str = r#"
+[endpoints.zoom-number-management]
+family = "zoom.number-management"
+path = "/zoom/number-management"
+secret_tokens = [{ env = "ZOOM_SECRET_TOKEN" }]
+"#;
     type Provider = Zoom;
 
     fn build(self) -> Zoom {
