@@ -15,7 +15,12 @@ use std::{
 };
 
 use axum::{Router, body::Body, response::Response};
-use hyper::{Request, body::Incoming, service::service_fn};
+use http::{HeaderValue, Version, header};
+use hyper::{
+    Request,
+    body::{Body as _, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -38,7 +43,7 @@ use super::{
 
 /// How long a connection that is on its way out may still take to finish the head of a request that
 /// it has begun. Honest heads are on the wire at once.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The largest request head. RingCentral's and Zoom's are under 2 KiB; proxies add some.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -219,13 +224,23 @@ impl Connection {
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response, Infallible>> + Send + 'static {
-        let visit = self.presence.begin();
+        let presence = self.presence.clone();
+        let visit = presence.begin();
+        // A request without a body has arrived whole.
+        let work = request.body().is_end_stream().then(|| presence.work());
+        let can_be_told = request.version() <= Version::HTTP_11;
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(self.presence.clone());
+        request.extensions_mut().insert(presence.clone());
         let mut router = self.host.router.clone();
         async move {
-            let response = router.call(request).await;
-            drop(visit);
+            let mut response = router.call(request).await;
+            if can_be_told && presence.is_draining() {
+                let close = HeaderValue::from_static("close");
+                if let Ok(response) = &mut response {
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+            }
+            drop((work, visit));
             response
         }
     }

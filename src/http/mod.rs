@@ -21,7 +21,7 @@ mod expiry;
 mod listener;
 mod room;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod throttle;
 mod webhook;
 

@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn one_line_in_ten_seconds_says_how_many_it_stands_for() {
         let throttle = Throttle::default();
-        let at = |second| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         assert_eq!(throttle.pass(at(0)), Some(0));
         assert_eq!(throttle.pass(at(1)), None);
         assert_eq!(throttle.pass(at(9)), None);
