@@ -27,7 +27,7 @@ use super::{
     Endpoint, Settings,
     answer::Answer,
     body::{Collected, Collector},
-    connection::Presence,
+    presence::Presence,
     room::Room,
     throttle::Throttle,
 };
@@ -355,4 +355,24 @@ impl Drop for InFlight {
 )]
 fn seconds(moment: Timestamp) -> f64 {
     moment.as_millisecond() as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_misdirected_when_another_family_claims_it() {
+        let family = event::Family::named("ringcentral.phone-number").unwrap();
+        for (name, misdirected) in [
+            ("ringcentral.phone-number.created", false),
+            ("ringcentral.phone-number.unreadable", false),
+            ("ringcentral.unrecognized", false),
+            ("ringcentral.extension-info.update", true),
+            ("ringcentral.extension-info.unrecognized", true),
+        ] {
+            let name = EventName::from(name);
+            assert_eq!(is_of_another_family(&name, family), misdirected, "{name}");
+        }
+    }
 }

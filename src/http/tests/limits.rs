@@ -197,7 +197,7 @@ async fn a_connection_at_work_is_not_let_go_for_others() {
     house.store.set(Behaviour::Stall);
     let mut at_work = house.connect().await;
     at_work.send(ringcentral_event("{}")).await;
-    house.store.entered.notified().await;
+    house.store.entered().await;
     house.store.set(Behaviour::Keep);
     let mut silent = Vec::new();
     for _ in 0..40 {
@@ -236,12 +236,35 @@ async fn slow_bodies_give_way_when_requests_or_memory_run_short() {
 }
 
 #[tokio::test]
+async fn a_slow_body_gives_way_however_many_are_at_work() {
+    const AT_WORK: usize = 100;
+    let house = House::with(|settings| {
+        settings.max_in_flight = AT_WORK + 1;
+        settings.body_timeout = HANG;
+    });
+    house.store.set(Behaviour::Stall);
+    let mut at_work = Vec::new();
+    for _ in 0..AT_WORK {
+        let mut peer = house.connect().await;
+        peer.send(ringcentral_event("{}")).await;
+        house.store.entered().await;
+        at_work.push(peer);
+    }
+    house.store.set(Behaviour::Keep);
+    let mut slow = house.connect().await;
+    slow.send(head("content-length: 10")).await;
+    until(|| house.metric("hookswitch_in_flight") == 101.0).await;
+    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    assert_eq!(slow.answer().await.status(), 503);
+}
+
+#[tokio::test]
 async fn one_request_too_many_is_answered_503() {
     let house = House::with(|settings| settings.max_in_flight = 1);
     house.store.set(Behaviour::Stall);
     let mut first = house.connect().await;
     first.send(ringcentral_event("{}")).await;
-    house.store.entered.notified().await;
+    house.store.entered().await;
     assert_eq!(house.metric("hookswitch_in_flight"), 1.0);
     assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 503);
     house.store.go_on.notify_one();
@@ -254,14 +277,24 @@ async fn one_request_too_many_is_answered_503() {
 
 #[tokio::test]
 async fn a_body_that_no_memory_is_left_for_is_answered_503() {
-    let house = House::with(|settings| settings.body_memory = 100);
-    let large = post(
+    let house = House::with(|settings| {
+        settings.max_body = 100;
+        settings.body_memory = 100;
+    });
+    let request = post(
         RINGCENTRAL,
         &[("verification-token", "rc-token")],
-        &[b'x'; 101],
+        &[b'x'; 60],
     );
-    assert_eq!(house.ask(large).await.status(), 503);
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    house.store.set(Behaviour::Stall);
+    let mut at_work = house.connect().await;
+    at_work.send(&request).await;
+    house.store.entered().await;
+    assert_eq!(house.ask(&request).await.status(), 503);
+    house.store.go_on.notify_one();
+    assert_eq!(at_work.answer().await.status(), 200);
+    house.store.set(Behaviour::Keep);
+    assert_eq!(house.ask(&request).await.status(), 200);
 }
 
 #[tokio::test]

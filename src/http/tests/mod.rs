@@ -128,6 +128,12 @@ impl Memory {
         *self.behaviour.lock().unwrap() = behaviour;
     }
 
+    /// Waits until an append has begun.
+    async fn entered(&self) {
+        let entered = timeout(HANG, self.entered.notified()).await;
+        entered.expect("nothing is appended");
+    }
+
     fn kept(&self) -> Vec<Notification> {
         self.kept.lock().unwrap().clone()
     }
@@ -311,7 +317,7 @@ impl Peer {
         let mut rest = Vec::new();
         let read = timeout(HANG, self.0.read_to_end(&mut rest)).await;
         // A reset closes as well as an end does.
-        let _ = read.expect("the connection stays open");
+        read.expect("the connection stays open").unwrap_or_default();
         rest
     }
 }

@@ -10,10 +10,10 @@ async fn a_request_in_flight_is_answered_and_idle_connections_are_closed() {
     assert_eq!(idle.answer().await.status(), 200);
     let mut silent = house.connect().await;
     house.store.set(Behaviour::Stall);
-    house.store.entered.notified().await;
+    house.store.entered().await;
     let mut busy = house.connect().await;
     busy.send(ringcentral_event("{}")).await;
-    house.store.entered.notified().await;
+    house.store.entered().await;
 
     house.shutdown.cancel();
     assert!(idle.closed().await.is_empty());
@@ -55,7 +55,7 @@ async fn a_drain_that_takes_too_long_says_so() {
     house.store.set(Behaviour::Stall);
     let mut stuck = house.connect().await;
     stuck.send(ringcentral_event("{}")).await;
-    house.store.entered.notified().await;
+    house.store.entered().await;
     assert_eq!(house.drain().await, Drained { complete: false });
     stuck.closed().await;
 }
