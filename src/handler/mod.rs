@@ -12,6 +12,8 @@
 //! crate needs no line: it registers its own kind with the builder.
 
 pub mod cloud_event;
+mod exec;
+mod file;
 mod log;
 #[cfg(test)]
 mod sample;
@@ -190,7 +192,11 @@ pub struct Kind {
 }
 
 /// Every kind that comes with the crate.
-pub const KINDS: &[Kind] = &[Kind::of::<log::Settings>()];
+pub const KINDS: &[Kind] = &[
+    Kind::of::<log::Settings>(),
+    Kind::of::<file::Settings>(),
+    Kind::of::<exec::Settings>(),
+];
 
 impl Kind {
     /// The line for `K`.
