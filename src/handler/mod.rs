@@ -14,9 +14,11 @@
 pub mod cloud_event;
 mod exec;
 mod file;
+mod http;
 mod log;
 #[cfg(test)]
 mod sample;
+mod signature;
 mod text;
 
 use std::{
@@ -195,6 +197,7 @@ pub struct Kind {
 pub const KINDS: &[Kind] = &[
     Kind::of::<log::Settings>(),
     Kind::of::<file::Settings>(),
+    Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
 ];
 
