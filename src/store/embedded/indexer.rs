@@ -101,7 +101,8 @@ impl Indexer {
                         Ok(notification) => batch.notifications.push((position, notification)),
                         Err(segment::Invalid) => {
                             let bytes = bytes.len() as u64;
-                            self.damage.report(position, bytes, "a record is not readable");
+                            self.damage
+                                .report(position, bytes, "a record is not readable");
                         }
                     }
                 }
@@ -149,7 +150,10 @@ impl Indexer {
             let first = first.and_then(|numbers| numbers.first().copied());
             let header = first.and_then(|number| self.directory.header(number).ok().flatten());
             let base = header.map_or(0, |header| header.records_before);
-            tracing::info!(records = total - base, "the ledger is made from the journal");
+            tracing::info!(
+                records = total - base,
+                "the ledger is made from the journal"
+            );
             self.rebuilding = Some(Rebuilding { base, total });
         }
     }

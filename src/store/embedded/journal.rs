@@ -329,9 +329,8 @@ impl Writer {
             };
         }
         let began = Instant::now();
-        disk.sync(file).map_err(|error| {
-            Failure::Poisoned(format!("a sync of the journal failed: {error}"))
-        })?;
+        disk.sync(file)
+            .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
         let took = began.elapsed().as_secs_f64();
         self.plan.metrics.sync_seconds.observe(took);
         Ok(())
@@ -339,8 +338,7 @@ impl Writer {
 
     fn tail_is_done(&self) -> bool {
         let age = (self.plan.clock)().duration_since(self.tail.header.begun_at);
-        self.tail.length >= self.plan.segment_bytes
-            || (self.tail.records > 0 && age >= SEGMENT_AGE)
+        self.tail.length >= self.plan.segment_bytes || (self.tail.records > 0 && age >= SEGMENT_AGE)
     }
 
     /// Begins the next segment. The current one needs no sync: every batch had its own.

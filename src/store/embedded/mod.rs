@@ -105,7 +105,11 @@ impl Kind for Settings {
 
 impl Engine for Settings {
     fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError> {
-        Ok(Arc::new(Embedded::open(self, context, Arc::new(SystemDisk))?))
+        Ok(Arc::new(Embedded::open(
+            self,
+            context,
+            Arc::new(SystemDisk),
+        )?))
     }
 
     fn records(&self) -> Result<Box<dyn Records>, StoreError> {
@@ -272,7 +276,9 @@ impl Store for Embedded {
             for standing in standings {
                 standing.show(metrics);
             }
-            metrics.ledger_lag.set(self.parts.progress.lag().cast_signed());
+            metrics
+                .ledger_lag
+                .set(self.parts.progress.lag().cast_signed());
             let (journal, free) = space.map_err(StoreError::io("measuring the journal"))?;
             metrics.journal_bytes.set(journal.cast_signed());
             metrics.disk_free_bytes.set(free.cast_signed());
@@ -305,7 +311,10 @@ impl Parts {
     /// Ends the threads in the order in which they need each other. Blocks.
     fn close(&self) {
         self.journal.close();
-        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut followers = self
+            .followers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(followers) = followers.take() {
             self.progress.stop();
             drop(followers.stop_retention);

@@ -92,9 +92,8 @@ impl Progress {
 
     /// Waits until there is something after `position` to index; `None` when indexing is to end.
     pub(super) fn beyond(&self, position: Position) -> Option<Position> {
-        let waits = |state: &mut State| {
-            !state.stopped && (!state.subscribed || state.end <= position)
-        };
+        let waits =
+            |state: &mut State| !state.stopped && (!state.subscribed || state.end <= position);
         let state = self
             .changed
             .wait_while(self.lock(), waits)

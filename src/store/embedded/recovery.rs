@@ -260,12 +260,7 @@ fn renew(file: &File, last: u64, end: u64) -> io::Result<()> {
 }
 
 /// Makes sure that no position is used twice, even if the journal has lost its end.
-fn beyond(
-    directory: &Directory,
-    tail: Tail,
-    known: Position,
-    now: Timestamp,
-) -> io::Result<Tail> {
+fn beyond(directory: &Directory, tail: Tail, known: Position, now: Timestamp) -> io::Result<Tail> {
     if tail.end() >= known {
         return Ok(tail);
     }

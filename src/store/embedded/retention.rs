@@ -82,11 +82,15 @@ impl Retention {
         let path = self.directory.segment(number);
         fs::remove_file(&path).map_err(StoreError::writing(&path))?;
         disk::sync_dir(self.directory.path()).map_err(StoreError::writing(&path))?;
-        self.ledger.run_blocking("closing a segment", move |books| {
-            books.forget_segment(number);
-            Ok(())
-        })?;
-        tracing::info!(segment = number, "an old segment of the journal was deleted");
+        self.ledger
+            .run_blocking("closing a segment", move |books| {
+                books.forget_segment(number);
+                Ok(())
+            })?;
+        tracing::info!(
+            segment = number,
+            "an old segment of the journal was deleted"
+        );
         Ok(true)
     }
 

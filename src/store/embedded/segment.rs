@@ -359,10 +359,7 @@ fn put_notification(out: &mut Vec<u8>, notification: &Notification) {
     out.extend_from_slice(&notification.body);
 }
 
-fn take_notification(
-    mut bytes: &[u8],
-    share: impl FnOnce(&[u8]) -> Bytes,
-) -> Option<Notification> {
+fn take_notification(mut bytes: &[u8], share: impl FnOnce(&[u8]) -> Bytes) -> Option<Notification> {
     let bytes = &mut bytes;
     let id = EventId::from_bytes(take_array(bytes)?);
     let received_at = take_time(bytes)?;

@@ -212,7 +212,6 @@ impl Held {
     /// Whether `other` must wait until this one is settled.
     fn excludes(&self, other: Self) -> bool {
         self.handler == other.handler
-            && (self.position == other.position
-                || (self.lane.is_some() && self.lane == other.lane))
+            && (self.position == other.position || (self.lane.is_some() && self.lane == other.lane))
     }
 }

@@ -59,12 +59,7 @@ pub(super) struct Tally(BTreeMap<HandlerId, (i64, i64)>);
 
 impl Tally {
     /// A delivery went from state `before`, or from nothing, to `after`, or to nothing.
-    pub(super) fn count(
-        &mut self,
-        handler: HandlerId,
-        before: Option<i64>,
-        after: Option<i64>,
-    ) {
+    pub(super) fn count(&mut self, handler: HandlerId, before: Option<i64>, after: Option<i64>) {
         let (open, parked) = self.0.entry(handler).or_default();
         for (state, by) in [(before, -1), (after, 1)] {
             match state {
@@ -111,11 +106,7 @@ impl Row {
 }
 
 /// Looks one delivery up.
-pub(super) fn find(
-    db: &Connection,
-    handler: HandlerId,
-    position: Position,
-) -> Result<Option<Row>> {
+pub(super) fn find(db: &Connection, handler: HandlerId, position: Position) -> Result<Option<Row>> {
     db.prepare_cached("SELECT lane, state FROM deliveries WHERE handler = ?1 AND position = ?2")?
         .query_row((handler, position.to_sql()), |row| {
             Ok(Row {
@@ -208,10 +199,8 @@ pub(super) fn end(
 
 /// Makes an open delivery due at `due_at`, with its lane waiting for it.
 pub(super) fn postpone(db: &Connection, row: Row, due_at: i64) -> Result<()> {
-    db.prepare_cached(
-        "UPDATE deliveries SET due_at = ?3 WHERE handler = ?1 AND position = ?2",
-    )?
-    .execute((row.handler, row.position.to_sql(), due_at))?;
+    db.prepare_cached("UPDATE deliveries SET due_at = ?3 WHERE handler = ?1 AND position = ?2")?
+        .execute((row.handler, row.position.to_sql(), due_at))?;
     Ok(())
 }
 
@@ -268,20 +257,14 @@ pub(super) fn replay(
 pub(super) fn promote(db: &Connection, handler: HandlerId, lane: Option<Lane>) -> Result<()> {
     let Some(lane) = lane else { return Ok(()) };
     if let Some((position, QUEUED)) = head(db, handler, lane)? {
-        db.prepare_cached(
-            "UPDATE deliveries SET state = 0 WHERE handler = ?1 AND position = ?2",
-        )?
-        .execute((handler, position))?;
+        db.prepare_cached("UPDATE deliveries SET state = 0 WHERE handler = ?1 AND position = ?2")?
+            .execute((handler, position))?;
     }
     Ok(())
 }
 
 /// Position and state of the oldest open delivery of a lane.
-pub(super) fn head(
-    db: &Connection,
-    handler: HandlerId,
-    lane: Lane,
-) -> Result<Option<(i64, i64)>> {
+pub(super) fn head(db: &Connection, handler: HandlerId, lane: Lane) -> Result<Option<(i64, i64)>> {
     db.prepare_cached(HEAD)?
         .query_row((handler, lane), |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()

@@ -38,19 +38,15 @@ use crate::{
 
 pub(super) use self::{intake::Batch, record::Operator};
 
-/// The most commands in one transaction, and the most that wait.
-const COMMANDS: usize = 64;
+/// The most jobs in one transaction, and the most that wait.
+const JOBS: usize = 64;
 
 /// The way to the ledger's thread.
 pub(super) struct Ledger {
-    sender: mpsc::Sender<Command>,
+    /// Taken when the ledger is closed: the thread ends when nobody can send any more.
+    sender: Mutex<Option<mpsc::Sender<Job>>>,
     work: watch::Receiver<u64>,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-enum Command {
-    Run(Job),
-    Close,
 }
 
 /// Something to be done in a transaction; `None` when that has failed already, so that there is
@@ -112,14 +108,14 @@ impl Ledger {
         let (through, records) = books
             .progress()
             .map_err(StoreError::database("reading the ledger"))?;
-        let (sender, inbox) = mpsc::channel(COMMANDS);
+        let (sender, inbox) = mpsc::channel(JOBS);
         let (stir, work) = watch::channel(0);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || books.run(inbox, &stir))
             .map_err(StoreError::io("starting the ledger's thread"))?;
         let ledger = Self {
-            sender,
+            sender: Mutex::new(Some(sender)),
             work,
             thread: Mutex::new(Some(thread)),
         };
@@ -137,11 +133,9 @@ impl Ledger {
         what: &'static str,
         job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (command, answer) = command(what, job);
-        self.sender
-            .send(command)
-            .await
-            .map_err(|_| StoreError::Closed)?;
+        let (job, answer) = answered(what, job);
+        let sent = self.sender()?.send(job).await;
+        sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -151,32 +145,43 @@ impl Ledger {
         what: &'static str,
         job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (command, answer) = command(what, job);
-        self.sender
-            .blocking_send(command)
-            .map_err(|_| StoreError::Closed)?;
+        let (job, answer) = answered(what, job);
+        let sent = self.sender()?.blocking_send(job);
+        sent.map_err(|_| StoreError::Closed)?;
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn sender(&self) -> Result<mpsc::Sender<Job>, StoreError> {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        sender.clone().ok_or(StoreError::Closed)
     }
 
     /// Does what is waiting and ends the thread. Blocks.
     pub(super) fn close(&self) {
+        let sender = self
+            .sender
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(sender);
         let thread = self
             .thread
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(thread) = thread {
-            // It fails only when the thread is gone already.
-            self.sender.blocking_send(Command::Close).ok();
-            thread.join().ok();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the ledger's thread has panicked");
         }
     }
 }
 
-fn command<T: Send + 'static>(
+/// `job` with its result sent to whoever asked.
+fn answered<T: Send + 'static>(
     what: &'static str,
     job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
-) -> (Command, oneshot::Receiver<Result<T, StoreError>>) {
+) -> (Job, oneshot::Receiver<Result<T, StoreError>>) {
     let (sender, answer) = oneshot::channel();
     let job = move |books: Option<&mut Books>| {
         let (done, outcome) = match books.map(job) {
@@ -197,23 +202,15 @@ fn command<T: Send + 'static>(
         };
         (outcome, Box::new(reply) as Reply)
     };
-    (Command::Run(Box::new(job)), answer)
+    (Box::new(job), answer)
 }
 
 impl Books {
-    fn run(mut self, mut inbox: mpsc::Receiver<Command>, stir: &watch::Sender<u64>) {
+    fn run(mut self, mut inbox: mpsc::Receiver<Job>, stir: &watch::Sender<u64>) {
         super::yield_to_the_door();
-        let mut commands = Vec::with_capacity(COMMANDS);
-        let mut open = true;
-        while open && inbox.blocking_recv_many(&mut commands, COMMANDS) > 0 {
-            let mut jobs = Vec::with_capacity(commands.len());
-            for command in commands.drain(..) {
-                match command {
-                    Command::Run(job) => jobs.push(job),
-                    Command::Close => open = false,
-                }
-            }
-            self.transact(jobs);
+        let mut jobs = Vec::with_capacity(JOBS);
+        while inbox.blocking_recv_many(&mut jobs, JOBS) > 0 {
+            self.transact(jobs.drain(..));
             if std::mem::take(&mut self.stirred) {
                 stir.send_modify(|count| *count += 1);
             }
@@ -225,8 +222,8 @@ impl Books {
     }
 
     /// Does all of `jobs` in one transaction, or none of them.
-    fn transact(&mut self, jobs: Vec<Job>) {
-        let mut replies = Vec::with_capacity(jobs.len());
+    fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
+        let mut replies = Vec::new();
         let outcome = self.attempt(jobs, &mut replies);
         self.tally.clear();
         let claimed = std::mem::take(&mut self.claimed);
@@ -253,7 +250,7 @@ impl Books {
 
     fn attempt(
         &mut self,
-        jobs: Vec<Job>,
+        jobs: impl Iterator<Item = Job>,
         replies: &mut Vec<Reply>,
     ) -> rusqlite::Result<()> {
         let mut outcome = self.db.execute_batch("BEGIN IMMEDIATE");

@@ -78,13 +78,14 @@ impl Records for Operator {
         let failed = StoreError::database("planning a replay");
         let plan = Plan::new(&self.db, selection)?;
         let mut count = BTreeMap::new();
-        plan.walk(
-            &self.db,
-            |page| page.into_iter().try_for_each(|event| plan.each(&self.db, &event, |chosen| {
-                *count.entry(chosen.handler).or_default() += 1;
-                Ok(())
-            })),
-        )
+        plan.walk(&self.db, |page| {
+            page.into_iter().try_for_each(|event| {
+                plan.each(&self.db, &event, |chosen| {
+                    *count.entry(chosen.handler).or_default() += 1;
+                    Ok(())
+                })
+            })
+        })
         .map_err(failed)?;
         Ok(plan.summary(&count))
     }
@@ -101,8 +102,7 @@ impl Records for Operator {
         let mut count: BTreeMap<HandlerId, u64> = BTreeMap::new();
         let db = &self.db;
         plan.walk(db, |page| {
-            let change =
-                Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+            let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
             let mut tally = Tally::default();
             for event in &page {
                 plan.each(&change, event, |chosen| {
@@ -143,13 +143,7 @@ struct Chosen {
 }
 
 impl Chosen {
-    fn replay(
-        &self,
-        db: &Connection,
-        tally: &mut Tally,
-        reason: &str,
-        now: i64,
-    ) -> Result<()> {
+    fn replay(&self, db: &Connection, tally: &mut Tally, reason: &str, now: i64) -> Result<()> {
         if self.state.is_none() {
             delivery::insert_done(db, (self.handler, self.position), now)?;
         }
@@ -188,11 +182,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Gives all events that may be meant to `look`, oldest first, in slices.
-    fn walk(
-        &self,
-        db: &Connection,
-        mut look: impl FnMut(Vec<Event>) -> Result<()>,
-    ) -> Result<()> {
+    fn walk(&self, db: &Connection, mut look: impl FnMut(Vec<Event>) -> Result<()>) -> Result<()> {
         if !self.selection.ids.is_empty() {
             for ids in self.selection.ids.chunks(SLICE) {
                 let mut page = Vec::new();
@@ -371,7 +361,10 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
             failures: failures(db, row.get(5)?, position)?,
         })
     })?;
-    Ok(Some((Position::from_sql(position), rows.collect::<Result<_>>()?)))
+    Ok(Some((
+        Position::from_sql(position),
+        rows.collect::<Result<_>>()?,
+    )))
 }
 
 fn failures(db: &Connection, handler: HandlerId, position: i64) -> Result<Vec<Attempt>> {

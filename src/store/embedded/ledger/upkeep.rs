@@ -207,8 +207,7 @@ impl Books {
         let mut oldest = self.db.prepare_cached(OLDEST)?;
         let rows = handlers.query_map([], |row| {
             let id: HandlerId = row.get(0)?;
-            let received_at: Option<i64> =
-                oldest.query_row([id], |row| row.get(0)).optional()?;
+            let received_at: Option<i64> = oldest.query_row([id], |row| row.get(0)).optional()?;
             let age = received_at.map_or(0.0, |at| now.duration_since(time(at)).as_secs_f64());
             Ok(Standing {
                 by: ByHandler {
