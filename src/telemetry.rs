@@ -44,7 +44,7 @@ pub struct ByAnswer {
     /// The endpoint's name.
     pub endpoint: Label,
     /// `stored`, `handshake`, or why not: a refusal's reason, `too_large`, `slow_body`,
-    /// `overloaded`, `unavailable`, `draining`, `method`.
+    /// `broken_body`, `overloaded`, `unavailable`, `draining`, `path`, `method`, `panic`.
     pub answer: &'static str,
 }
 

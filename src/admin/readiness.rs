@@ -44,11 +44,16 @@ impl Readiness {
             Phase::Starting => Some("starting"),
             Phase::Recovering => Some("recovering"),
             Phase::Draining => Some("draining"),
-            Phase::Serving => match &*self.store()?.health().borrow() {
-                Health::Sound => None,
-                Health::Full { .. } => Some("full"),
-                Health::Poisoned { .. } => Some("poisoned"),
-            },
+            Phase::Serving => {
+                let Some(store) = self.store() else {
+                    return Some("starting");
+                };
+                match &*store.health().borrow() {
+                    Health::Sound => None,
+                    Health::Full { .. } => Some("full"),
+                    Health::Poisoned { .. } => Some("poisoned"),
+                }
+            }
         }
     }
 

@@ -1,1 +1,138 @@
+//! The operator's door over real sockets.
 
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    http::tests::{Memory, noon},
+    secret,
+    store::Health,
+};
+
+struct House {
+    address: SocketAddr,
+    readiness: Arc<Readiness>,
+    shutdown: CancellationToken,
+    served: JoinHandle<Drained>,
+}
+
+impl House {
+    fn open(settings: &str) -> Self {
+        let sources = secret::Sources {
+            env: |_| None,
+            inline: true,
+        };
+        let settings: Settings = secret::with(sources, || toml::from_str(settings).unwrap());
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let admin = Admin::bind(&Settings { listen, ..settings }).unwrap();
+        let readiness = Arc::new(Readiness::default());
+        let shutdown = CancellationToken::new();
+        Self {
+            address: admin.local_addr(),
+            readiness: Arc::clone(&readiness),
+            shutdown: shutdown.clone(),
+            served: tokio::spawn(admin.serve(
+                readiness,
+                Arc::new(Metrics::default()),
+                noon,
+                shutdown.cancelled_owned(),
+            )),
+        }
+    }
+
+    async fn get(&self, path: &str, token: Option<&str>) -> reqwest::Response {
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(20))
+            .build()
+            .unwrap();
+        let request = client.get(format!("http://{}{path}", self.address));
+        let request = match token {
+            Some(token) => request.header("authorization", token),
+            None => request,
+        };
+        request.send().await.unwrap()
+    }
+
+    async fn ready(&self) -> (u16, String) {
+        let response = self.get("/readyz", None).await;
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn readiness_is_one_word_for_the_first_obstacle() {
+    let house = House::open("");
+    let store = Arc::new(Memory::default());
+    let no = |word: &str| (503, word.to_owned());
+    assert_eq!(house.get("/livez", None).await.status(), 200);
+    assert_eq!(house.ready().await, no("starting"));
+    house.readiness.enter(Phase::Recovering);
+    assert_eq!(house.ready().await, no("recovering"));
+    house
+        .readiness
+        .observe(Arc::clone(&store) as Arc<dyn crate::store::Store>);
+    house.readiness.enter(Phase::Serving);
+    assert_eq!(house.ready().await, (200, "ready".to_owned()));
+
+    let why = "it is a secret".to_owned();
+    store.health.send_replace(Health::Full { why: why.clone() });
+    assert_eq!(house.ready().await, no("full"));
+    store.health.send_replace(Health::Poisoned { why });
+    assert_eq!(house.ready().await, no("poisoned"));
+    store.health.send_replace(Health::Sound);
+    house.readiness.enter(Phase::Draining);
+    assert_eq!(house.ready().await, no("draining"));
+    assert_eq!(house.get("/livez", None).await.status(), 200);
+}
+
+#[tokio::test]
+async fn metrics_are_measured_when_they_are_asked_for() {
+    let house = House::open("");
+    assert_eq!(
+        house.get("/metrics", None).await.status(),
+        200,
+        "before there is a store"
+    );
+    let store = Arc::new(Memory::default());
+    house
+        .readiness
+        .observe(Arc::clone(&store) as Arc<dyn crate::store::Store>);
+    let response = house.get("/metrics", None).await;
+    assert_eq!(response.headers()["content-type"], METRICS_TYPE);
+    let text = response.text().await.unwrap();
+    assert!(text.contains("hookswitch_store_sound 0\n"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(*store.measured_at.lock().unwrap(), Some(noon()));
+}
+
+#[tokio::test]
+async fn metrics_are_for_whoever_has_the_token_and_probes_for_everybody() {
+    let house = House::open("token = \"open sesame\"");
+    for wrong in [
+        None,
+        Some("Bearer open"),
+        Some("open sesame"),
+        Some("Bearer "),
+    ] {
+        let response = house.get("/metrics", wrong).await;
+        assert_eq!(response.status(), 401, "{wrong:?}");
+        assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        assert_eq!(response.text().await.unwrap(), "");
+    }
+    let right = Some("Bearer open sesame");
+    assert_eq!(house.get("/metrics", right).await.status(), 200);
+    assert_eq!(house.get("/livez", None).await.status(), 200);
+    assert_eq!(house.get("/readyz", None).await.status(), 503);
+    assert_eq!(house.get("/", right).await.status(), 404);
+}
+
+#[tokio::test]
+async fn it_closes_when_it_is_told_to() {
+    let house = House::open("");
+    assert_eq!(house.get("/livez", None).await.status(), 200);
+    house.shutdown.cancel();
+    assert_eq!(house.served.await.unwrap(), Drained { complete: true });
+}

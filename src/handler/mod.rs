@@ -12,9 +12,13 @@
 //! crate needs no line: it registers its own kind with the builder.
 
 pub mod cloud_event;
+mod exec;
+mod file;
+mod http;
 mod log;
 #[cfg(test)]
 mod sample;
+mod signature;
 mod text;
 
 use std::{
@@ -190,7 +194,12 @@ pub struct Kind {
 }
 
 /// Every kind that comes with the crate.
-pub const KINDS: &[Kind] = &[Kind::of::<log::Settings>()];
+pub const KINDS: &[Kind] = &[
+    Kind::of::<log::Settings>(),
+    Kind::of::<file::Settings>(),
+    Kind::of::<http::Settings>(),
+    Kind::of::<exec::Settings>(),
+];
 
 impl Kind {
     /// The line for `K`.

@@ -126,10 +126,6 @@ impl IntoResponse for Answer {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
                 0
             }
-            Self::Draining => {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                0
-            }
             _ => 0,
         };
         let headers = response.headers_mut();

@@ -39,10 +39,11 @@ pub(super) struct Collected {
 
 impl Collector {
     pub(super) fn new(settings: &Settings) -> Self {
+        let memory = settings.body_memory.max(settings.max_body);
         Self {
             max_body: settings.max_body,
             time: settings.body_timeout,
-            memory: Room::new(usize::try_from(settings.body_memory).unwrap_or(usize::MAX)),
+            memory: Room::new(usize::try_from(memory).unwrap_or(usize::MAX)),
         }
     }
 

@@ -1,21 +1,18 @@
 //! One connection, from its first byte to its last.
 //!
-//! A connection *waits* while its peer owes it bytes: the first one, a TLS handshake, the rest of a
-//! head or of a body, the next request. It is *at work* while we owe the peer an answer. Only one
-//! that waits can be let go, by its own deadline or because others need the place. One deadline
-//! covers both versions of HTTP: hyper's own timers know nothing of the bytes by which the versions
-//! are told apart, nor of an HTTP/2 connection that answers pings and says nothing else.
+//! The first byte or the TLS handshake has a deadline, and from then on one deadline covers both
+//! versions of HTTP: hyper's own timers know nothing of the bytes by which the versions are told
+//! apart, nor of an HTTP/2 connection that answers pings and says nothing else.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, response::Response};
-use hyper::{Request, body::Incoming, service::service_fn};
+use http::{HeaderValue, Version, header};
+use hyper::{
+    Request,
+    body::{Body as _, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
@@ -23,24 +20,20 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::Notify,
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{
-    Settings,
-    listener::Tally,
-    room::{Place, Room},
-};
+use super::{Settings, listener::Tally, presence::Presence, room::Room};
 
 /// How long a connection that is on its way out may still take to finish the head of a request that
 /// it has begun. Honest heads are on the wire at once.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_secs(1);
 
-/// The largest request head. RingCentral's and Zoom's are under 2 KiB; proxies add some.
+/// The largest request head. RingCentral's and Zoom's are under 2 KiB; proxies add some. hyper's
+/// own limit on the number of headers, 100, holds as well.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// The same for HTTP/2, as the sum of names, values and 32 bytes for each.
@@ -219,13 +212,23 @@ impl Connection {
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response, Infallible>> + Send + 'static {
-        let visit = self.presence.begin();
+        let presence = self.presence.clone();
+        let visit = presence.begin();
+        // A request without a body has arrived whole.
+        let work = request.body().is_end_stream().then(|| presence.work());
+        let can_be_told = request.version() <= Version::HTTP_11;
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(self.presence.clone());
+        request.extensions_mut().insert(presence.clone());
         let mut router = self.host.router.clone();
         async move {
-            let response = router.call(request).await;
-            drop(visit);
+            let mut response = router.call(request).await;
+            if can_be_told && presence.is_draining() {
+                let close = HeaderValue::from_static("close");
+                if let Ok(response) = &mut response {
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+            }
+            drop((work, visit));
             response
         }
     }
@@ -235,119 +238,4 @@ impl Connection {
 enum Closed {
     ByUs,
     ByPeer,
-}
-
-/// Whether a connection waits or is at work; handed to the route with each request.
-#[derive(Clone)]
-pub(super) struct Presence(Arc<Inner>);
-
-struct Inner {
-    room: Room,
-    dismissal: CancellationToken,
-    draining: CancellationToken,
-    state: Mutex<State>,
-    /// Told whenever a request begins or ends.
-    changed: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    /// Whether a whole request head has ever arrived.
-    spoken: bool,
-    /// Requests whose head has arrived and that are not answered.
-    requests: usize,
-    /// How many of those have arrived whole.
-    at_work: usize,
-    /// The place in the line of those that may be let go; none while at work.
-    place: Option<Place>,
-}
-
-impl Presence {
-    fn new(room: Room, dismissal: CancellationToken, draining: CancellationToken) -> Self {
-        let place = Some(room.wait(&dismissal));
-        let state = State {
-            place,
-            ..State::default()
-        };
-        Self(Arc::new(Inner {
-            room,
-            dismissal,
-            draining,
-            state: Mutex::new(state),
-            changed: Notify::new(),
-        }))
-    }
-
-    /// Whether no more requests are taken.
-    pub(super) fn is_draining(&self) -> bool {
-        self.0.draining.is_cancelled()
-    }
-
-    /// The request has arrived whole, and from now on it is we who are waited for. Until the guard
-    /// is dropped, the connection cannot be let go.
-    pub(super) fn work(&self) -> Work {
-        let mut state = self.state();
-        state.at_work += 1;
-        state.place = None;
-        drop(state);
-        Work(self.clone())
-    }
-
-    fn begin(&self) -> Visit {
-        let mut state = self.state();
-        state.spoken = true;
-        state.requests += 1;
-        drop(state);
-        self.0.changed.notify_one();
-        Visit(self.clone())
-    }
-
-    fn has_spoken(&self) -> bool {
-        self.state().spoken
-    }
-
-    /// Ready when no request has been in flight for `patience`.
-    async fn overstays(&self, patience: Duration) {
-        loop {
-            let changed = self.0.changed.notified();
-            let idle = self.state().requests == 0;
-            if !idle {
-                changed.await;
-            } else if timeout(patience, changed).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics half-way through a change, so a poisoned state is still in order.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One request, from its head to its answer.
-struct Visit(Presence);
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        self.0.state().requests -= 1;
-        self.0.0.changed.notify_one();
-    }
-}
-
-/// One request that has arrived whole, until its answer.
-pub(super) struct Work(Presence);
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let Inner {
-            room, dismissal, ..
-        } = &*self.0.0;
-        let mut state = self.0.state();
-        state.at_work -= 1;
-        if state.at_work == 0 {
-            // At the end of the line: it has just shown that it is worth waiting for.
-            state.place = Some(room.wait(dismissal));
-        }
-    }
 }

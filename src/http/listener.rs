@@ -10,7 +10,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -30,6 +30,9 @@ const BACKLOG: u32 = 4096;
 /// How long the loop pauses when a connection cannot be accepted, for want of file descriptors for
 /// example: trying again at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long one log line stands for all connections that cannot be accepted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A listening socket, the limits of its connections, and its certificate.
 #[derive(Debug)]
@@ -151,12 +154,16 @@ async fn accept(
     cut: &CancellationToken,
 ) {
     let room = Room::new(max_connections);
+    let mut complained: Option<Instant> = None;
     loop {
         let stream = match socket.accept().await {
             Ok((stream, _)) => stream,
             Err(error) if is_peers_fault(&error) => continue,
             Err(error) => {
-                tracing::error!(%error, "a connection cannot be accepted");
+                if complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+                    tracing::error!(%error, "a connection cannot be accepted");
+                    complained = Some(Instant::now());
+                }
                 // What is scarce may be held by somebody who says nothing.
                 room.dismiss_longest();
                 sleep(ACCEPT_PAUSE).await;

@@ -19,9 +19,10 @@ mod certificate;
 mod connection;
 mod expiry;
 mod listener;
+mod presence;
 mod room;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod throttle;
 mod webhook;
 
@@ -132,14 +133,17 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The certificate, where TLS ends here and not at a proxy.
     pub tls: Option<Tls>,
-    /// How many connections may be open; more wait to be accepted.
+    /// How many connections may be open. For one more, the one that has kept us waiting longest is
+    /// closed.
     pub max_connections: usize,
-    /// How many requests may be in flight; more are answered 503.
+    /// How many requests may be in flight. For one more, the one whose body has been on its way
+    /// longest is answered 503; where there is none such, the new one is.
     pub max_in_flight: usize,
     /// The largest body, in bytes; a larger one is answered 413.
     #[serde(with = "quantity::bytes")]
     pub max_body: u64,
-    /// How many bytes of bodies may be held at once; a body beyond that is answered 503.
+    /// How many bytes of bodies may be held at once. Room is made in the same way as for requests.
+    /// One body of the largest size is always allowed.
     #[serde(with = "quantity::bytes")]
     pub body_memory: u64,
     /// How long a new connection may say nothing, TLS handshake included.

@@ -37,7 +37,8 @@ pub(super) type Permit = OwnedSemaphorePermit;
 
 impl Room {
     pub(super) fn new(units: usize) -> Self {
-        let units = units.min(Semaphore::MAX_PERMITS);
+        // A room for nobody would be a door that is never opened.
+        let units = units.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             space: Arc::new(Semaphore::new(units)),
             line: Arc::default(),

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -26,7 +27,7 @@ use super::{
     Endpoint, Settings,
     answer::Answer,
     body::{Collected, Collector},
-    connection::Presence,
+    presence::Presence,
     room::Room,
     throttle::Throttle,
 };
@@ -49,6 +50,7 @@ pub struct Webhook {
     collector: Collector,
     /// In requests; those whose body is on its way can be let go.
     slots: Room,
+    append_budget: Duration,
     requests: AtomicU64,
 }
 
@@ -68,6 +70,7 @@ impl Webhook {
             clock,
             collector: Collector::new(settings),
             slots: Room::new(settings.max_in_flight),
+            append_budget: APPEND_BUDGET,
             requests: AtomicU64::new(0),
         }
     }
@@ -77,6 +80,14 @@ impl Webhook {
     pub fn reroute(&self, endpoints: Vec<Endpoint>) {
         let routes = Routes::new(endpoints, &self.metrics);
         self.routes.store(Arc::new(routes));
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_append_budget(self, append_budget: Duration) -> Self {
+        Self {
+            append_budget,
+            ..self
+        }
     }
 
     /// The route, ready to be served.
@@ -162,12 +173,12 @@ impl Webhook {
             let notification = event.notification();
             (notification.id, notification.name.clone())
         };
-        match timeout(APPEND_BUDGET, self.store.append(event)).await {
+        match timeout(self.append_budget, self.store.append(event)).await {
             Ok(Ok(())) => {}
             Ok(Err(AppendError::Overloaded)) => return Err(Answer::Overloaded),
             Ok(Err(error)) => return Err(Answer::Unavailable(error.to_string())),
             Err(_) => {
-                let why = format!("the store took longer than {APPEND_BUDGET:?}");
+                let why = format!("the store took longer than {:?}", self.append_budget);
                 return Err(Answer::Unavailable(why));
             }
         }
@@ -344,4 +355,24 @@ impl Drop for InFlight {
 )]
 fn seconds(moment: Timestamp) -> f64 {
     moment.as_millisecond() as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_misdirected_when_another_family_claims_it() {
+        let family = event::Family::named("ringcentral.phone-number").unwrap();
+        for (name, misdirected) in [
+            ("ringcentral.phone-number.created", false),
+            ("ringcentral.phone-number.unreadable", false),
+            ("ringcentral.unrecognized", false),
+            ("ringcentral.extension-info.update", true),
+            ("ringcentral.extension-info.unrecognized", true),
+        ] {
+            let name = EventName::from(name);
+            assert_eq!(is_of_another_family(&name, family), misdirected, "{name}");
+        }
+    }
 }

@@ -278,6 +278,9 @@ pub enum StoreError {
     /// There is no store where one was looked for.
     #[error("there is no store at {0}; has `hookswitch serve` run with this configuration?")]
     Absent(String),
+    /// A handler was named that is not configured.
+    #[error("no handler called {0:?} is configured; start the service with it first")]
+    NoHandler(HandlerName),
     /// It was written by a newer version.
     #[error("{0}; it was written by a newer hookswitch, so run that one")]
     TooNew(String),

@@ -1,23 +1,390 @@
-//! The embedded store (placeholder: to be written).
-use super::{Context, Engine, Records, Store, StoreError};
+//! The embedded store: a journal and a ledger in one directory, for one service on one machine.
+//!
+//! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. The
+//! [`ledger`] is a projection of it: who gets what, and how that stands. The [`indexer`] reads
+//! behind the journal and brings the ledger up to date, so the ledger may lag, may lose its last
+//! moments with the power, and may be deleted: the worst that comes of it is a second delivery.
+//!
+//! ```text
+//! <path>/lock                            held by the one service
+//! <path>/journal/0000000001.segment      see `segment`
+//! <path>/journal/<segment>.torn-<n>      what recovery has cut
+//! <path>/ledger.db                       see `ledger/schema.sql`
+//! <path>/ledger.db.damaged-<n>           what was set aside
+//! ```
+//!
+//! **Invariant:** nothing on the way of an append waits for the ledger.
+//!
+//! **Invariant:** blocking work is done on threads of the engine's own.
+
+mod disk;
+mod indexer;
+mod journal;
+mod ledger;
+mod progress;
+mod reader;
+mod recovery;
+mod retention;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use jiff::Timestamp;
 use serde::Deserialize;
-use std::sync::Arc;
+use tokio::sync::{oneshot, watch};
+
+use self::{
+    disk::{Disk, SystemDisk},
+    indexer::Indexer,
+    journal::{Journal, Plan},
+    ledger::{Ledger, Operator},
+    progress::Progress,
+    reader::{Damage, Directory},
+    retention::Retention,
+};
+use super::{
+    AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Records, Settlement, Store,
+    StoreError, Subscription,
+};
+use crate::{event::HandlerName, provider::Verified, quantity};
 
 /// What the TOML says of an embedded store.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where it lives.
-    pub path: std::path::PathBuf,
+    /// The directory it lives in.
+    pub path: PathBuf,
+    /// How long events are kept once nothing of them is open or parked. Until then a copy of one
+    /// is known for a copy.
+    #[serde(default = "default_retain", with = "quantity::duration")]
+    pub retain: Duration,
+    /// Free space in bytes under which new events are refused, so that what is stored can still be
+    /// worked on.
+    #[serde(default = "default_reserve", with = "quantity::bytes")]
+    pub reserve: u64,
+    /// The size in bytes of a segment of the journal, the unit in which it is deleted: 1 to 1024
+    /// MiB.
+    #[serde(default = "default_segment", deserialize_with = "segment_size")]
+    pub segment: u64,
 }
-impl super::Kind for Settings {
+
+fn default_retain() -> Duration {
+    Duration::from_hours(30 * 24)
+}
+
+fn default_reserve() -> u64 {
+    512 << 20
+}
+
+fn default_segment() -> u64 {
+    64 << 20
+}
+
+fn segment_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let bytes = quantity::bytes::deserialize(deserializer)?;
+    if (1 << 20..=1 << 30).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(serde::de::Error::custom(format!(
+        "a segment of {bytes} bytes is out of range; it can have 1MiB to 1GiB"
+    )))
+}
+
+impl Kind for Settings {
     const KIND: &'static str = "embedded";
 }
+
 impl Engine for Settings {
-    fn open(&self, _context: Context) -> Result<Arc<dyn Store>, StoreError> {
-        Err(StoreError::Closed)
+    fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(Embedded::open(
+            self,
+            context,
+            Arc::new(SystemDisk),
+        )?))
     }
+
     fn records(&self) -> Result<Box<dyn Records>, StoreError> {
-        Err(StoreError::Closed)
+        let operator = Operator::open(&self.ledger(), self.journal())?;
+        Ok(Box::new(operator))
+    }
+}
+
+impl Settings {
+    fn journal(&self) -> Directory {
+        Directory::new(&self.path.join("journal"))
+    }
+
+    fn ledger(&self) -> PathBuf {
+        self.path.join("ledger.db")
+    }
+}
+
+/// An open store. Ends its threads when it is dropped.
+struct Embedded {
+    parts: Arc<Parts>,
+}
+
+struct Parts {
+    journal: Journal,
+    ledger: Arc<Ledger>,
+    progress: Arc<Progress>,
+    directory: Directory,
+    context: Context,
+    disk: Arc<dyn Disk>,
+    followers: Mutex<Option<Followers>>,
+}
+
+/// What ends before the ledger does.
+struct Followers {
+    indexer: JoinHandle<()>,
+    retention: JoinHandle<()>,
+    stop_retention: mpsc::Sender<()>,
+    /// Given back last.
+    lock: File,
+}
+
+impl Embedded {
+    fn open(
+        settings: &Settings,
+        context: Context,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self, StoreError> {
+        let path = &settings.path;
+        disk::create_dir(path).map_err(StoreError::writing(path))?;
+        let lock = lock(path)?;
+        let directory = settings.journal();
+        let metrics = &context.metrics;
+        let damage = Damage::new(metrics.clone());
+        let (ledger, through, records) = Ledger::open(
+            &settings.ledger(),
+            directory.clone(),
+            metrics.clone(),
+            context.clock,
+        )?;
+        let ledger = Arc::new(ledger);
+        let tail = recovery::recover(&directory, through, (context.clock)(), &damage)?;
+        let progress = Arc::new(Progress::new(tail.end(), tail.records_through()));
+        let plan = Plan {
+            directory: directory.clone(),
+            segment_bytes: settings.segment,
+            reserve_bytes: settings.reserve,
+            disk: disk.clone(),
+            clock: context.clock,
+            metrics: metrics.clone(),
+            progress: progress.clone(),
+        };
+        let journal = Journal::start(plan, tail)?;
+        let indexer = Indexer {
+            directory: directory.clone(),
+            ledger: ledger.clone(),
+            progress: progress.clone(),
+            damage,
+            rebuild: context.rebuild.clone(),
+            through,
+            records,
+            scan: None,
+            rebuilding: None,
+        };
+        let retention = Retention {
+            directory: directory.clone(),
+            ledger: ledger.clone(),
+            progress: progress.clone(),
+            retain: settings.retain,
+            clock: context.clock,
+        };
+        let (stop_retention, stop) = mpsc::channel();
+        let followers = Followers {
+            indexer: start("indexer", move || indexer.run())?,
+            retention: start("retention", move || retention.run(&stop))?,
+            stop_retention,
+            lock,
+        };
+        let parts = Parts {
+            journal,
+            ledger,
+            progress,
+            directory,
+            context,
+            disk,
+            followers: Mutex::new(Some(followers)),
+        };
+        Ok(Self {
+            parts: Arc::new(parts),
+        })
+    }
+}
+
+impl Store for Embedded {
+    fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
+        Box::pin(self.parts.journal.append(event.notification()))
+    }
+
+    fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let job = self
+                .parts
+                .ledger
+                .run("subscribing", |books| books.subscribe(subscriptions));
+            job.await?;
+            self.parts.progress.subscribed();
+            Ok(())
+        })
+    }
+
+    fn claim(
+        &self,
+        handler: &HandlerName,
+        at_most: usize,
+        now: Timestamp,
+    ) -> BoxFuture<'_, Result<Claims, StoreError>> {
+        let handler = handler.clone();
+        let job = move |books: &mut ledger::Books| books.claim(&handler, at_most, now);
+        Box::pin(self.parts.ledger.run("claiming deliveries", job))
+    }
+
+    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>> {
+        let job = move |books: &mut ledger::Books| books.settle(&settlements);
+        Box::pin(self.parts.ledger.run("settling deliveries", job))
+    }
+
+    fn work(&self) -> watch::Receiver<u64> {
+        self.parts.ledger.work()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.parts.journal.health()
+    }
+
+    fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let parts = self.parts.clone();
+            let job = move |books: &mut ledger::Books| {
+                let standings = books.standings(now)?;
+                Ok((standings, parts.space()))
+            };
+            let (standings, space) = self.parts.ledger.run("measuring", job).await?;
+            let metrics = &self.parts.context.metrics;
+            for standing in standings {
+                standing.show(metrics);
+            }
+            metrics
+                .ledger_lag
+                .set(self.parts.progress.lag().cast_signed());
+            let (journal, free) = space.map_err(StoreError::io("measuring the journal"))?;
+            metrics.journal_bytes.set(journal.cast_signed());
+            metrics.disk_free_bytes.set(free.cast_signed());
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        let parts = self.parts.clone();
+        Box::pin(async move {
+            let (sender, closed) = oneshot::channel();
+            // Joining threads would hold up the caller's, which has other work.
+            start("close", move || {
+                parts.close();
+                sender.send(()).ok();
+            })?;
+            closed.await.map_err(|_| StoreError::Closed)
+        })
+    }
+}
+
+impl Drop for Embedded {
+    /// Waits for what is under way, so that the store can be opened again at once.
+    fn drop(&mut self) {
+        self.parts.close();
+    }
+}
+
+impl Parts {
+    /// Ends the threads in the order in which they need each other. Blocks.
+    fn close(&self) {
+        self.journal.close();
+        let mut followers = self
+            .followers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(followers) = followers.take() {
+            self.progress.stop();
+            drop(followers.stop_retention);
+            followers.indexer.join().ok();
+            followers.retention.join().ok();
+            self.ledger.close();
+            drop(followers.lock);
+        }
+    }
+
+    /// The size of the journal and the free space on its disk, in bytes.
+    fn space(&self) -> io::Result<(u64, u64)> {
+        let free = self.disk.free(self.directory.path())?;
+        Ok((self.directory.bytes()?, free))
+    }
+}
+
+/// Makes sure that no other service has the store.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let file = disk::create_file(&path.join("lock")).map_err(StoreError::writing(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(StoreError::writing(path)(error)),
+    }
+}
+
+fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(StoreError::io("starting a thread of the store"))
+}
+
+/// Lowers the priority of the calling thread, so that under overload events are still taken, at
+/// the cost of being delivered later. On Linux a priority is a thread's own; elsewhere it may be
+/// the whole process's, and nothing is done.
+fn yield_to_the_door() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(5) {
+        tracing::debug!("a thread of the store keeps its priority: {error}");
+    }
+}
+
+impl StoreError {
+    fn io(what: &str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io {
+            what: what.to_owned(),
+            error,
+        }
+    }
+
+    fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io {
+            what: format!("reading {}", path.display()),
+            error,
+        }
+    }
+
+    fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io {
+            what: format!("writing {}", path.display()),
+            error,
+        }
+    }
+
+    fn database(what: &str) -> impl FnOnce(rusqlite::Error) -> Self {
+        move |error| Self::Database {
+            what: what.to_owned(),
+            error: Box::new(error),
+        }
     }
 }

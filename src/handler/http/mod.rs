@@ -1,0 +1,235 @@
+//! `http`: a POST to a URL for each event.
+//!
+//! | `format` | body | headers |
+//! |---|---|---|
+//! | `structured` | the CloudEvent as JSON | `content-type: application/cloudevents+json` |
+//! | `binary` | the provider's, byte for byte | the CloudEvent's attributes as `ce-` headers |
+//! | `raw` | the provider's, byte for byte | none of them |
+//!
+//! Every request has a `webhook-id` (the event's id, the same in every attempt and replay) and a
+//! `webhook-timestamp`; with a `signing_secret`, it is signed as Standard Webhooks says.
+//!
+//! | answer | outcome |
+//! |---|---|
+//! | 2xx | done, whatever the body says and whether or not it ever ends |
+//! | 408, 425, 429, 5xx | tried again, not before what `Retry-After` says |
+//! | 3xx | parked: redirects are not followed, since what is meant for one host is not for another |
+//! | any other | parked |
+//! | none | tried again |
+//!
+//! **Invariant:** neither the URL, which may hold a token, nor anything that the receiver says is in
+//! a reason.
+
+mod settings;
+
+use std::{error::Error as _, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use jiff::{Timestamp, fmt::rfc2822};
+use reqwest::{Client, Response, redirect::Policy};
+use tokio::time::timeout;
+
+use super::{
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    cloud_event::CloudEvent, signature::Signer,
+};
+use settings::{Destination, Format};
+
+pub(super) use settings::Settings;
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
+/// How much of an answer's body is read, in bytes, and for how long, so that its connection can be
+/// used again. Nothing in it matters.
+const LONGEST_ANSWER: usize = 64 << 10;
+const LONGEST_LISTENING: Duration = Duration::from_millis(250);
+
+/// How long a connection is kept for the next request: less than common servers keep theirs, so
+/// that none is used just as the other side closes it.
+const KEPT_IDLE: Duration = Duration::from_secs(20);
+
+impl HandlerKind for Settings {
+    const KIND: &'static str = "http";
+    const EXAMPLE: &'static str = r#"
+[handlers.crm]
+kind = "http"
+events = ["ringcentral.phone-number.*", "zoom.number-management.peering-number-cnam-updated"]
+url = "https://crm.example.com/hooks"                   # or { env = "CRM_URL" }
+format = "structured"                                   # or "binary", "raw"
+signing_secret = { env = "CRM_SIGNING_SECRET" }         # Standard Webhooks
+headers = { x-tenant = "acme", authorization = { env = "CRM_AUTHORIZATION" } }
+connect_timeout = "5s"
+# proxy = "http://proxy.example.com:3128"
+retry = { attempts = 12, first = "1s", ceiling = "1h" }
+order = "key"                                           # or "none"
+concurrency = 8
+timeout = "10s"
+"#;
+    type Handler = Http;
+
+    fn build(self, context: &BuildContext) -> Result<Http, BuildError> {
+        let builder = Client::builder()
+            .user_agent(concat!("hookswitch/", env!("CARGO_PKG_VERSION")))
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(self.connect_timeout)
+            // A backstop: the dispatcher gives the attempt up sooner, and says so.
+            .timeout(context.timeout.saturating_mul(2))
+            .pool_idle_timeout(KEPT_IDLE)
+            .pool_max_idle_per_host(context.concurrency);
+        let builder = match self.proxy {
+            Some(Destination(url)) => builder.proxy(reqwest::Proxy::all(url).map_err(refuse)?),
+            None => builder,
+        };
+        let signer = self.signing_secret.as_ref().map(Signer::new).transpose();
+        Ok(Http {
+            client: builder.build().map_err(refuse)?,
+            url: self.url,
+            format: self.format,
+            signer: signer.map_err(|problem| BuildError(problem.to_string()))?,
+            headers: self
+                .headers
+                .into_iter()
+                .map(|(name, value)| (name.0, value.0))
+                .collect(),
+        })
+    }
+}
+
+fn refuse(error: reqwest::Error) -> BuildError {
+    let problem = describe(error);
+    BuildError(format!(
+        "the HTTP client cannot be built: {problem}; are the system's CA certificates installed?"
+    ))
+}
+
+/// The handler.
+#[derive(Debug)]
+pub(super) struct Http {
+    client: Client,
+    url: Destination,
+    format: Format,
+    signer: Option<Signer>,
+    headers: HeaderMap,
+}
+
+impl Handler for Http {
+    type Event = AnyEvent;
+
+    async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
+        let (headers, body) = match self.compose(&delivery) {
+            Ok(request) => request,
+            Err(unwritable) => return Outcome::park(unwritable),
+        };
+        let request = self.client.post(self.url.0.clone()).headers(headers);
+        match request.body(body).send().await {
+            Ok(response) => {
+                let outcome = judge(&response, delivery.context.started_at);
+                // An `Err` says that the rest of the body was not waited for.
+                timeout(LONGEST_LISTENING, exhaust(response)).await.ok();
+                outcome
+            }
+            Err(error) => Outcome::retry(format!("got no answer: {}", describe(error))),
+        }
+    }
+}
+
+impl Http {
+    fn compose(
+        &self,
+        delivery: &Delivery<'_, AnyEvent>,
+    ) -> Result<(HeaderMap, Bytes), header::InvalidHeaderValue> {
+        let event = CloudEvent::new(delivery.notification, delivery.context);
+        let mut headers = self.headers.clone();
+        let body = match self.format {
+            Format::Structured => {
+                let content_type = HeaderValue::from_static(CloudEvent::CONTENT_TYPE);
+                headers.insert(header::CONTENT_TYPE, content_type);
+                Bytes::from(event.to_line())
+            }
+            Format::Binary => {
+                for (name, value) in event.to_headers() {
+                    headers.insert(name, HeaderValue::try_from(value)?);
+                }
+                event.body()
+            }
+            Format::Raw => {
+                let content_type = HeaderValue::from_static(event.body_content_type());
+                headers.insert(header::CONTENT_TYPE, content_type);
+                event.body()
+            }
+        };
+        let id = delivery.idempotency_key().to_string();
+        let at = delivery.context.started_at;
+        if let Some(signer) = &self.signer {
+            let signature = signer.sign(&id, at, &body);
+            headers.insert(WEBHOOK_SIGNATURE, HeaderValue::try_from(signature)?);
+        }
+        headers.insert(WEBHOOK_ID, HeaderValue::try_from(id)?);
+        headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(at.as_second()));
+        Ok((headers, body))
+    }
+}
+
+/// What an answer means. See the module's table.
+fn judge(response: &Response, now: Timestamp) -> Outcome {
+    let status = response.status();
+    match status {
+        _ if status.is_success() => Outcome::Done,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            again(response, now)
+        }
+        _ if status.is_server_error() => again(response, now),
+        _ if status.is_redirection() => Outcome::park(format!(
+            "the answer was {status}; redirects are not followed, so set `url` to where it leads"
+        )),
+        _ => Outcome::park(format!("the answer was {status}")),
+    }
+}
+
+fn again(response: &Response, now: Timestamp) -> Outcome {
+    let after = response.headers().get(header::RETRY_AFTER);
+    Outcome::Retry {
+        after: after.and_then(|after| retry_after(after.to_str().ok()?, now)),
+        why: format!("the answer was {}", response.status()).into(),
+    }
+}
+
+/// The pause that a `Retry-After` asks for: a number of seconds, or a date.
+fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    // One in the past asks for no pause.
+    Some(Duration::try_from(until.duration_since(now)).unwrap_or_default())
+}
+
+/// Reads the rest of a short answer.
+async fn exhaust(mut response: Response) {
+    let mut length = 0;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        length += chunk.len();
+        if length > LONGEST_ANSWER {
+            return;
+        }
+    }
+}
+
+/// What went wrong, down to its first cause, without the URL.
+fn describe(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! What the TOML says of an `http` handler.
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use http::{HeaderName, HeaderValue, header};
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::{handler::text::Text, quantity, secret::Secret};
+
+/// Settings, which are checked while they are read as far as each one can be by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::handler) struct Settings {
+    /// Where to.
+    pub(super) url: Destination,
+    /// What is sent.
+    #[serde(default)]
+    pub(super) format: Format,
+    /// With what requests are signed; they are not where nothing is said.
+    pub(super) signing_secret: Option<Secret>,
+    /// What is sent besides.
+    #[serde(default)]
+    pub(super) headers: HashMap<Name, Value>,
+    /// How long a connection may take to be made.
+    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    pub(super) connect_timeout: Duration,
+    /// What requests go through. The environment's proxies are not asked.
+    pub(super) proxy: Option<Destination>,
+}
+
+const fn connect_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// See [`super`].
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Format {
+    #[default]
+    Structured,
+    Binary,
+    Raw,
+}
+
+/// A URL, which may hold a token.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "Text")]
+pub(super) struct Destination(pub(super) Url);
+
+impl TryFrom<Text> for Destination {
+    type Error = String;
+
+    fn try_from(text: Text) -> Result<Self, String> {
+        let example = "a URL looks like \"https://crm.example.com/hooks\"";
+        let url = Url::parse(text.expose())
+            .map_err(|problem| format!("the text is not a URL: {problem}; {example}"))?;
+        match url.scheme() {
+            "http" | "https" => Ok(Self(url)),
+            _ => Err(format!(
+                "the URL's scheme is neither \"https\" nor \"http\"; {example}"
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Destination")
+            .field(&self.0.host_str().unwrap_or_default())
+            .finish()
+    }
+}
+
+/// The name of a header that is not hookswitch's own to set.
+#[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Name(pub(super) HeaderName);
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let header = HeaderName::try_from(&name)
+            .map_err(|_| format!("{name:?} is not the name of a header"))?;
+        let own = [
+            header::CONTENT_TYPE,
+            header::CONTENT_LENGTH,
+            header::TRANSFER_ENCODING,
+            header::CONNECTION,
+        ];
+        let prefixes = ["ce-", "webhook-"];
+        if own.contains(&header) || prefixes.iter().any(|own| header.as_str().starts_with(own)) {
+            return Err(format!(
+                "{name:?} is set by hookswitch itself; leave it out"
+            ));
+        }
+        Ok(Self(header))
+    }
+}
+
+/// The value of a header, treated as a secret.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Text")]
+pub(super) struct Value(pub(super) HeaderValue);
+
+impl TryFrom<Text> for Value {
+    type Error = &'static str;
+
+    fn try_from(text: Text) -> Result<Self, Self::Error> {
+        let mut value = HeaderValue::from_str(text.expose())
+            .map_err(|_| "the text holds a character that no header can hold")?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+}

@@ -1,0 +1,136 @@
+//! Who owes whom: whether a connection waits for its peer or its peer waits for us.
+//!
+//! A connection *waits* while its peer owes it bytes: the first one, a TLS handshake, the rest of a
+//! head or of a body, the next request. It is *at work* while we owe the peer an answer. Only one
+//! that waits can be let go, by its own deadline or because others need the place.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::room::{Place, Room};
+
+/// Whether a connection waits or is at work; handed to the route with each request.
+#[derive(Clone)]
+pub(super) struct Presence(Arc<Inner>);
+
+struct Inner {
+    room: Room,
+    dismissal: CancellationToken,
+    draining: CancellationToken,
+    state: Mutex<State>,
+    /// Told whenever a request begins or ends.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether a whole request head has ever arrived.
+    spoken: bool,
+    /// Requests whose head has arrived and that are not answered.
+    requests: usize,
+    /// How many of those have arrived whole.
+    at_work: usize,
+    /// The place in the line of those that may be let go; none while at work.
+    place: Option<Place>,
+}
+
+impl Presence {
+    pub(super) fn new(
+        room: Room,
+        dismissal: CancellationToken,
+        draining: CancellationToken,
+    ) -> Self {
+        let place = Some(room.wait(&dismissal));
+        let state = State {
+            place,
+            ..State::default()
+        };
+        Self(Arc::new(Inner {
+            room,
+            dismissal,
+            draining,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }))
+    }
+
+    /// Whether no more requests are taken.
+    pub(super) fn is_draining(&self) -> bool {
+        self.0.draining.is_cancelled()
+    }
+
+    /// The request has arrived whole, and from now on it is we who are waited for. Until the guard
+    /// is dropped, the connection cannot be let go.
+    pub(super) fn work(&self) -> Work {
+        let mut state = self.state();
+        state.at_work += 1;
+        state.place = None;
+        drop(state);
+        Work(self.clone())
+    }
+
+    /// A whole request head has arrived. Until the guard is dropped, the request is in flight.
+    pub(super) fn begin(&self) -> Visit {
+        let mut state = self.state();
+        state.spoken = true;
+        state.requests += 1;
+        drop(state);
+        self.0.changed.notify_one();
+        Visit(self.clone())
+    }
+
+    /// Whether a whole request head has ever arrived.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.state().spoken
+    }
+
+    /// Ready when no request has been in flight for `patience`.
+    pub(super) async fn overstays(&self, patience: Duration) {
+        loop {
+            let changed = self.0.changed.notified();
+            let idle = self.state().requests == 0;
+            if !idle {
+                changed.await;
+            } else if timeout(patience, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half-way through a change, so a poisoned state is still in order.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One request, from its head to its answer.
+pub(super) struct Visit(Presence);
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.state().requests -= 1;
+        self.0.0.changed.notify_one();
+    }
+}
+
+/// One request that has arrived whole, until its answer.
+pub(super) struct Work(Presence);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let Inner {
+            room, dismissal, ..
+        } = &*self.0.0;
+        let mut state = self.0.state();
+        state.at_work -= 1;
+        if state.at_work == 0 {
+            // At the end of the line: it has just shown that it is worth waiting for.
+            state.place = Some(room.wait(dismissal));
+        }
+    }
+}

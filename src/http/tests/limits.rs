@@ -1,0 +1,326 @@
+//! Limits on size, number and time, and what they may not do to an honest sender.
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(100);
+
+/// The head of a request whose body is still to come.
+fn head(headers: &str) -> String {
+    format!(
+        "POST {RINGCENTRAL} HTTP/1.1\r\nhost: door.example\r\n\
+         verification-token: rc-token\r\n{headers}\r\n\r\n"
+    )
+}
+
+fn chunk(bytes: &[u8]) -> Vec<u8> {
+    let size = format!("{:x}\r\n", bytes.len());
+    [size.as_bytes(), bytes, b"\r\n"].concat()
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_turned_away_however_it_is_sent() {
+    let house = House::with(|settings| settings.max_body = 1000);
+    let at = |length| {
+        post(
+            RINGCENTRAL,
+            &[("verification-token", "rc-token")],
+            &vec![b'x'; length],
+        )
+    };
+    assert_eq!(house.ask(at(1000)).await.status(), 200);
+    assert_eq!(house.ask(at(1001)).await.status(), 413);
+    // Far more than the buffers between us hold, so the sender is still writing when it is judged.
+    assert_eq!(house.ask(at(6 << 20)).await.status(), 413);
+
+    let mut peer = house.connect().await;
+    peer.send(head("transfer-encoding: chunked")).await;
+    peer.send(chunk(&[b'x'; 600])).await;
+    peer.send(chunk(&[b'x'; 600])).await;
+    peer.send("0\r\n\r\n").await;
+    assert_eq!(peer.answer().await.status(), 413);
+    assert_eq!(house.store.kept().len(), 1);
+    assert_eq!(house.answered("ringcentral-phone-number", "too_large"), 3.0);
+}
+
+#[tokio::test]
+async fn a_sender_that_asks_first_is_told_before_it_sends() {
+    let house = House::with(|settings| settings.max_body = 1000);
+    let mut peer = house.connect().await;
+    peer.send(head("content-length: 2000\r\nexpect: 100-continue"))
+        .await;
+    assert_eq!(peer.answer().await.status(), 413);
+
+    let mut peer = house.connect().await;
+    peer.send(head("content-length: 2\r\nexpect: 100-continue"))
+        .await;
+    let mut go_ahead = [0; 25];
+    timeout(HANG, peer.0.read_exact(&mut go_ahead))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&go_ahead, b"HTTP/1.1 100 Continue\r\n\r\n");
+    peer.send("{}").await;
+    assert_eq!(peer.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_is_put_together_again() {
+    let house = House::open();
+    let mut peer = house.connect().await;
+    peer.send(head("transfer-encoding: chunked")).await;
+    for piece in [&b"{\"uu"[..], b"id\":", b"\"7\"}"] {
+        peer.send(chunk(piece)).await;
+        tokio::task::yield_now().await;
+    }
+    peer.send("0\r\ntrailer: ignored\r\n\r\n").await;
+    assert_eq!(peer.answer().await.status(), 200);
+    assert_eq!(house.store.kept()[0].body, "{\"uuid\":\"7\"}");
+}
+
+#[tokio::test]
+async fn a_slow_body_is_answered_503_so_that_it_is_sent_again() {
+    let house = House::with(|settings| settings.body_timeout = SHORT);
+    let mut peer = house.connect().await;
+    peer.send(head("content-length: 10")).await;
+    peer.send("{").await;
+    assert_eq!(peer.answer().await.status(), 503);
+    peer.closed().await;
+    assert_eq!(house.answered("ringcentral-phone-number", "slow_body"), 1.0);
+}
+
+#[tokio::test]
+async fn a_sender_that_is_gone_leaves_nothing_behind() {
+    let house = House::open();
+    let mut peer = house.connect().await;
+    peer.send(head("content-length: 10")).await;
+    peer.send("{").await;
+    drop(peer);
+    let mut peer = house.connect().await;
+    peer.send(head("transfer-encoding: chunked")).await;
+    peer.send("zz\r\n").await;
+    peer.closed().await;
+    until(|| house.metric("hookswitch_in_flight") == 0.0).await;
+    until(|| house.metric("hookswitch_connections ") == 0.0).await;
+    assert!(house.store.kept().is_empty());
+}
+
+#[tokio::test]
+async fn a_sender_that_has_said_all_is_still_answered() {
+    let house = House::open();
+    let mut peer = house.connect().await;
+    peer.send(ringcentral_event("{}")).await;
+    peer.0.shutdown().await.unwrap();
+    assert_eq!(peer.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn whoever_says_nothing_is_let_go_in_time() {
+    let house = House::with(|settings| {
+        settings.first_byte_timeout = SHORT;
+        settings.head_timeout = SHORT;
+    });
+    // Nothing; half a head; half of what tells HTTP/2 apart; an HTTP/2 connection without a
+    // request.
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for said in ["", "POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
+        let mut peer = house.connect().await;
+        peer.send(said).await;
+        peer.closed().await;
+    }
+    assert_eq!(house.metric("hookswitch_connections_refused_total"), 4.0);
+
+    let mut idle = house.connect().await;
+    idle.send(ringcentral_event("{}")).await;
+    assert_eq!(idle.answer().await.status(), 200);
+    idle.closed().await;
+    assert_eq!(house.metric("hookswitch_connections_refused_total"), 4.0);
+}
+
+#[tokio::test]
+async fn dribbling_does_not_buy_time() {
+    let house = House::with(|settings| settings.head_timeout = SHORT);
+    let mut peer = house.connect().await;
+    peer.send("POST /zoom HTTP/1.1\r\n").await;
+    let dribble = async {
+        let mut number = 0;
+        while peer
+            .0
+            .write_all(format!("x-{number}: y\r\n").as_bytes())
+            .await
+            .is_ok()
+        {
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(HANG, dribble)
+        .await
+        .expect("the dribbler is never let go");
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_cut_off() {
+    let house = House::open();
+    let mut peer = house.connect().await;
+    peer.send(format!("POST {ZOOM} HTTP/1.1\r\n")).await;
+    let line = format!("x-filler: {}\r\n", "y".repeat(8000));
+    for _ in 0..40 {
+        if peer.0.write_all(line.as_bytes()).await.is_err() {
+            break;
+        }
+    }
+    peer.closed().await;
+}
+
+#[tokio::test]
+async fn a_thousand_silent_connections_do_not_stop_an_honest_sender() {
+    let house = House::with(|settings| settings.max_connections = 100);
+    let mut silent = Vec::new();
+    for number in 0..1200 {
+        let mut peer = house.connect().await;
+        match number % 4 {
+            0 => {}
+            1 => peer.send("POST /").await,
+            2 => peer.send(head("content-length: 10")).await,
+            _ => peer.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await,
+        }
+        silent.push(peer);
+    }
+    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    assert!(house.metric("hookswitch_connections ") <= 100.0);
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_connection_at_work_is_not_let_go_for_others() {
+    let house = House::with(|settings| settings.max_connections = 4);
+    house.store.set(Behaviour::Stall);
+    let mut at_work = house.connect().await;
+    at_work.send(ringcentral_event("{}")).await;
+    house.store.entered().await;
+    house.store.set(Behaviour::Keep);
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(house.connect().await);
+    }
+    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    house.store.go_on.notify_one();
+    assert_eq!(at_work.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn slow_bodies_give_way_when_requests_or_memory_run_short() {
+    let house = House::with(|settings| {
+        settings.max_in_flight = 8;
+        settings.body_memory = 4000;
+        settings.body_timeout = HANG;
+    });
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        let mut peer = house.connect().await;
+        peer.send(head("content-length: 1000")).await;
+        peer.send([b'x'; 999]).await;
+        slow.push(peer);
+    }
+    for _ in 0..10 {
+        assert_eq!(
+            house
+                .ask(ringcentral_event("{\"uuid\":\"1\"}"))
+                .await
+                .status(),
+            200
+        );
+    }
+    assert_eq!(house.store.kept().len(), 10);
+    assert_eq!(slow[0].answer().await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_slow_body_gives_way_however_many_are_at_work() {
+    const AT_WORK: usize = 100;
+    let house = House::with(|settings| {
+        settings.max_in_flight = AT_WORK + 1;
+        settings.body_timeout = HANG;
+    });
+    house.store.set(Behaviour::Stall);
+    let mut at_work = Vec::new();
+    for _ in 0..AT_WORK {
+        let mut peer = house.connect().await;
+        peer.send(ringcentral_event("{}")).await;
+        house.store.entered().await;
+        at_work.push(peer);
+    }
+    house.store.set(Behaviour::Keep);
+    let mut slow = house.connect().await;
+    slow.send(head("content-length: 10")).await;
+    until(|| house.metric("hookswitch_in_flight") == 101.0).await;
+    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    assert_eq!(slow.answer().await.status(), 503);
+}
+
+#[tokio::test]
+async fn one_request_too_many_is_answered_503() {
+    let house = House::with(|settings| settings.max_in_flight = 1);
+    house.store.set(Behaviour::Stall);
+    let mut first = house.connect().await;
+    first.send(ringcentral_event("{}")).await;
+    house.store.entered().await;
+    assert_eq!(house.metric("hookswitch_in_flight"), 1.0);
+    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 503);
+    house.store.go_on.notify_one();
+    assert_eq!(first.answer().await.status(), 200);
+    assert_eq!(
+        house.answered("ringcentral-phone-number", "overloaded"),
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_no_memory_is_left_for_is_answered_503() {
+    let house = House::with(|settings| {
+        settings.max_body = 100;
+        settings.body_memory = 100;
+    });
+    let request = post(
+        RINGCENTRAL,
+        &[("verification-token", "rc-token")],
+        &[b'x'; 60],
+    );
+    house.store.set(Behaviour::Stall);
+    let mut at_work = house.connect().await;
+    at_work.send(&request).await;
+    house.store.entered().await;
+    assert_eq!(house.ask(&request).await.status(), 503);
+    house.store.go_on.notify_one();
+    assert_eq!(at_work.answer().await.status(), 200);
+    house.store.set(Behaviour::Keep);
+    assert_eq!(house.ask(&request).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_thousand_copies_at_once_are_all_answered_200() {
+    let house = House::open();
+    let mut peers = Vec::new();
+    for _ in 0..1000 {
+        peers.push(house.connect().await);
+    }
+    for peer in &mut peers {
+        peer.send(zoom_event("{\"event\":\"once\"}", noon())).await;
+    }
+    for peer in &mut peers {
+        assert_eq!(peer.answer().await.status(), 200);
+    }
+    let kept = house.store.kept();
+    assert_eq!(kept.len(), 1000);
+    assert!(kept.iter().all(|copy| copy.dedupe == kept[0].dedupe));
+}
+
+/// Waits for what must come true.
+async fn until(condition: impl Fn() -> bool) {
+    let come_true = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(HANG, come_true).await.expect("it never comes true");
+}

@@ -1,0 +1,162 @@
+//! HTTP/2 and TLS.
+
+use std::{fs, path::Path};
+
+use super::*;
+
+/// A client that takes its time from nobody and its trust from `certificate` alone.
+fn client(house: &House, certificate: &str) -> reqwest::Client {
+    let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
+    reqwest::Client::builder()
+        .tls_certs_only([certificate])
+        .resolve("door.example", house.address)
+        .timeout(HANG)
+        .build()
+        .unwrap()
+}
+
+async fn post_event(client: &reqwest::Client, url: &str) -> reqwest::Result<reqwest::Response> {
+    client
+        .post(url)
+        .header("verification-token", "rc-token")
+        .body("{}")
+        .send()
+        .await
+}
+
+/// Writes a new certificate for `door.example` and its key, and returns the certificate.
+fn renew(files: &Tls) -> String {
+    let renewed = rcgen::generate_simple_self_signed(vec!["door.example".to_owned()]).unwrap();
+    let certificate = renewed.cert.pem();
+    fs::write(&files.certificate, &certificate).unwrap();
+    fs::write(&files.key, renewed.signing_key.serialize_pem()).unwrap();
+    certificate
+}
+
+fn files(folder: &Path) -> Tls {
+    Tls {
+        certificate: folder.join("door.pem"),
+        key: folder.join("door.key"),
+    }
+}
+
+#[tokio::test]
+async fn http2_is_spoken_without_tls_to_whoever_begins_with_it() {
+    let house = House::open();
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .timeout(HANG)
+        .build()
+        .unwrap();
+    let url = format!("http://{}{RINGCENTRAL}", house.address);
+    for _ in 0..3 {
+        let response = post_event(&client, &url).await.unwrap();
+        assert_eq!(response.version(), reqwest::Version::HTTP_2);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-length"], "0");
+    }
+    assert_eq!(house.metric("hookswitch_connections "), 1.0);
+    assert_eq!(house.store.kept().len(), 3);
+    assert_eq!(house.drain().await, Drained { complete: true });
+}
+
+#[tokio::test]
+async fn both_versions_are_spoken_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path());
+    let certificate = renew(&files);
+    let house = House::with(|settings| settings.tls = Some(files));
+    let url = format!("https://door.example:{}{RINGCENTRAL}", house.address.port());
+    let response = post_event(&client(&house, &certificate), &url)
+        .await
+        .unwrap();
+    assert_eq!(response.version(), reqwest::Version::HTTP_2);
+    assert_eq!(response.status(), 200);
+
+    let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
+    let old = reqwest::Client::builder()
+        .tls_certs_only([certificate])
+        .resolve("door.example", house.address)
+        .http1_only()
+        .timeout(HANG)
+        .build()
+        .unwrap();
+    let response = post_event(&old, &url).await.unwrap();
+    assert_eq!(response.version(), reqwest::Version::HTTP_11);
+    assert_eq!(response.status(), 200);
+    assert!(house.metric("hookswitch_certificate_expiry_timestamp_seconds") > 1.8e9);
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path());
+    let first = renew(&files);
+    let house = House::with(|settings| settings.tls = Some(files.clone()));
+    let url = format!("https://door.example:{}{RINGCENTRAL}", house.address.port());
+    let certificate = house.certificate.clone().unwrap();
+    assert!(!certificate.refresh().unwrap(), "nothing is new yet");
+
+    let second = renew(&files);
+    assert!(certificate.refresh().unwrap());
+    assert!(post_event(&client(&house, &first), &url).await.is_err());
+    assert!(post_event(&client(&house, &second), &url).await.is_ok());
+
+    // A key that is somebody else's, then no key at all, then no file.
+    let stray = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    fs::write(&files.key, stray).unwrap();
+    assert!(matches!(
+        certificate.refresh(),
+        Err(Error::Certificate { .. })
+    ));
+    assert!(
+        !certificate.refresh().unwrap(),
+        "one bad renewal is reported once"
+    );
+    fs::write(&files.key, "no key").unwrap();
+    assert!(matches!(certificate.refresh(), Err(Error::NotPem { .. })));
+    fs::remove_file(&files.key).unwrap();
+    assert!(matches!(
+        certificate.refresh(),
+        Err(Error::Unreadable { .. })
+    ));
+    assert!(post_event(&client(&house, &second), &url).await.is_ok());
+
+    let third = renew(&files);
+    assert!(certificate.refresh().unwrap());
+    assert!(post_event(&client(&house, &third), &url).await.is_ok());
+}
+
+#[tokio::test]
+async fn whoever_does_not_finish_the_tls_handshake_is_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path());
+    renew(&files);
+    let house = House::with(|settings| {
+        settings.tls = Some(files);
+        settings.first_byte_timeout = Duration::from_millis(100);
+    });
+    for said in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
+        let mut peer = house.connect().await;
+        peer.send(said).await;
+        peer.closed().await;
+    }
+    assert_eq!(house.metric("hookswitch_connections_refused_total"), 3.0);
+}
+
+#[tokio::test]
+async fn a_door_that_cannot_be_opened_says_why() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut settings = Settings {
+        listen: taken.local_addr().unwrap(),
+        ..Settings::default()
+    };
+    let metrics = Metrics::default();
+    let error = Door::bind(&settings, &metrics).unwrap_err().to_string();
+    assert!(error.starts_with("cannot listen on 127.0.0.1:"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    settings.tls = Some(files(folder.path()));
+    let error = Door::bind(&settings, &metrics).unwrap_err().to_string();
+    assert!(error.contains("door.pem"), "{error}");
+}

@@ -1,0 +1,188 @@
+//! Reads behind the journal's writer and brings the ledger up to date, in large batches.
+
+use std::{io, sync::Arc};
+
+use super::{
+    ledger::{Batch, Ledger},
+    progress::Progress,
+    reader::{Damage, Directory, Scan, Step},
+    segment::{self, HEADER_BYTES, Position},
+};
+
+/// The most records in one transaction of the ledger: claims wait meanwhile.
+const BATCH_RECORDS: usize = 512;
+
+/// The most bytes of the journal in one transaction.
+const BATCH_BYTES: usize = 2 << 20;
+
+/// The thread that indexes.
+pub(super) struct Indexer {
+    pub(super) directory: Directory,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) damage: Damage,
+    /// Called with (done, total) while a ledger is rebuilt.
+    pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
+    /// How far the ledger has read the journal.
+    pub(super) through: Position,
+    /// How many records that was.
+    pub(super) records: u64,
+    /// The segment that is being read.
+    pub(super) scan: Option<Scan>,
+    /// The rebuild that is under way.
+    pub(super) rebuilding: Option<Rebuilding>,
+}
+
+/// A ledger that is being made anew.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rebuilding {
+    /// Records before the oldest segment that is still there.
+    base: u64,
+    /// Records in the journal when it began.
+    total: u64,
+}
+
+impl Indexer {
+    /// Indexes until told to stop.
+    pub(super) fn run(mut self) {
+        super::yield_to_the_door();
+        self.progress.indexed(self.records);
+        self.notice_rebuild();
+        while let Some(end) = self.progress.beyond(self.through) {
+            if let Err(problem) = self.advance(end) {
+                tracing::warn!("the journal cannot be indexed: {problem}");
+                self.scan = None;
+                if !self.progress.pause() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Brings the ledger up to date with the next batch.
+    fn advance(&mut self, end: Position) -> Result<(), super::StoreError> {
+        let batch = self
+            .read(end)
+            .map_err(super::StoreError::io("reading the journal"))?;
+        let expected = batch.through;
+        let (through, records) = self
+            .ledger
+            .run_blocking("indexing the journal", move |books| books.index(&batch))?;
+        if through != expected {
+            self.scan = None;
+        }
+        let back = through < self.through;
+        (self.through, self.records) = (through, records);
+        self.progress.indexed(records);
+        if back {
+            self.notice_rebuild();
+        }
+        self.tell_rebuild();
+        Ok(())
+    }
+
+    fn read(&mut self, end: Position) -> io::Result<Batch> {
+        let mut batch = Batch {
+            from: self.through,
+            through: self.through,
+            records: self.records,
+            notifications: Vec::new(),
+        };
+        let mut bytes_read = 0;
+        while batch.notifications.len() < BATCH_RECORDS
+            && bytes_read < BATCH_BYTES
+            && batch.through < end
+        {
+            match self.step(&mut batch, end)? {
+                Some(Step::Record { position, bytes }) => {
+                    batch.records += 1;
+                    bytes_read += bytes.len();
+                    match segment::notification(&bytes, position) {
+                        Ok(notification) => batch.notifications.push((position, notification)),
+                        Err(segment::Invalid) => {
+                            let bytes = bytes.len() as u64;
+                            self.damage
+                                .report(position, bytes, "a record is not readable");
+                        }
+                    }
+                }
+                Some(Step::Damage { position, bytes }) => {
+                    self.damage
+                        .report(position, bytes, "records fail their checksum");
+                }
+                None => break,
+            }
+        }
+        Ok(batch)
+    }
+
+    /// The next step at `batch.through`, which it moves. `None` when the batch cannot go on.
+    fn step(&mut self, batch: &mut Batch, end: Position) -> io::Result<Option<Step>> {
+        loop {
+            let scan = match &mut self.scan {
+                Some(scan) => scan,
+                closed => closed.insert(open(&self.directory, batch)?),
+            };
+            if scan.position().segment() == end.segment() {
+                scan.set_end(end.offset());
+            }
+            if let Some(step) = scan.next()? {
+                batch.through = scan.position();
+                return Ok(Some(step));
+            }
+            if scan.position().segment() >= end.segment() {
+                return Ok(None);
+            }
+            // It may have grown since, before the next one was begun.
+            if scan.extend()? {
+                continue;
+            }
+            let after = scan.position().segment() + 1;
+            batch.through = Position::new(after, 0);
+            self.scan = None;
+        }
+    }
+
+    fn notice_rebuild(&mut self) {
+        let total = self.progress.records();
+        if self.through == Position::default() && total > 0 {
+            let first = self.directory.segments().ok();
+            let first = first.and_then(|numbers| numbers.first().copied());
+            let header = first.and_then(|number| self.directory.header(number).ok().flatten());
+            let base = header.map_or(0, |header| header.records_before);
+            tracing::info!(
+                records = total - base,
+                "the ledger is made from the journal"
+            );
+            self.rebuilding = Some(Rebuilding { base, total });
+        }
+    }
+
+    fn tell_rebuild(&mut self) {
+        if let Some(Rebuilding { base, total }) = self.rebuilding {
+            let all = total.saturating_sub(base);
+            (self.rebuild)(self.records.saturating_sub(base).min(all), all);
+            if self.records >= total {
+                tracing::info!("the ledger is complete");
+                self.rebuilding = None;
+            }
+        }
+    }
+}
+
+/// Opens the segment in which `batch` goes on: the one it is in, or the first after it that is
+/// there.
+fn open(directory: &Directory, batch: &mut Batch) -> io::Result<Scan> {
+    let wanted = batch.through.segment();
+    let numbers = directory.segments()?;
+    let number = numbers.into_iter().find(|number| *number >= wanted);
+    let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    if number != wanted {
+        batch.through = Position::new(number, 0);
+    }
+    if batch.through.offset() <= HEADER_BYTES as u64 {
+        let header = directory.header(number).map_err(io::Error::other)?;
+        batch.records = header.map_or(batch.records, |header| header.records_before);
+    }
+    Scan::open(directory, batch.through)
+}

@@ -1,0 +1,410 @@
+//! The journal's one writer. What is waiting goes out in one write and one sync; then, and only
+//! then, everyone who waited is told.
+//!
+//! **Invariant:** nobody is told before the sync has returned.
+//!
+//! **Invariant:** after a failed sync nothing is written any more. What the system then holds of
+//! the file is unknown, and a second sync that succeeds would prove nothing.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    disk::{self, Disk},
+    progress::Progress,
+    reader::Directory,
+    recovery::Tail,
+    segment::{Position, Record, TooLarge},
+};
+use crate::{
+    event::Notification,
+    store::{AppendError, Health, StoreError},
+    telemetry::Metrics,
+};
+
+/// The most bytes in one batch, besides its last record: about what a slow disk takes in a tenth
+/// of a second.
+pub(super) const BATCH_BYTES: usize = 4 << 20;
+
+/// The most records in one batch.
+const BATCH_RECORDS: usize = 1024;
+
+/// The most records that wait for the writer: several batches.
+const WAITING_RECORDS: usize = 4096;
+
+/// The most bytes that wait for the writer, so that large bodies cannot take all memory.
+const WAITING_BYTES: usize = 16 << 20;
+
+/// How often free space is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The age at which a segment is sealed though it is small, so that retention, which deletes whole
+/// segments, works for those who get few events as well.
+const SEGMENT_AGE: SignedDuration = SignedDuration::from_hours(24);
+
+/// What the writer is told when it starts.
+pub(super) struct Plan {
+    /// Where the segments are.
+    pub(super) directory: Directory,
+    /// The size in bytes at which a segment is sealed.
+    pub(super) segment_bytes: u64,
+    /// Free space in bytes under which nothing more is taken.
+    pub(super) reserve_bytes: u64,
+    /// The system.
+    pub(super) disk: Arc<dyn Disk>,
+    /// The clock.
+    pub(super) clock: fn() -> Timestamp,
+    /// Where to count.
+    pub(super) metrics: Arc<Metrics>,
+    /// Whom to tell of what was written.
+    pub(super) progress: Arc<Progress>,
+}
+
+/// The way to the writer.
+pub(super) struct Journal {
+    sender: SyncSender<Command>,
+    waiting_bytes: Arc<AtomicUsize>,
+    health: watch::Receiver<Health>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+enum Command {
+    Append(Waiting),
+    Close,
+}
+
+/// One append that has not been answered.
+struct Waiting {
+    record: Record,
+    since: Instant,
+    reply: oneshot::Sender<Result<(), AppendError>>,
+}
+
+impl Journal {
+    /// Starts the writer behind `tail`.
+    pub(super) fn start(plan: Plan, tail: Tail) -> Result<Self, StoreError> {
+        let (sender, inbox) = sync_channel(WAITING_RECORDS);
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let (health, seen_health) = watch::channel(Health::Sound);
+        plan.metrics.store_sound.set(1);
+        let mut writer = Writer {
+            inbox,
+            waiting_bytes: waiting_bytes.clone(),
+            tail,
+            health,
+            looked_at: None,
+            room: 0,
+            batch: Vec::with_capacity(BATCH_RECORDS),
+            buffer: Vec::new(),
+            plan,
+        };
+        writer.look();
+        let writer = thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || writer.run())
+            .map_err(StoreError::io("starting the journal's writer"))?;
+        Ok(Self {
+            sender,
+            waiting_bytes,
+            health: seen_health,
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    /// Puts `notification` on stable storage.
+    pub(super) fn append(
+        &self,
+        notification: &Notification,
+    ) -> impl Future<Output = Result<(), AppendError>> + use<> {
+        let waiting = self.hand_over(notification);
+        async move {
+            match waiting?.await {
+                Ok(written) => written,
+                Err(_) => Err(AppendError::Closed),
+            }
+        }
+    }
+
+    fn hand_over(
+        &self,
+        notification: &Notification,
+    ) -> Result<oneshot::Receiver<Result<(), AppendError>>, AppendError> {
+        let since = Instant::now();
+        let record = Record::new(notification).map_err(|TooLarge(bytes)| {
+            AppendError::Full(format!("an event of {bytes} bytes is too large to store"))
+        })?;
+        let bytes = record.len();
+        let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        let append = Command::Append(Waiting {
+            record,
+            since,
+            reply,
+        });
+        // One record is taken however large it is, when nothing else waits.
+        let sent = if waiting > 0 && waiting + bytes > WAITING_BYTES {
+            Err(AppendError::Overloaded)
+        } else {
+            self.sender.try_send(append).map_err(|error| match error {
+                TrySendError::Full(_) => AppendError::Overloaded,
+                TrySendError::Disconnected(_) => self.gone(),
+            })
+        };
+        match sent {
+            Ok(()) => Ok(answer),
+            Err(error) => {
+                self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    fn gone(&self) -> AppendError {
+        match &*self.health.borrow() {
+            Health::Poisoned { why } => AppendError::Poisoned(why.clone()),
+            Health::Sound | Health::Full { .. } => AppendError::Closed,
+        }
+    }
+
+    /// Whether appends are taken.
+    pub(super) fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
+    /// Writes what is waiting and ends the writer. Blocks.
+    pub(super) fn close(&self) {
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(writer) = writer {
+            // It fails only when the writer is gone already.
+            self.sender.send(Command::Close).ok();
+            writer.join().ok();
+        }
+    }
+}
+
+/// The thread that writes.
+struct Writer {
+    plan: Plan,
+    inbox: Receiver<Command>,
+    waiting_bytes: Arc<AtomicUsize>,
+    tail: Tail,
+    health: watch::Sender<Health>,
+    /// When free space was looked at.
+    looked_at: Option<Instant>,
+    /// How many bytes may be written until it is looked at again.
+    room: u64,
+    batch: Vec<Waiting>,
+    buffer: Vec<u8>,
+}
+
+/// Why a batch was not written.
+enum Failure {
+    /// There is no room, and nothing of the batch is left in the file.
+    Full(String),
+    /// Nothing is known of the file any more.
+    Poisoned(String),
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut open = true;
+        while open {
+            match self.inbox.recv_timeout(LOOK_EVERY) {
+                Ok(Command::Append(waiting)) => {
+                    open = self.gather(waiting);
+                    self.commit();
+                }
+                Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                self.look();
+            }
+        }
+    }
+
+    /// Takes what else is waiting. `false` when the journal is to be closed after it.
+    fn gather(&mut self, first: Waiting) -> bool {
+        let mut bytes = first.record.len();
+        self.batch.push(first);
+        while self.batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
+            match self.inbox.try_recv() {
+                Ok(Command::Append(waiting)) => {
+                    bytes += waiting.record.len();
+                    self.batch.push(waiting);
+                }
+                Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        true
+    }
+
+    /// Makes the batch durable and answers everyone in it.
+    fn commit(&mut self) {
+        let result = self.write();
+        let metrics = self.plan.metrics.clone();
+        let answer = match result {
+            Ok(records) => {
+                metrics.journal_batch.observe(records as f64);
+                Ok(())
+            }
+            Err(Failure::Full(why)) => {
+                self.set_health(Health::Full { why: why.clone() });
+                Err(AppendError::Full(why))
+            }
+            Err(Failure::Poisoned(why)) => {
+                self.set_health(Health::Poisoned { why: why.clone() });
+                Err(AppendError::Poisoned(why))
+            }
+        };
+        for waiting in self.batch.drain(..) {
+            if answer.is_ok() {
+                let took = waiting.since.elapsed().as_secs_f64();
+                metrics.append_seconds.observe(took);
+            }
+            // Whoever waited may have run out of patience; the event is stored all the same.
+            waiting.reply.send(answer.clone()).ok();
+        }
+        self.buffer.clear();
+        self.buffer.shrink_to(BATCH_BYTES);
+    }
+
+    fn write(&mut self) -> Result<usize, Failure> {
+        let bytes: usize = self.batch.iter().map(|waiting| waiting.record.len()).sum();
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        match &*self.health.borrow() {
+            Health::Sound => {}
+            Health::Full { why } => return Err(Failure::Full(why.clone())),
+            Health::Poisoned { why } => return Err(Failure::Poisoned(why.clone())),
+        }
+        if bytes as u64 > self.room {
+            self.room = 0;
+            return Err(Failure::Full(self.too_little_room()));
+        }
+        if self.tail_is_done() {
+            self.roll()?;
+        }
+        for waiting in &mut self.batch {
+            let offset = self.tail.length + self.buffer.len() as u64;
+            let position = Position::new(self.tail.header.number, offset);
+            waiting.record.write_to(&mut self.buffer, position);
+        }
+        self.write_buffer()?;
+        self.tail.length += self.buffer.len() as u64;
+        self.tail.records += self.batch.len() as u64;
+        self.room -= bytes as u64;
+        let (end, records) = (self.tail.end(), self.tail.records_through());
+        self.plan.progress.written(end, records);
+        Ok(self.batch.len())
+    }
+
+    fn write_buffer(&self) -> Result<(), Failure> {
+        let Tail { file, length, .. } = &self.tail;
+        let disk = &self.plan.disk;
+        if let Err(error) = disk.write(file, &self.buffer, *length) {
+            let problem = format!("a write to the journal failed: {error}");
+            // A file whose end is unknown must not be written to again.
+            return match disk.cut(file, *length) {
+                Ok(()) if is_full(&error) => Err(Failure::Full(problem)),
+                Ok(()) => Err(Failure::Poisoned(problem)),
+                Err(cut) => Err(Failure::Poisoned(format!(
+                    "{problem}; and it could not be undone: {cut}"
+                ))),
+            };
+        }
+        let began = Instant::now();
+        disk.sync(file)
+            .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
+        let took = began.elapsed().as_secs_f64();
+        self.plan.metrics.sync_seconds.observe(took);
+        Ok(())
+    }
+
+    fn tail_is_done(&self) -> bool {
+        let age = (self.plan.clock)().duration_since(self.tail.header.begun_at);
+        self.tail.length >= self.plan.segment_bytes || (self.tail.records > 0 && age >= SEGMENT_AGE)
+    }
+
+    /// Begins the next segment. The current one needs no sync: every batch had its own.
+    fn roll(&mut self) -> Result<(), Failure> {
+        let number = self.tail.header.number + 1;
+        let header = self.tail.successor(number, (self.plan.clock)());
+        let directory = &self.plan.directory;
+        let problem = |error| format!("a new segment of the journal could not be begun: {error}");
+        self.tail = Tail::begin(directory, header).map_err(|error| {
+            if is_full(&error) {
+                Failure::Full(problem(error))
+            } else {
+                Failure::Poisoned(problem(error))
+            }
+        })?;
+        // Without its name on stable storage, a segment's synced records could not be found again.
+        disk::sync_dir(directory.path()).map_err(|error| Failure::Poisoned(problem(error)))
+    }
+
+    /// Looks at the free space and decides whether appends are taken.
+    fn look(&mut self) {
+        self.looked_at = Some(Instant::now());
+        let path = self.plan.directory.path();
+        let free = match self.plan.disk.free(path) {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!("free space cannot be told: {error}");
+                return;
+            }
+        };
+        self.room = free.saturating_sub(self.plan.reserve_bytes);
+        self.plan.metrics.disk_free_bytes.set(free.cast_signed());
+        let health = if self.room > 0 {
+            Health::Sound
+        } else {
+            let why = self.too_little_room();
+            Health::Full { why }
+        };
+        self.set_health(health);
+    }
+
+    fn too_little_room(&self) -> String {
+        let reserve = self.plan.reserve_bytes;
+        format!("less than the reserve of {reserve} bytes is free on the store's disk")
+    }
+
+    /// Poison is for ever.
+    fn set_health(&self, health: Health) {
+        let before = self.health.borrow().clone();
+        if before == health || matches!(before, Health::Poisoned { .. }) {
+            return;
+        }
+        let sound = matches!(health, Health::Sound);
+        self.plan.metrics.store_sound.set(i64::from(sound));
+        match &health {
+            Health::Sound => tracing::info!("the store takes events again"),
+            Health::Full { why } => tracing::warn!("the store refuses events: {why}"),
+            Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
+        }
+        self.health.send_replace(health);
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}

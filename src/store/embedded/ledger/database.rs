@@ -1,0 +1,109 @@
+//! The database file: opened, created, or set aside when it is damaged.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use crate::store::{StoreError, embedded::disk};
+
+/// The version of `schema.sql`.
+const VERSION: i64 = 1;
+
+/// How long to wait for the other process that writes: the service, or a command.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Opens the ledger at `path`. `create` says whether to make one where there is none, and to set a
+/// damaged one aside.
+///
+/// # Errors
+///
+/// When it cannot be read or written, or is of a later version.
+pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> {
+    match try_open(path, create) {
+        Err(Trouble::Sql(error)) if create && is_damage(&error) => {
+            set_aside(path)?;
+            try_open(path, create)
+        }
+        opened => opened,
+    }
+    .map_err(|trouble| match trouble {
+        Trouble::Sql(error) => StoreError::database("opening the ledger")(error),
+        Trouble::TooNew(version) => {
+            let path = path.display();
+            StoreError::TooNew(format!("{path} is of ledger version {version}"))
+        }
+    })
+}
+
+/// Whether the database itself is broken, so that it must be made anew.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
+}
+
+/// Renames a damaged ledger, so that a new one can be made and the old one looked at.
+pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
+    let kept = disk::spare_path(path, "damaged");
+    for suffix in ["", "-wal", "-shm"] {
+        match fs::rename(with_suffix(path, suffix), with_suffix(&kept, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed.map_err(StoreError::writing(path))?,
+        }
+    }
+    tracing::error!(
+        kept = %kept.display(),
+        "the ledger is damaged; it was set aside, and a new one is made from the journal, so that \
+         what is still in the journal is delivered again"
+    );
+    Ok(())
+}
+
+enum Trouble {
+    Sql(rusqlite::Error),
+    TooNew(i64),
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+fn try_open(path: &Path, create: bool) -> Result<Connection, Trouble> {
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    if create {
+        flags |= OpenFlags::SQLITE_OPEN_CREATE;
+    }
+    let mut db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(PATIENCE)?;
+    db.set_prepared_statement_cache_capacity(64);
+    db.pragma_update(None, "journal_mode", "wal")?;
+    // A projection may lose its last transactions with the power: they are made again.
+    db.pragma_update(None, "synchronous", "normal")?;
+    db.pragma_update(None, "cache_size", -8192)?; // KiB
+    db.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    db.pragma_update(None, "wal_autocheckpoint", 4000)?; // pages of 4 KiB
+    let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    match change.pragma_query_value(None, "user_version", |row| row.get(0))? {
+        0 => change.execute_batch(include_str!("schema.sql"))?,
+        VERSION => {}
+        version => return Err(Trouble::TooNew(version)),
+    }
+    // Reads a page or two of what is always needed, so that the grossest damage shows now.
+    change.query_row("SELECT through FROM progress", [], |_| Ok(()))?;
+    change.query_row("SELECT count(*) FROM handlers", [], |_| Ok(()))?;
+    change.commit()?;
+    Ok(db)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}

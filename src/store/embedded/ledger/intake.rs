@@ -1,0 +1,142 @@
+//! From the journal into the ledger.
+
+use rusqlite::{OptionalExtension, Result, params};
+
+use super::{Books, delivery, micros};
+use crate::{event::Notification, store::embedded::segment::Position};
+
+/// What was read of the journal at one go.
+#[derive(Debug, Default)]
+pub(in super::super) struct Batch {
+    /// Where it begins.
+    pub(in super::super) from: Position,
+    /// Where it ends.
+    pub(in super::super) through: Position,
+    /// Records of the journal up to there.
+    pub(in super::super) records: u64,
+    /// What it holds.
+    pub(in super::super) notifications: Vec<(Position, Notification)>,
+}
+
+impl Books {
+    /// How far the journal has been read, and how many records that was.
+    pub(in super::super) fn progress(&self) -> Result<(Position, u64)> {
+        self.db
+            .prepare_cached("SELECT through, records FROM progress")?
+            .query_row([], |row| {
+                let records: i64 = row.get(1)?;
+                Ok((Position::from_sql(row.get(0)?), records.cast_unsigned()))
+            })
+    }
+
+    /// Adds `batch`, if it begins where the journal has been read to, and says how far it has been
+    /// read then. A ledger that was made anew starts from the beginning in this way.
+    pub(in super::super) fn index(&mut self, batch: &Batch) -> Result<(Position, u64)> {
+        let (through, records) = self.progress()?;
+        if through != batch.from {
+            return Ok((through, records));
+        }
+        for (position, notification) in &batch.notifications {
+            if self.is_copy(notification)? || !self.add(*position, notification)? {
+                self.copies += 1;
+            }
+        }
+        self.db
+            .prepare_cached("UPDATE progress SET through = ?1, records = ?2")?
+            .execute((batch.through.to_sql(), batch.records.cast_signed()))?;
+        Ok((batch.through, batch.records))
+    }
+
+    /// Whether any of its dedupe keys is known. A copy's other keys are not learnt: one of them may
+    /// come from a part of the request that nobody has signed.
+    fn is_copy(&self, notification: &Notification) -> Result<bool> {
+        let mut look = self
+            .db
+            .prepare_cached("SELECT 1 FROM seen WHERE dedupe = ?1")?;
+        for key in &notification.dedupe {
+            if look.exists([key.as_bytes()])? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Adds an event with its deliveries; `false` when its id is known.
+    fn add(&mut self, position: Position, notification: &Notification) -> Result<bool> {
+        let added = self
+            .db
+            .prepare_cached(
+                "INSERT OR IGNORE INTO events
+                     (position, id, name, endpoint, key, occurred_at, received_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                position.to_sql(),
+                notification.id.as_bytes(),
+                notification.name.as_str(),
+                notification.endpoint.as_str(),
+                notification.key.as_ref().map(|key| key.as_str()),
+                notification.occurred_at.map(micros),
+                micros(notification.received_at),
+            ])?;
+        if added == 0 {
+            return Ok(false);
+        }
+        let mut learn = self
+            .db
+            .prepare_cached("INSERT OR IGNORE INTO seen (dedupe, position) VALUES (?1, ?2)")?;
+        for key in &notification.dedupe {
+            learn.execute((key.as_bytes(), position.to_sql()))?;
+        }
+        self.add_topics(notification)?;
+        let lane = notification.key.as_ref().map(delivery::lane);
+        for active in &self.subscriptions {
+            if active.asked.takes(&notification.name) {
+                delivery::add(
+                    &self.db,
+                    &mut self.tally,
+                    (active.id, position),
+                    lane.filter(|_| active.asked.ordered),
+                    micros(notification.received_at),
+                )?;
+                self.stirred = true;
+            }
+        }
+        Ok(true)
+    }
+
+    fn add_topics(&self, notification: &Notification) -> Result<()> {
+        let Some(occurred_at) = notification.occurred_at else {
+            return Ok(());
+        };
+        let mut learn = self.db.prepare_cached(
+            "INSERT INTO topics (topic, latest) VALUES (?1, ?2)
+             ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest
+             WHERE excluded.latest > latest",
+        )?;
+        for topic in &notification.topics {
+            learn.execute((topic.as_str(), micros(occurred_at)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether each topic has been reported again, with a later provider time.
+    pub(super) fn is_superseded(&self, notification: &Notification) -> Result<bool> {
+        let (Some(occurred_at), false) = (notification.occurred_at, notification.topics.is_empty())
+        else {
+            return Ok(false);
+        };
+        let mut look = self
+            .db
+            .prepare_cached("SELECT latest FROM topics WHERE topic = ?1")?;
+        for topic in &notification.topics {
+            let latest: Option<i64> = look
+                .query_row([topic.as_str()], |row| row.get(0))
+                .optional()?;
+            if latest.is_none_or(|latest| latest <= micros(occurred_at)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,308 @@
+//! Who has had what: a SQLite database behind one thread, a projection of the journal.
+//!
+//! **Invariant:** the append path never waits for anything here.
+//!
+//! **Invariant:** a transaction that adds events also moves the place to which the journal has been
+//! read, so that each event is added once.
+//!
+//! **Invariant:** claims are held in memory only. The store's lock makes this process the only one
+//! that claims, and its end releases them all.
+
+mod claim;
+mod database;
+mod delivery;
+mod intake;
+mod record;
+mod upkeep;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{claim::Held, delivery::Tally, upkeep::Active};
+use super::{
+    reader::{Bodies, Directory},
+    segment::Position,
+};
+use crate::{
+    store::{Lease, StoreError},
+    telemetry::Metrics,
+};
+
+pub(super) use self::{intake::Batch, record::Operator};
+
+/// The most jobs in one transaction, and the most that wait.
+const JOBS: usize = 64;
+
+/// The way to the ledger's thread.
+pub(super) struct Ledger {
+    /// Taken when the ledger is closed: the thread ends when nobody can send any more.
+    sender: Mutex<Option<mpsc::Sender<Job>>>,
+    work: watch::Receiver<u64>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Something to be done in a transaction; `None` when that has failed already, so that there is
+/// nothing to do but to reply.
+type Job = Box<dyn FnOnce(Option<&mut Books>) -> (rusqlite::Result<()>, Reply) + Send>;
+
+/// Says how the transaction ended: with its problem, if there was one.
+type Reply = Box<dyn FnOnce(Option<String>) + Send>;
+
+/// What the thread works on.
+pub(super) struct Books {
+    path: PathBuf,
+    db: Connection,
+    bodies: Bodies,
+    metrics: Arc<Metrics>,
+    clock: fn() -> Timestamp,
+    subscriptions: Vec<Active>,
+    held: HashMap<Lease, Held>,
+    last_lease: u64,
+    tally: Tally,
+    /// Whether a damaged ledger has been set aside and no new one could be made yet.
+    lost: bool,
+    /// Claims made in the transaction under way.
+    claimed: Vec<Lease>,
+    /// Whether the transaction under way may have made something claimable.
+    stirred: bool,
+    /// Copies that the transaction under way has dropped.
+    copies: u64,
+}
+
+impl Ledger {
+    /// Opens the ledger at `path` over the journal in `journal`, and starts its thread. Also says
+    /// how far the journal has been read, and how many records that was.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or written, or is of a later version.
+    pub(super) fn open(
+        path: &Path,
+        journal: Directory,
+        metrics: Arc<Metrics>,
+        clock: fn() -> Timestamp,
+    ) -> Result<(Self, Position, u64), StoreError> {
+        let books = Books {
+            db: database::open(path, true)?,
+            path: path.to_owned(),
+            bodies: Bodies::new(journal),
+            metrics,
+            clock,
+            subscriptions: Vec::new(),
+            held: HashMap::new(),
+            last_lease: 0,
+            tally: Tally::default(),
+            lost: false,
+            claimed: Vec::new(),
+            stirred: false,
+            copies: 0,
+        };
+        let (through, records) = books
+            .progress()
+            .map_err(StoreError::database("reading the ledger"))?;
+        let (sender, inbox) = mpsc::channel(JOBS);
+        let (stir, work) = watch::channel(0);
+        let thread = thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || books.run(inbox, &stir))
+            .map_err(StoreError::io("starting the ledger's thread"))?;
+        let ledger = Self {
+            sender: Mutex::new(Some(sender)),
+            work,
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok((ledger, through, records))
+    }
+
+    /// Changes when there may be something new to claim.
+    pub(super) fn work(&self) -> watch::Receiver<u64> {
+        self.work.clone()
+    }
+
+    /// Does `job` in a transaction, and returns when it has been committed.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, answer) = answered(what, job);
+        let sent = self.sender()?.send(job).await;
+        sent.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// [`run`](Self::run) for a thread of the engine's own.
+    pub(super) fn run_blocking<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, answer) = answered(what, job);
+        let sent = self.sender()?.blocking_send(job);
+        sent.map_err(|_| StoreError::Closed)?;
+        answer.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn sender(&self) -> Result<mpsc::Sender<Job>, StoreError> {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        sender.clone().ok_or(StoreError::Closed)
+    }
+
+    /// Does what is waiting and ends the thread. Blocks.
+    pub(super) fn close(&self) {
+        let sender = self
+            .sender
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(sender);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the ledger's thread has panicked");
+        }
+    }
+}
+
+/// `job` with its result sent to whoever asked.
+fn answered<T: Send + 'static>(
+    what: &'static str,
+    job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
+) -> (Job, oneshot::Receiver<Result<T, StoreError>>) {
+    let (sender, answer) = oneshot::channel();
+    let job = move |books: Option<&mut Books>| {
+        let (done, outcome) = match books.map(job) {
+            Some(Ok(done)) => (Some(done), Ok(())),
+            Some(Err(error)) => (None, Err(error)),
+            None => (None, Ok(())),
+        };
+        let reply = move |problem: Option<String>| {
+            let answer = match (done, problem) {
+                (Some(done), None) => Ok(done),
+                (_, problem) => Err(StoreError::Database {
+                    what: what.to_owned(),
+                    error: problem.unwrap_or_default().into(),
+                }),
+            };
+            // Whoever asked may have gone; what was done stays done.
+            sender.send(answer).ok();
+        };
+        (outcome, Box::new(reply) as Reply)
+    };
+    (Box::new(job), answer)
+}
+
+impl Books {
+    fn run(mut self, mut inbox: mpsc::Receiver<Job>, stir: &watch::Sender<u64>) {
+        super::yield_to_the_door();
+        let mut jobs = Vec::with_capacity(JOBS);
+        while inbox.blocking_recv_many(&mut jobs, JOBS) > 0 {
+            self.transact(jobs.drain(..));
+            if std::mem::take(&mut self.stirred) {
+                stir.send_modify(|count| *count += 1);
+            }
+        }
+        // The write-ahead log is folded into the database when the last connection closes.
+        if let Err((_, error)) = self.db.close() {
+            tracing::warn!("the ledger was not closed cleanly: {error}");
+        }
+    }
+
+    /// Does all of `jobs` in one transaction, or none of them.
+    fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
+        let mut replies = Vec::new();
+        let outcome = self.attempt(jobs, &mut replies);
+        self.tally.clear();
+        let claimed = std::mem::take(&mut self.claimed);
+        let copies = std::mem::take(&mut self.copies);
+        let problem = match outcome {
+            Ok(()) => {
+                self.metrics.duplicates.inc_by(copies);
+                None
+            }
+            Err(error) => {
+                for lease in claimed {
+                    self.held.remove(&lease);
+                }
+                // What was settled in vain is made again.
+                self.stirred = true;
+                self.recover(&error);
+                Some(error.to_string())
+            }
+        };
+        for reply in replies {
+            reply(problem.clone());
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        jobs: impl Iterator<Item = Job>,
+        replies: &mut Vec<Reply>,
+    ) -> rusqlite::Result<()> {
+        let mut outcome = self.db.execute_batch("BEGIN IMMEDIATE");
+        for job in jobs {
+            let (own, reply) = job(outcome.is_ok().then_some(self));
+            outcome = outcome.and(own);
+            replies.push(reply);
+        }
+        outcome?;
+        self.tally.write(&self.db)?;
+        self.db.execute_batch("COMMIT")
+    }
+
+    /// After a failed transaction: takes it back, and makes the ledger anew if it is damaged.
+    fn recover(&mut self, error: &rusqlite::Error) {
+        if !self.db.is_autocommit()
+            && let Err(error) = self.db.execute_batch("ROLLBACK")
+        {
+            tracing::warn!("a transaction of the ledger could not be taken back: {error}");
+        }
+        if !database::is_damage(error) && !self.lost {
+            tracing::warn!("the ledger could not be written: {error}");
+            return;
+        }
+        self.lost = true;
+        match self.renew() {
+            Ok(()) => self.lost = false,
+            Err(error) => tracing::error!("no new ledger could be made: {error}"),
+        }
+    }
+
+    fn renew(&mut self) -> Result<(), StoreError> {
+        let memory = Connection::open_in_memory()
+            .map_err(StoreError::database("setting the ledger aside"))?;
+        // Closed first: a database must not be renamed under an open connection.
+        drop(std::mem::replace(&mut self.db, memory));
+        database::set_aside(&self.path)?;
+        self.db = database::open(&self.path, true)?;
+        self.held.clear();
+        let asked = self.subscriptions.iter().map(|active| active.asked.clone());
+        let subscriptions = asked.collect();
+        self.subscribe(subscriptions)
+            .map_err(StoreError::database("writing the new ledger"))
+    }
+}
+
+/// The ledger's form of a time.
+fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+/// Takes the ledger's form of a time back.
+fn time(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,247 @@
+//! Who is configured, what is to be forgotten, and how much there is.
+
+use rusqlite::{OptionalExtension, Result, params};
+
+use super::{
+    Books,
+    delivery::{self, HandlerId, PARKED},
+    micros, time,
+};
+use crate::{
+    event::{HandlerName, Key, Notification},
+    store::{Subscription, embedded::segment::Position},
+    telemetry::ByHandler,
+};
+
+/// Why deliveries of a handler that is gone are parked.
+const NO_HANDLER: &str = "no handler of this name is configured";
+
+/// A handler that is configured.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) id: HandlerId,
+    pub(super) asked: Subscription,
+}
+
+/// How one handler stands.
+#[derive(Debug)]
+pub(in super::super) struct Standing {
+    by: ByHandler,
+    open: i64,
+    parked: i64,
+    oldest_seconds: f64,
+}
+
+impl Books {
+    /// Takes `subscriptions` in the place of those so far.
+    pub(in super::super) fn subscribe(&mut self, subscriptions: Vec<Subscription>) -> Result<()> {
+        self.db.execute("UPDATE handlers SET configured = 0", [])?;
+        let mut active = Vec::with_capacity(subscriptions.len());
+        for asked in subscriptions {
+            let id = self.configure(&asked)?;
+            active.push(Active { id, asked });
+        }
+        self.park_the_abandoned()?;
+        self.subscriptions = active;
+        self.stirred = true;
+        Ok(())
+    }
+
+    /// The row of a handler, made where there is none.
+    fn configure(&mut self, asked: &Subscription) -> Result<HandlerId> {
+        let name = asked.handler.as_str();
+        let known: Option<(HandlerId, bool)> = self
+            .db
+            .query_row(
+                "SELECT id, ordered FROM handlers WHERE name = ?1",
+                [name],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()?;
+        let Some((id, ordered)) = known else {
+            self.db.execute(
+                "INSERT INTO handlers (name, configured, ordered) VALUES (?1, 1, ?2)",
+                (name, asked.ordered),
+            )?;
+            return Ok(self.db.last_insert_rowid());
+        };
+        self.db.execute(
+            "UPDATE handlers SET configured = 1, ordered = ?2 WHERE id = ?1",
+            (id, asked.ordered),
+        )?;
+        if ordered != asked.ordered {
+            self.arrange(id, asked.ordered)?;
+        }
+        Ok(id)
+    }
+
+    /// Gives the open deliveries of a handler lanes, or takes them away, when its order has
+    /// changed.
+    fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
+        let mut last = Position::default();
+        loop {
+            let page = self.open_keys(handler, last)?;
+            let Some((position, _)) = page.last() else {
+                return Ok(());
+            };
+            last = *position;
+            for (position, key) in page {
+                let lane = key.filter(|_| ordered).map(|key| delivery::lane(&key));
+                for held in self.held.values_mut() {
+                    if (held.handler, held.position) == (handler, position) {
+                        held.lane = lane;
+                    }
+                }
+                delivery::place(&self.db, (handler, position), lane)?;
+            }
+        }
+    }
+
+    /// Open deliveries after `last`, with their keys; some of them.
+    fn open_keys(
+        &self,
+        handler: HandlerId,
+        last: Position,
+    ) -> Result<Vec<(Position, Option<Key>)>> {
+        let mut page = self.db.prepare_cached(
+            "SELECT position, key FROM deliveries JOIN events USING (position)
+             WHERE handler = ?1 AND state < 2 AND position > ?2 ORDER BY position LIMIT 1000",
+        )?;
+        let rows = page.query_map((handler, last.to_sql()), |row| {
+            let key: Option<String> = row.get(1)?;
+            Ok((Position::from_sql(row.get(0)?), key.map(Key::new)))
+        })?;
+        rows.collect()
+    }
+
+    fn park_the_abandoned(&self) -> Result<()> {
+        let parked = self.db.execute(
+            "UPDATE deliveries SET state = ?1, due_at = ?2, why = ?3
+             WHERE state < 2 AND handler IN
+                 (SELECT id FROM handlers WHERE configured = 0 AND open > 0)",
+            params![PARKED, micros((self.clock)()), NO_HANDLER],
+        )?;
+        self.db.execute(
+            "UPDATE handlers SET parked = parked + open, open = 0
+             WHERE configured = 0 AND open > 0",
+            [],
+        )?;
+        if parked > 0 {
+            tracing::warn!(
+                parked,
+                "deliveries are parked, since their handlers are no longer configured"
+            );
+        }
+        Ok(())
+    }
+
+    /// The row of the configured handler called `name`.
+    pub(super) fn handler(&self, name: &HandlerName) -> Result<Option<HandlerId>> {
+        let mut active = self.subscriptions.iter();
+        let found = active.find(|active| active.asked.handler == *name);
+        Ok(found.map(|active| active.id))
+    }
+
+    /// Whether anything between the two positions is not finished.
+    pub(in super::super) fn is_needed(&self, from: Position, to: Position) -> Result<bool> {
+        let mut look = self.db.prepare_cached(UNFINISHED)?;
+        look.exists((from.to_sql(), to.to_sql()))
+    }
+
+    /// Forgets a slice of what is between the two positions: everything of `notifications`, which
+    /// were read there. `false`, with nothing forgotten, when something is not finished after all.
+    pub(in super::super) fn forget(
+        &mut self,
+        (from, to): (Position, Position),
+        notifications: &[(Position, Notification)],
+    ) -> Result<bool> {
+        if self.is_needed(from, to)? {
+            return Ok(false);
+        }
+        for (position, notification) in notifications {
+            self.forget_one(*position, notification)?;
+        }
+        let (from, to) = (from.to_sql(), to.to_sql());
+        for table in ["deliveries", "attempts"] {
+            self.db
+                .prepare_cached(&format!(
+                    "DELETE FROM {table} WHERE handler IN (SELECT id FROM handlers)
+                     AND position >= ?1 AND position < ?2"
+                ))?
+                .execute((from, to))?;
+        }
+        self.db
+            .prepare_cached("DELETE FROM events WHERE position >= ?1 AND position < ?2")?
+            .execute((from, to))?;
+        Ok(true)
+    }
+
+    fn forget_one(&self, position: Position, notification: &Notification) -> Result<()> {
+        let mut unlearn = self
+            .db
+            .prepare_cached("DELETE FROM seen WHERE dedupe = ?1 AND position = ?2")?;
+        for key in &notification.dedupe {
+            unlearn.execute((key.as_bytes(), position.to_sql()))?;
+        }
+        if let Some(occurred_at) = notification.occurred_at {
+            let mut unlearn = self
+                .db
+                .prepare_cached("DELETE FROM topics WHERE topic = ?1 AND latest <= ?2")?;
+            for topic in &notification.topics {
+                unlearn.execute((topic.as_str(), micros(occurred_at)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of the file of segment `number`, which has been deleted.
+    pub(in super::super) fn forget_segment(&mut self, number: u32) {
+        self.bodies.forget(number);
+    }
+
+    /// How each handler stands at `now`.
+    pub(in super::super) fn standings(&self, now: jiff::Timestamp) -> Result<Vec<Standing>> {
+        let mut handlers = self
+            .db
+            .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
+        let mut oldest = self.db.prepare_cached(OLDEST)?;
+        let rows = handlers.query_map([], |row| {
+            let id: HandlerId = row.get(0)?;
+            let received_at: Option<i64> = oldest.query_row([id], |row| row.get(0)).optional()?;
+            let age = received_at.map_or(0.0, |at| now.duration_since(time(at)).as_secs_f64());
+            Ok(Standing {
+                by: ByHandler {
+                    handler: row.get(1)?,
+                },
+                open: row.get(2)?,
+                parked: row.get(3)?,
+                oldest_seconds: age.max(0.0),
+            })
+        })?;
+        rows.collect()
+    }
+}
+
+/// Whether anything between two positions is not finished.
+pub(super) const UNFINISHED: &str = "SELECT 1 FROM handlers CROSS JOIN deliveries
+    ON handler = id AND state IN (0, 1, 2) AND state < 3 AND position >= ?1 AND position < ?2
+    LIMIT 1";
+
+/// When the oldest open delivery of a handler was received. It is ready: the oldest of each lane
+/// is.
+pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
+    (SELECT position FROM deliveries WHERE handler = ?1 AND state = 0 AND state < 3
+     ORDER BY position LIMIT 1)";
+
+impl Standing {
+    /// Sets the handler's gauges.
+    pub(in super::super) fn show(&self, metrics: &crate::telemetry::Metrics) {
+        let Self { by, .. } = self;
+        metrics.open_deliveries.get_or_create(by).set(self.open);
+        metrics.parked_deliveries.get_or_create(by).set(self.parked);
+        metrics
+            .oldest_open_seconds
+            .get_or_create(by)
+            .set(self.oldest_seconds);
+    }
+}

@@ -1,0 +1,330 @@
+//! Reading segments: from the beginning on, over damage, or one record at a known position.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+
+use super::segment::{self, BadHeader, HEADER_BYTES, Header, MARKER, PREFIX_BYTES, Position};
+use crate::{event::Notification, store::StoreError, telemetry::Metrics};
+
+/// How much of a segment is read at once, in bytes. A larger record is read whole.
+const WINDOW_BYTES: usize = 256 << 10;
+
+/// How many segments are kept open for [`Directory::read`].
+const OPEN_FILES: usize = 16;
+
+const EXTENSION: &str = "segment";
+
+/// The directory in which the journal lives.
+#[derive(Clone, Debug)]
+pub(super) struct Directory(Arc<Path>);
+
+impl Directory {
+    /// The one at `path`.
+    pub(super) fn new(path: &Path) -> Self {
+        Self(path.into())
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The file of segment `number`.
+    pub(super) fn segment(&self, number: u32) -> PathBuf {
+        self.0.join(format!("{number:010}.{EXTENSION}"))
+    }
+
+    /// The numbers of all segments, ascending.
+    pub(super) fn segments(&self) -> io::Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let path = PathBuf::from(entry?.file_name());
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            if path.extension().is_some_and(|ext| ext == EXTENSION) {
+                numbers.extend(stem.and_then(|stem| stem.parse::<u32>().ok()));
+            }
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The size of all segments, in bytes.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for number in self.segments()? {
+            match fs::metadata(self.segment(number)) {
+                Ok(metadata) => bytes += metadata.len(),
+                // Retention may have been faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The header of segment `number`; `None` for a damaged one.
+    pub(super) fn header(&self, number: u32) -> Result<Option<Header>, StoreError> {
+        let path = self.segment(number);
+        let mut bytes = [0; HEADER_BYTES];
+        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, 0));
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read.map_err(StoreError::reading(&path))?,
+        }
+        match Header::decode(&bytes) {
+            Ok(header) if header.number == number => Ok(Some(header)),
+            Ok(_) | Err(BadHeader::Damaged) => Ok(None),
+            Err(BadHeader::TooNew(version)) => {
+                let path = path.display();
+                Err(StoreError::TooNew(format!(
+                    "{path} is of journal version {version}"
+                )))
+            }
+        }
+    }
+}
+
+/// Records by position.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    directory: Directory,
+    open: HashMap<u32, File>,
+}
+
+/// Why no record could be read at a position.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unread {
+    /// Its segment is not there.
+    #[error("the event's segment of the journal is missing")]
+    Missing,
+    /// What is there is not the record that was written.
+    #[error("the event fails its checksum in the journal")]
+    Damaged,
+    /// The system could not read it.
+    #[error("the journal cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Bodies {
+    /// Those in `directory`.
+    pub(super) fn new(directory: Directory) -> Self {
+        Self {
+            directory,
+            open: HashMap::new(),
+        }
+    }
+
+    /// The notification at `position`, verified.
+    pub(super) fn read(&mut self, position: Position) -> Result<Notification, Unread> {
+        let file = self.file(position.segment())?;
+        let mut prefix = [0; PREFIX_BYTES];
+        read_exact(file, &mut prefix, position.offset())?;
+        let length = segment::length(&prefix).map_err(|_| Unread::Damaged)?;
+        let mut bytes = vec![0; length];
+        read_exact(file, &mut bytes, position.offset())?;
+        segment::notification(&Bytes::from(bytes), position).map_err(|_| Unread::Damaged)
+    }
+
+    /// Lets go of segment `number`, which has been deleted.
+    pub(super) fn forget(&mut self, number: u32) {
+        self.open.remove(&number);
+    }
+
+    fn file(&mut self, number: u32) -> Result<&File, Unread> {
+        if !self.open.contains_key(&number) {
+            if self.open.len() >= OPEN_FILES {
+                self.open.clear();
+            }
+            match File::open(self.directory.segment(number)) {
+                Ok(file) => self.open.insert(number, file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(Unread::Missing);
+                }
+                Err(error) => return Err(error.into()),
+            };
+        }
+        self.open.get(&number).ok_or(Unread::Missing)
+    }
+}
+
+fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), Unread> {
+    match file.read_exact_at(bytes, offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Unread::Damaged),
+        read => Ok(read?),
+    }
+}
+
+/// What [`Scan::next`] came upon.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A valid record, whole.
+    Record {
+        /// Where.
+        position: Position,
+        /// All of it.
+        bytes: Bytes,
+    },
+    /// Bytes that are no valid record. The next step is a record or the end.
+    Damage {
+        /// Where they begin.
+        position: Position,
+        /// How many.
+        bytes: u64,
+    },
+}
+
+/// Reads one segment from some offset on, over damage.
+#[derive(Debug)]
+pub(super) struct Scan {
+    file: File,
+    number: u32,
+    at: u64,
+    end: u64,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+impl Scan {
+    /// Begins at `from`, which is where a record begins, or 0 for the first one.
+    pub(super) fn open(directory: &Directory, from: Position) -> io::Result<Self> {
+        let file = File::open(directory.segment(from.segment()))?;
+        Ok(Self {
+            end: file.metadata()?.len(),
+            file,
+            number: from.segment(),
+            at: from.offset().max(HEADER_BYTES as u64),
+            window: Vec::new(),
+            window_at: 0,
+        })
+    }
+
+    /// Where the next step begins.
+    pub(super) const fn position(&self) -> Position {
+        Position::new(self.number, self.at)
+    }
+
+    /// Reads as far as `end`, an offset in bytes at which a record ends.
+    pub(super) const fn set_end(&mut self, end: u64) {
+        self.end = end;
+    }
+
+    /// Reads as far as the file goes by now. Whether that is further than before.
+    pub(super) fn extend(&mut self) -> io::Result<bool> {
+        self.end = self.file.metadata()?.len();
+        Ok(self.at < self.end)
+    }
+
+    /// The next record, or the damage before it; `None` at the end.
+    pub(super) fn next(&mut self) -> io::Result<Option<Step>> {
+        if self.at >= self.end {
+            return Ok(None);
+        }
+        let position = self.position();
+        if let Some(bytes) = self.record_at(self.at)? {
+            self.at += bytes.len() as u64;
+            return Ok(Some(Step::Record { position, bytes }));
+        }
+        let next = self.search(self.at + 1)?;
+        let bytes = next - self.at;
+        self.at = next;
+        Ok(Some(Step::Damage { position, bytes }))
+    }
+
+    /// The offset of the first valid record at or after `at`, or the end.
+    fn search(&mut self, mut at: u64) -> io::Result<u64> {
+        while at < self.end {
+            let window = self.window(at, PREFIX_BYTES.min((self.end - at) as usize))?;
+            let found = window
+                .windows(MARKER.len())
+                .position(|bytes| bytes == MARKER);
+            match found {
+                Some(skipped) => {
+                    at += skipped as u64;
+                    if self.record_at(at)?.is_some() {
+                        return Ok(at);
+                    }
+                    at += 1;
+                }
+                // A marker may stand across the edge of the window.
+                None => at += (window.len().saturating_sub(MARKER.len() - 1)).max(1) as u64,
+            }
+        }
+        Ok(self.end)
+    }
+
+    fn record_at(&mut self, at: u64) -> io::Result<Option<Bytes>> {
+        let left = (self.end - at) as usize;
+        if left < PREFIX_BYTES {
+            return Ok(None);
+        }
+        let position = Position::new(self.number, at);
+        let length = match segment::length(self.window(at, PREFIX_BYTES)?) {
+            Ok(length) if length <= left => length,
+            _ => return Ok(None),
+        };
+        let bytes = self.window(at, length)?.get(..length).unwrap_or_default();
+        Ok(match segment::payload(bytes, position) {
+            Ok(_) => Some(Bytes::copy_from_slice(bytes)),
+            Err(segment::Invalid) => None,
+        })
+    }
+
+    /// What the segment holds from `at` on: at least `least` bytes, which must not go beyond its
+    /// end.
+    fn window(&mut self, at: u64, least: usize) -> io::Result<&[u8]> {
+        let held = at
+            .checked_sub(self.window_at)
+            .is_some_and(|skip| skip as usize + least <= self.window.len());
+        if !held {
+            let left = (self.end - at) as usize;
+            self.window.resize(left.min(least.max(WINDOW_BYTES)), 0);
+            // What an earlier read left is not taken for the segment's if this one fails.
+            self.window_at = u64::MAX;
+            self.file.read_exact_at(&mut self.window, at)?;
+            self.window_at = at;
+        }
+        let skip = (at - self.window_at) as usize;
+        Ok(self.window.get(skip..).unwrap_or_default())
+    }
+}
+
+/// The damage that has been found so far. Shared by all who read the journal, so that none of it
+/// is reported or counted twice.
+#[derive(Clone)]
+pub(super) struct Damage {
+    found: Arc<Mutex<BTreeMap<Position, u64>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Damage {
+    /// None so far.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            found: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Reports `bytes` at `position`, unless that has been done.
+    pub(super) fn report(&self, position: Position, bytes: u64, what: &'static str) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.insert(position, bytes).is_none() {
+            tracing::error!(
+                segment = position.segment(),
+                offset = position.offset(),
+                bytes,
+                "the journal is damaged: {what}"
+            );
+        }
+        let sum: u64 = found.values().sum();
+        self.metrics.journal_damaged_bytes.set(sum.cast_signed());
+    }
+}

@@ -1,0 +1,277 @@
+//! Opening the journal: what is whole is kept, what is torn is cut, what is damaged is reported.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    disk,
+    journal::BATCH_BYTES,
+    reader::{Damage, Directory, Scan, Step},
+    segment::{HEADER_BYTES, Header, Position},
+};
+use crate::store::StoreError;
+
+/// The segment that is written to.
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// Its file.
+    pub(super) file: File,
+    /// Its header.
+    pub(super) header: Header,
+    /// Its length in bytes: where the next record goes.
+    pub(super) length: u64,
+    /// Records in it.
+    pub(super) records: u64,
+}
+
+impl Tail {
+    /// Where the next record goes.
+    pub(super) const fn end(&self) -> Position {
+        Position::new(self.header.number, self.length)
+    }
+
+    /// Records in this segment and all before it.
+    pub(super) const fn records_through(&self) -> u64 {
+        self.header.records_before + self.records
+    }
+
+    /// Begins a segment. It gets its name only when its header is on stable storage, so that a
+    /// segment without a header is always damage and never a crash.
+    pub(super) fn begin(directory: &Directory, header: Header) -> io::Result<Self> {
+        let path = directory.segment(header.number);
+        let unnamed = path.with_extension("new");
+        let file = disk::create_file(&unnamed)?;
+        file.write_all_at(&header.encode(), 0)?;
+        file.sync_all()?;
+        fs::rename(&unnamed, &path)?;
+        Ok(Self {
+            file,
+            header,
+            length: HEADER_BYTES as u64,
+            records: 0,
+        })
+    }
+
+    /// The header of the segment after this one.
+    pub(super) const fn successor(&self, number: u32, begun_at: Timestamp) -> Header {
+        Header {
+            number,
+            previous: Some((self.header.number, self.length)),
+            records_before: self.records_through(),
+            begun_at,
+        }
+    }
+}
+
+/// Opens the journal in `directory`, creating it where there is none. `known` is how far the ledger
+/// has read it: the next record is put beyond that.
+///
+/// # Errors
+///
+/// When it cannot be read or written, or is of a newer version.
+pub(super) fn recover(
+    directory: &Directory,
+    known: Position,
+    now: Timestamp,
+    damage: &Damage,
+) -> Result<Tail, StoreError> {
+    let path = directory.path();
+    disk::create_dir(path).map_err(StoreError::writing(path))?;
+    let numbers = directory.segments().map_err(StoreError::reading(path))?;
+    check_headers(directory, &numbers, damage)?;
+    let tail = match numbers.last() {
+        Some(&last) => reopen(directory, last, now, damage)?,
+        None => {
+            let first = Header {
+                number: 1,
+                previous: None,
+                records_before: 0,
+                begun_at: now,
+            };
+            Tail::begin(directory, first).map_err(StoreError::writing(path))?
+        }
+    };
+    let tail = beyond(directory, tail, known, now).map_err(StoreError::writing(path))?;
+    disk::sync_dir(path).map_err(StoreError::writing(path))?;
+    Ok(tail)
+}
+
+/// Compares what each header says of the segment before it with what is there.
+fn check_headers(
+    directory: &Directory,
+    numbers: &[u32],
+    damage: &Damage,
+) -> Result<(), StoreError> {
+    let mut before: Option<(u32, u64)> = None;
+    for &number in numbers {
+        let path = directory.segment(number);
+        let length = fs::metadata(&path)
+            .map_err(StoreError::reading(&path))?
+            .len();
+        match directory.header(number)? {
+            None => {
+                let bytes = length.min(HEADER_BYTES as u64);
+                damage.report(Position::new(number, 0), bytes, "a segment's header");
+            }
+            Some(header) => {
+                if let (Some(said), Some(found)) = (header.previous, before) {
+                    check_end(said, found, damage);
+                }
+            }
+        }
+        before = Some((number, length));
+    }
+    Ok(())
+}
+
+fn check_end(said: (u32, u64), found: (u32, u64), damage: &Damage) {
+    let (number, length) = found;
+    let (said_number, said_length) = said;
+    // Segments before `number` may have been deleted in their time; one between them must not be.
+    if said_number != number {
+        damage.report(
+            Position::new(said_number, 0),
+            said_length,
+            "a segment is missing",
+        );
+    } else if length < said_length {
+        let lost = said_length - length;
+        damage.report(
+            Position::new(number, length),
+            lost,
+            "a segment has lost its end",
+        );
+    }
+}
+
+/// Opens the last segment for writing.
+fn reopen(
+    directory: &Directory,
+    number: u32,
+    now: Timestamp,
+    damage: &Damage,
+) -> Result<Tail, StoreError> {
+    let path = directory.segment(number);
+    let header = directory.header(number)?;
+    let scanned = scan(directory, number, damage).map_err(StoreError::reading(&path))?;
+    let write = || -> io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        cut_torn_tail(&file, &path, scanned.end)?;
+        renew(&file, scanned.last, scanned.end)?;
+        file.sync_all()?;
+        Ok(file)
+    };
+    let file = write().map_err(StoreError::writing(&path))?;
+    let tail = Tail {
+        file,
+        header: header.unwrap_or(Header {
+            number,
+            previous: None,
+            records_before: 0,
+            begun_at: now,
+        }),
+        length: scanned.end.max(HEADER_BYTES as u64),
+        records: scanned.records,
+    };
+    if header.is_some() {
+        return Ok(tail);
+    }
+    // Nothing more is put under a damaged header.
+    let next = tail.successor(number + 1, now);
+    Tail::begin(directory, next).map_err(StoreError::writing(directory.path()))
+}
+
+struct Scanned {
+    /// Where the last valid record ends.
+    end: u64,
+    /// Where it begins.
+    last: u64,
+    records: u64,
+}
+
+fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scanned> {
+    let mut scan = Scan::open(directory, Position::new(number, 0))?;
+    let mut found = Scanned {
+        end: scan.position().offset(),
+        last: scan.position().offset(),
+        records: 0,
+    };
+    let mut damaged = None;
+    while let Some(step) = scan.next()? {
+        match step {
+            Step::Record { position, .. } => {
+                if let Some((position, bytes)) = damaged.take() {
+                    damage.report(position, bytes, "records fail their checksum");
+                }
+                found.records += 1;
+                found.last = position.offset();
+                found.end = scan.position().offset();
+            }
+            // Damage with nothing valid after it is a torn tail, and no loss.
+            Step::Damage { position, bytes } => damaged = Some((position, bytes)),
+        }
+    }
+    Ok(found)
+}
+
+/// Cuts the segment at `end`, and keeps what is cut in a file beside it: it was never acknowledged,
+/// unless the disk has lied.
+fn cut_torn_tail(file: &File, path: &Path, end: u64) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    if length <= end {
+        return Ok(());
+    }
+    let kept = disk::spare_path(path, "torn");
+    let mut source = File::open(path)?;
+    io::Seek::seek(&mut source, io::SeekFrom::Start(end))?;
+    let mut copy = disk::create_file(&kept)?;
+    io::copy(&mut source, &mut copy)?;
+    copy.sync_all()?;
+    file.set_len(end)?;
+    tracing::warn!(
+        bytes = length - end,
+        kept = %kept.display(),
+        "the journal had a torn tail, as after a crash; it was cut, and kept in a file of its own"
+    );
+    Ok(())
+}
+
+/// Writes the last batch again. After a failed sync the system may hold pages that it takes for
+/// written though the disk never had them; a sync of unchanged pages would prove nothing.
+fn renew(file: &File, last: u64, end: u64) -> io::Result<()> {
+    let mut at = last
+        .saturating_sub(BATCH_BYTES as u64)
+        .max(HEADER_BYTES as u64);
+    let mut chunk = vec![0; 1 << 20];
+    while at < end {
+        let size = chunk.len().min((end - at) as usize);
+        let part = chunk.get_mut(..size).unwrap_or_default();
+        file.read_exact_at(part, at)?;
+        file.write_all_at(part, at)?;
+        at += size as u64;
+    }
+    Ok(())
+}
+
+/// Makes sure that no position is used twice, even if the journal has lost its end.
+fn beyond(directory: &Directory, tail: Tail, known: Position, now: Timestamp) -> io::Result<Tail> {
+    if tail.end() >= known {
+        return Ok(tail);
+    }
+    tracing::error!(
+        journal.segment = tail.end().segment(),
+        journal.offset = tail.end().offset(),
+        ledger.segment = known.segment(),
+        ledger.offset = known.offset(),
+        "the journal ends before what the ledger has read of it: stored events are lost"
+    );
+    let number = known.segment().max(tail.header.number) + 1;
+    let next = tail.successor(number, now);
+    Tail::begin(directory, next)
+}

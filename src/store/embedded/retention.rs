@@ -1,0 +1,144 @@
+//! Deletes segments that are old enough and of which nothing is needed any more.
+
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    disk,
+    ledger::Ledger,
+    progress::Progress,
+    reader::{Directory, Scan, Step},
+    segment::{self, Position},
+};
+use crate::{event::Notification, store::StoreError};
+
+/// How often to look for what may go.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// The most events that are forgotten in one transaction of the ledger: a large one would hold
+/// up deliveries.
+const SLICE: usize = 200;
+
+/// The thread that deletes.
+pub(super) struct Retention {
+    pub(super) directory: Directory,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) retain: Duration,
+    pub(super) clock: fn() -> Timestamp,
+}
+
+impl Retention {
+    /// Looks now and then, until the other end of `stop` is dropped.
+    pub(super) fn run(self, stop: &Receiver<()>) {
+        super::yield_to_the_door();
+        while stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+            if let Err(error) = self.pass() {
+                tracing::warn!("old segments of the journal are not deleted: {error}");
+            }
+        }
+    }
+
+    /// Deletes what may go, and says how many segments that was.
+    pub(super) fn pass(&self) -> Result<usize, StoreError> {
+        let path = self.directory.path();
+        let numbers = self.directory.segments();
+        let numbers = numbers.map_err(StoreError::reading(path))?;
+        let (through, _) = self
+            .ledger
+            .run_blocking("reading the ledger", |books| books.progress())?;
+        let retain = SignedDuration::try_from(self.retain).unwrap_or(SignedDuration::MAX);
+        let now = (self.clock)();
+        let mut deleted = 0;
+        for pair in numbers.windows(2) {
+            let [number, next] = *pair else { continue };
+            let is_read = through.segment() > number;
+            let is_written = self.progress.end().segment() > number;
+            // Everything in a segment is older than the one after it.
+            let header = self.directory.header(next)?;
+            let is_old = header.is_some_and(|next| now.duration_since(next.begun_at) >= retain);
+            if is_read && is_written && is_old && self.delete(number)? {
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// Deletes segment `number`, unless it is needed.
+    fn delete(&self, number: u32) -> Result<bool, StoreError> {
+        let all = (Position::new(number, 0), Position::new(number + 1, 0));
+        if self.is_needed(all)? || !self.forget(number)? || self.is_needed(all)? {
+            return Ok(false);
+        }
+        // The ledger first: should the power fail now, the file is found and deleted later.
+        let path = self.directory.segment(number);
+        fs::remove_file(&path).map_err(StoreError::writing(&path))?;
+        disk::sync_dir(self.directory.path()).map_err(StoreError::writing(&path))?;
+        self.ledger
+            .run_blocking("closing a segment", move |books| {
+                books.forget_segment(number);
+                Ok(())
+            })?;
+        tracing::info!(
+            segment = number,
+            "an old segment of the journal was deleted"
+        );
+        Ok(true)
+    }
+
+    fn is_needed(&self, (from, to): (Position, Position)) -> Result<bool, StoreError> {
+        self.ledger
+            .run_blocking("reading the ledger", move |books| books.is_needed(from, to))
+    }
+
+    /// Removes from the ledger what segment `number` holds; `false` when it is needed after all.
+    fn forget(&self, number: u32) -> Result<bool, StoreError> {
+        let path = self.directory.segment(number);
+        let mut from = Position::new(number, 0);
+        let mut scan = Scan::open(&self.directory, from).map_err(StoreError::reading(&path))?;
+        loop {
+            let slice = read_slice(&mut scan).map_err(StoreError::reading(&path))?;
+            let done = slice.is_empty();
+            let to = if done {
+                Position::new(number + 1, 0)
+            } else {
+                scan.position()
+            };
+            let forgotten = self
+                .ledger
+                .run_blocking("forgetting old events", move |books| {
+                    books.forget((from, to), &slice)
+                })?;
+            if done || !forgotten {
+                return Ok(forgotten);
+            }
+            from = to;
+        }
+    }
+}
+
+/// The next notifications, without their bodies. Damage is passed over: it was reported when it was
+/// read first.
+fn read_slice(scan: &mut Scan) -> io::Result<Vec<(Position, Notification)>> {
+    let mut slice = Vec::new();
+    while slice.len() < SLICE
+        && let Some(step) = scan.next()?
+    {
+        let Step::Record { position, bytes } = step else {
+            continue;
+        };
+        if let Ok(mut notification) = segment::notification(&bytes, position) {
+            notification.body = bytes::Bytes::new();
+            slice.push((position, notification));
+        }
+    }
+    Ok(slice)
+}

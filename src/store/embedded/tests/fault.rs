@@ -1,0 +1,173 @@
+//! A disk that is full, or fails.
+
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::{Disk, Place, event};
+use crate::store::{AppendError, Health, Store};
+
+/// A disk whose calls fail when told to.
+#[derive(Default)]
+struct Faulty {
+    write: AtomicBool,
+    sync: AtomicBool,
+    cut: AtomicBool,
+    /// Free space, where it is not the real one.
+    free: AtomicU64,
+}
+
+impl Disk for Faulty {
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.write.load(Ordering::SeqCst) {
+            // Part of it arrives, as on a disk that fills up.
+            SYSTEM.write(file, &bytes[..bytes.len() / 2], offset)?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        SYSTEM.write(file, bytes, offset)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        if self.sync.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        SYSTEM.sync(file)
+    }
+
+    fn cut(&self, file: &File, length: u64) -> io::Result<()> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        SYSTEM.cut(file, length)
+    }
+
+    fn free(&self, path: &Path) -> io::Result<u64> {
+        match self.free.load(Ordering::SeqCst) {
+            0 => SYSTEM.free(path),
+            free => Ok(free),
+        }
+    }
+}
+
+const SYSTEM: super::SystemDisk = super::SystemDisk;
+
+fn faulty() -> (Place, Arc<Faulty>) {
+    let mut place = Place::new();
+    let disk = Arc::new(Faulty::default());
+    place.disk = disk.clone();
+    (place, disk)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_poisons_the_store_for_good() {
+    let (place, disk) = faulty();
+    let store = place.open();
+    let health = store.store.health();
+    store.append(&event(1)).await.unwrap();
+    disk.sync.store(true, Ordering::SeqCst);
+    assert!(matches!(
+        store.append(&event(2)).await,
+        Err(AppendError::Poisoned(_))
+    ));
+    disk.sync.store(false, Ordering::SeqCst);
+    assert!(matches!(
+        store.append(&event(3)).await,
+        Err(AppendError::Poisoned(_))
+    ));
+    assert!(matches!(&*health.borrow(), Health::Poisoned { .. }));
+    assert_eq!(place.metrics.store_sound.get(), 0);
+    store.subscribe(&["crm"]).await;
+    assert_eq!(
+        store.drain("crm").await.len(),
+        1,
+        "what is stored is still delivered"
+    );
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_costs_one_batch_and_leaves_nothing_of_it() {
+    let (place, disk) = faulty();
+    let store = place.open();
+    store.append(&event(1)).await.unwrap();
+    let length = || std::fs::metadata(place.journal().segment(1)).unwrap().len();
+    let before = length();
+    disk.write.store(true, Ordering::SeqCst);
+    assert!(matches!(
+        store.append(&event(2)).await,
+        Err(AppendError::Full(_))
+    ));
+    assert_eq!(length(), before);
+    disk.write.store(false, Ordering::SeqCst);
+    let mut health = store.store.health();
+    health
+        .wait_for(|health| *health == Health::Sound)
+        .await
+        .unwrap();
+    store.append(&event(3)).await.unwrap();
+    store.subscribe(&["crm"]).await;
+    assert_eq!(store.drain("crm").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_cannot_be_undone_poisons() {
+    let (place, disk) = faulty();
+    let store = place.open();
+    disk.write.store(true, Ordering::SeqCst);
+    disk.cut.store(true, Ordering::SeqCst);
+    assert!(matches!(
+        store.append(&event(1)).await,
+        Err(AppendError::Poisoned(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_the_reserve_events_are_refused_until_there_is_room() {
+    let (mut place, disk) = faulty();
+    place.settings.reserve = 1000;
+    disk.free.store(999, Ordering::SeqCst);
+    let store = place.open();
+    let mut health = store.store.health();
+    assert!(matches!(&*health.borrow(), Health::Full { .. }));
+    assert!(matches!(
+        store.append(&event(1)).await,
+        Err(AppendError::Full(_))
+    ));
+    disk.free.store(1 << 40, Ordering::SeqCst);
+    health
+        .wait_for(|health| *health == Health::Sound)
+        .await
+        .unwrap();
+    store.append(&event(1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_store_says_so() {
+    let place = Place::new();
+    let store = place.open();
+    store.append(&event(1)).await.unwrap();
+    store.store.close().await.unwrap();
+    assert_eq!(store.append(&event(2)).await, Err(AppendError::Closed));
+    assert!(store.store.close().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_large_is_refused_and_the_next_is_not() {
+    let place = Place::new();
+    let store = place.open();
+    let mut large = event(1);
+    large.body = vec![b'x'; 33 << 20].into();
+    assert!(matches!(
+        store.append(&large).await,
+        Err(AppendError::Full(_))
+    ));
+    large.body = vec![b'x'; 20 << 20].into();
+    store.append(&large).await.unwrap();
+    store.append(&event(2)).await.unwrap();
+}

@@ -1,0 +1,268 @@
+//! The operator's side: lists, one event, replays.
+
+use super::{Engine, Opened, Place, at, event, everything, ids, keyed, parked, retry};
+use crate::{
+    event::{HandlerName, Key, Pattern},
+    store::{
+        DeliveryState, EventFilter, ParkedFilter, ReplaySelection, Store, StoreError, Subscription,
+        Verdict,
+    },
+};
+
+pub(super) fn all_parked() -> ParkedFilter {
+    ParkedFilter {
+        handler: None,
+        limit: 1000,
+    }
+}
+
+fn all_events() -> EventFilter {
+    EventFilter {
+        limit: 1000,
+        ..EventFilter::default()
+    }
+}
+
+async fn replay(place: &Place, selection: &ReplaySelection, now: i64) -> u64 {
+    let planned = place.records().plan(selection).unwrap();
+    let mut told = 0;
+    let made = place
+        .records()
+        .replay(selection, "mended", at(now), &mut |n| told = n)
+        .unwrap();
+    assert_eq!(made, planned);
+    assert_eq!(told, made.total());
+    made.total()
+}
+
+async fn with_parked(place: &Place) -> (Opened, Vec<crate::event::Notification>) {
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let events = vec![keyed(1, "a"), keyed(2, "a"), keyed(3, "a")];
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], parked()).await;
+    (store, events)
+}
+
+#[test]
+fn a_place_without_a_store_says_so() {
+    let place = Place::new();
+    assert!(matches!(
+        place.settings.records().err(),
+        Some(StoreError::Absent(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_listed_newest_first_and_by_what_is_asked() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let mut events: Vec<_> = (0..5)
+        .map(|n| keyed(n, ["a", "b"][n as usize % 2]))
+        .collect();
+    events[2].name = "zoom.unrecognized".into();
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], parked()).await;
+    let list = |filter: EventFilter| -> Vec<_> {
+        let found = place.records().events(&filter).unwrap();
+        found.iter().map(|event| event.id).collect()
+    };
+    let pick = |numbers: &[usize]| -> Vec<_> { numbers.iter().map(|n| events[*n].id).collect() };
+    assert_eq!(list(all_events()), pick(&[4, 3, 2, 1, 0]));
+    assert_eq!(
+        list(EventFilter {
+            limit: 2,
+            ..all_events()
+        }),
+        pick(&[4, 3])
+    );
+    let since = Some(events[1].received_at);
+    let until = Some(events[4].received_at);
+    assert_eq!(
+        list(EventFilter {
+            since,
+            until,
+            ..all_events()
+        }),
+        pick(&[3, 2, 1])
+    );
+    let name = Some(Pattern::new("zoom.*").unwrap());
+    assert_eq!(
+        list(EventFilter {
+            name,
+            ..all_events()
+        }),
+        pick(&[2])
+    );
+    let key = Some(Key::from("b"));
+    assert_eq!(
+        list(EventFilter {
+            key,
+            ..all_events()
+        }),
+        pick(&[3, 1])
+    );
+    let first = &place.records().events(&all_events()).unwrap()[4];
+    assert_eq!((first.open, first.parked), (0, 1));
+    assert_eq!(
+        (&first.endpoint, first.occurred_at),
+        (&events[0].endpoint, events[0].occurred_at)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_is_shown_whole_with_its_deliveries() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append(&event(1)).await.unwrap();
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], retry(200)).await;
+    let record = place
+        .records()
+        .event(claims[0].notification.id)
+        .unwrap()
+        .unwrap();
+    assert_eq!(&record.notification, &*claims[0].notification);
+    let delivery = &record.deliveries[0];
+    assert_eq!(
+        (delivery.state, delivery.attempts),
+        (DeliveryState::Ready, 1)
+    );
+    assert_eq!(delivery.due_at, Some(at(200)));
+    assert_eq!(
+        (
+            delivery.failures[0].took_ms,
+            delivery.failures[0].why.as_str()
+        ),
+        (1000, "it is busy")
+    );
+    assert!(place.records().event(event(2).id).unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_deliveries_are_listed_with_their_reason() {
+    let place = Place::new();
+    let (_store, events) = with_parked(&place).await;
+    let parked = place.records().parked(&all_parked()).unwrap();
+    assert_eq!(parked.len(), 1);
+    let one = &parked[0];
+    assert_eq!(
+        (one.id, one.attempts, one.parked_at),
+        (events[0].id, 1, at(101))
+    );
+    assert_eq!(
+        (one.why.as_str(), one.key.as_ref()),
+        ("it will never do", Some(&Key::from("a")))
+    );
+    let other = ParkedFilter {
+        handler: Some("other".into()),
+        limit: 10,
+    };
+    assert!(place.records().parked(&other).unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_comes_at_its_own_place_marked_as_one() {
+    let place = Place::new();
+    let (store, events) = with_parked(&place).await;
+    let selection = ReplaySelection {
+        parked_only: true,
+        ..ReplaySelection::default()
+    };
+    assert_eq!(replay(&place, &selection, 20).await, 1);
+    let claims = store.claim("crm", at(20)).await;
+    assert_eq!(ids(&claims), [events[0].id], "the older one goes first");
+    assert_eq!(
+        (claims[0].attempt, claims[0].replay.as_deref()),
+        (1, Some("mended"))
+    );
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_never_runs_beside_another_of_its_key() {
+    let place = Place::new();
+    let (store, events) = with_parked(&place).await;
+    let under_way = store.claim("crm", at(20)).await;
+    assert_eq!(ids(&under_way), [events[1].id]);
+    let selection = ReplaySelection {
+        ids: vec![events[0].id],
+        ..ReplaySelection::default()
+    };
+    assert_eq!(replay(&place, &selection, 20).await, 1);
+    assert!(store.claim("crm", at(20)).await.is_empty());
+    store.settle("crm", &under_way[0], retry(30)).await;
+    let claims = store.claim("crm", at(40)).await;
+    assert_eq!(
+        ids(&claims),
+        [events[0].id],
+        "the older one, though the other is due as well"
+    );
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_to_a_named_handler_needs_no_pattern() {
+    let place = Place::new();
+    let store = place.open();
+    let none = Subscription {
+        patterns: vec![Pattern::new("zoom.*").unwrap()],
+        ..everything("late")
+    };
+    store
+        .store
+        .subscribe(vec![everything("crm"), none])
+        .await
+        .unwrap();
+    store.append_all((0..3).map(event)).await;
+    assert_eq!(store.drain("crm").await.len(), 3);
+    assert!(store.claim("late", at(10)).await.is_empty());
+    let late = ReplaySelection {
+        handlers: vec!["late".into()],
+        since: Some(event(1).received_at),
+        ..ReplaySelection::default()
+    };
+    assert_eq!(replay(&place, &late, 20).await, 2);
+    assert_eq!(store.drain("late").await.len(), 2);
+    let everyone = ReplaySelection::default();
+    let planned = place.records().plan(&everyone).unwrap().deliveries;
+    assert_eq!(
+        planned,
+        [
+            (HandlerName::from("crm"), 3),
+            (HandlerName::from("late"), 2)
+        ]
+    );
+    let unknown = ReplaySelection {
+        handlers: vec!["nobody".into()],
+        ..ReplaySelection::default()
+    };
+    assert!(matches!(
+        place.records().plan(&unknown),
+        Err(StoreError::NoHandler(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_replay_goes_on_slice_by_slice() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append_all((0..700).map(event)).await;
+    assert_eq!(store.drain("crm").await.len(), 700);
+    let mut told = Vec::new();
+    let selection = ReplaySelection::default();
+    let made = place
+        .records()
+        .replay(&selection, "again", at(20), &mut |n| told.push(n))
+        .unwrap();
+    assert_eq!(made.total(), 700);
+    assert!(told.len() > 2 && told.is_sorted(), "{told:?}");
+    assert_eq!(store.drain("crm").await.len(), 700);
+}

@@ -1,0 +1,332 @@
+//! Opening what a crash, a disk or a person has left.
+
+use std::{collections::BTreeSet, os::unix::fs::FileExt, sync::Arc};
+
+use super::{Engine, Place, at, event, everything, keyed, retry};
+use crate::store::{
+    StoreError, Verdict,
+    embedded::{
+        Context, Embedded,
+        reader::{Scan, Step},
+        segment::{HEADER_BYTES, Header, Position},
+    },
+};
+
+/// Where the records of segment `number` begin.
+fn offsets(place: &Place, number: u32) -> Vec<usize> {
+    let mut scan = Scan::open(&place.journal(), Position::new(number, 0)).unwrap();
+    let mut offsets = Vec::new();
+    while let Some(step) = scan.next().unwrap() {
+        if let Step::Record { position, .. } = step {
+            offsets.push(position.offset() as usize);
+        }
+    }
+    offsets
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_is_there_after_a_crash() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append_all((0..50).map(event)).await;
+    let after = place.crash();
+    drop(store);
+    let store = after.open();
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_store_without_closing_it_loses_nothing() {
+    let place = Place::new();
+    for round in 0..5 {
+        let store = place.open();
+        store
+            .append_all((round * 10..round * 10 + 10).map(event))
+            .await;
+    }
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_a_crash_cut_short_is_made_again() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append_all([event(1), event(2)]).await;
+    let claims = store.claim("archive", at(10)).await;
+    store.settle("archive", &claims[0], Verdict::Done).await;
+    drop(store);
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    let again = store.claim("archive", at(10)).await;
+    assert_eq!(super::ids(&again), super::ids(&claims[1..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_tail_is_cut_and_kept() {
+    let place = Place::new();
+    let store = place.open();
+    store.append_all((0..3).map(event)).await;
+    drop(store);
+    let last = offsets(&place, 1)[2];
+    let mut torn = Vec::new();
+    place.damage(1, |bytes| {
+        bytes.truncate(bytes.len() - 5);
+        torn = bytes[last..].to_vec();
+    });
+    let store = place.open();
+    assert_eq!(place.metrics.journal_damaged_bytes.get(), 0);
+    let kept = place.kept("torn");
+    assert_eq!(std::fs::read(&kept[0]).unwrap(), torn);
+    store.append(&event(9)).await.unwrap();
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 3);
+    assert_eq!(offsets(&place, 1).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_is_skipped_and_counted_but_never_cut() {
+    let place = Place::new();
+    let store = place.open();
+    store.append_all((0..3).map(event)).await;
+    drop(store);
+    let begins = offsets(&place, 1);
+    place.damage(1, |bytes| bytes[begins[1] + 40] ^= 1);
+    let length = std::fs::metadata(place.journal().segment(1)).unwrap().len();
+    let store = place.open();
+    let damaged = (begins[2] - begins[1]) as i64;
+    assert_eq!(place.metrics.journal_damaged_bytes.get(), damaged);
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 2);
+    assert_eq!(place.metrics.journal_damaged_bytes.get(), damaged);
+    assert_eq!(
+        std::fs::metadata(place.journal().segment(1)).unwrap().len(),
+        length
+    );
+    assert!(place.kept("torn").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_length_costs_one_record() {
+    let place = Place::new();
+    let store = place.open();
+    store.append_all((0..3).map(event)).await;
+    drop(store);
+    let begins = offsets(&place, 1);
+    place.damage(1, |bytes| bytes[begins[0] + 6] ^= 1);
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_header_costs_no_record() {
+    let place = Place::new();
+    let store = place.open();
+    store.append_all((0..3).map(event)).await;
+    drop(store);
+    place.damage(1, |bytes| bytes[20] ^= 1);
+    let store = place.open();
+    assert_eq!(
+        place.metrics.journal_damaged_bytes.get(),
+        HEADER_BYTES as i64
+    );
+    store.append(&event(3)).await.unwrap();
+    assert_eq!(
+        offsets(&place, 2).len(),
+        1,
+        "nothing is put under a damaged header"
+    );
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_segment_that_has_lost_its_end_is_reported() {
+    let mut place = Place::new();
+    place.settings.segment = 1;
+    let store = place.open();
+    store.append_all((0..3).map(event)).await;
+    drop(store);
+    assert!(place.journal().segments().unwrap().len() >= 3);
+    place.damage(2, |bytes| bytes.truncate(bytes.len() - 7));
+    let store = place.open();
+    assert_eq!(place.metrics.journal_damaged_bytes.get(), 7);
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_position_is_used_twice_when_the_journal_has_lost_its_end() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append_all([keyed(1, "a"), keyed(2, "b")]).await;
+    store.settle_down().await;
+    drop(store);
+    let second = offsets(&place, 1)[1];
+    place.damage(1, |bytes| bytes.truncate(second));
+    let store = place.open();
+    store.append(&keyed(3, "c")).await.unwrap();
+    assert_eq!(offsets(&place, 2).len(), 1);
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 2);
+    // What is lost is not passed over: it is parked.
+    let parked = place
+        .records()
+        .parked(&super::operator::all_parked())
+        .unwrap();
+    assert_eq!(parked.len(), 1);
+    assert!(parked[0].why.contains("checksum"), "{}", parked[0].why);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_ledger_is_made_again_from_the_journal() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append_all((0..20).map(event)).await;
+    store.append(&event(3)).await.unwrap();
+    store.close().await;
+    for kept in place.kept("ledger") {
+        std::fs::remove_file(kept).unwrap();
+    }
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let listener = told.clone();
+    let context = Context {
+        metrics: place.metrics.clone(),
+        clock: super::clock,
+        rebuild: Arc::new(move |done, total| listener.lock().unwrap().push((done, total))),
+    };
+    let store = Embedded::open(&place.settings, context, place.disk.clone()).unwrap();
+    let store = super::Opened { store };
+    store.append(&event(20)).await.unwrap();
+    store.subscribe(&["archive"]).await;
+    let got: BTreeSet<_> = store.drain("archive").await.into_iter().collect();
+    assert_eq!(got.len(), 21);
+    assert_eq!(told.lock().unwrap().last(), Some(&(21, 21)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_ledger_is_set_aside_and_made_again() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append_all((0..20).map(event)).await;
+    store.close().await;
+    std::fs::write(place.settings.ledger(), b"this is no database").unwrap();
+    let store = place.open();
+    assert!(!place.kept("ledger.db.damaged-1").is_empty());
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_breaks_under_way_is_made_again() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append_all((0..2000).map(event)).await;
+    store.close().await;
+    // The first pages are sound, so that it opens; the others are not.
+    let ledger = std::fs::OpenOptions::new()
+        .write(true)
+        .open(place.settings.ledger())
+        .unwrap();
+    let length = ledger.metadata().unwrap().len() as usize;
+    let from = 16 * 4096;
+    ledger
+        .write_all_at(&vec![0x5a; length - from], from as u64)
+        .unwrap();
+    let store = place.open();
+    let subscribed = store
+        .store
+        .parts
+        .ledger
+        .run("", |books| books.subscribe(vec![everything("archive")]));
+    subscribed.await.ok();
+    store.subscribe(&["archive"]).await;
+    let mut got = BTreeSet::new();
+    while got.len() < 2000 {
+        let handler = "archive".into();
+        use crate::store::Store;
+        let Ok(claims) = store.store.claim(&handler, 100, at(1000)).await else {
+            continue;
+        };
+        for claim in claims.claims {
+            got.insert(claim.notification.id);
+            store.settle("archive", &claim, Verdict::Done).await;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(!place.kept("ledger.db.damaged-1").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_services_cannot_have_one_store() {
+    let place = Place::new();
+    let store = place.open();
+    assert!(matches!(
+        place.try_open().err(),
+        Some(StoreError::Locked(_))
+    ));
+    store.close().await;
+    place.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_later_version_wrote_is_left_alone() {
+    let place = Place::new();
+    drop(place.open());
+    let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    drop(db);
+    assert!(matches!(
+        place.try_open().err(),
+        Some(StoreError::TooNew(_))
+    ));
+    assert!(matches!(
+        place.settings.records().err(),
+        Some(StoreError::TooNew(_))
+    ));
+
+    let place = Place::new();
+    drop(place.open());
+    place.damage(1, |bytes| {
+        let header = Header {
+            number: 1,
+            previous: None,
+            records_before: 0,
+            begun_at: at(0),
+        };
+        bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+        bytes[8] = 2;
+        let checksum = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
+    });
+    assert!(matches!(
+        place.try_open().err(),
+        Some(StoreError::TooNew(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_and_their_count_survive_a_restart() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append(&event(1)).await.unwrap();
+    let claims = store.claim("archive", at(10)).await;
+    assert_eq!((claims[0].attempt, claims[0].since), (1, at(10)));
+    store.settle("archive", &claims[0], retry(200)).await;
+    store.close().await;
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    assert!(store.claim("archive", at(199)).await.is_empty());
+    let claims = store.claim("archive", at(200)).await;
+    assert_eq!((claims[0].attempt, claims[0].since), (2, at(100)));
+}

@@ -1,0 +1,130 @@
+//! What is deleted, and what is not.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use super::{Opened, Place, at, clock, event, ids, parked};
+use crate::store::{EventFilter, Verdict, embedded::retention::Retention};
+
+fn pass(place: &Place, store: &Opened, retain: Duration) -> usize {
+    let parts = &store.store.parts;
+    let retention = Retention {
+        directory: place.journal(),
+        ledger: parts.ledger.clone(),
+        progress: parts.progress.clone(),
+        retain,
+        clock,
+    };
+    tokio::task::block_in_place(|| retention.pass()).unwrap()
+}
+
+/// A store with three events, each in a segment of its own.
+async fn three_segments(place: &mut Place) -> Opened {
+    place.settings.segment = 1;
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append_all((1..4).map(event)).await;
+    store.settle_down().await;
+    store
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_old_segments_of_which_nothing_is_needed_are_deleted() {
+    let mut place = Place::new();
+    let store = three_segments(&mut place).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    store.settle("crm", &claims[1], parked()).await;
+    store.settle("crm", &claims[2], Verdict::Done).await;
+    let before = place.journal().segments().unwrap();
+    assert_eq!(
+        pass(&place, &store, Duration::from_secs(1 << 40)),
+        0,
+        "nothing is that old"
+    );
+    let deleted = pass(&place, &store, Duration::ZERO);
+    let left = place.journal().segments().unwrap();
+    assert_eq!(left.len(), before.len() - deleted);
+    let listed = place
+        .records()
+        .events(&EventFilter {
+            limit: 10,
+            ..EventFilter::default()
+        })
+        .unwrap();
+    let listed: Vec<_> = listed.iter().map(|event| event.id).collect();
+    // The last segment is written to, and the second holds what is parked.
+    assert_eq!(listed, [ids(&claims)[2], ids(&claims)[1]]);
+    assert!(place.records().event(ids(&claims)[0]).unwrap().is_none());
+    assert!(place.records().event(ids(&claims)[1]).unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_delivery_keeps_its_segment() {
+    let mut place = Place::new();
+    let store = three_segments(&mut place).await;
+    let segments = place.journal().segments().unwrap();
+    let empty = segments.len() - 3;
+    assert_eq!(pass(&place, &store, Duration::ZERO), empty);
+    assert_eq!(store.drain("crm").await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_forgotten_is_forgotten_whole() {
+    let mut place = Place::new();
+    let store = three_segments(&mut place).await;
+    store.drain("crm").await;
+    pass(&place, &store, Duration::ZERO);
+    let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
+    for table in ["events", "deliveries", "seen", "topics"] {
+        let rows: i64 = db
+            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        assert_eq!(rows, 1, "{table}");
+    }
+    // A copy of it is an event again.
+    store.append(&event(1)).await.unwrap();
+    assert_eq!(store.drain("crm").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_opens_after_its_first_segments_were_deleted() {
+    let mut place = Place::new();
+    let store = three_segments(&mut place).await;
+    store.drain("crm").await;
+    assert!(pass(&place, &store, Duration::ZERO) > 0);
+    store.close().await;
+    for kept in place.kept("ledger") {
+        std::fs::remove_file(kept).unwrap();
+    }
+    let store = place.open();
+    assert_eq!(place.metrics.journal_damaged_bytes.get(), 0);
+    store.subscribe(&["crm"]).await;
+    assert_eq!(store.drain("crm").await.len(), 1);
+}
+
+/// Noon, until [`LATE`] is set.
+fn moving_clock() -> jiff::Timestamp {
+    at(if LATE.load(Ordering::Relaxed) {
+        25 * 3600
+    } else {
+        0
+    })
+}
+
+static LATE: AtomicBool = AtomicBool::new(false);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_is_sealed_after_a_day_though_it_is_small() {
+    let mut place = Place::new();
+    place.clock = moving_clock;
+    let store = place.open();
+    store.append_all([event(1), event(2)]).await;
+    LATE.store(true, Ordering::Relaxed);
+    store.append_all([event(3), event(4)]).await;
+    assert_eq!(place.journal().segments().unwrap(), [1, 2]);
+}
