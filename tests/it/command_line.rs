@@ -24,6 +24,8 @@ fn every_shipped_configuration_is_sound() {
             .env("RINGCENTRAL_VERIFICATION_TOKEN", "x")
             .env("ZOOM_SECRET_TOKEN", "x")
             .env("HOOKSWITCH_ADMIN_TOKEN", "x")
+            .env("CRM_AUTHORIZATION", "Bearer x")
+            .env("SCRIPT_API_KEY", "x")
             .env(
                 "CRM_SIGNING_SECRET",
                 "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",

@@ -198,6 +198,10 @@ ledger = "{dir}/desk.txt"
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_hookswitch"))
         .with_file_name("examples")
         .join("custom_handler");
+    assert!(
+        program.exists(),
+        "run all of `cargo test`, which builds the examples"
+    );
     let service = crate::harness::Service::spawn(&home, std::process::Command::new(program));
     let body = r#"{"event":"number_management.peering_number_emergency_address_updated","event_ts":1,"payload":{"account_id":"a","object":{"carrier_code":1,"phone_numbers":["+12025550199"],"emergency_address":{"address_line1":"1 Example Way"}}}}"#;
     assert_eq!(service.zoom(body).status, 200);

@@ -77,46 +77,41 @@ fn uses(source: &str) -> Vec<String> {
     let mut floors = Vec::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
-        if let Some(group) = rest.strip_prefix('{') {
-            let mut depth = 1;
-            let mut word = String::new();
-            let mut at_start = true;
-            for character in group.chars() {
-                match character {
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    ',' if depth == 1 => {
-                        at_start = true;
-                        word.clear();
-                        continue;
-                    }
-                    _ => {}
-                }
-                if depth == 0 {
-                    floors.push(word.trim().to_owned());
-                    break;
-                }
-                if at_start
-                    && (character.is_alphanumeric()
-                        || character == '_'
-                        || character.is_whitespace())
-                {
-                    word.push(character);
-                } else if at_start {
-                    at_start = false;
-                    floors.push(word.trim().to_owned());
-                }
-            }
-        } else {
-            floors.push(
-                rest.chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect(),
-            );
+        match rest.strip_prefix('{') {
+            Some(group) => floors.extend(members(group).iter().map(|path| first_word(path))),
+            None => floors.push(first_word(rest)),
         }
     }
     floors.retain(|floor| height(floor).is_some());
     floors
+}
+
+/// What stands between the commas of a group of uses, up to its closing brace.
+fn members(group: &str) -> Vec<&str> {
+    let mut depth = 0;
+    let mut start = 0;
+    let mut members = Vec::new();
+    for (at, character) in group.char_indices() {
+        match character {
+            '{' => depth += 1,
+            ',' if depth == 0 => {
+                members.push(&group[start..at]);
+                start = at + 1;
+            }
+            '}' if depth == 0 => {
+                members.push(&group[start..at]);
+                break;
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    members
+}
+
+fn first_word(path: &str) -> String {
+    let word = |c: &char| c.is_alphanumeric() || *c == '_';
+    path.trim_start().chars().take_while(word).collect()
 }
 
 #[test]
