@@ -504,6 +504,19 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
     );
 }
 
+#[test]
+fn a_timeout_is_some_of_a_day() {
+    let read = |timeout: &str| {
+        let settings = format!("{{ events = [\"*\"], timeout = {timeout:?} }}");
+        Settings::deserialize(toml::de::ValueDeserializer::parse(&settings).unwrap())
+    };
+    assert_eq!(read("1ms").unwrap().timeout, Duration::from_millis(1));
+    assert_eq!(read("24h").unwrap().timeout, Duration::from_secs(86_400));
+    for wrong in ["0s", "25h", "500000000000y", "-1s", "soon"] {
+        assert!(read(wrong).is_err(), "{wrong}");
+    }
+}
+
 /// An example is what stands in the help: each one is read as the configuration reads it.
 #[tokio::test]
 async fn every_kind_of_handler_builds_from_its_example() {
