@@ -1,6 +1,6 @@
 //! Floor 4b: at least once, in order per key.
 //!
-//! Each handler has a [worker](worker) of its own, which claims deliveries from the store, attempts
+//! Each handler has a worker of its own, which claims deliveries from the store, attempts
 //! a bounded number of them at once, and settles them. The order per key is the store's doing: it
 //! gives out a key's next delivery only when the one before it is settled for good.
 //!
