@@ -1,6 +1,6 @@
 //! Floor 4b: at least once, in order per key.
 //!
-//! Each handler has a [worker](worker) of its own, which claims deliveries from the store, attempts
+//! Each handler has a worker of its own, which claims deliveries from the store, attempts
 //! a bounded number of them at once, and settles them. The order per key is the store's doing: it
 //! gives out a key's next delivery only when the one before it is settled for good.
 //!
@@ -17,7 +17,7 @@ mod worker;
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use tokio::{
     sync::Mutex,
     task::JoinHandle,
@@ -181,8 +181,9 @@ pub struct Settings {
     /// How many deliveries may be under way at once.
     #[serde(default = "default_concurrency")]
     pub concurrency: NonZeroUsize,
-    /// How long one attempt may take.
-    #[serde(default = "default_timeout", with = "quantity::duration")]
+    /// How long one attempt may take: up to a day, since a delivery that is under way is no longer
+    /// seen as one that waits.
+    #[serde(default = "default_timeout", deserialize_with = "some_of_a_day")]
     pub timeout: Duration,
     /// What happens after a failed attempt.
     #[serde(default)]
@@ -213,4 +214,14 @@ fn default_concurrency() -> NonZeroUsize {
 
 fn default_timeout() -> Duration {
     Duration::from_secs(10)
+}
+
+fn some_of_a_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let time = quantity::duration::deserialize(deserializer)?;
+    if time.is_zero() || time > Duration::from_secs(24 * 3600) {
+        return Err(de::Error::custom(
+            "a timeout is more than nothing and at most a day, such as \"10s\"",
+        ));
+    }
+    Ok(time)
 }

@@ -7,7 +7,6 @@
 use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, response::Response};
-use http::{HeaderValue, Version, header};
 use hyper::{
     Request,
     body::{Body as _, Incoming},
@@ -189,13 +188,16 @@ impl Connection {
         let mut leaving = false;
         loop {
             tokio::select! {
+                // The drain comes first, so that an answer given during it says that the
+                // connection closes.
+                biased;
+                () = self.host.draining.cancelled(), if !leaving => {}
                 ended = served.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "a connection broke");
                     }
                     return if leaving { Closed::ByUs } else { Closed::ByPeer };
                 }
-                () = self.host.draining.cancelled(), if !leaving => {}
                 () = self.presence.overstays(patience) => {
                     if leaving {
                         return Closed::ByUs;
@@ -216,18 +218,11 @@ impl Connection {
         let visit = presence.begin();
         // A request without a body has arrived whole.
         let work = request.body().is_end_stream().then(|| presence.work());
-        let can_be_told = request.version() <= Version::HTTP_11;
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(presence.clone());
+        request.extensions_mut().insert(presence);
         let mut router = self.host.router.clone();
         async move {
-            let mut response = router.call(request).await;
-            if can_be_told && presence.is_draining() {
-                let close = HeaderValue::from_static("close");
-                if let Ok(response) = &mut response {
-                    response.headers_mut().insert(header::CONNECTION, close);
-                }
-            }
+            let response = router.call(request).await;
             drop((work, visit));
             response
         }

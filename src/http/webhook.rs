@@ -116,7 +116,7 @@ impl Webhook {
         let answer = match self.take(route, request).await {
             Ok(answer) | Err(answer) => answer,
         };
-        let response = route.tally.answer(answer, (self.clock)());
+        let response = route.answers.answer(answer, (self.clock)());
         route
             .answer_seconds
             .observe(started.elapsed().as_secs_f64());
@@ -199,7 +199,7 @@ async fn receive(State(webhook): State<Arc<Webhook>>, request: Request) -> Respo
 /// Which endpoint serves which path.
 struct Routes {
     by_path: HashMap<String, Route>,
-    nowhere: Tally,
+    nowhere: Answers,
 }
 
 impl Routes {
@@ -210,7 +210,7 @@ impl Routes {
             .collect();
         Self {
             by_path,
-            nowhere: Tally::new(NOWHERE, &Answer::WORDS_NOWHERE, metrics),
+            nowhere: Answers::new(NOWHERE, &Answer::WORDS_NOWHERE, metrics),
         }
     }
 }
@@ -218,7 +218,7 @@ impl Routes {
 /// An endpoint with its metrics, which are looked up once.
 struct Route {
     endpoint: Endpoint,
-    tally: Tally,
+    answers: Answers,
     events: HashMap<EventName, Counter>,
     misdirected: Counter,
     last_handshake: Fraction,
@@ -238,7 +238,7 @@ impl Route {
             })
             .collect();
         Self {
-            tally: Tally::new(endpoint.name.as_str(), &Answer::WORDS, metrics),
+            answers: Answers::new(endpoint.name.as_str(), &Answer::WORDS, metrics),
             events,
             misdirected: metrics.misdirected.get_or_create(&label).clone(),
             last_handshake: metrics
@@ -277,12 +277,12 @@ fn event_counter(endpoint: &Endpoint, name: &EventName, metrics: &Metrics) -> Co
 }
 
 /// Counts answers, and writes down those that somebody should know of.
-struct Tally {
+struct Answers {
     endpoint: String,
     by_word: HashMap<&'static str, (Counter, Throttle)>,
 }
 
-impl Tally {
+impl Answers {
     fn new(endpoint: &str, words: &[&'static str], metrics: &Metrics) -> Self {
         let line = |answer| {
             let label = ByAnswer {

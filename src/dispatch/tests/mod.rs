@@ -1,6 +1,8 @@
 //! What the store and the handlers see of a dispatcher.
 
+mod change;
 mod memory;
+mod settings;
 
 use std::{
     future::pending,
@@ -359,61 +361,6 @@ async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
 }
 
 #[tokio::test]
-async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
-    let gate = Arc::new(Semaphore::new(0));
-    let opened = gate.clone();
-    let taken_by_old = Arc::new(StdMutex::new(Vec::new()));
-    let old_took = taken_by_old.clone();
-    let mut old = consumer("crm", move |body, _| {
-        taken_by_old.lock().unwrap().push(body);
-        let gate = gate.clone();
-        Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            Outcome::Done
-        })
-    });
-    old.settings.concurrency = NonZeroUsize::MIN;
-    let stage = Stage::new(vec![old]).await;
-    for body in ["1", "2", "3"] {
-        stage.store.push(Some(body), body);
-    }
-    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
-    // One is under way, one more is claimed ahead.
-    stage
-        .store
-        .until(|rows| is_claimed(&rows[0]) && is_claimed(&rows[1]))
-        .await;
-
-    stage
-        .dispatcher
-        .replace(vec![consumer("crm", |_, _| done())])
-        .await
-        .unwrap();
-    stage
-        .store
-        .until(|rows| rows[1].is(&Verdict::Done) && rows[2].is(&Verdict::Done))
-        .await;
-    assert_eq!(*old_took.lock().unwrap(), ["1"]);
-    assert!(stage.store.rows(|rows| is_claimed(&rows[0])));
-    opened.add_permits(1);
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert_eq!(stage.store.rows(|rows| rows[1].attempts), 1);
-    assert!(stage.drain().await);
-}
-
-#[tokio::test]
-async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
-    let stage = Stage::new(vec![consumer("crm", |_, _| done())]).await;
-    stage.store.fail_subscribe(1);
-    let other = consumer("other", |_, _| done());
-    assert!(stage.dispatcher.replace(vec![other]).await.is_err());
-    stage.store.push(None, "{}");
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "done"), 1);
-}
-
-#[tokio::test]
 async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt() {
     let (sender, mut taken) = mpsc::unbounded_channel();
     let stage = Stage::new(vec![consumer("crm", move |body, _| {
@@ -433,119 +380,4 @@ async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt(
         .await;
     assert!(stage.drain().await);
     assert!(taken.try_recv().is_err());
-}
-
-#[tokio::test]
-async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
-    let gate = Arc::new(Semaphore::new(0));
-    let opened = gate.clone();
-    let mut crm = consumer("crm", move |_, _| {
-        let gate = gate.clone();
-        Box::pin(async move {
-            gate.acquire().await.unwrap().forget();
-            Outcome::Done
-        })
-    });
-    crm.settings.concurrency = NonZeroUsize::MIN;
-    let stage = Stage::new(vec![crm]).await;
-    stage.store.push(None, "1");
-    stage.store.push(None, "2");
-    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
-    stage.store.until(|rows| rows.iter().all(is_claimed)).await;
-    let drained = async {
-        // Released once the drain has begun; the gate opens only then.
-        stage
-            .store
-            .until(|rows| matches!(rows[1].state, State::Ready(_)))
-            .await;
-        opened.add_permits(1);
-    };
-    let (in_time, ()) = tokio::join!(stage.drain(), drained);
-    assert!(in_time);
-    assert!(stage.store.rows(|rows| rows[0].is(&Verdict::Done)));
-    assert!(
-        stage
-            .store
-            .rows(|rows| matches!(rows[1].state, State::Ready(_)))
-    );
-
-    stage
-        .dispatcher
-        .replace(vec![consumer("late", |_, _| done())])
-        .await
-        .unwrap();
-    stage.store.push(None, "3");
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("late", "done"), 0);
-}
-
-#[tokio::test]
-async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
-    let dropped = Arc::new(Semaphore::new(0));
-    let seen = dropped.clone();
-    let (sender, mut begun) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |_, _| {
-        sender.send(()).unwrap();
-        let guard = OnDrop(dropped.clone());
-        Box::pin(async move {
-            let _guard = guard;
-            pending().await
-        })
-    })])
-    .await;
-    stage.store.push(None, "{}");
-    next(&mut begun).await;
-    assert!(!stage.dispatcher.drain(Instant::now()).await);
-    assert_eq!(seen.available_permits(), 1);
-    assert!(
-        stage
-            .store
-            .rows(|rows| matches!(rows[0].state, State::Claimed(_)))
-    );
-}
-
-/// An example is what stands in the help: each one is read as the configuration reads it.
-#[tokio::test]
-async fn every_kind_of_handler_builds_from_its_example() {
-    use crate::{
-        handler::{BuildContext, KINDS},
-        secret::{self, Sources},
-    };
-    let sources = Sources {
-        env: |name| Some(format!("the value of {name}")),
-        inline: false,
-    };
-    for kind in KINDS {
-        let mut file = toml::de::DeTable::parse(kind.example).unwrap().into_inner();
-        let toml::de::DeValue::Table(mut handlers) = file.remove("handlers").unwrap().into_inner()
-        else {
-            panic!("{} shows no handlers", kind.kind);
-        };
-        let name = handlers.keys().next().unwrap().get_ref().to_string();
-        let entry = handlers.remove(name.as_str()).unwrap();
-        let span = entry.span();
-        let toml::de::DeValue::Table(mut entry) = entry.into_inner() else {
-            panic!("{} is no table", kind.kind);
-        };
-        let named = entry.remove("kind").unwrap().into_inner();
-        assert_eq!(named.as_str(), Some(kind.kind));
-        let mut common = toml::de::DeTable::new();
-        for key in Settings::KEYS {
-            if let Some((key, value)) = entry.remove_entry(*key) {
-                common.insert(key, value);
-            }
-        }
-        let table = |table| {
-            let value = toml::de::DeValue::Table(table);
-            toml::de::ValueDeserializer::from(toml::Spanned::new(span.clone(), value))
-        };
-        let settings = Settings::deserialize(table(common)).unwrap();
-        let factory = secret::with(sources, || kind.read(table(entry))).unwrap();
-        let context = BuildContext {
-            name: name.as_str().into(),
-            concurrency: settings.concurrency.get(),
-            timeout: settings.timeout,
-        };
-        factory.build(&context).unwrap();
-    }
 }

@@ -97,7 +97,7 @@ impl Handler for Lines {
     async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
         let (written, answer) = oneshot::channel();
         let event = CloudEvent::new(delivery.notification, delivery.context);
-        self.waiting().push(Line {
+        self.enqueue(Line {
             text: event.to_line() + "\n",
             at: delivery.context.started_at,
             written,
@@ -119,6 +119,14 @@ impl Handler for Lines {
 }
 
 impl Lines {
+    fn enqueue(&self, line: Line) {
+        let mut waiting = self.waiting();
+        // Those of attempts that have been given up come again: a disk that hangs must not make the
+        // list grow with each one.
+        waiting.retain(|line| !line.written.is_closed());
+        waiting.push(line);
+    }
+
     /// A panic while the list was locked leaves it as sound as it was.
     fn waiting(&self) -> MutexGuard<'_, Vec<Line>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -126,12 +134,8 @@ impl Lines {
 }
 
 /// Writes `batch` and tells each of its attempts how that went.
-fn write(writer: &mut Writer, mut batch: Vec<Line>) {
-    // Nobody waits for these any more: they come again.
-    batch.retain(|line| !line.written.is_closed());
-    let Some(now) = batch.iter().map(|line| line.at).max() else {
-        return;
-    };
+fn write(writer: &mut Writer, batch: Vec<Line>) {
+    let now = batch.iter().map(|line| line.at).max().unwrap_or_default();
     let text: String = batch.iter().map(|line| line.text.as_str()).collect();
     let result = writer.append(text.as_bytes(), now).map_err(Arc::new);
     for line in batch {

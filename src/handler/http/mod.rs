@@ -75,7 +75,7 @@ timeout = "10s"
             .user_agent(concat!("hookswitch/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())
             .no_proxy()
-            .connect_timeout(self.connect_timeout)
+            .connect_timeout(self.connect_timeout.min(context.timeout))
             // A backstop: the dispatcher gives the attempt up sooner, and says so.
             .timeout(context.timeout.saturating_mul(2))
             .pool_idle_timeout(KEPT_IDLE)

@@ -108,8 +108,14 @@ async fn a_sender_that_is_gone_leaves_nothing_behind() {
 async fn a_sender_that_has_said_all_is_still_answered() {
     let house = House::open();
     let mut peer = house.connect().await;
+    house.store.set(Behaviour::Stall);
     peer.send(ringcentral_event("{}")).await;
     peer.0.shutdown().await.unwrap();
+    house.store.entered().await;
+    house.store.set(Behaviour::Keep);
+    // Another one is served meanwhile, so the end of the first one's bytes has been seen.
+    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    house.store.go_on.notify_one();
     assert_eq!(peer.answer().await.status(), 200);
 }
 

@@ -1,0 +1,127 @@
+//! Handlers that are replaced, and the end of all deliveries.
+
+use super::*;
+
+#[tokio::test]
+async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let taken_by_old = Arc::new(StdMutex::new(Vec::new()));
+    let old_took = taken_by_old.clone();
+    let mut old = consumer("crm", move |body, _| {
+        taken_by_old.lock().unwrap().push(body);
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    });
+    old.settings.concurrency = NonZeroUsize::MIN;
+    let stage = Stage::new(vec![old]).await;
+    for body in ["1", "2", "3"] {
+        stage.store.push(Some(body), body);
+    }
+    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    // One is under way, one more is claimed ahead.
+    stage
+        .store
+        .until(|rows| is_claimed(&rows[0]) && is_claimed(&rows[1]))
+        .await;
+
+    stage
+        .dispatcher
+        .replace(vec![consumer("crm", |_, _| done())])
+        .await
+        .unwrap();
+    stage
+        .store
+        .until(|rows| rows[1].is(&Verdict::Done) && rows[2].is(&Verdict::Done))
+        .await;
+    assert_eq!(*old_took.lock().unwrap(), ["1"]);
+    assert!(stage.store.rows(|rows| is_claimed(&rows[0])));
+    opened.add_permits(1);
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(stage.store.rows(|rows| rows[1].attempts), 1);
+    assert!(stage.drain().await);
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
+    let stage = Stage::new(vec![consumer("crm", |_, _| done())]).await;
+    stage.store.fail_subscribe(1);
+    let other = consumer("other", |_, _| done());
+    assert!(stage.dispatcher.replace(vec![other]).await.is_err());
+    stage.store.push(None, "{}");
+    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("crm", "done"), 1);
+}
+
+#[tokio::test]
+async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let mut crm = consumer("crm", move |_, _| {
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    });
+    crm.settings.concurrency = NonZeroUsize::MIN;
+    let stage = Stage::new(vec![crm]).await;
+    stage.store.push(None, "1");
+    stage.store.push(None, "2");
+    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    stage.store.until(|rows| rows.iter().all(is_claimed)).await;
+    let drained = async {
+        // Released once the drain has begun; the gate opens only then.
+        stage
+            .store
+            .until(|rows| matches!(rows[1].state, State::Ready(_)))
+            .await;
+        opened.add_permits(1);
+    };
+    let (in_time, ()) = tokio::join!(stage.drain(), drained);
+    assert!(in_time);
+    assert!(stage.store.rows(|rows| rows[0].is(&Verdict::Done)));
+    assert!(
+        stage
+            .store
+            .rows(|rows| matches!(rows[1].state, State::Ready(_)))
+    );
+
+    stage
+        .dispatcher
+        .replace(vec![consumer("late", |_, _| done())])
+        .await
+        .unwrap();
+    stage.store.push(None, "3");
+    assert!(stage.drain().await);
+    assert_eq!(stage.count("late", "done"), 0);
+}
+
+#[tokio::test]
+async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
+    let dropped = Arc::new(Semaphore::new(0));
+    let seen = dropped.clone();
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |_, _| {
+        sender.send(()).unwrap();
+        let guard = OnDrop(dropped.clone());
+        Box::pin(async move {
+            let _guard = guard;
+            pending().await
+        })
+    })])
+    .await;
+    stage.store.push(None, "{}");
+    next(&mut begun).await;
+    assert!(!stage.dispatcher.drain(Instant::now()).await);
+    assert_eq!(seen.available_permits(), 1);
+    assert!(
+        stage
+            .store
+            .rows(|rows| matches!(rows[0].state, State::Claimed(_)))
+    );
+}

@@ -1,0 +1,199 @@
+//! `exec`: a program of one's own for each event.
+//!
+//! The program is given as a list of arguments and run as it is: no shell reads it. It gets the
+//! CloudEvent as one line on its standard input, and a clean environment:
+//!
+//! | variable | value |
+//! |---|---|
+//! | `PATH` | the usual system directories |
+//! | `HOOKSWITCH_HANDLER` | the handler's name |
+//! | `HOOKSWITCH_EVENT` | the event name |
+//! | `HOOKSWITCH_ID` | the event's id, the same in every attempt and replay |
+//! | `HOOKSWITCH_ATTEMPT` | which try this is, from 1 |
+//! | `HOOKSWITCH_SUPERSEDED` | `true` or `false` |
+//! | `HOOKSWITCH_KEY`, `HOOKSWITCH_SUBJECT`, `HOOKSWITCH_REPLAY` | the key, the subject, the reason of a replay; unset where there is none |
+//!
+//! and what `environment` adds or replaces. Exit status 0 is done, 75 (`EX_TEMPFAIL`) is tried
+//! again, any other is parked. A program that a signal ended, or that cannot be started, is tried
+//! again. Its standard output goes nowhere; the end of its standard error goes to the debug log,
+//! and no further, since it may speak of people.
+//!
+//! A program that takes too long is killed, and its whole process group with it.
+
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, process::ExitStatus};
+
+use serde::Deserialize;
+use tokio::process::Command;
+
+use super::{
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    cloud_event::CloudEvent, text::Text,
+};
+use run::Run;
+
+/// Where programs are looked for that are named without a directory.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `EX_TEMPFAIL`: the exit status by which a program asks to be run again.
+const TEMPORARY_FAILURE: i32 = 75;
+
+/// What the TOML says of an `exec` handler.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    /// The program and its arguments.
+    command: CommandLine,
+    /// What is added to the environment, or replaced in it.
+    #[serde(default)]
+    environment: BTreeMap<Variable, Text>,
+}
+
+/// A program and its arguments, which are checked while the settings are read.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+struct CommandLine {
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl TryFrom<Vec<String>> for CommandLine {
+    type Error = &'static str;
+
+    fn try_from(words: Vec<String>) -> Result<Self, Self::Error> {
+        if words.iter().any(|word| word.contains('\0')) {
+            return Err("the command holds a NUL character");
+        }
+        let mut words = words.into_iter();
+        match words.next() {
+            Some(program) if !program.is_empty() => Ok(Self {
+                program,
+                arguments: words.collect(),
+            }),
+            _ => Err("the command is empty; name a program, such as [\"/usr/bin/env\"]"),
+        }
+    }
+}
+
+/// The name of an environment variable.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+struct Variable(String);
+
+impl TryFrom<String> for Variable {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!("{name:?} cannot name an environment variable"));
+        }
+        if name.starts_with("HOOKSWITCH_") {
+            return Err(format!(
+                "{name:?} is set by hookswitch itself; choose another prefix"
+            ));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl HandlerKind for Settings {
+    const KIND: &'static str = "exec";
+    const EXAMPLE: &'static str = r#"
+[handlers.provision]
+kind = "exec"
+events = ["ringcentral.phone-number.*"]
+command = ["/usr/local/bin/provision", "--from-webhook"]     # no shell reads this
+environment = { TZ = "UTC", API_KEY = { env = "PROVISION_API_KEY" } }
+"#;
+    type Handler = Exec;
+
+    fn build(self, _context: &BuildContext) -> Result<Exec, BuildError> {
+        Ok(Exec { settings: self })
+    }
+}
+
+/// The handler.
+#[derive(Debug)]
+pub(super) struct Exec {
+    settings: Settings,
+}
+
+impl Handler for Exec {
+    type Event = AnyEvent;
+
+    async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
+        let program = &self.settings.command.program;
+        let run = match Run::start(&mut self.command(&delivery)) {
+            Ok(run) => run,
+            Err(error) => return Outcome::retry(format!("cannot start {program:?}: {error}")),
+        };
+        let event = CloudEvent::new(delivery.notification, delivery.context);
+        let (status, tail) = run.until_exit(event.to_line() + "\n").await;
+        if !tail.is_empty() {
+            tracing::debug!(
+                handler = %delivery.context.handler,
+                event.id = %delivery.notification.id,
+                stderr = %String::from_utf8_lossy(&tail),
+                "{program:?} wrote to its standard error",
+            );
+        }
+        match status {
+            Ok(status) => judge(program, status),
+            Err(error) => Outcome::retry(format!("cannot wait for {program:?}: {error}")),
+        }
+    }
+}
+
+impl Exec {
+    fn command(&self, delivery: &Delivery<'_, AnyEvent>) -> Command {
+        let Settings {
+            command,
+            environment,
+        } = &self.settings;
+        let Delivery {
+            notification,
+            context,
+            ..
+        } = delivery;
+        let event = CloudEvent::new(notification, context);
+        let known = [
+            ("HOOKSWITCH_KEY", event.key()),
+            ("HOOKSWITCH_SUBJECT", event.subject()),
+            ("HOOKSWITCH_REPLAY", event.replay()),
+        ];
+        let known = known
+            .iter()
+            .filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
+        let mut run = Command::new(&command.program);
+        run.args(&command.arguments)
+            .env_clear()
+            .env("PATH", PATH)
+            .envs(
+                environment
+                    .iter()
+                    .map(|(name, text)| (&name.0, text.expose())),
+            )
+            .env("HOOKSWITCH_HANDLER", context.handler.as_str())
+            .env("HOOKSWITCH_EVENT", notification.name.as_str())
+            .env("HOOKSWITCH_ID", delivery.idempotency_key().to_string())
+            .env("HOOKSWITCH_ATTEMPT", context.attempt.to_string())
+            .env("HOOKSWITCH_SUPERSEDED", context.superseded.to_string())
+            .envs(known);
+        run
+    }
+}
+
+fn judge(program: &str, status: ExitStatus) -> Outcome {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Outcome::Done,
+        (Some(TEMPORARY_FAILURE), _) => Outcome::retry(format!(
+            "{program:?} asked to be run again with exit status {TEMPORARY_FAILURE}"
+        )),
+        (Some(code), _) => Outcome::park(format!("{program:?} ended with exit status {code}")),
+        (None, Some(signal)) => Outcome::retry(format!("{program:?} was ended by signal {signal}")),
+        (None, None) => Outcome::retry(format!("{program:?} ended with {status}")),
+    }
+}

@@ -1,0 +1,113 @@
+//! A program from its start to its end.
+//!
+//! **Invariant:** no process of the program's group outlives a run that was dropped.
+
+use std::{
+    io,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::{Child, ChildStderr, ChildStdin, Command},
+    time::timeout,
+};
+
+/// How much of the end of the standard error is kept, in bytes.
+pub(super) const LONGEST_TAIL: usize = 4096;
+
+/// How long the standard error of a program that has ended is waited for, when something that it
+/// left running holds it open.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A program that runs, with its ends of the pipes.
+pub(super) struct Run {
+    /// Dropped before `child`: a group can be killed safely only until its leader has been reaped.
+    group: Group,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stderr: Option<ChildStderr>,
+}
+
+impl Run {
+    pub(super) fn start(command: &mut Command) -> io::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let leader = child.id().and_then(|id| i32::try_from(id).ok());
+        Ok(Self {
+            group: Group(leader.and_then(Pid::from_raw)),
+            stdin: child.stdin.take(),
+            stderr: child.stderr.take(),
+            child,
+        })
+    }
+
+    /// Feeds the program `input` until it exits, whether or not it reads. Returns how it exited,
+    /// and the end of its standard error.
+    pub(super) async fn until_exit(mut self, input: String) -> (io::Result<ExitStatus>, Vec<u8>) {
+        let mut tail = Vec::new();
+        let feed = feed(self.stdin.take(), input);
+        let status = {
+            let listen = listen(self.stderr.take(), &mut tail);
+            tokio::pin!(feed, listen);
+            let (mut fed, mut heard) = (false, false);
+            let status = loop {
+                tokio::select! {
+                    biased;
+                    status = self.child.wait() => break status,
+                    () = &mut feed, if !fed => fed = true,
+                    () = &mut listen, if !heard => heard = true,
+                }
+            };
+            // The group may go on without its leader if it likes, and its number may soon be
+            // another's.
+            self.group.0 = None;
+            if !heard {
+                // An `Err` says that the rest was not waited for.
+                timeout(LAST_WORDS, listen).await.ok();
+            }
+            status
+        };
+        (status, tail)
+    }
+}
+
+/// Writes `input` and closes the pipe. A program need not read what it has no use for.
+async fn feed(stdin: Option<ChildStdin>, input: String) {
+    if let Some(mut stdin) = stdin {
+        // The one error there is says that the program has closed its end.
+        stdin.write_all(input.as_bytes()).await.ok();
+    }
+}
+
+/// Reads to the end and keeps the last bytes.
+async fn listen(stderr: Option<ChildStderr>, tail: &mut Vec<u8>) {
+    let Some(mut stderr) = stderr else {
+        return;
+    };
+    let mut chunk = [0; 1024];
+    while let Ok(read @ 1..) = stderr.read(&mut chunk).await {
+        tail.extend(chunk.iter().take(read));
+        let excess = tail.len().saturating_sub(LONGEST_TAIL);
+        tail.drain(..excess);
+    }
+}
+
+/// A process group that is killed when this is dropped.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // It can only have ended by itself.
+            kill_process_group(leader, Signal::KILL).ok();
+        }
+    }
+}
