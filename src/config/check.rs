@@ -329,12 +329,7 @@ pub(super) fn dispatch(
     let zero = |time: Duration| time.is_zero();
     for (path, is_zero, why) in [
         (
-            &["timeout"][..],
-            zero(settings.timeout),
-            "no attempt could succeed",
-        ),
-        (
-            &["retry", "first"],
+            &["retry", "first"][..],
             zero(retry.first),
             "failed deliveries would be tried without a pause",
         ),

@@ -1,93 +1,7 @@
-use std::{collections::BTreeMap, env, fs, path::Path, time::Duration};
-
-use serde::Deserialize;
+use std::{env, fs, path::Path};
 
 use super::*;
-use crate::{
-    handler::{AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Kind, Outcome},
-    quantity,
-    secret::Secret,
-};
-
-/// Kinds with settings of every sort, and no effect.
-const KINDS: &[Kind] = &[
-    Kind::of::<Log>(),
-    Kind::of::<File>(),
-    Kind::of::<Http>(),
-    Kind::of::<Exec>(),
-];
-
-struct Deaf;
-
-impl Handler for Deaf {
-    type Event = AnyEvent;
-
-    async fn handle(&self, _: Delivery<'_, AnyEvent>) -> Outcome {
-        Outcome::Done
-    }
-}
-
-macro_rules! kind {
-    ($kind:ident, $name:literal, $example:literal, { $($(#[$meta:meta])* $field:ident: $type:ty,)* }) => {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        #[expect(dead_code, reason = "these settings are read and have no effect")]
-        struct $kind { $($(#[$meta])* $field: $type,)* }
-
-        impl HandlerKind for $kind {
-            const KIND: &'static str = $name;
-            const EXAMPLE: &'static str = $example;
-            type Handler = Deaf;
-
-            fn build(self, context: &BuildContext) -> Result<Deaf, BuildError> {
-                match context.name.as_str() {
-                    "unbuildable" => Err(BuildError("it cannot work; change it".to_owned())),
-                    _ => Ok(Deaf),
-                }
-            }
-        }
-    };
-}
-
-kind!(Log, "log", "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]", {
-    #[serde(default)]
-    mask: Option<bool>,
-});
-kind!(File, "file", "[handlers.archive]\nkind = \"file\"\nevents = [\"*\"]\npath = \"data/events.ndjson\"", {
-    path: std::path::PathBuf,
-    sync: Option<bool>,
-    rotate: Option<Rotate>,
-});
-kind!(Http, "http", "[handlers.crm]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"https://crm.example.com/hooks\"", {
-    url: String,
-    format: Option<Format>,
-    signing_secret: Option<Secret>,
-    headers: Option<BTreeMap<String, toml::Value>>,
-    #[serde(default, with = "quantity::duration")]
-    connect_timeout: Duration,
-});
-kind!(Exec, "exec", "[handlers.script]\nkind = \"exec\"\nevents = [\"*\"]\ncommand = [\"/usr/local/bin/on-event\"]", {
-    command: Vec<String>,
-    environment: Option<BTreeMap<String, toml::Value>>,
-});
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Format {
-    Structured,
-    Binary,
-    Raw,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[expect(dead_code, reason = "these settings are read and have no effect")]
-enum Rotate {
-    #[serde(rename = "size")]
-    Size(String),
-    #[serde(rename = "every")]
-    Every(String),
-}
+use crate::handler::KINDS;
 
 /// An environment in which everything is set but the two variables that the fixtures want otherwise.
 fn env(name: &str) -> Option<String> {
@@ -95,6 +9,8 @@ fn env(name: &str) -> Option<String> {
         "UNSET" => None,
         "EMPTY" => Some(String::new()),
         "PADDED" => Some("a-secret-with-a-line-end\n".to_owned()),
+        "NOT_BASE64" => Some("whsec_!!!".to_owned()),
+        "CRM_SIGNING_SECRET" => Some("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned()),
         _ => Some("a-secret-of-the-environment".to_owned()),
     }
 }
