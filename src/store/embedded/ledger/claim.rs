@@ -34,11 +34,12 @@ struct Candidate {
 
 /// What can be claimed, oldest first. Those that are held stay in this index, and are skipped: they
 /// are few.
-pub(super) const DUE: &str = "SELECT position, lane, attempts, since, replay FROM deliveries
+pub(super) const DUE: &str =
+    "SELECT position, lane, attempts, since, replay FROM deliveries INDEXED BY ready
     WHERE handler = ?1 AND state = 0 AND due_at <= ?2 ORDER BY due_at, position";
 
 /// When the next one is due that is not due yet.
-pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
+pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries INDEXED BY ready
     WHERE handler = ?1 AND state = 0 AND due_at > ?2 ORDER BY due_at LIMIT 1";
 
 impl Books {

@@ -242,14 +242,8 @@ pub(super) fn replay(
     // Whoever was the oldest so far, and is no longer, steps back. It can only be the next after
     // this one. If it is being attempted at this moment, the service lets nobody else of the lane
     // start until that has ended.
-    db.prepare_cached(
-        "UPDATE deliveries SET state = 1
-         WHERE handler = ?1 AND state = 0 AND position = (
-             SELECT position FROM deliveries
-             WHERE handler = ?1 AND lane = ?2 AND state < 2 AND lane IS NOT NULL AND position > ?3
-             ORDER BY position LIMIT 1)",
-    )?
-    .execute((handler, lane, position.to_sql()))?;
+    db.prepare_cached(STEP_BACK)?
+        .execute((handler, lane, position.to_sql()))?;
     promote(db, handler, row.lane)
 }
 
@@ -270,10 +264,18 @@ pub(super) fn head(db: &Connection, handler: HandlerId, lane: Lane) -> Result<Op
         .optional()
 }
 
-/// The query of [`head`]. States the predicate of its index, without which it would not be used.
-pub(super) const HEAD: &str = "SELECT position, state FROM deliveries
+/// The query of [`head`]. Here and elsewhere the predicate of the index is repeated, since it could
+/// not be used otherwise, and the index is named, since the primary key would be used otherwise.
+pub(super) const HEAD: &str = "SELECT position, state FROM deliveries INDEXED BY lanes
     WHERE handler = ?1 AND lane = ?2 AND state < 2 AND lane IS NOT NULL
     ORDER BY position LIMIT 1";
+
+/// Takes the next delivery after a position of a lane out of the ready ones, if it is one.
+pub(super) const STEP_BACK: &str = "UPDATE deliveries SET state = 1
+    WHERE handler = ?1 AND state = 0 AND position = (
+        SELECT position FROM deliveries INDEXED BY lanes
+        WHERE handler = ?1 AND lane = ?2 AND state < 2 AND lane IS NOT NULL AND position > ?3
+        ORDER BY position LIMIT 1)";
 
 /// `text`, or as much of its beginning as is kept.
 pub(super) fn shorten(text: &str) -> &str {

@@ -13,6 +13,8 @@ mod database;
 mod delivery;
 mod intake;
 mod record;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::{

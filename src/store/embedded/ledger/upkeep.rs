@@ -115,12 +115,8 @@ impl Books {
     }
 
     fn park_the_abandoned(&self) -> Result<()> {
-        let parked = self.db.execute(
-            "UPDATE deliveries SET state = ?1, due_at = ?2, why = ?3
-             WHERE state < 2 AND handler IN
-                 (SELECT id FROM handlers WHERE configured = 0 AND open > 0)",
-            params![PARKED, micros((self.clock)()), NO_HANDLER],
-        )?;
+        let now = micros((self.clock)());
+        let parked = self.db.execute(ABANDON, params![PARKED, now, NO_HANDLER])?;
         self.db.execute(
             "UPDATE handlers SET parked = parked + open, open = 0
              WHERE configured = 0 AND open > 0",
@@ -223,15 +219,22 @@ impl Books {
 }
 
 /// Whether anything between two positions is not finished.
-pub(super) const UNFINISHED: &str = "SELECT 1 FROM handlers CROSS JOIN deliveries
+pub(super) const UNFINISHED: &str = "SELECT 1
+    FROM handlers CROSS JOIN deliveries INDEXED BY unfinished
     ON handler = id AND state IN (0, 1, 2) AND state < 3 AND position >= ?1 AND position < ?2
     LIMIT 1";
 
 /// When the oldest open delivery of a handler was received. It is ready: the oldest of each lane
 /// is.
 pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
-    (SELECT position FROM deliveries WHERE handler = ?1 AND state = 0 AND state < 3
-     ORDER BY position LIMIT 1)";
+    (SELECT position FROM deliveries INDEXED BY unfinished
+     WHERE handler = ?1 AND state = 0 AND state < 3 ORDER BY position LIMIT 1)";
+
+/// Parks what is open of handlers that are no longer configured.
+pub(super) const ABANDON: &str = "UPDATE deliveries INDEXED BY unfinished
+    SET state = ?1, due_at = ?2, why = ?3
+    WHERE handler IN (SELECT id FROM handlers WHERE configured = 0 AND open > 0)
+      AND state IN (0, 1) AND state < 3";
 
 impl Standing {
     /// Sets the handler's gauges.

@@ -1,0 +1,45 @@
+//! That nothing which happens often ever takes longer the more there is.
+
+use super::{claim, database, delivery, upkeep};
+
+/// How the database goes about `query`.
+fn plan(query: &str) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let db = database::open(&dir.path().join("ledger.db"), true).unwrap();
+    let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+    let parameters = vec![1; explain.parameter_count()];
+    let rows = explain
+        .query_map(rusqlite::params_from_iter(parameters), |row| row.get(3))
+        .unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn what_happens_often_uses_an_index_to_its_full_depth() {
+    for (query, depth) in [
+        (delivery::HEAD, "INDEX lanes (handler=? AND lane=?)"),
+        (
+            delivery::STEP_BACK,
+            "INDEX lanes (handler=? AND lane=? AND position>?)",
+        ),
+        (claim::DUE, "INDEX ready (handler=? AND due_at<?)"),
+        (claim::NEXT_DUE, "INDEX ready (handler=? AND due_at>?)"),
+        (
+            upkeep::UNFINISHED,
+            "INDEX unfinished (handler=? AND state=? AND position>? AND position<?)",
+        ),
+        (upkeep::OLDEST, "INDEX unfinished (handler=? AND state=?)"),
+        (upkeep::ABANDON, "INDEX unfinished (handler=? AND state=?)"),
+    ] {
+        let plan = plan(query);
+        assert!(
+            plan.iter().any(|step| step.ends_with(depth)),
+            "{query}: {plan:?}"
+        );
+        for step in plan {
+            assert!(!step.contains("TEMP B-TREE"), "{query}: {step}");
+            assert!(!step.contains("SCAN deliveries"), "{query}: {step}");
+            assert!(!step.contains("SCAN events"), "{query}: {step}");
+        }
+    }
+}
