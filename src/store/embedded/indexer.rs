@@ -131,6 +131,8 @@ impl Indexer {
                 return Ok(Some(step));
             }
             if scan.position().segment() >= end.segment() {
+                // Past the header of a segment that holds nothing yet: it need not be read again.
+                batch.through = scan.position();
                 return Ok(None);
             }
             // It may have grown since, before the next one was begun.
