@@ -80,6 +80,8 @@ async fn a_torn_tail_is_cut_and_kept() {
     });
     let store = place.open();
     assert_eq!(place.metrics.journal_damaged_bytes.get(), 0);
+    let length = std::fs::metadata(place.journal().segment(1)).unwrap().len();
+    assert_eq!(length, last as u64);
     let kept = place.kept("torn");
     assert_eq!(std::fs::read(&kept[0]).unwrap(), torn);
     store.append(&event(9)).await.unwrap();
@@ -280,6 +282,30 @@ async fn a_ledger_that_breaks_under_way_is_made_again() {
         tokio::task::yield_now().await;
     }
     assert!(!place.kept("ledger.db.damaged-1").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_was_sealed_behind_the_indexers_back_is_read_to_its_end() {
+    let mut place = Place::new();
+    place.settings.segment = 1500;
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append(&event(1)).await.unwrap();
+    store.settle_down().await;
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let ledger = store.store.parts.ledger.clone();
+    let busy = tokio::spawn(async move {
+        let wait = ledger.run("waiting", move |_| {
+            held.recv().ok();
+            Ok(())
+        });
+        wait.await
+    });
+    store.append_all((2..10).map(event)).await;
+    assert!(place.journal().segments().unwrap().len() > 2);
+    drop(release);
+    busy.await.unwrap().unwrap();
+    assert_eq!(store.drain("archive").await.len(), 9);
 }
 
 #[tokio::test(flavor = "multi_thread")]
