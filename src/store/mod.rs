@@ -310,7 +310,8 @@ pub enum StoreError {
 pub struct Context {
     /// Where to count.
     pub metrics: Arc<Metrics>,
-    /// The clock, read by the journal's writer only.
+    /// The clock, read by the engine's own threads only: to date segments, what is parked with its
+    /// handler gone, and what is old enough to be deleted.
     pub clock: fn() -> Timestamp,
     /// Called with (done, total) while a ledger is rebuilt from the journal.
     pub rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,

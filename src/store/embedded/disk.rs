@@ -38,14 +38,27 @@ pub(super) struct SystemDisk;
 
 impl Disk for SystemDisk {}
 
-/// Creates a directory that only its owner can enter, since what it will hold is personal data.
+/// Creates a directory that only its owner can enter, since what it will hold is personal data, and
+/// the directories above it.
 pub(super) fn create_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // The directory's own name is an entry of its parent.
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => Ok(()),
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    if !path.is_dir() {
+        create_dir(parent)?;
+        DirBuilder::new().mode(0o700).create(path)?;
     }
+    // The directory's own name is an entry of its parent.
+    sync_dir(parent)
+}
+
+/// Makes sure that there is a file, readable by its owner only if it is new.
+pub(super) fn ensure_file(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    options.open(path).map(drop)
 }
 
 /// Creates a file, or empties it, that only its owner can read.

@@ -164,15 +164,17 @@ impl Embedded {
         let directory = settings.journal();
         let metrics = &context.metrics;
         let damage = Damage::new(metrics.clone());
+        let progress = Arc::new(Progress::new());
         let (ledger, through, records) = Ledger::open(
             &settings.ledger(),
             directory.clone(),
             metrics.clone(),
             context.clock,
+            progress.clone(),
         )?;
         let ledger = Arc::new(ledger);
         let tail = recovery::recover(&directory, through, (context.clock)(), &damage)?;
-        let progress = Arc::new(Progress::new(tail.end(), tail.records_through()));
+        progress.written(tail.end(), tail.records_through());
         let plan = Plan {
             directory: directory.clone(),
             segment_bytes: settings.segment,

@@ -30,17 +30,20 @@ struct State {
     records: u64,
     /// Whether it is known who gets what.
     subscribed: bool,
+    /// Whether the ledger was made anew since it was looked at last.
+    renewed: bool,
     stopped: bool,
 }
 
 impl Progress {
-    /// The journal ends at `end` after `records`.
-    pub(super) fn new(end: Position, records: u64) -> Self {
+    /// Of a journal that has not been opened yet.
+    pub(super) const fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                end,
-                records,
+                end: Position::new(0, 0),
+                records: 0,
                 subscribed: false,
+                renewed: false,
                 stopped: false,
             }),
             changed: Condvar::new(),
@@ -60,6 +63,12 @@ impl Progress {
     /// It is known who gets what: indexing may begin.
     pub(super) fn subscribed(&self) {
         self.lock().subscribed = true;
+        self.changed.notify_all();
+    }
+
+    /// The ledger was made anew and is empty: indexing has to begin again.
+    pub(super) fn renewed(&self) {
+        self.lock().renewed = true;
         self.changed.notify_all();
     }
 
@@ -90,14 +99,17 @@ impl Progress {
         self.lock().records
     }
 
-    /// Waits until there is something after `position` to index; `None` when indexing is to end.
+    /// Waits until there is something after `position` to index, or the ledger is no longer what it
+    /// was; `None` when indexing is to end.
     pub(super) fn beyond(&self, position: Position) -> Option<Position> {
-        let waits =
-            |state: &mut State| !state.stopped && (!state.subscribed || state.end <= position);
-        let state = self
+        let waits = |state: &mut State| {
+            !state.stopped && (!state.subscribed || state.end <= position && !state.renewed)
+        };
+        let mut state = self
             .changed
             .wait_while(self.lock(), waits)
             .unwrap_or_else(PoisonError::into_inner);
+        state.renewed = false;
         (!state.stopped).then_some(state.end)
     }
 

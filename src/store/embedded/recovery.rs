@@ -84,7 +84,7 @@ pub(super) fn recover(
     let path = directory.path();
     disk::create_dir(path).map_err(StoreError::writing(path))?;
     let numbers = directory.segments().map_err(StoreError::reading(path))?;
-    check_headers(directory, &numbers, damage)?;
+    check_headers(directory, &numbers, known, damage)?;
     let tail = match numbers.last() {
         Some(&last) => reopen(directory, last, now, damage)?,
         None => {
@@ -106,6 +106,7 @@ pub(super) fn recover(
 fn check_headers(
     directory: &Directory,
     numbers: &[u32],
+    known: Position,
     damage: &Damage,
 ) -> Result<(), StoreError> {
     let mut before: Option<(u32, u64)> = None;
@@ -121,7 +122,7 @@ fn check_headers(
             }
             Some(header) => {
                 if let (Some(said), Some(found)) = (header.previous, before) {
-                    check_end(said, found, damage);
+                    check_end(said, found, known, damage);
                 }
             }
         }
@@ -130,16 +131,20 @@ fn check_headers(
     Ok(())
 }
 
-fn check_end(said: (u32, u64), found: (u32, u64), damage: &Damage) {
+fn check_end(said: (u32, u64), found: (u32, u64), known: Position, damage: &Damage) {
     let (number, length) = found;
     let (said_number, said_length) = said;
-    // Segments before `number` may have been deleted in their time; one between them must not be.
     if said_number != number {
-        damage.report(
-            Position::new(said_number, 0),
-            said_length,
-            "a segment is missing",
-        );
+        // Retention deletes segments from between others too, but only what the ledger has read.
+        if known == Position::default() {
+            tracing::warn!(
+                segment = said_number,
+                "a segment of the journal is not there; it may have been deleted when it was old"
+            );
+        } else if said_number >= known.segment() {
+            let position = Position::new(said_number, 0);
+            damage.report(position, said_length, "a segment is missing");
+        }
     } else if length < said_length {
         let lost = said_length - length;
         damage.report(

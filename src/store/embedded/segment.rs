@@ -54,13 +54,17 @@
 //! 1, the value. A list is 4 bytes of count and its elements.
 //!
 //! ```text
-//! 16  id               .  name      .  optional key      .  optional time it occurred
-//! 12  time received    .  endpoint  .  optional subject  .  list of topics (texts)
-//!  .  list of dedupe keys (16 bytes each)                .  body: all the rest
+//! 16  id
+//! 12  time it was received
+//!  .  optional time it occurred
+//!  .  endpoint, text
+//!  .  name, text
+//!  .  optional key, text
+//!  .  optional subject, text
+//!  .  list of topics, texts
+//!  .  list of dedupe keys, 16 bytes each
+//!  .  body: all the rest
 //! ```
-//!
-//! In the order: id, time received, time it occurred, endpoint, name, key, subject, topics, dedupe
-//! keys, body.
 //!
 //! # Recovery
 //!

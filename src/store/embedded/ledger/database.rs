@@ -23,10 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// When it cannot be read or written, or is of a later version.
 pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> {
-    match try_open(path, create) {
+    if create {
+        // The database's other files take its permissions.
+        disk::ensure_file(path).map_err(StoreError::writing(path))?;
+    }
+    match try_open(path) {
         Err(Trouble::Sql(error)) if create && is_damage(&error) => {
             set_aside(path)?;
-            try_open(path, create)
+            disk::ensure_file(path).map_err(StoreError::writing(path))?;
+            try_open(path)
         }
         opened => opened,
     }
@@ -75,11 +80,8 @@ impl From<rusqlite::Error> for Trouble {
     }
 }
 
-fn try_open(path: &Path, create: bool) -> Result<Connection, Trouble> {
-    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    if create {
-        flags |= OpenFlags::SQLITE_OPEN_CREATE;
-    }
+fn try_open(path: &Path) -> Result<Connection, Trouble> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(PATIENCE)?;
     db.set_prepared_statement_cache_capacity(64);

@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{claim::Held, delivery::Tally, upkeep::Active};
 use super::{
+    progress::Progress,
     reader::{Bodies, Directory},
     segment::Position,
 };
@@ -65,6 +66,8 @@ pub(super) struct Books {
     bodies: Bodies,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
+    /// To be told when the ledger has to be made anew.
+    journal_progress: Arc<Progress>,
     subscriptions: Vec<Active>,
     held: HashMap<Lease, Held>,
     last_lease: u64,
@@ -91,6 +94,7 @@ impl Ledger {
         journal: Directory,
         metrics: Arc<Metrics>,
         clock: fn() -> Timestamp,
+        progress: Arc<Progress>,
     ) -> Result<(Self, Position, u64), StoreError> {
         let books = Books {
             db: database::open(path, true)?,
@@ -98,6 +102,7 @@ impl Ledger {
             bodies: Bodies::new(journal),
             metrics,
             clock,
+            journal_progress: progress,
             subscriptions: Vec::new(),
             held: HashMap::new(),
             last_lease: 0,
@@ -292,6 +297,7 @@ impl Books {
         database::set_aside(&self.path)?;
         self.db = database::open(&self.path, true)?;
         self.held.clear();
+        self.journal_progress.renewed();
         let asked = self.subscriptions.iter().map(|active| active.asked.clone());
         let subscriptions = asked.collect();
         self.subscribe(subscriptions)

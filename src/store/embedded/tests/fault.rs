@@ -21,6 +21,8 @@ struct Faulty {
     cut: AtomicBool,
     /// Free space, where it is not the real one.
     free: AtomicU64,
+    /// How often it was asked for.
+    looks: AtomicU64,
 }
 
 impl Disk for Faulty {
@@ -48,6 +50,7 @@ impl Disk for Faulty {
     }
 
     fn free(&self, path: &Path) -> io::Result<u64> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         match self.free.load(Ordering::SeqCst) {
             0 => SYSTEM.free(path),
             free => Ok(free),
@@ -76,6 +79,10 @@ async fn a_failed_sync_poisons_the_store_for_good() {
         Err(AppendError::Poisoned(_))
     ));
     disk.sync.store(false, Ordering::SeqCst);
+    let looks = disk.looks.load(Ordering::SeqCst);
+    while disk.looks.load(Ordering::SeqCst) < looks + 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     assert!(matches!(
         store.append(&event(3)).await,
         Err(AppendError::Poisoned(_))
@@ -139,6 +146,14 @@ async fn under_the_reserve_events_are_refused_until_there_is_room() {
         store.append(&event(1)).await,
         Err(AppendError::Full(_))
     ));
+    disk.free.store(1100, Ordering::SeqCst);
+    let sound = |health: &Health| *health == Health::Sound;
+    health.wait_for(sound).await.unwrap();
+    let refused = store.append(&event(1)).await;
+    assert!(
+        matches!(refused, Err(AppendError::Full(_))),
+        "it is larger than the room"
+    );
     disk.free.store(1 << 40, Ordering::SeqCst);
     health
         .wait_for(|health| *health == Health::Sound)

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, os::unix::fs::FileExt, sync::Arc};
 
-use super::{Engine, Place, at, event, everything, keyed, retry};
+use super::{Engine, Place, at, event, keyed, retry};
 use crate::store::{
-    StoreError, Verdict,
+    Store, StoreError, Verdict,
     embedded::{
         Context, Embedded,
         reader::{Scan, Step},
@@ -80,6 +80,8 @@ async fn a_torn_tail_is_cut_and_kept() {
     });
     let store = place.open();
     assert_eq!(place.metrics.journal_damaged_bytes.get(), 0);
+    let length = std::fs::metadata(place.journal().segment(1)).unwrap().len();
+    assert_eq!(length, last as u64);
     let kept = place.kept("torn");
     assert_eq!(std::fs::read(&kept[0]).unwrap(), torn);
     store.append(&event(9)).await.unwrap();
@@ -161,6 +163,27 @@ async fn a_sealed_segment_that_has_lost_its_end_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_is_missing_before_it_was_indexed_is_reported() {
+    let mut place = Place::new();
+    place.settings.segment = 1;
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append(&event(1)).await.unwrap();
+    store.settle_down().await;
+    drop(store);
+    let store = place.open();
+    store.append_all([event(2), event(3)]).await;
+    drop(store);
+    let lost = place.journal().segment(3);
+    let bytes = std::fs::metadata(&lost).unwrap().len();
+    std::fs::remove_file(lost).unwrap();
+    let store = place.open();
+    assert_eq!(place.metrics.journal_damaged_bytes.get(), bytes as i64);
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_position_is_used_twice_when_the_journal_has_lost_its_end() {
     let place = Place::new();
     let store = place.open();
@@ -231,6 +254,7 @@ async fn a_ledger_that_breaks_under_way_is_made_again() {
     let store = place.open();
     store.subscribe(&["archive"]).await;
     store.append_all((0..2000).map(event)).await;
+    store.settle_down().await;
     store.close().await;
     // The first pages are sound, so that it opens; the others are not.
     let ledger = std::fs::OpenOptions::new()
@@ -243,17 +267,11 @@ async fn a_ledger_that_breaks_under_way_is_made_again() {
         .write_all_at(&vec![0x5a; length - from], from as u64)
         .unwrap();
     let store = place.open();
-    let subscribed = store
-        .store
-        .parts
-        .ledger
-        .run("", |books| books.subscribe(vec![everything("archive")]));
-    subscribed.await.ok();
     store.subscribe(&["archive"]).await;
     let mut got = BTreeSet::new();
     while got.len() < 2000 {
         let handler = "archive".into();
-        use crate::store::Store;
+        // The first of these fails, and makes the ledger known for damaged.
         let Ok(claims) = store.store.claim(&handler, 100, at(1000)).await else {
             continue;
         };
@@ -264,6 +282,30 @@ async fn a_ledger_that_breaks_under_way_is_made_again() {
         tokio::task::yield_now().await;
     }
     assert!(!place.kept("ledger.db.damaged-1").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_that_was_sealed_behind_the_indexers_back_is_read_to_its_end() {
+    let mut place = Place::new();
+    place.settings.segment = 1500;
+    let store = place.open();
+    store.subscribe(&["archive"]).await;
+    store.append(&event(1)).await.unwrap();
+    store.settle_down().await;
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let ledger = store.store.parts.ledger.clone();
+    let busy = tokio::spawn(async move {
+        let wait = ledger.run("waiting", move |_| {
+            held.recv().ok();
+            Ok(())
+        });
+        wait.await
+    });
+    store.append_all((2..10).map(event)).await;
+    assert!(place.journal().segments().unwrap().len() > 2);
+    drop(release);
+    busy.await.unwrap().unwrap();
+    assert_eq!(store.drain("archive").await.len(), 9);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,6 +38,9 @@ async fn only_old_segments_of_which_nothing_is_needed_are_deleted() {
     store.settle("crm", &claims[0], Verdict::Done).await;
     store.settle("crm", &claims[1], parked()).await;
     store.settle("crm", &claims[2], Verdict::Done).await;
+    store.append(&event(4)).await.unwrap();
+    let last = store.claim("crm", at(10)).await;
+    store.settle("crm", &last[0], Verdict::Done).await;
     let before = place.journal().segments().unwrap();
     assert_eq!(
         pass(&place, &store, Duration::from_secs(1 << 40)),
@@ -56,9 +59,13 @@ async fn only_old_segments_of_which_nothing_is_needed_are_deleted() {
         .unwrap();
     let listed: Vec<_> = listed.iter().map(|event| event.id).collect();
     // The last segment is written to, and the second holds what is parked.
-    assert_eq!(listed, [ids(&claims)[2], ids(&claims)[1]]);
+    assert_eq!(listed, [last[0].notification.id, ids(&claims)[1]]);
     assert!(place.records().event(ids(&claims)[0]).unwrap().is_none());
     assert!(place.records().event(ids(&claims)[1]).unwrap().is_some());
+    store.close().await;
+    place.open();
+    let damaged = place.metrics.journal_damaged_bytes.get();
+    assert_eq!(damaged, 0, "what was deleted is not missed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
