@@ -134,9 +134,9 @@ fn request(args: &Args, key: &Hmac<Sha256>, number: u64, turn: u64) -> Vec<u8> {
     let carrier = serial % args.keys;
     let mut body = format!(
         "{{\"event\":\"number_management.peering_number_cnam_updated\",\"event_ts\":{now}000,\
-         \"payload\":{{\"account_id\":\"load-{now}-{serial}\",\"object\":{{\"carrier_code\":{carrier},\
-         \"phone_numbers\":[\"+12025550{:03}\"],\"cnam\":\"",
-        serial % 1000
+         \"payload\":{{\"account_id\":\"load-{carrier}\",\"object\":{{\"carrier_code\":{carrier},\
+         \"phone_numbers\":[\"+12025550{:03}\"],\"cnam\":\"{now} {serial} ",
+        carrier % 1000
     );
     let padding = args.body.saturating_sub(body.len() + 4);
     body.extend(std::iter::repeat_n('x', padding));

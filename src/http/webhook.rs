@@ -21,7 +21,6 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Hist
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
 
 use super::{
     Endpoint, Settings,
@@ -95,7 +94,7 @@ impl Webhook {
         let webhook = Arc::clone(&self);
         let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
             let routes = webhook.routes.load();
-            routes.nowhere.answer(Answer::Panic, (webhook.clock)())
+            routes.nowhere.answer(Answer::Panic, webhook.occasion())
         });
         Router::new()
             .fallback(receive)
@@ -106,21 +105,28 @@ impl Webhook {
     async fn receive(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
-            return routes.nowhere.answer(Answer::Path, (self.clock)());
+            return routes.nowhere.answer(Answer::Path, self.occasion());
         };
         if request.method() != Method::POST {
-            return routes.nowhere.answer(Answer::Method, (self.clock)());
+            return routes.nowhere.answer(Answer::Method, self.occasion());
         }
         let started = Instant::now();
         let _in_flight = InFlight::enter(&self.metrics.in_flight);
         let answer = match self.take(route, request).await {
             Ok(answer) | Err(answer) => answer,
         };
-        let response = route.answers.answer(answer, (self.clock)());
+        let response = route.answers.answer(answer, self.occasion());
         route
             .answer_seconds
             .observe(started.elapsed().as_secs_f64());
         response
+    }
+
+    fn occasion(&self) -> Occasion {
+        Occasion {
+            request: self.requests.fetch_add(1, Ordering::Relaxed),
+            now: (self.clock)(),
+        }
     }
 
     /// Either kind of result is an answer; an `Err` cuts the way to it short.
@@ -188,12 +194,9 @@ impl Webhook {
     }
 }
 
-/// The route's handler. The number in the span tells apart the log lines of requests that are
-/// served at the same time; it never leaves the process.
+/// The route's handler.
 async fn receive(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
-    let number = webhook.requests.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("request", number);
-    webhook.receive(request).instrument(span).await
+    webhook.receive(request).await
 }
 
 /// Which endpoint serves which path.
@@ -276,6 +279,14 @@ fn event_counter(endpoint: &Endpoint, name: &EventName, metrics: &Metrics) -> Co
     metrics.events.get_or_create(&label).clone()
 }
 
+/// When something was answered, and a number of its own for the log, which tells apart the lines of
+/// requests that are served at the same time. It never leaves the process.
+#[derive(Clone, Copy)]
+struct Occasion {
+    request: u64,
+    now: Timestamp,
+}
+
 /// Counts answers, and writes down those that somebody should know of.
 struct Answers {
     endpoint: String,
@@ -298,15 +309,15 @@ impl Answers {
         }
     }
 
-    fn answer(&self, answer: Answer, now: Timestamp) -> Response {
+    fn answer(&self, answer: Answer, occasion: Occasion) -> Response {
         if let Some((counter, throttle)) = self.by_word.get(answer.word()) {
             counter.inc();
-            self.log(&answer, throttle, now);
+            self.log(&answer, throttle, occasion);
         }
         answer.into_response()
     }
 
-    fn log(&self, answer: &Answer, throttle: &Throttle, now: Timestamp) {
+    fn log(&self, answer: &Answer, throttle: &Throttle, Occasion { request, now }: Occasion) {
         if matches!(answer, Answer::Stored(_) | Answer::Handshake(_)) {
             return;
         }
@@ -317,16 +328,35 @@ impl Answers {
         match answer {
             Answer::Stored(_) | Answer::Handshake(_) => {}
             Answer::Path | Answer::Method | Answer::Draining | Answer::BrokenBody => {
-                tracing::info!(endpoint, reason, suppressed, "a request was turned away");
+                tracing::info!(
+                    endpoint,
+                    request,
+                    reason,
+                    suppressed,
+                    "a request was turned away"
+                );
             }
             Answer::Refused(_) | Answer::TooLarge | Answer::SlowBody | Answer::Overloaded => {
-                tracing::warn!(endpoint, reason, suppressed, "a request was refused");
+                tracing::warn!(
+                    endpoint,
+                    request,
+                    reason,
+                    suppressed,
+                    "a request was refused"
+                );
             }
             Answer::Unavailable(why) => {
-                tracing::error!(endpoint, reason, why, suppressed, "an event was not stored");
+                tracing::error!(
+                    endpoint,
+                    request,
+                    reason,
+                    why,
+                    suppressed,
+                    "an event was not stored"
+                );
             }
             Answer::Panic => {
-                tracing::error!(reason, suppressed, "a request made us panic");
+                tracing::error!(request, reason, suppressed, "a request made us panic");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Reads behind the journal's writer and brings the ledger up to date, in large batches.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use super::{
     ledger::{Batch, Ledger},
@@ -10,7 +10,7 @@ use super::{
 };
 
 /// The most records in one transaction of the ledger: claims wait meanwhile.
-const BATCH_RECORDS: usize = 512;
+const BATCH_RECORDS: usize = 2048;
 
 /// The most bytes of the journal in one transaction.
 const BATCH_BYTES: usize = 2 << 20;
@@ -48,7 +48,12 @@ impl Indexer {
         super::yield_to_the_door();
         self.progress.indexed(self.records);
         self.notice_rebuild();
-        while let Some(end) = self.progress.beyond(self.through) {
+        let mut last = Instant::now();
+        while let Some(end) = self
+            .progress
+            .beyond(self.through, BATCH_RECORDS as u64, last)
+        {
+            last = Instant::now();
             if let Err(problem) = self.advance(end) {
                 tracing::warn!("the journal cannot be indexed: {problem}");
                 self.scan = None;

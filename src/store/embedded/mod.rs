@@ -356,7 +356,7 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 /// the whole process's, and nothing is done.
 fn yield_to_the_door() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(5) {
+    if let Err(error) = rustix::process::nice(19) {
         tracing::debug!("a thread of the store keeps its priority: {error}");
     }
 }

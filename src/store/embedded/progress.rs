@@ -5,13 +5,18 @@ use std::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::segment::Position;
 
-/// How long a reader waits at most before it looks by itself.
+/// How long the indexer waits after a failure.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The least time from one transaction of the indexer to the next, unless there is enough for a
+/// full one. Under load a transaction then has many records, which cost far less together; an
+/// event that comes alone does not wait.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// Shared by the journal's writer and the indexer.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ struct State {
     end: Position,
     /// Records up to there.
     records: u64,
+    /// Whether the indexer waits to be told of a write. Telling it costs the writer a system call.
+    awaited: bool,
     /// Whether it is known who gets what.
     subscribed: bool,
     /// Whether the ledger was made anew since it was looked at last.
@@ -42,6 +49,7 @@ impl Progress {
             state: Mutex::new(State {
                 end: Position::new(0, 0),
                 records: 0,
+                awaited: false,
                 subscribed: false,
                 renewed: false,
                 stopped: false,
@@ -56,8 +64,11 @@ impl Progress {
         let mut state = self.lock();
         state.end = end;
         state.records = records;
+        let awaited = state.awaited;
         drop(state);
-        self.changed.notify_all();
+        if awaited {
+            self.changed.notify_all();
+        }
     }
 
     /// It is known who gets what: indexing may begin.
@@ -100,26 +111,47 @@ impl Progress {
     }
 
     /// Waits until there is something after `position` to index, or the ledger is no longer what it
-    /// was; `None` when indexing is to end.
-    pub(super) fn beyond(&self, position: Position) -> Option<Position> {
+    /// was, and until `enough` records are there or the transaction that began at `last` is a while
+    /// ago; `None` when indexing is to end.
+    pub(super) fn beyond(
+        &self,
+        position: Position,
+        enough: u64,
+        last: Instant,
+    ) -> Option<Position> {
         let waits = |state: &mut State| {
             !state.stopped && (!state.subscribed || state.end <= position && !state.renewed)
         };
+        let mut state = self.lock();
+        state.awaited = true;
         let mut state = self
             .changed
-            .wait_while(self.lock(), waits)
+            .wait_while(state, waits)
             .unwrap_or_else(PoisonError::into_inner);
+        state.awaited = false;
+        if state
+            .records
+            .saturating_sub(self.indexed.load(Ordering::Relaxed))
+            < enough
+        {
+            let pause = LINGER.saturating_sub(last.elapsed());
+            state = self.rest(state, pause);
+        }
         state.renewed = false;
         (!state.stopped).then_some(state.end)
     }
 
     /// Waits a little after a failure; `false` when indexing is to end.
     pub(super) fn pause(&self) -> bool {
-        let (state, _) = self
+        !self.rest(self.lock(), PATIENCE).stopped
+    }
+
+    /// Waits for `time`, or until indexing is to end.
+    fn rest<'a>(&'a self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+        let waited = self
             .changed
-            .wait_timeout_while(self.lock(), PATIENCE, |state| !state.stopped)
-            .unwrap_or_else(PoisonError::into_inner);
-        !state.stopped
+            .wait_timeout_while(state, time, |state| !state.stopped);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
