@@ -10,10 +10,10 @@ use super::{
 };
 
 /// The most records in one transaction of the ledger: claims wait meanwhile.
-const BATCH_RECORDS: usize = 2048;
+const BATCH_RECORDS: usize = 4096;
 
 /// The most bytes of the journal in one transaction.
-const BATCH_BYTES: usize = 2 << 20;
+const BATCH_BYTES: usize = 4 << 20;
 
 /// The thread that indexes.
 pub(super) struct Indexer {

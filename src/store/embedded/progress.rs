@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The least time from one transaction of the indexer to the next, unless there is enough for a
 /// full one. Under load a transaction then has many records, which cost far less together; an
 /// event that comes alone does not wait.
-const LINGER: Duration = Duration::from_millis(20);
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Shared by the journal's writer and the indexer.
 #[derive(Debug)]
