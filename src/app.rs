@@ -94,8 +94,15 @@ pub enum End {
     Drained,
     /// The deadline came first. Nothing is lost: what was not finished is delivered again.
     CutShort,
-    /// The store failed, and the service with it. What was acknowledged is safe.
-    Poisoned,
+    /// The store failed, or a part of the service itself did. What was acknowledged is safe.
+    Failed,
+}
+
+/// Why a service begins to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Asked,
+    Failure,
 }
 
 /// A service that listens and does not answer yet.
@@ -205,7 +212,7 @@ impl App {
         Reloader(self.parts.clone())
     }
 
-    /// Serves until `shutdown` is ready or the store is poisoned, then drains.
+    /// Serves until `shutdown` is ready, or the store or another part fails; then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> End {
         let Self {
             door,
@@ -214,14 +221,27 @@ impl App {
             ..
         } = self;
         let draining = CancellationToken::new();
+        let ended = CancellationToken::new();
+        let alarm = ended.clone().drop_guard();
         let serving = door.serve(parts.webhook.clone(), draining.clone().cancelled_owned());
-        let serving = parts.tasks.spawn(serving);
+        let serving = parts.tasks.spawn(async move {
+            let _alarm = alarm;
+            serving.await
+        });
         parts.readiness.enter(Phase::Serving);
 
         let mut health = parts.store.health();
-        let poisoned = tokio::select! {
-            () = shutdown => false,
-            () = until_poisoned(&mut health) => true,
+        let cause = tokio::select! {
+            () = shutdown => Cause::Asked,
+            () = until_poisoned(&mut health) => Cause::Failure,
+            () = parts.dispatcher.broken() => {
+                tracing::error!("a handler's worker ended by itself");
+                Cause::Failure
+            }
+            () = ended.cancelled() => {
+                tracing::error!("the door closed by itself");
+                Cause::Failure
+            }
         };
         tracing::info!("shutting down");
         parts.readiness.enter(Phase::Draining);
@@ -232,14 +252,14 @@ impl App {
         let closed = parts.store.close().await;
         parts.stop.cancel();
         parts.tasks.close();
-        let ended = timeout_at(deadline, parts.tasks.wait()).await.is_ok();
+        let finished = timeout_at(deadline, parts.tasks.wait()).await.is_ok();
         match closed {
-            _ if poisoned => End::Poisoned,
+            _ if cause == Cause::Failure => End::Failed,
             Err(error) => {
                 tracing::error!(%error, "the store could not be closed in order");
-                End::Poisoned
+                End::Failed
             }
-            Ok(()) if answered && delivered && ended => End::Drained,
+            Ok(()) if answered && delivered && finished => End::Drained,
             Ok(()) => End::CutShort,
         }
     }

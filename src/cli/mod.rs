@@ -12,7 +12,7 @@
 //! | 2 | the command line itself is wrong |
 //! | 64 | the configuration is wrong; the report says where |
 //! | 69 | the service or its store cannot be opened: in use, unreadable, address taken |
-//! | 70 | the store was poisoned by a failed write or sync; what was acknowledged is safe |
+//! | 70 | the store was poisoned by a failed write or sync, or a part of the service failed; what was acknowledged is safe |
 
 mod check;
 mod completions;
@@ -94,7 +94,7 @@ enum Command {
 enum Answer {
     Yes,
     No,
-    Poisoned,
+    Failed,
 }
 
 /// Runs the command line of this process on top of `builder`, which knows the kinds of handlers.
@@ -103,7 +103,7 @@ pub fn main(builder: &app::Builder) -> ExitCode {
     match run(&cli, builder) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::FAILURE,
-        Ok(Answer::Poisoned) => ExitCode::from(70),
+        Ok(Answer::Failed) => ExitCode::from(70),
         Err(error) => fail(&error),
     }
 }

@@ -38,14 +38,16 @@ pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Resul
             "stopped before everything that had begun was finished; it is delivered again at the \
              next start"
         ),
-        End::Poisoned => {
-            tracing::error!("stopped because the store failed; what was acknowledged is safe");
+        End::Failed => {
+            tracing::error!(
+                "stopped because a part of the service failed; what was acknowledged is safe"
+            );
         }
     }
     Ok(match end {
         End::Drained => Answer::Yes,
         End::CutShort => Answer::No,
-        End::Poisoned => Answer::Poisoned,
+        End::Failed => Answer::Failed,
     })
 }
 

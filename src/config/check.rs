@@ -215,6 +215,9 @@ pub(super) fn log(log: &Log, section: &Section<'_>, findings: &mut Findings) {
     }
 }
 
+/// The largest `max_body`: half of what the embedded store takes as one record.
+const LARGEST_BODY: u64 = 16 << 20;
+
 /// Checks `[server]`.
 pub(super) fn server(server: &http::Settings, section: &Section<'_>, findings: &mut Findings) {
     for (key, is_zero) in [
@@ -235,6 +238,11 @@ pub(super) fn server(server: &http::Settings, section: &Section<'_>, findings: &
                 findings,
             );
         }
+    }
+    if server.max_body > LARGEST_BODY {
+        let problem = Problem::new("`max_body` is more than 16 MiB, which a store need not take");
+        let help = "a provider's events have a few kilobytes; `max_body = \"1MiB\"` is plenty";
+        add(section, &["max_body"], problem.help(help), findings);
     }
     if server.body_memory < server.max_body {
         let problem = Problem::new(

@@ -50,6 +50,8 @@ pub struct Dispatcher {
     stop: CancellationToken,
     /// Tells every worker to give up the attempts that are under way.
     abandon: CancellationToken,
+    /// Cancelled when a worker has ended by a panic.
+    broken: CancellationToken,
 }
 
 /// What every worker needs.
@@ -85,7 +87,14 @@ impl Dispatcher {
             workers: Mutex::default(),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
+            broken: CancellationToken::new(),
         }
+    }
+
+    /// Completes when a worker has panicked, which no handler can make it do: its handler would get
+    /// nothing more from this process.
+    pub async fn broken(&self) {
+        self.broken.cancelled().await;
     }
 
     /// Delivers to `consumers` and to nobody else from now on. Attempts that are under way are
@@ -111,7 +120,11 @@ impl Dispatcher {
                 stop.clone(),
                 self.abandon.clone(),
             );
-            let task = self.tasks.spawn(worker.run());
+            let alarm = self.broken.clone().drop_guard();
+            let task = self.tasks.spawn(async move {
+                worker.run().await;
+                alarm.disarm();
+            });
             workers.push(Running { stop, task });
         }
         Ok(())

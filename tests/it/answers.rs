@@ -1,6 +1,12 @@
 //! The answers table, on the wire of the real service.
 
-use std::{sync::Arc, thread};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use crate::harness::{
     ARCHIVE, Answer, ENDPOINTS, Home, RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, cnam, eventually,
@@ -259,4 +265,41 @@ fn a_thousand_copies_at_once_are_one_event() {
     eventually("the copies are counted", || {
         service.metric("hookswitch_duplicates_total") == 999.0
     });
+}
+
+#[test]
+fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = Arc::new(home.start());
+    let stop = Arc::new(AtomicBool::new(false));
+    let flood: Vec<_> = (0..8)
+        .map(|_| {
+            let (service, stop) = (service.clone(), stop.clone());
+            thread::spawn(move || {
+                let body = cnam(9, 9);
+                let headers = zoom_headers(body.as_bytes(), "a-guess", unix_now());
+                let mut refused = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = service.post(ZOOM, &as_pairs(&headers), body.as_bytes());
+                    assert_eq!(answer.status, 401);
+                    refused += 1;
+                }
+                refused
+            })
+        })
+        .collect();
+    for serial in 0..200 {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let refused: usize = flood.into_iter().map(|sender| sender.join().unwrap()).sum();
+    assert!(refused > 200, "{refused} forgeries are no flood");
+    eventually("each honest event is archived", || {
+        home.archived().len() == 200
+    });
+    let lines = service.log().matches("wrong_credential").count();
+    assert!(
+        (1..10).contains(&lines),
+        "{lines} lines for {refused} forgeries"
+    );
 }
