@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::Answer;
+use super::{Answer, output::count};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
@@ -21,9 +21,4 @@ pub(super) fn run(_args: &Args, path: &Path, config: &Config) -> anyhow::Result<
         count(config.handlers.len(), "handler"),
     )?;
     Ok(Answer::Yes)
-}
-
-fn count(number: usize, noun: &str) -> String {
-    let ending = if number == 1 { "" } else { "s" };
-    format!("{number} {noun}{ending}")
 }

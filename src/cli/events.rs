@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer,
-    output::{Format, or_dash, print_json},
+    output::{Format, count, or_dash, print_json},
 };
 use crate::{
     event::{EventId, Family, Key, Notification, Pattern},
@@ -53,6 +53,7 @@ pub(super) struct Range {
 #[derive(Debug, clap::Args)]
 pub(super) struct Show {
     /// The event's id
+    #[arg(value_parser = id)]
     id: EventId,
     #[command(flatten)]
     format: Format,
@@ -63,6 +64,12 @@ pub(super) fn run(command: &Command, records: &dyn Records) -> anyhow::Result<An
         Command::List(args) => list(args, records),
         Command::Show(args) => show(args, records),
     }
+}
+
+/// Reads an event's id.
+pub(super) fn id(text: &str) -> Result<EventId, String> {
+    let help = "an id looks like 01a203eb-0f3f-797b-9600-3580fa44e674; `hookswitch events list` shows them";
+    text.parse().map_err(|_| help.to_owned())
 }
 
 fn list(args: &List, records: &dyn Records) -> anyhow::Result<Answer> {
@@ -157,10 +164,10 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result
     let state = serde_json::to_value(delivery.state).unwrap_or_default();
     write!(
         out,
-        "\nhandler {}: {}, {} attempts",
+        "\nhandler {}: {}, {}",
         delivery.handler,
         state.as_str().unwrap_or_default(),
-        delivery.attempts
+        count(delivery.attempts as usize, "attempt")
     )?;
     if let Some(due_at) = delivery.due_at {
         write!(out, ", due {due_at:.0}")?;

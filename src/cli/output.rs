@@ -60,3 +60,9 @@ pub(super) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()>
 pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
+
+/// `1 attempt`, `2 attempts`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
+}

@@ -5,7 +5,11 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Answer, events::Range, output::Format};
+use super::{
+    Answer,
+    events::{Range, id},
+    output::Format,
+};
 use crate::{
     app,
     event::{EventId, HandlerName},
@@ -15,6 +19,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Events to deliver again; all that the other conditions select where none is given
+    #[arg(value_parser = id)]
     ids: Vec<EventId>,
     /// Only to this handler, though its patterns may not take the event; may be given again
     #[arg(long = "handler", value_name = "NAME")]

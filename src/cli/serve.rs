@@ -147,7 +147,10 @@ impl Introduction {
             app.admin_address()
         )?;
         writeln!(out, "Try it from another terminal:")?;
-        writeln!(out, "  hookswitch send --all --config {}", self.config)?;
+        // As it was called, since it need not be on the search path.
+        let program = std::env::args().next();
+        let program = program.as_deref().unwrap_or("hookswitch");
+        writeln!(out, "  {program} send --all --config {}", self.config)?;
         out.flush()
     }
 }
