@@ -54,7 +54,6 @@ pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Resul
 async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result<End> {
     let introduction = Introduction::of(&config, path);
     let app = App::build(config, rebuild_progress()).await?;
-    introduction.print(&app)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let shutdown = async move {
@@ -64,6 +63,8 @@ async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result
         }
     };
     let reloads = reload_on_hangup(app.reloader(), path, builder)?;
+    // Whoever reads this may send a signal at once: by now each one is listened to.
+    introduction.print(&app)?;
     tokio::select! {
         end = app.run(shutdown) => Ok(end),
         never = reloads => match never {},
