@@ -6,6 +6,7 @@ mod format;
 mod operator;
 mod recovery;
 mod retention;
+mod spare;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
