@@ -79,10 +79,10 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
 
 /// `path` with `.<word>-<n>` added, for the first `n` that is not taken: where to keep something
 /// that a person may want to look at.
-pub(super) fn spare_path(path: &Path, word: &str) -> PathBuf {
+pub(super) fn kept_path(path: &Path, word: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     (1_u32..)
         .map(|n| path.with_file_name(format!("{name}.{word}-{n}")))
-        .find(|spare| !fs::exists(spare).unwrap_or(false))
+        .find(|kept| !fs::exists(kept).unwrap_or(false))
         .unwrap_or_else(|| path.with_file_name(format!("{name}.{word}")))
 }

@@ -1,6 +1,9 @@
 //! The journal's one writer. What is waiting goes out in one write and one sync; then, and only
 //! then, everyone who waited is told.
 //!
+//! It writes over the zeros of a segment that was made ahead where there is one, since that is
+//! faster, and lets the file grow where there is none.
+//!
 //! **Invariant:** nobody is told before the sync has returned.
 //!
 //! **Invariant:** after a failed sync nothing is written any more. What the system then holds of
@@ -26,6 +29,7 @@ use super::{
     reader::Directory,
     recovery::Tail,
     segment::{Position, Record, TooLarge},
+    spare::{self, Preparer},
 };
 use crate::{
     event::Notification,
@@ -52,6 +56,10 @@ const LINGER: Duration = Duration::from_micros(200);
 
 /// The number of records that came while the last batch was written from which on a batch lingers.
 const COMPANY: usize = 4;
+
+/// The part of a segment that is written when a spare is ordered for the next one: early enough for
+/// it to be made in time, and not for a service that gets few events, which has no use for one.
+const SPARE_ORDERED_AT: u64 = 16;
 
 /// How often free space is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -105,10 +113,17 @@ impl Journal {
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let (health, seen_health) = watch::channel(Health::Sound);
         plan.metrics.store_sound.set(1);
+        let preparer = Preparer::start(spare::Plan {
+            directory: plan.directory.clone(),
+            segment_bytes: plan.segment_bytes,
+            reserve_bytes: plan.reserve_bytes,
+            disk: plan.disk.clone(),
+        })?;
         let mut writer = Writer {
             inbox,
             waiting_bytes: waiting_bytes.clone(),
             tail,
+            preparer,
             health,
             looked_at: None,
             room: 0,
@@ -210,6 +225,7 @@ struct Writer {
     inbox: Receiver<Command>,
     waiting_bytes: Arc<AtomicUsize>,
     tail: Tail,
+    preparer: Preparer,
     health: watch::Sender<Health>,
     /// When free space was looked at.
     looked_at: Option<Instant>,
@@ -321,17 +337,26 @@ impl Writer {
         self.tail.length += self.buffer.len() as u64;
         self.tail.records += self.batch.len() as u64;
         self.room -= bytes as u64;
+        if self.tail.length >= self.plan.segment_bytes / SPARE_ORDERED_AT {
+            self.preparer.order();
+        }
         let (end, records) = (self.tail.end(), self.tail.records_through());
         self.plan.progress.written(end, records);
         Ok(self.batch.len())
     }
 
-    fn write_buffer(&self) -> Result<(), Failure> {
-        let Tail { file, length, .. } = &self.tail;
+    fn write_buffer(&mut self) -> Result<(), Failure> {
+        let Tail {
+            file,
+            length,
+            file_bytes,
+            ..
+        } = &mut self.tail;
         let disk = &self.plan.disk;
         if let Err(error) = disk.write(file, &self.buffer, *length) {
             let problem = format!("a write to the journal failed: {error}");
             // A file whose end is unknown must not be written to again.
+            *file_bytes = *length;
             return match disk.cut(file, *length) {
                 Ok(()) if is_full(&error) => Err(Failure::Full(problem)),
                 Ok(()) => Err(Failure::Poisoned(problem)),
@@ -348,18 +373,31 @@ impl Writer {
         Ok(())
     }
 
-    fn tail_is_done(&self) -> bool {
+    fn tail_is_done(&mut self) -> bool {
         let age = (self.plan.clock)().duration_since(self.tail.header.begun_at);
-        self.tail.length >= self.plan.segment_bytes || (self.tail.records > 0 && age >= SEGMENT_AGE)
+        self.tail.length >= self.plan.segment_bytes
+            || (self.tail.records > 0 && age >= SEGMENT_AGE)
+            // A busy service need not fill a segment that grows when there is a better one.
+            || (self.tail.grows() && self.preparer.is_ready())
     }
 
-    /// Begins the next segment. The current one needs no sync: every batch had its own.
+    /// Begins the next segment, in the spare if it is ready. The records of the current one need no
+    /// sync: every batch had its own.
     fn roll(&mut self) -> Result<(), Failure> {
         let number = self.tail.header.number + 1;
         let header = self.tail.successor(number, (self.plan.clock)());
         let directory = &self.plan.directory;
         let problem = |error| format!("a new segment of the journal could not be begun: {error}");
-        self.tail = Tail::begin(directory, header).map_err(|error| {
+        self.tail
+            .seal()
+            .map_err(|error| Failure::Poisoned(problem(error)))?;
+        let ahead = self.preparer.take().and_then(|spare| {
+            Tail::begin_in_spare(spare, directory, header)
+                .inspect_err(|error| tracing::warn!("a spare segment is not used: {error}"))
+                .ok()
+        });
+        let begun = ahead.map_or_else(|| Tail::begin(directory, header), Ok);
+        self.tail = begun.map_err(|error| {
             if is_full(&error) {
                 Failure::Full(problem(error))
             } else {
@@ -389,6 +427,9 @@ impl Writer {
             let why = self.too_little_room();
             Health::Full { why }
         };
+        if self.room == 0 {
+            self.preparer.give_up();
+        }
         self.set_health(health);
     }
 

@@ -9,6 +9,7 @@
 //! <path>/lock                            held by the one service
 //! <path>/journal/0000000001.segment      see `segment`
 //! <path>/journal/<segment>.torn-<n>      what recovery has cut
+//! <path>/journal/spare.new               see `spare`
 //! <path>/ledger.db                       see `ledger/schema.sql`
 //! <path>/ledger.db.damaged-<n>           what was set aside
 //! ```
@@ -26,6 +27,7 @@ mod reader;
 mod recovery;
 mod retention;
 mod segment;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -327,10 +329,10 @@ impl Parts {
         }
     }
 
-    /// The size of the journal and the free space on its disk, in bytes.
+    /// The size of what is written of the journal and the free space on its disk, in bytes.
     fn space(&self) -> io::Result<(u64, u64)> {
         let free = self.disk.free(self.directory.path())?;
-        Ok((self.directory.bytes()?, free))
+        Ok((self.directory.bytes(self.progress.end())?, free))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Reading segments: from the beginning on, over damage, or one record at a known position.
+//! Reading segments: from the beginning on, over damage, up to the zeros that nothing was written
+//! over yet, or one record at a known position.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,6 +17,12 @@ use crate::{event::Notification, store::StoreError, telemetry::Metrics};
 
 /// How much of a segment is read at once, in bytes. A larger record is read whole.
 const WINDOW_BYTES: usize = 256 << 10;
+
+/// How much is read at once, in bytes, in search of where the zeros at the end of a segment begin.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// What is compared at once there: far faster than byte by byte.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// How many segments are kept open for [`Directory::read`].
 const OPEN_FILES: usize = 16;
@@ -56,10 +63,15 @@ impl Directory {
         Ok(numbers)
     }
 
-    /// The size of all segments, in bytes.
-    pub(super) fn bytes(&self) -> io::Result<u64> {
+    /// The size in bytes of all segments up to `end`, behind which the last one may hold zeros that
+    /// wait to be overwritten.
+    pub(super) fn bytes(&self, end: Position) -> io::Result<u64> {
         let mut bytes = 0;
         for number in self.segments()? {
+            if number == end.segment() {
+                bytes += end.offset();
+                continue;
+            }
             match fs::metadata(self.segment(number)) {
                 Ok(metadata) => bytes += metadata.len(),
                 // Retention may have been faster.
@@ -68,6 +80,21 @@ impl Directory {
             }
         }
         Ok(bytes)
+    }
+
+    /// The final length of segment `number` in bytes, as the one after it says; `None` while there
+    /// is none, or if it cannot tell.
+    fn final_length(&self, number: u32) -> io::Result<Option<u64>> {
+        let Some(next) = self.segments()?.into_iter().find(|next| *next > number) else {
+            return Ok(None);
+        };
+        let header = match self.header(next) {
+            Ok(header) => header,
+            Err(StoreError::Io { error, .. }) => return Err(error),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let previous = header.and_then(|header| header.previous);
+        Ok(previous.and_then(|(said, length)| (said == number).then_some(length)))
     }
 
     /// The header of segment `number`; `None` for a damaged one.
@@ -182,12 +209,19 @@ pub(super) enum Step {
 }
 
 /// Reads one segment from some offset on, over damage.
+///
+/// Zeros are damage where a record must be, that is before an end that is known. Where no more is
+/// known than the size of the file, zeros up to there are the end.
 #[derive(Debug)]
 pub(super) struct Scan {
+    directory: Directory,
     file: File,
     number: u32,
     at: u64,
     end: u64,
+    /// From where on there are only zeros, once that is known; `end` if that is one at which a
+    /// record ends.
+    zeros: Option<u64>,
     window: Vec<u8>,
     window_at: u64,
 }
@@ -195,15 +229,18 @@ pub(super) struct Scan {
 impl Scan {
     /// Begins at `from`, which is where a record begins, or 0 for the first one.
     pub(super) fn open(directory: &Directory, from: Position) -> io::Result<Self> {
-        let file = File::open(directory.segment(from.segment()))?;
-        Ok(Self {
-            end: file.metadata()?.len(),
-            file,
+        let mut scan = Self {
+            directory: directory.clone(),
+            file: File::open(directory.segment(from.segment()))?,
             number: from.segment(),
             at: from.offset().max(HEADER_BYTES as u64),
+            end: 0,
+            zeros: None,
             window: Vec::new(),
             window_at: 0,
-        })
+        };
+        scan.find_end()?;
+        Ok(scan)
     }
 
     /// Where the next step begins.
@@ -214,12 +251,21 @@ impl Scan {
     /// Reads as far as `end`, an offset in bytes at which a record ends.
     pub(super) const fn set_end(&mut self, end: u64) {
         self.end = end;
+        self.zeros = Some(end);
     }
 
-    /// Reads as far as the file goes by now. Whether that is further than before.
+    /// Reads as far as the segment goes by now. Whether that is further than before.
     pub(super) fn extend(&mut self) -> io::Result<bool> {
-        self.end = self.file.metadata()?.len();
-        Ok(self.at < self.end)
+        self.find_end()?;
+        Ok(self.at < self.zeros()?)
+    }
+
+    fn find_end(&mut self) -> io::Result<()> {
+        let size = self.file.metadata()?.len();
+        let known = self.directory.final_length(self.number)?;
+        self.end = known.map_or(size, |length| length.min(size));
+        self.zeros = known.and(Some(self.end));
+        Ok(())
     }
 
     /// The next record, or the damage before it; `None` at the end.
@@ -232,15 +278,19 @@ impl Scan {
             self.at += bytes.len() as u64;
             return Ok(Some(Step::Record { position, bytes }));
         }
-        let next = self.search(self.at + 1)?;
+        let zeros = self.zeros()?;
+        if self.at >= zeros {
+            return Ok(None);
+        }
+        let next = self.search(self.at + 1, zeros)?;
         let bytes = next - self.at;
         self.at = next;
         Ok(Some(Step::Damage { position, bytes }))
     }
 
-    /// The offset of the first valid record at or after `at`, or the end.
-    fn search(&mut self, mut at: u64) -> io::Result<u64> {
-        while at < self.end {
+    /// The offset of the first valid record at or after `at` and before `end`, or `end`.
+    fn search(&mut self, mut at: u64, end: u64) -> io::Result<u64> {
+        while at < end {
             let window = self.window(at, PREFIX_BYTES.min((self.end - at) as usize))?;
             let found = window
                 .windows(MARKER.len())
@@ -257,7 +307,27 @@ impl Scan {
                 None => at += (window.len().saturating_sub(MARKER.len() - 1)).max(1) as u64,
             }
         }
-        Ok(self.end)
+        Ok(end)
+    }
+
+    /// The offset, not before `self.at`, from which on there are only zeros. It is looked for from
+    /// the end, in large chunks, since a segment that was made ahead is mostly zeros at first. A
+    /// record may reach beyond it, with zeros of its own.
+    fn zeros(&mut self) -> io::Result<u64> {
+        let mut zeros = self.zeros.unwrap_or(self.end);
+        let mut chunk = Vec::new();
+        while self.zeros.is_none() && zeros > self.at {
+            let size = (zeros - self.at).min(CHUNK_BYTES as u64);
+            chunk.resize(size as usize, 0);
+            self.file.read_exact_at(&mut chunk, zeros - size)?;
+            let used = used(&chunk) as u64;
+            zeros -= size - used;
+            if used > 0 {
+                break;
+            }
+        }
+        self.zeros = Some(zeros);
+        Ok(zeros)
     }
 
     fn record_at(&mut self, at: u64) -> io::Result<Option<Bytes>> {
@@ -294,6 +364,18 @@ impl Scan {
         let skip = (at - self.window_at) as usize;
         Ok(self.window.get(skip..).unwrap_or_default())
     }
+}
+
+/// The number of bytes before the zeros at the end of `bytes`.
+fn used(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some((before, last)) = rest.split_last_chunk::<{ ZEROS.len() }>()
+        && *last == ZEROS
+    {
+        rest = before;
+    }
+    let last = rest.iter().rposition(|byte| *byte != 0);
+    last.map_or(0, |last| last + 1)
 }
 
 /// The damage that has been found so far. Shared by all who read the journal, so that none of it

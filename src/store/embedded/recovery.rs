@@ -1,4 +1,5 @@
-//! Opening the journal: what is whole is kept, what is torn is cut, what is damaged is reported.
+//! Opening the journal: what is whole is kept, what is torn is cut, what is damaged is reported, and
+//! zeros that wait to be overwritten are left for that.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,6 +15,7 @@ use super::{
     journal::BATCH_BYTES,
     reader::{Damage, Directory, Scan, Step},
     segment::{HEADER_BYTES, Header, Position},
+    spare::Spare,
 };
 use crate::store::StoreError;
 
@@ -28,6 +30,9 @@ pub(super) struct Tail {
     pub(super) length: u64,
     /// Records in it.
     pub(super) records: u64,
+    /// The size of its file in bytes. Where that is more than its length, the rest is zeros that
+    /// wait to be overwritten.
+    pub(super) file_bytes: u64,
 }
 
 impl Tail {
@@ -44,18 +49,51 @@ impl Tail {
     /// Begins a segment. It gets its name only when its header is on stable storage, so that a
     /// segment without a header is always damage and never a crash.
     pub(super) fn begin(directory: &Directory, header: Header) -> io::Result<Self> {
-        let path = directory.segment(header.number);
-        let unnamed = path.with_extension("new");
+        let unnamed = directory.segment(header.number).with_extension("new");
         let file = disk::create_file(&unnamed)?;
+        Self::begin_in(file, &unnamed, directory, header)
+    }
+
+    /// Begins a segment in a file that was made ahead.
+    pub(super) fn begin_in_spare(
+        spare: Spare,
+        directory: &Directory,
+        header: Header,
+    ) -> io::Result<Self> {
+        Self::begin_in(spare.file, &spare.path, directory, header)
+    }
+
+    fn begin_in(
+        file: File,
+        unnamed: &Path,
+        directory: &Directory,
+        header: Header,
+    ) -> io::Result<Self> {
         file.write_all_at(&header.encode(), 0)?;
         file.sync_all()?;
-        fs::rename(&unnamed, &path)?;
+        fs::rename(unnamed, directory.segment(header.number))?;
         Ok(Self {
+            file_bytes: file.metadata()?.len(),
             file,
             header,
             length: HEADER_BYTES as u64,
             records: 0,
         })
+    }
+
+    /// Whether writing to it makes its file grow.
+    pub(super) const fn grows(&self) -> bool {
+        self.length >= self.file_bytes
+    }
+
+    /// Gives up what it has not used of its file, before another segment follows it.
+    pub(super) fn seal(&mut self) -> io::Result<()> {
+        if self.grows() {
+            return Ok(());
+        }
+        self.file.set_len(self.length)?;
+        self.file_bytes = self.length;
+        self.file.sync_all()
     }
 
     /// The header of the segment after this one.
@@ -167,14 +205,16 @@ fn reopen(
     let scanned = scan(directory, number, damage).map_err(StoreError::reading(&path))?;
     let write = || -> io::Result<File> {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        cut_torn_tail(&file, &path, scanned.end)?;
+        cut_torn_tail(&file, &path, &scanned)?;
         renew(&file, scanned.last, scanned.end)?;
         file.sync_all()?;
         Ok(file)
     };
     let file = write().map_err(StoreError::writing(&path))?;
+    let file_bytes = file.metadata().map_err(StoreError::reading(&path))?.len();
     let tail = Tail {
         file,
+        file_bytes,
         header: header.unwrap_or(Header {
             number,
             previous: None,
@@ -188,8 +228,13 @@ fn reopen(
         return Ok(tail);
     }
     // Nothing more is put under a damaged header.
-    let next = tail.successor(number + 1, now);
-    Tail::begin(directory, next).map_err(StoreError::writing(directory.path()))
+    follow(directory, tail, number + 1, now).map_err(StoreError::writing(directory.path()))
+}
+
+/// Begins segment `number` after `tail`.
+fn follow(directory: &Directory, mut tail: Tail, number: u32, now: Timestamp) -> io::Result<Tail> {
+    tail.seal()?;
+    Tail::begin(directory, tail.successor(number, now))
 }
 
 struct Scanned {
@@ -197,6 +242,8 @@ struct Scanned {
     end: u64,
     /// Where it begins.
     last: u64,
+    /// Bytes after the last valid record that are neither one nor zeros to the end of the file.
+    torn: u64,
     records: u64,
 }
 
@@ -205,6 +252,7 @@ fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scann
     let mut found = Scanned {
         end: scan.position().offset(),
         last: scan.position().offset(),
+        torn: 0,
         records: 0,
     };
     let mut damaged = None;
@@ -222,25 +270,27 @@ fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scann
             Step::Damage { position, bytes } => damaged = Some((position, bytes)),
         }
     }
+    found.torn = damaged.map_or(0, |(_, bytes)| bytes);
     Ok(found)
 }
 
-/// Cuts the segment at `end`, and keeps what is cut in a file beside it: it was never acknowledged,
-/// unless the disk has lied.
-fn cut_torn_tail(file: &File, path: &Path, end: u64) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    if length <= end {
+/// Cuts the segment behind its last record, and keeps what was torn in a file beside it: it was
+/// never acknowledged, unless the disk has lied. A segment of which nothing is torn keeps the zeros
+/// that wait to be overwritten.
+fn cut_torn_tail(file: &File, path: &Path, scanned: &Scanned) -> io::Result<()> {
+    let &Scanned { end, torn, .. } = scanned;
+    if torn == 0 {
         return Ok(());
     }
-    let kept = disk::spare_path(path, "torn");
+    let kept = disk::kept_path(path, "torn");
     let mut source = File::open(path)?;
     io::Seek::seek(&mut source, io::SeekFrom::Start(end))?;
     let mut copy = disk::create_file(&kept)?;
-    io::copy(&mut source, &mut copy)?;
+    io::copy(&mut io::Read::take(source, torn), &mut copy)?;
     copy.sync_all()?;
     file.set_len(end)?;
     tracing::warn!(
-        bytes = length - end,
+        bytes = torn,
         kept = %kept.display(),
         "the journal had a torn tail, as after a crash; it was cut, and kept in a file of its own"
     );
@@ -277,6 +327,5 @@ fn beyond(directory: &Directory, tail: Tail, known: Position, now: Timestamp) ->
         "the journal ends before what the ledger has read of it: stored events are lost"
     );
     let number = known.segment().max(tail.header.number) + 1;
-    let next = tail.successor(number, now);
-    Tail::begin(directory, next)
+    follow(directory, tail, number, now)
 }

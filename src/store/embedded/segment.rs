@@ -2,7 +2,7 @@
 //!
 //! # Constraints
 //!
-//! Nothing is ever changed in place. A record is written once, at the end, and is whole or was
+//! Nothing but zeros is ever changed in place. A record is written once, at the end, and is whole or was
 //! never acknowledged. What can happen to it: the last write before a crash arrives in part and
 //! out of order; a disk returns other bytes than it was given; a file loses its end. Each of these
 //! must be noticed, must cost only the records it touches, and must never bring a wrong record
@@ -33,7 +33,10 @@
 //!
 //! # Records
 //!
-//! The header is followed by records without gaps.
+//! The header is followed by records without gaps. After the last record of the last segment there
+//! may be zeros to the end of the file, which wait to be overwritten: they are neither records nor
+//! damage. A segment loses them when the next one is begun, so that the length which that one's
+//! header gives is the end of the last record, and zeros before it are damage.
 //!
 //! ```text
 //!    0  4  sync marker: FF 68 6B FE
@@ -68,14 +71,17 @@
 //!
 //! # Recovery
 //!
-//! Only the last segment can have a torn end. Where no valid record begins, the next one is
-//! searched by its marker. If there is one, the bytes between are damage: reported, skipped, never
-//! cut. If there is none, they are a torn tail: cut, and kept in a file beside the segment. Records
-//! that were written but not acknowledged may survive; that is harmless, since they are authentic.
+//! Only the last segment can have a torn end. Where there are only zeros up to the end of its file,
+//! its records end, and the next one is written there. Where else no valid record begins, the next
+//! one is searched by its marker. If there is one, the bytes between are damage: reported, skipped,
+//! never cut. If there is none, they are a torn tail: cut, with the zeros after them, and kept in a
+//! file beside the segment, without those. Records that were written but not acknowledged may
+//! survive; that is harmless, since they are authentic.
 //!
 //! # Not promised
 //!
-//! Nothing is encrypted. Damage is found when it is read, not before.
+//! Nothing is encrypted. Damage is found when it is read, not before. A disk that returns zeros for
+//! the last records of the last segment is noticed only if the ledger had read them.
 
 use bytes::{Buf, Bytes};
 use jiff::Timestamp;

@@ -54,7 +54,7 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 
 /// Renames a damaged ledger, so that a new one can be made and the old one looked at.
 pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
-    let kept = disk::spare_path(path, "damaged");
+    let kept = disk::kept_path(path, "damaged");
     for suffix in ["", "-wal", "-shm"] {
         match fs::rename(with_suffix(path, suffix), with_suffix(&kept, suffix)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -15,21 +15,28 @@ use crate::store::{AppendError, Health, Store};
 
 /// A disk whose calls fail when told to.
 #[derive(Default)]
-struct Faulty {
-    write: AtomicBool,
+pub(super) struct Faulty {
+    pub(super) write: AtomicBool,
     sync: AtomicBool,
     cut: AtomicBool,
+    /// Fails the writes that make a spare, as a full disk does.
+    pub(super) fill: AtomicBool,
+    /// How often room for a spare was looked for.
+    pub(super) spare_looks: AtomicU64,
     /// Free space, where it is not the real one.
-    free: AtomicU64,
+    pub(super) free: AtomicU64,
     /// How often it was asked for.
     looks: AtomicU64,
 }
 
 impl Disk for Faulty {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.write.load(Ordering::SeqCst) {
+        if !is_preparer() && self.write.load(Ordering::SeqCst) {
             // Part of it arrives, as on a disk that fills up.
             SYSTEM.write(file, &bytes[..bytes.len() / 2], offset)?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if is_preparer() && self.fill.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         SYSTEM.write(file, bytes, offset)
@@ -50,7 +57,12 @@ impl Disk for Faulty {
     }
 
     fn free(&self, path: &Path) -> io::Result<u64> {
-        self.looks.fetch_add(1, Ordering::SeqCst);
+        let looks = if is_preparer() {
+            &self.spare_looks
+        } else {
+            &self.looks
+        };
+        looks.fetch_add(1, Ordering::SeqCst);
         match self.free.load(Ordering::SeqCst) {
             0 => SYSTEM.free(path),
             free => Ok(free),
@@ -58,9 +70,14 @@ impl Disk for Faulty {
     }
 }
 
+/// Whether it is the preparer who calls.
+fn is_preparer() -> bool {
+    std::thread::current().name() == Some("preparer")
+}
+
 const SYSTEM: super::SystemDisk = super::SystemDisk;
 
-fn faulty() -> (Place, Arc<Faulty>) {
+pub(super) fn faulty() -> (Place, Arc<Faulty>) {
     let mut place = Place::new();
     let disk = Arc::new(Faulty::default());
     place.disk = disk.clone();
