@@ -71,9 +71,10 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
     /// When the provider says that it happened.
     fn occurred_at(&self) -> Option<Timestamp>;
 
-    /// What a newer event would replace. An event is superseded when each of its topics has been
-    /// reported again with a later provider time; one with no topics never is.
-    fn topics(&self) -> Vec<Topic>;
+    /// What a newer event would replace, given the event's own key and change: an event without
+    /// either replaces nothing and is not asked. An event is superseded when each of its topics has
+    /// been reported again with a later provider time; one with no topics never is.
+    fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic>;
 }
 
 /// One line of [`FAMILIES`]: an [`EventFamily`] with its type erased.
@@ -111,6 +112,23 @@ pub struct Facts {
     pub occurred_at: Option<Timestamp>,
     /// See [`EventFamily::topics`].
     pub topics: Vec<Topic>,
+}
+
+impl Facts {
+    fn of<F: EventFamily>(event: &F) -> Self {
+        let (change, key) = (event.change(), event.key());
+        let topics = match (&key, change) {
+            (Some(key), Some(change)) => event.topics(key, change),
+            _ => Vec::new(),
+        };
+        Self {
+            change,
+            key,
+            subject: event.subject(),
+            occurred_at: event.occurred_at(),
+            topics,
+        }
+    }
 }
 
 /// A body that its family's model cannot read. Says what is wrong and where, and nothing of what
@@ -241,13 +259,7 @@ impl Family {
             claims: F::claims,
             facts: |body| {
                 let event = decode::<F>(body)?;
-                Ok(Facts {
-                    change: event.change(),
-                    key: event.key(),
-                    subject: event.subject(),
-                    occurred_at: event.occurred_at(),
-                    topics: event.topics(),
-                })
+                Ok(Facts::of(&event))
             },
             value: |body| {
                 serde_json::to_value(decode::<F>(body)?)
@@ -280,7 +292,7 @@ impl Family {
 
     /// The event name for `change`.
     pub fn event_name(&self, change: &str) -> EventName {
-        EventName::new(format!("{}.{change}", self.name))
+        EventName::of(&[self.name, ".", change])
     }
 
     /// Every name that an event of this family can have.

@@ -19,7 +19,6 @@ use http::Method;
 use jiff::Timestamp;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
@@ -94,7 +93,7 @@ impl Webhook {
         let webhook = Arc::clone(&self);
         let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
             let routes = webhook.routes.load();
-            routes.nowhere.answer(Answer::Panic, webhook.occasion())
+            webhook.answer(&routes.nowhere, Answer::Panic)
         });
         Router::new()
             .fallback(receive)
@@ -105,28 +104,29 @@ impl Webhook {
     async fn receive(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
-            return routes.nowhere.answer(Answer::Path, self.occasion());
+            return self.answer(&routes.nowhere, Answer::Path);
         };
         if request.method() != Method::POST {
-            return routes.nowhere.answer(Answer::Method, self.occasion());
+            return self.answer(&routes.nowhere, Answer::Method);
         }
         let started = Instant::now();
         let _in_flight = InFlight::enter(&self.metrics.in_flight);
         let answer = match self.take(route, request).await {
             Ok(answer) | Err(answer) => answer,
         };
-        let response = route.answers.answer(answer, self.occasion());
+        let response = self.answer(&route.answers, answer);
         route
             .answer_seconds
             .observe(started.elapsed().as_secs_f64());
         response
     }
 
-    fn occasion(&self) -> Occasion {
-        Occasion {
-            request: self.requests.fetch_add(1, Ordering::Relaxed),
-            now: (self.clock)(),
-        }
+    fn answer(&self, answers: &Answers, answer: Answer) -> Response {
+        // A number of its own for the log, which tells apart the lines of requests that are served
+        // at the same time. It never leaves the process.
+        let request = self.requests.fetch_add(1, Ordering::Relaxed);
+        answers.count(&answer, request, self.clock);
+        answer.into_response()
     }
 
     /// Either kind of result is an answer; an `Err` cuts the way to it short.
@@ -137,16 +137,15 @@ impl Webhook {
         }
         let _slot = self.slots.take(1).await.ok_or(Answer::Overloaded)?;
         let (head, body) = request.into_parts();
-        let dismissal = CancellationToken::new();
-        let waiting = self.slots.wait(&dismissal);
-        let Collected { bytes, memory } = self
+        // Once it has arrived whole nobody can push it out, and its memory is held until the store
+        // has written it.
+        let Collected {
+            bytes,
+            memory: _memory,
+        } = self
             .collector
-            .collect(&head.headers, body, &dismissal)
+            .collect(&head.headers, body, &self.slots)
             .await?;
-        // It has arrived whole: from here on nobody can push it out, and its memory is held until
-        // the store has written it.
-        drop(waiting);
-        let _memory = memory;
         let _work = presence.as_ref().map(Presence::work);
 
         let now = (self.clock)();
@@ -222,7 +221,8 @@ impl Routes {
 struct Route {
     endpoint: Endpoint,
     answers: Answers,
-    events: HashMap<EventName, Counter>,
+    /// Few, so that looking through them is the quickest way to one.
+    events: Vec<(EventName, Counter)>,
     misdirected: Counter,
     last_handshake: Fraction,
     answer_seconds: Histogram,
@@ -254,8 +254,8 @@ impl Route {
     }
 
     fn count(&self, name: &EventName, metrics: &Metrics) {
-        match self.events.get(name) {
-            Some(counter) => counter.inc(),
+        match self.events.iter().find(|(known, _)| known == name) {
+            Some((_, counter)) => counter.inc(),
             None => event_counter(&self.endpoint, name, metrics).inc(),
         };
         if is_of_another_family(name, self.endpoint.family) {
@@ -279,18 +279,12 @@ fn event_counter(endpoint: &Endpoint, name: &EventName, metrics: &Metrics) -> Co
     metrics.events.get_or_create(&label).clone()
 }
 
-/// When something was answered, and a number of its own for the log, which tells apart the lines of
-/// requests that are served at the same time. It never leaves the process.
-#[derive(Clone, Copy)]
-struct Occasion {
-    request: u64,
-    now: Timestamp,
-}
-
 /// Counts answers, and writes down those that somebody should know of.
 struct Answers {
     endpoint: String,
-    by_word: HashMap<&'static str, (Counter, Throttle)>,
+    /// By [`Answer::word`]. Few, with the usual answer first, so that looking through them is the
+    /// quickest way to one.
+    by_word: Vec<(&'static str, Counter, Throttle)>,
 }
 
 impl Answers {
@@ -301,7 +295,7 @@ impl Answers {
                 answer,
             };
             let counter = metrics.requests.get_or_create(&label).clone();
-            (answer, (counter, Throttle::default()))
+            (answer, counter, Throttle::default())
         };
         Self {
             endpoint: endpoint.to_owned(),
@@ -309,19 +303,19 @@ impl Answers {
         }
     }
 
-    fn answer(&self, answer: Answer, occasion: Occasion) -> Response {
-        if let Some((counter, throttle)) = self.by_word.get(answer.word()) {
+    fn count(&self, answer: &Answer, request: u64, clock: fn() -> Timestamp) {
+        let mut lines = self.by_word.iter();
+        if let Some((_, counter, throttle)) = lines.find(|(word, ..)| *word == answer.word()) {
             counter.inc();
-            self.log(&answer, throttle, occasion);
+            self.log(answer, throttle, request, clock);
         }
-        answer.into_response()
     }
 
-    fn log(&self, answer: &Answer, throttle: &Throttle, Occasion { request, now }: Occasion) {
+    fn log(&self, answer: &Answer, throttle: &Throttle, request: u64, clock: fn() -> Timestamp) {
         if matches!(answer, Answer::Stored(_) | Answer::Handshake(_)) {
             return;
         }
-        let Some(suppressed) = throttle.pass(now) else {
+        let Some(suppressed) = throttle.pass(clock()) else {
             return;
         };
         let (endpoint, reason) = (self.endpoint.as_str(), answer.word());
