@@ -14,6 +14,7 @@
 //! `fixtures/<provider>/<family>/`.
 
 mod e164;
+mod envelope;
 mod given;
 mod list;
 mod name;
@@ -31,7 +32,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 
 pub use e164::E164;
@@ -196,36 +197,29 @@ pub struct Recognized {
     pub unreadable: Option<Unreadable>,
 }
 
-/// The part of an envelope that both providers share.
-#[derive(Deserialize)]
-struct Envelope {
-    event: String,
-}
-
 /// Names an authentic body of `provider` and collects its facts. Never fails: see the module's
 /// second invariant.
 pub fn recognize(provider: &str, body: &[u8]) -> Recognized {
-    let event = serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.event);
-    let family = event.ok().and_then(|event| {
-        FAMILIES
-            .iter()
-            .find(|family| family.provider() == provider && (family.claims)(&event))
-    });
+    // Whatever a family can read is sound as an envelope too, and need not be read as one first.
+    envelope::first_event(body)
+        .and_then(|event| Family::claiming(provider, &event))
+        .and_then(|family| Some(family.recognized((family.facts)(body).ok()?)))
+        .unwrap_or_else(|| examine(provider, body))
+}
+
+/// What [`recognize`] says, found out the long way: what nobody can read is told apart.
+fn examine(provider: &str, body: &[u8]) -> Recognized {
+    let family = envelope::event(body).and_then(|event| Family::claiming(provider, &event));
     let Some(family) = family else {
         return Recognized {
             family: None,
-            name: EventName::new(format!("{provider}.{UNRECOGNIZED}")),
+            name: EventName::of(&[provider, ".", UNRECOGNIZED]),
             facts: Facts::default(),
             unreadable: None,
         };
     };
     match (family.facts)(body) {
-        Ok(facts) => Recognized {
-            family: Some(family),
-            name: family.event_name(facts.change.unwrap_or(UNRECOGNIZED)),
-            facts,
-            unreadable: None,
-        },
+        Ok(facts) => family.recognized(facts),
         Err(unreadable) => Recognized {
             family: Some(family),
             name: family.event_name(UNREADABLE),
@@ -276,6 +270,23 @@ impl Family {
     /// The family called `name`.
     pub fn named(name: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|family| family.name == name)
+    }
+
+    /// The family of `provider` that `event` belongs to.
+    fn claiming(provider: &str, event: &str) -> Option<&'static Self> {
+        FAMILIES
+            .iter()
+            .find(|family| family.provider() == provider && (family.claims)(event))
+    }
+
+    /// The verdict on a body of this family that could be read.
+    fn recognized(&'static self, facts: Facts) -> Recognized {
+        Recognized {
+            family: Some(self),
+            name: self.event_name(facts.change.unwrap_or(UNRECOGNIZED)),
+            facts,
+            unreadable: None,
+        }
     }
 
     /// The provider that sends this family: the first part of its name.

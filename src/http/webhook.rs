@@ -2,24 +2,28 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use axum::{
-    Router,
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::Method;
 use jiff::Timestamp;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tokio::time::{Instant, timeout};
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::Service;
 
 use super::{
     Endpoint, Settings,
@@ -32,7 +36,7 @@ use super::{
 use crate::{
     event::{self, EventName},
     provider::{self, Reply, Verified},
-    store::{APPEND_BUDGET, AppendError, Store},
+    store::{APPEND_BUDGET, AppendError, BoxFuture, Store},
     telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
 };
 
@@ -88,40 +92,40 @@ impl Webhook {
         }
     }
 
-    /// The route, ready to be served.
-    pub(super) fn router(self: Arc<Self>) -> Router {
-        let webhook = Arc::clone(&self);
-        let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
-            let routes = webhook.routes.load();
-            webhook.answer(&routes.nowhere, Answer::Panic)
-        });
-        Router::new()
-            .fallback(receive)
-            .with_state(self)
-            .layer(catch)
+    /// Answers `request`, even when something of ours panics.
+    async fn answer(&self, request: Request) -> Response {
+        let mut receiving = pin!(self.receive(request));
+        poll_fn(|context| {
+            // What panicked is not polled again, so that nobody sees it in the state it was left in.
+            let polled = catch_unwind(AssertUnwindSafe(|| receiving.as_mut().poll(context)));
+            polled.unwrap_or_else(|_| {
+                Poll::Ready(self.respond(&self.routes.load().nowhere, Answer::Panic))
+            })
+        })
+        .await
     }
 
     async fn receive(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
-            return self.answer(&routes.nowhere, Answer::Path);
+            return self.respond(&routes.nowhere, Answer::Path);
         };
         if request.method() != Method::POST {
-            return self.answer(&routes.nowhere, Answer::Method);
+            return self.respond(&routes.nowhere, Answer::Method);
         }
         let started = Instant::now();
         let _in_flight = InFlight::enter(&self.metrics.in_flight);
         let answer = match self.take(route, request).await {
             Ok(answer) | Err(answer) => answer,
         };
-        let response = self.answer(&route.answers, answer);
+        let response = self.respond(&route.answers, answer);
         route
             .answer_seconds
             .observe(started.elapsed().as_secs_f64());
         response
     }
 
-    fn answer(&self, answers: &Answers, answer: Answer) -> Response {
+    fn respond(&self, answers: &Answers, answer: Answer) -> Response {
         // A number of its own for the log, which tells apart the lines of requests that are served
         // at the same time. It never leaves the process.
         let request = self.requests.fetch_add(1, Ordering::Relaxed);
@@ -193,9 +197,23 @@ impl Webhook {
     }
 }
 
-/// The route's handler.
-async fn receive(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
-    webhook.receive(request).await
+/// The one route, as a connection calls it.
+#[derive(Clone)]
+pub(super) struct Reception(pub(super) Arc<Webhook>);
+
+impl Service<Request> for Reception {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let webhook = Arc::clone(&self.0);
+        Box::pin(async move { Ok(webhook.answer(request).await) })
+    }
 }
 
 /// Which endpoint serves which path.
