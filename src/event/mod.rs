@@ -274,9 +274,13 @@ impl Family {
 
     /// The family of `provider` that `event` belongs to.
     fn claiming(provider: &str, event: &str) -> Option<&'static Self> {
+        let is_sent_by = |family: &Self| {
+            let rest = family.name.strip_prefix(provider);
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        };
         FAMILIES
             .iter()
-            .find(|family| family.provider() == provider && (family.claims)(event))
+            .find(|family| is_sent_by(family) && (family.claims)(event))
     }
 
     /// The verdict on a body of this family that could be read.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::room::{Place, Room};
@@ -93,7 +93,7 @@ impl Presence {
     pub(super) async fn overstays(&self, patience: Duration) {
         let mut since = Instant::now();
         loop {
-            sleep_until(since + patience).await;
+            sleep(patience.saturating_sub(since.elapsed())).await;
             let seen = self.seen();
             if seen <= since {
                 return;
@@ -142,5 +142,29 @@ impl Drop for Work {
             // At the end of the line: it has just shown that it is worth waiting for.
             state.place = Some(room.wait(dismissal));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_who_has_no_request_in_flight_can_overstay() {
+        const PATIENCE: Duration = Duration::from_millis(1);
+        const HANG: Duration = Duration::from_secs(20);
+        let token = CancellationToken::new();
+        let presence = Presence::new(Room::new(1), token.clone(), token);
+        let mut overstays = pin!(presence.overstays(PATIENCE));
+        let (visit, other) = (presence.begin(), presence.begin());
+        assert!(timeout(20 * PATIENCE, overstays.as_mut()).await.is_err());
+        drop(visit);
+        assert!(timeout(20 * PATIENCE, overstays.as_mut()).await.is_err());
+        drop(other);
+        assert!(timeout(HANG, overstays).await.is_ok());
     }
 }
