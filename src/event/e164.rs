@@ -27,15 +27,18 @@ impl E164 {
         if text.contains("(0)") {
             return None;
         }
-        let compact: String = text.chars().filter(|c| !is_separator(*c)).collect();
-        let (digits, fewest) = match compact.strip_prefix('+') {
+        let (digits, fewest) = match text.trim_start_matches(is_separator).strip_prefix('+') {
             Some(digits) => (digits, FEWEST_DIGITS),
-            None => (compact.as_str(), FEWEST_DIGITS_WITHOUT_PLUS),
+            None => (text, FEWEST_DIGITS_WITHOUT_PLUS),
         };
+        let mut number = String::with_capacity(1 + digits.len());
+        number.push('+');
+        number.extend(digits.chars().filter(|c| !is_separator(*c)));
+        let digits = number.strip_prefix('+').unwrap_or_default();
         let sound = (fewest..=MOST_DIGITS).contains(&digits.len())
             && digits.bytes().all(|byte| byte.is_ascii_digit())
             && !digits.starts_with('0');
-        sound.then(|| Self(format!("+{digits}").into()))
+        sound.then(|| Self(number.into()))
     }
 
     /// The number: `+` and digits.

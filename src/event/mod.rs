@@ -14,6 +14,7 @@
 //! `fixtures/<provider>/<family>/`.
 
 mod e164;
+mod envelope;
 mod given;
 mod list;
 mod name;
@@ -31,7 +32,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 
 pub use e164::E164;
@@ -71,9 +72,10 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
     /// When the provider says that it happened.
     fn occurred_at(&self) -> Option<Timestamp>;
 
-    /// What a newer event would replace. An event is superseded when each of its topics has been
-    /// reported again with a later provider time; one with no topics never is.
-    fn topics(&self) -> Vec<Topic>;
+    /// What a newer event would replace, given the event's own key and change: an event without
+    /// either replaces nothing and is not asked. An event is superseded when each of its topics has
+    /// been reported again with a later provider time; one with no topics never is.
+    fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic>;
 }
 
 /// One line of [`FAMILIES`]: an [`EventFamily`] with its type erased.
@@ -111,6 +113,23 @@ pub struct Facts {
     pub occurred_at: Option<Timestamp>,
     /// See [`EventFamily::topics`].
     pub topics: Vec<Topic>,
+}
+
+impl Facts {
+    fn of<F: EventFamily>(event: &F) -> Self {
+        let (change, key) = (event.change(), event.key());
+        let topics = match (&key, change) {
+            (Some(key), Some(change)) => event.topics(key, change),
+            _ => Vec::new(),
+        };
+        Self {
+            change,
+            key,
+            subject: event.subject(),
+            occurred_at: event.occurred_at(),
+            topics,
+        }
+    }
 }
 
 /// A body that its family's model cannot read. Says what is wrong and where, and nothing of what
@@ -178,36 +197,29 @@ pub struct Recognized {
     pub unreadable: Option<Unreadable>,
 }
 
-/// The part of an envelope that both providers share.
-#[derive(Deserialize)]
-struct Envelope {
-    event: String,
-}
-
 /// Names an authentic body of `provider` and collects its facts. Never fails: see the module's
 /// second invariant.
 pub fn recognize(provider: &str, body: &[u8]) -> Recognized {
-    let event = serde_json::from_slice::<Envelope>(body).map(|envelope| envelope.event);
-    let family = event.ok().and_then(|event| {
-        FAMILIES
-            .iter()
-            .find(|family| family.provider() == provider && (family.claims)(&event))
-    });
+    // Whatever a family can read is sound as an envelope too, and need not be read as one first.
+    envelope::first_event(body)
+        .and_then(|event| Family::claiming(provider, &event))
+        .and_then(|family| Some(family.recognized((family.facts)(body).ok()?)))
+        .unwrap_or_else(|| examine(provider, body))
+}
+
+/// What [`recognize`] says, found out the long way: what nobody can read is told apart.
+fn examine(provider: &str, body: &[u8]) -> Recognized {
+    let family = envelope::event(body).and_then(|event| Family::claiming(provider, &event));
     let Some(family) = family else {
         return Recognized {
             family: None,
-            name: EventName::new(format!("{provider}.{UNRECOGNIZED}")),
+            name: EventName::of(&[provider, ".", UNRECOGNIZED]),
             facts: Facts::default(),
             unreadable: None,
         };
     };
     match (family.facts)(body) {
-        Ok(facts) => Recognized {
-            family: Some(family),
-            name: family.event_name(facts.change.unwrap_or(UNRECOGNIZED)),
-            facts,
-            unreadable: None,
-        },
+        Ok(facts) => family.recognized(facts),
         Err(unreadable) => Recognized {
             family: Some(family),
             name: family.event_name(UNREADABLE),
@@ -241,13 +253,7 @@ impl Family {
             claims: F::claims,
             facts: |body| {
                 let event = decode::<F>(body)?;
-                Ok(Facts {
-                    change: event.change(),
-                    key: event.key(),
-                    subject: event.subject(),
-                    occurred_at: event.occurred_at(),
-                    topics: event.topics(),
-                })
+                Ok(Facts::of(&event))
             },
             value: |body| {
                 serde_json::to_value(decode::<F>(body)?)
@@ -266,6 +272,27 @@ impl Family {
         FAMILIES.iter().find(|family| family.name == name)
     }
 
+    /// The family of `provider` that `event` belongs to.
+    fn claiming(provider: &str, event: &str) -> Option<&'static Self> {
+        let is_sent_by = |family: &Self| {
+            let rest = family.name.strip_prefix(provider);
+            rest.is_some_and(|rest| rest.starts_with('.'))
+        };
+        FAMILIES
+            .iter()
+            .find(|family| is_sent_by(family) && (family.claims)(event))
+    }
+
+    /// The verdict on a body of this family that could be read.
+    fn recognized(&'static self, facts: Facts) -> Recognized {
+        Recognized {
+            family: Some(self),
+            name: self.event_name(facts.change.unwrap_or(UNRECOGNIZED)),
+            facts,
+            unreadable: None,
+        }
+    }
+
     /// The provider that sends this family: the first part of its name.
     pub fn provider(&self) -> &'static str {
         self.name
@@ -280,7 +307,7 @@ impl Family {
 
     /// The event name for `change`.
     pub fn event_name(&self, change: &str) -> EventName {
-        EventName::new(format!("{}.{change}", self.name))
+        EventName::of(&[self.name, ".", change])
     }
 
     /// Every name that an event of this family can have.

@@ -21,6 +21,11 @@ macro_rules! text {
                 Self(text.into())
             }
 
+            /// The text that `parts` make, with nothing between them.
+            pub fn of(parts: &[&str]) -> Self {
+                Self::new(parts.concat())
+            }
+
             /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 
-use super::{FAMILIES, Family, event_names, recognize};
+use super::{FAMILIES, Family, event_names, examine, recognize};
 
 /// A body of a family, from `fixtures/<provider>/<family>/<name>.json`.
 struct Fixture {
@@ -309,6 +309,85 @@ fn choose<'a>(body: &'a mut Value, paths: &[String], at: &Index) -> Option<&'a m
     body.pointer_mut(pick(paths, at))
 }
 
+/// What may befall the bytes of a body.
+#[derive(Clone, Debug)]
+struct Cut {
+    from: Index,
+    to: Index,
+    put: Vec<u8>,
+    copies: usize,
+}
+
+fn any_cut() -> impl Strategy<Value = Cut> {
+    let put = prop_oneof![
+        Just(Vec::new()),
+        Just(br#""event":"#.to_vec()),
+        Just(br#""event": "phone.peering_number_cnam_updated", "#.to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..3),
+    ];
+    (any::<Index>(), any::<Index>(), put, 0..3_usize).prop_map(|(from, to, put, copies)| Cut {
+        from,
+        to,
+        put,
+        copies,
+    })
+}
+
+impl Cut {
+    /// Puts something, and so many copies of what was there, in the place of a part of `body`.
+    fn make(&self, body: &mut Vec<u8>) {
+        let ends = [&self.from, &self.to].map(|at| at.index(body.len() + 1));
+        let part = ends[0].min(ends[1])..ends[0].max(ends[1]);
+        let copies = body[part.clone()].repeat(self.copies);
+        body.splice(part, self.put.iter().copied().chain(copies));
+    }
+}
+
+fn says_the_same_both_ways(provider: &str, body: &[u8]) {
+    let [short, long] = [recognize, examine].map(|way| way(provider, body));
+    assert_eq!(
+        format!("{short:?}"),
+        format!("{long:?}"),
+        "{}",
+        body.escape_ascii()
+    );
+}
+
+#[test]
+fn a_body_that_starts_like_an_event_is_still_read_to_its_end() {
+    let event = r#""event": "phone.peering_number_cnam_updated""#;
+    let payload =
+        r#""payload": {"account_id": "a", "object": {"carrier_code": 1, "phone_numbers": []}}"#;
+    for (body, name) in [
+        (
+            format!("{{{event}, {payload}}}"),
+            "zoom.number-management.peering-number-cnam-updated",
+        ),
+        (
+            format!("{{{payload}, {event}}}"),
+            "zoom.number-management.peering-number-cnam-updated",
+        ),
+        (
+            format!("{{{event}, {payload}, {event}}}"),
+            "zoom.unrecognized",
+        ),
+        (format!("{{{event}, {payload}}} {{"), "zoom.unrecognized"),
+        (format!("{{{event}, {payload}"), "zoom.unrecognized"),
+        (
+            format!(r#"{{"event": null, {event}, {payload}}}"#),
+            "zoom.unrecognized",
+        ),
+        (
+            r#"["phone.peering_number_cnam_updated"]"#.to_owned(),
+            "zoom.number-management.unreadable",
+        ),
+    ] {
+        let recognized = recognize("zoom", body.as_bytes());
+        assert_eq!(recognized.name.as_str(), name, "{body}");
+        says_the_same_both_ways("zoom", body.as_bytes());
+    }
+}
+
 proptest! {
     #[test]
     fn no_model_refuses_a_body_for_what_it_can_do_without(
@@ -325,6 +404,20 @@ proptest! {
         prop_assert_eq!(recognized.family.map(|family| family.name), Some(family.name));
         prop_assert_eq!(recognized.unreadable, None, "{}", body);
         prop_assert!(family.value(body.to_string().as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn the_short_way_and_the_long_way_say_the_same(
+        fixture in any::<Index>(),
+        cuts in proptest::collection::vec(any_cut(), 0..3),
+    ) {
+        let fixtures = fixtures();
+        let Fixture { family, body, .. } = fixture.get(&fixtures);
+        let mut body = body.clone();
+        for cut in &cuts {
+            cut.make(&mut body);
+        }
+        says_the_same_both_ways(family.provider(), &body);
     }
 
     #[test]

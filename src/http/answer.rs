@@ -114,25 +114,27 @@ impl IntoResponse for Answer {
                 headers.insert(name, value);
                 // RingCentral takes no other type in a handshake, though there is no body.
                 headers.insert(header::CONTENT_TYPE, JSON);
-                0
+                NONE
             }
             Self::Stored(Reply::Challenge(body)) | Self::Handshake(Reply::Challenge(body)) => {
                 headers.insert(header::CONTENT_TYPE, JSON);
                 let length = body.len();
                 *response.body_mut() = Body::from(body);
-                length
+                HeaderValue::from(length)
             }
             Self::Method => {
                 headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
-                0
+                NONE
             }
-            _ => 0,
+            _ => NONE,
         };
         let headers = response.headers_mut();
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(CONTENT_LENGTH, length);
         response
     }
 }
 
 const CONTENT_LENGTH: HeaderName = header::CONTENT_LENGTH;
+/// The length of no body, as text that need not be written anew for each answer.
+const NONE: HeaderValue = HeaderValue::from_static("0");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -1,7 +1,13 @@
 //! Bodies, collected raw and within limits, so that every way in which one can fail gets an answer
 //! of ours.
 
-use std::time::Duration;
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::LazyLock,
+    task::Poll,
+    time::Duration,
+};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -47,17 +53,29 @@ impl Collector {
         }
     }
 
-    /// Reads `body` to its end. Gives up when `dismissal` says that others need the room.
+    /// Reads `body` to its end. While the rest of it is on its way it stands in the line of
+    /// `slots`, and gives up when others need the room. A body that is all here already, as most
+    /// are when their head is read, keeps nobody waiting: it needs no line and no clock.
     pub(super) async fn collect(
         &self,
         headers: &HeaderMap,
         mut body: Body,
-        dismissal: &CancellationToken,
+        slots: &Room,
     ) -> Result<Collected, Answer> {
-        let collected = tokio::select! {
-            () = dismissal.cancelled() => Err(Answer::Overloaded),
-            collected = timeout(self.time, self.read(&mut body, dismissal)) => {
-                collected.unwrap_or(Err(Answer::SlowBody))
+        let dismissal = Dismissal::new(CancellationToken::new);
+        let collected = {
+            let mut reading = pin!(self.read(&mut body, &dismissal));
+            match attempt(reading.as_mut()).await {
+                Some(collected) => collected,
+                None => {
+                    let _place = slots.wait(&dismissal);
+                    tokio::select! {
+                        () = dismissal.cancelled() => Err(Answer::Overloaded),
+                        collected = timeout(self.time, reading) => {
+                            collected.unwrap_or(Err(Answer::SlowBody))
+                        }
+                    }
+                }
             }
         };
         // Who asked before sending is told before sending.
@@ -67,11 +85,7 @@ impl Collector {
         collected
     }
 
-    async fn read(
-        &self,
-        body: &mut Body,
-        dismissal: &CancellationToken,
-    ) -> Result<Collected, Answer> {
+    async fn read(&self, body: &mut Body, dismissal: &Dismissal) -> Result<Collected, Answer> {
         // What the head promises, before a byte of it is read.
         if body.size_hint().lower() > self.max_body {
             return Err(Answer::TooLarge);
@@ -79,10 +93,11 @@ impl Collector {
         let mut bytes = Chunks::default();
         let mut memory: Option<Permit> = None;
         let mut place = None;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Answer::BrokenBody)?;
+        while !body.is_end_stream()
+            && let Some(frame) = body.frame().await
+        {
             // Trailers are no part of the body.
-            let Ok(chunk) = frame.into_data() else {
+            let Ok(chunk) = frame.map_err(|_| Answer::BrokenBody)?.into_data() else {
                 continue;
             };
             if chunk.is_empty() {
@@ -98,14 +113,30 @@ impl Collector {
                 Some(memory) => memory.merge(taken),
                 None => memory = Some(taken),
             }
-            place.get_or_insert_with(|| self.memory.wait(dismissal));
             bytes.push(chunk);
+            if !body.is_end_stream() {
+                place.get_or_insert_with(|| self.memory.wait(dismissal));
+            }
         }
         Ok(Collected {
             bytes: bytes.join(),
             memory,
         })
     }
+}
+
+/// How a reader is told that others need its room; made when it first has to wait.
+type Dismissal = LazyLock<CancellationToken>;
+
+/// What `future` comes to, if it need not be waited for.
+async fn attempt<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|context| {
+        Poll::Ready(match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }
 
 /// The pieces of a body. Most bodies come in one, which is then not copied.

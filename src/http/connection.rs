@@ -6,7 +6,7 @@
 
 use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, response::Response};
+use axum::{body::Body, extract, response::Response};
 use hyper::{
     Request,
     body::{Body as _, Incoming},
@@ -51,22 +51,22 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What all connections of a listener share.
-pub(super) struct Host {
+pub(super) struct Host<S> {
     first_byte_timeout: Duration,
     head_timeout: Duration,
     tls: Option<TlsAcceptor>,
     tally: Tally,
-    router: Router,
+    service: S,
     http: auto::Builder<Executor>,
     draining: CancellationToken,
 }
 
-impl Host {
+impl<S> Host<S> {
     pub(super) fn new(
         settings: &Settings,
         tls: Option<TlsAcceptor>,
         tally: Tally,
-        router: Router,
+        service: S,
         tasks: TaskTracker,
         draining: CancellationToken,
     ) -> Self {
@@ -88,7 +88,7 @@ impl Host {
             head_timeout: settings.head_timeout,
             tls,
             tally,
-            router,
+            service,
             http,
             draining,
         }
@@ -109,15 +109,19 @@ where
 }
 
 /// One connection that was accepted.
-pub(super) struct Connection {
-    host: Arc<Host>,
+pub(super) struct Connection<S> {
+    host: Arc<Host<S>>,
     presence: Presence,
     dismissal: CancellationToken,
 }
 
-impl Connection {
+impl<S> Connection<S>
+where
+    S: Service<extract::Request, Response = Response, Error = Infallible, Future: Send>,
+    S: Clone + Send + Sync + 'static,
+{
     /// `dismissal` closes it, whatever it is doing.
-    pub(super) fn new(host: Arc<Host>, room: Room, dismissal: CancellationToken) -> Self {
+    pub(super) fn new(host: Arc<Host<S>>, room: Room, dismissal: CancellationToken) -> Self {
         let presence = Presence::new(room, dismissal.clone(), host.draining.clone());
         Self {
             host,
@@ -213,16 +217,16 @@ impl Connection {
     fn answer(
         &self,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response, Infallible>> + Send + 'static {
+    ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<S> {
         let presence = self.presence.clone();
         let visit = presence.begin();
         // A request without a body has arrived whole.
         let work = request.body().is_end_stream().then(|| presence.work());
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(presence);
-        let mut router = self.host.router.clone();
+        let mut service = self.host.service.clone();
         async move {
-            let response = router.call(request).await;
+            let response = service.call(request).await;
             drop((work, visit));
             response
         }

@@ -3,9 +3,9 @@
 //! Ready-made servers keep a connection that says nothing for ever; this one gives each a limited
 //! time, and less than that when others want its place.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{extract::Request, response::Response};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rustls::ServerConfig;
 use tokio::{
@@ -14,6 +14,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
 
 use super::{
     Error, Settings,
@@ -103,8 +104,12 @@ impl Listener {
             .map(|(certificate, _)| Arc::clone(certificate))
     }
 
-    /// Serves `router` until `shutdown` is ready, then drains.
-    pub async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) -> Drained {
+    /// Serves `service` until `shutdown` is ready, then drains.
+    pub async fn serve<S>(self, service: S, shutdown: impl Future<Output = ()>) -> Drained
+    where
+        S: Service<Request, Response = Response, Error = Infallible, Future: Send>,
+        S: Clone + Send + Sync + 'static,
+    {
         let certificate = self.certificate();
         let drain_timeout = self.settings.drain_timeout;
         let draining = CancellationToken::new();
@@ -114,7 +119,7 @@ impl Listener {
             &self.settings,
             self.tls.map(|(_, config)| TlsAcceptor::from(config)),
             self.tally,
-            router,
+            service,
             tasks.clone(),
             draining.clone(),
         ));
@@ -146,13 +151,16 @@ impl Listener {
 }
 
 /// Accepts for ever. The socket is dropped with the future.
-async fn accept(
+async fn accept<S>(
     socket: TcpListener,
-    host: &Arc<Host>,
+    host: &Arc<Host<S>>,
     max_connections: usize,
     tasks: &TaskTracker,
     cut: &CancellationToken,
-) {
+) where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send>,
+    S: Clone + Send + Sync + 'static,
+{
     let room = Room::new(max_connections);
     let mut complained: Option<Instant> = None;
     loop {

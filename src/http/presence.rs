@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::room::{Place, Room};
@@ -23,16 +23,15 @@ struct Inner {
     dismissal: CancellationToken,
     draining: CancellationToken,
     state: Mutex<State>,
-    /// Told whenever a request begins or ends.
-    changed: Notify,
 }
 
-#[derive(Default)]
 struct State {
     /// Whether a whole request head has ever arrived.
     spoken: bool,
     /// Requests whose head has arrived and that are not answered.
     requests: usize,
+    /// When there last was one; at first, when the connection began.
+    seen: Instant,
     /// How many of those have arrived whole.
     at_work: usize,
     /// The place in the line of those that may be let go; none while at work.
@@ -45,17 +44,18 @@ impl Presence {
         dismissal: CancellationToken,
         draining: CancellationToken,
     ) -> Self {
-        let place = Some(room.wait(&dismissal));
         let state = State {
-            place,
-            ..State::default()
+            spoken: false,
+            requests: 0,
+            seen: Instant::now(),
+            at_work: 0,
+            place: Some(room.wait(&dismissal)),
         };
         Self(Arc::new(Inner {
             room,
             dismissal,
             draining,
             state: Mutex::new(state),
-            changed: Notify::new(),
         }))
     }
 
@@ -80,7 +80,6 @@ impl Presence {
         state.spoken = true;
         state.requests += 1;
         drop(state);
-        self.0.changed.notify_one();
         Visit(self.clone())
     }
 
@@ -89,16 +88,26 @@ impl Presence {
         self.state().spoken
     }
 
-    /// Ready when no request has been in flight for `patience`.
+    /// Ready when no request has been in flight for `patience`. Its one timer is set anew when it
+    /// has run out and not before: a request that comes and goes in time touches none.
     pub(super) async fn overstays(&self, patience: Duration) {
+        let mut since = Instant::now();
         loop {
-            let changed = self.0.changed.notified();
-            let idle = self.state().requests == 0;
-            if !idle {
-                changed.await;
-            } else if timeout(patience, changed).await.is_err() {
+            sleep(patience.saturating_sub(since.elapsed())).await;
+            let seen = self.seen();
+            if seen <= since {
                 return;
             }
+            since = seen;
+        }
+    }
+
+    /// When a request was last in flight.
+    fn seen(&self) -> Instant {
+        let state = self.state();
+        match state.requests {
+            0 => state.seen,
+            _ => Instant::now(),
         }
     }
 
@@ -113,8 +122,9 @@ pub(super) struct Visit(Presence);
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        self.0.state().requests -= 1;
-        self.0.0.changed.notify_one();
+        let mut state = self.0.state();
+        state.requests -= 1;
+        state.seen = Instant::now();
     }
 }
 
@@ -132,5 +142,29 @@ impl Drop for Work {
             // At the end of the line: it has just shown that it is worth waiting for.
             state.place = Some(room.wait(dismissal));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_who_has_no_request_in_flight_can_overstay() {
+        const PATIENCE: Duration = Duration::from_millis(1);
+        const HANG: Duration = Duration::from_secs(20);
+        let token = CancellationToken::new();
+        let presence = Presence::new(Room::new(1), token.clone(), token);
+        let mut overstays = pin!(presence.overstays(PATIENCE));
+        let (visit, other) = (presence.begin(), presence.begin());
+        assert!(timeout(20 * PATIENCE, overstays.as_mut()).await.is_err());
+        drop(visit);
+        assert!(timeout(20 * PATIENCE, overstays.as_mut()).await.is_err());
+        drop(other);
+        assert!(timeout(HANG, overstays).await.is_ok());
     }
 }

@@ -2,25 +2,28 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use axum::{
-    Router,
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use http::Method;
 use jiff::Timestamp;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::Service;
 
 use super::{
     Endpoint, Settings,
@@ -33,7 +36,7 @@ use super::{
 use crate::{
     event::{self, EventName},
     provider::{self, Reply, Verified},
-    store::{APPEND_BUDGET, AppendError, Store},
+    store::{APPEND_BUDGET, AppendError, BoxFuture, Store},
     telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
 };
 
@@ -89,44 +92,45 @@ impl Webhook {
         }
     }
 
-    /// The route, ready to be served.
-    pub(super) fn router(self: Arc<Self>) -> Router {
-        let webhook = Arc::clone(&self);
-        let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
-            let routes = webhook.routes.load();
-            routes.nowhere.answer(Answer::Panic, webhook.occasion())
-        });
-        Router::new()
-            .fallback(receive)
-            .with_state(self)
-            .layer(catch)
+    /// Answers `request`, even when something of ours panics.
+    async fn answer(&self, request: Request) -> Response {
+        let mut receiving = pin!(self.receive(request));
+        poll_fn(|context| {
+            // What panicked is not polled again, so that nobody sees it in the state it was left in.
+            let polled = catch_unwind(AssertUnwindSafe(|| receiving.as_mut().poll(context)));
+            polled.unwrap_or_else(|_| {
+                Poll::Ready(self.respond(&self.routes.load().nowhere, Answer::Panic))
+            })
+        })
+        .await
     }
 
     async fn receive(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
-            return routes.nowhere.answer(Answer::Path, self.occasion());
+            return self.respond(&routes.nowhere, Answer::Path);
         };
         if request.method() != Method::POST {
-            return routes.nowhere.answer(Answer::Method, self.occasion());
+            return self.respond(&routes.nowhere, Answer::Method);
         }
         let started = Instant::now();
         let _in_flight = InFlight::enter(&self.metrics.in_flight);
         let answer = match self.take(route, request).await {
             Ok(answer) | Err(answer) => answer,
         };
-        let response = route.answers.answer(answer, self.occasion());
+        let response = self.respond(&route.answers, answer);
         route
             .answer_seconds
             .observe(started.elapsed().as_secs_f64());
         response
     }
 
-    fn occasion(&self) -> Occasion {
-        Occasion {
-            request: self.requests.fetch_add(1, Ordering::Relaxed),
-            now: (self.clock)(),
-        }
+    fn respond(&self, answers: &Answers, answer: Answer) -> Response {
+        // A number of its own for the log, which tells apart the lines of requests that are served
+        // at the same time. It never leaves the process.
+        let request = self.requests.fetch_add(1, Ordering::Relaxed);
+        answers.count(&answer, request, self.clock);
+        answer.into_response()
     }
 
     /// Either kind of result is an answer; an `Err` cuts the way to it short.
@@ -137,16 +141,15 @@ impl Webhook {
         }
         let _slot = self.slots.take(1).await.ok_or(Answer::Overloaded)?;
         let (head, body) = request.into_parts();
-        let dismissal = CancellationToken::new();
-        let waiting = self.slots.wait(&dismissal);
-        let Collected { bytes, memory } = self
+        // Once it has arrived whole nobody can push it out, and its memory is held until the store
+        // has written it.
+        let Collected {
+            bytes,
+            memory: _memory,
+        } = self
             .collector
-            .collect(&head.headers, body, &dismissal)
+            .collect(&head.headers, body, &self.slots)
             .await?;
-        // It has arrived whole: from here on nobody can push it out, and its memory is held until
-        // the store has written it.
-        drop(waiting);
-        let _memory = memory;
         let _work = presence.as_ref().map(Presence::work);
 
         let now = (self.clock)();
@@ -194,9 +197,23 @@ impl Webhook {
     }
 }
 
-/// The route's handler.
-async fn receive(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
-    webhook.receive(request).await
+/// The one route, as a connection calls it.
+#[derive(Clone)]
+pub(super) struct Reception(pub(super) Arc<Webhook>);
+
+impl Service<Request> for Reception {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let webhook = Arc::clone(&self.0);
+        Box::pin(async move { Ok(webhook.answer(request).await) })
+    }
 }
 
 /// Which endpoint serves which path.
@@ -222,7 +239,8 @@ impl Routes {
 struct Route {
     endpoint: Endpoint,
     answers: Answers,
-    events: HashMap<EventName, Counter>,
+    /// Few, so that looking through them is the quickest way to one.
+    events: Vec<(EventName, Counter)>,
     misdirected: Counter,
     last_handshake: Fraction,
     answer_seconds: Histogram,
@@ -254,8 +272,8 @@ impl Route {
     }
 
     fn count(&self, name: &EventName, metrics: &Metrics) {
-        match self.events.get(name) {
-            Some(counter) => counter.inc(),
+        match self.events.iter().find(|(known, _)| known == name) {
+            Some((_, counter)) => counter.inc(),
             None => event_counter(&self.endpoint, name, metrics).inc(),
         };
         if is_of_another_family(name, self.endpoint.family) {
@@ -279,18 +297,12 @@ fn event_counter(endpoint: &Endpoint, name: &EventName, metrics: &Metrics) -> Co
     metrics.events.get_or_create(&label).clone()
 }
 
-/// When something was answered, and a number of its own for the log, which tells apart the lines of
-/// requests that are served at the same time. It never leaves the process.
-#[derive(Clone, Copy)]
-struct Occasion {
-    request: u64,
-    now: Timestamp,
-}
-
 /// Counts answers, and writes down those that somebody should know of.
 struct Answers {
     endpoint: String,
-    by_word: HashMap<&'static str, (Counter, Throttle)>,
+    /// By [`Answer::word`]. Few, with the usual answer first, so that looking through them is the
+    /// quickest way to one.
+    by_word: Vec<(&'static str, Counter, Throttle)>,
 }
 
 impl Answers {
@@ -301,7 +313,7 @@ impl Answers {
                 answer,
             };
             let counter = metrics.requests.get_or_create(&label).clone();
-            (answer, (counter, Throttle::default()))
+            (answer, counter, Throttle::default())
         };
         Self {
             endpoint: endpoint.to_owned(),
@@ -309,19 +321,19 @@ impl Answers {
         }
     }
 
-    fn answer(&self, answer: Answer, occasion: Occasion) -> Response {
-        if let Some((counter, throttle)) = self.by_word.get(answer.word()) {
+    fn count(&self, answer: &Answer, request: u64, clock: fn() -> Timestamp) {
+        let mut lines = self.by_word.iter();
+        if let Some((_, counter, throttle)) = lines.find(|(word, ..)| *word == answer.word()) {
             counter.inc();
-            self.log(&answer, throttle, occasion);
+            self.log(answer, throttle, request, clock);
         }
-        answer.into_response()
     }
 
-    fn log(&self, answer: &Answer, throttle: &Throttle, Occasion { request, now }: Occasion) {
+    fn log(&self, answer: &Answer, throttle: &Throttle, request: u64, clock: fn() -> Timestamp) {
         if matches!(answer, Answer::Stored(_) | Answer::Handshake(_)) {
             return;
         }
-        let Some(suppressed) = throttle.pass(now) else {
+        let Some(suppressed) = throttle.pass(clock()) else {
             return;
         };
         let (endpoint, reason) = (self.endpoint.as_str(), answer.word());

@@ -169,7 +169,7 @@ impl EventFamily for Event {
     }
 
     fn key(&self) -> Option<Key> {
-        Some(Key::new(format!("{}/{}", Self::NAME, self.extension_id()?)))
+        Some(Key::of(&[Self::NAME, "/", self.extension_id()?]))
     }
 
     fn subject(&self) -> Option<String> {
@@ -182,14 +182,10 @@ impl EventFamily for Event {
 
     /// One for each hint, or the extension itself without hints: a newer nudge replaces an older
     /// one only when it hints at as much. A deletion has a topic of its own: it is no nudge, and
-    /// an update that is sent late must not pass for newer news. A change that is not known
-    /// replaces nothing.
-    fn topics(&self) -> Vec<Topic> {
-        let (Some(key), Some(change)) = (self.key(), self.change()) else {
-            return Vec::new();
-        };
+    /// an update that is sent late must not pass for newer news.
+    fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic> {
         if change == "delete" {
-            return vec![Topic::new(format!("{key}/deletion"))];
+            return vec![Topic::of(&[key.as_str(), "/deletion"])];
         }
         if self.body.hints.is_empty() {
             return vec![Topic::new(key.as_str())];
@@ -197,7 +193,7 @@ impl EventFamily for Event {
         let hints: BTreeSet<_> = self.body.hints.iter().map(Hint::as_str).collect();
         hints
             .into_iter()
-            .map(|hint| Topic::new(format!("{key}/hint/{hint}")))
+            .map(|hint| Topic::of(&[key.as_str(), "/hint/", hint]))
             .collect()
     }
 }
@@ -205,7 +201,7 @@ impl EventFamily for Event {
 #[cfg(test)]
 mod tests {
     use super::{Event, Hint};
-    use crate::event::{self, EventFamily};
+    use crate::event::{self, EventFamily, Facts};
 
     fn event(body: &str) -> Event {
         let event = "/restapi/v1.0/account/4051563/extension/77001";
@@ -296,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_nudge_is_replaced_only_by_one_that_hints_at_as_much() {
-        let topics = |body| event(body).topics();
+        let topics = |body| Facts::of(&event(body)).topics;
         let both = topics(r#"{"eventType": "Update", "hints": ["Limits", "Features"]}"#);
         let one = topics(r#"{"eventType": "Update", "hints": "Limits"}"#);
         let none = topics(r#"{"eventType": "Update"}"#);

@@ -255,7 +255,7 @@ impl EventFamily for Event {
         let number = &self.body.phone_number_info;
         let id = number.id.as_deref().filter(|id| !id.is_empty());
         let id = id.map(str::to_owned).or_else(|| self.subject())?;
-        Some(Key::new(format!("{}/{id}", Self::NAME)))
+        Some(Key::of(&[Self::NAME, "/", &id]))
     }
 
     fn subject(&self) -> Option<String> {
@@ -266,11 +266,9 @@ impl EventFamily for Event {
         self.sent_at()
     }
 
-    /// The number: each event says all there is to say of it. A change that is not known replaces
-    /// nothing.
-    fn topics(&self) -> Vec<Topic> {
-        let key = self.change().and_then(|_| self.key());
-        key.iter().map(|key| Topic::new(key.as_str())).collect()
+    /// The number: each event says all there is to say of it.
+    fn topics(&self, key: &Key, _: &'static str) -> Vec<Topic> {
+        vec![Topic::new(key.as_str())]
     }
 }
 

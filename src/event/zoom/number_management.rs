@@ -5,7 +5,7 @@
 //! the change that the carrier gets. Each comes under two names, from the products Number
 //! Management and Phone, with the same members: they are folded into one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -124,7 +124,7 @@ impl EventFamily for Event {
             account_id, object, ..
         } = &self.payload;
         let carrier = &object.carrier_code;
-        Some(Key::new(format!("{}/{account_id}/{carrier}", Self::NAME)))
+        Some(Key::of(&[Self::NAME, "/", account_id, "/", carrier]))
     }
 
     /// The first number.
@@ -138,31 +138,30 @@ impl EventFamily for Event {
 
     /// One for each number and kind of change, so that a newer name does not replace an older
     /// address. A number that is not E.164 stands for itself. An event without the very thing that
-    /// it reports on replaces nothing, and neither does a change that is not known.
-    fn topics(&self) -> Vec<Topic> {
+    /// it reports on replaces nothing.
+    fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic> {
         let object = &self.payload.object;
-        let (Some(key), Some(change)) = (self.key(), self.change()) else {
-            return Vec::new();
-        };
         let is_told = match change {
             CNAM_UPDATED => !object.cnam.is_absent(),
             _ => !object.emergency_address.is_absent(),
         };
         let numbers = object.phone_numbers.iter().filter(|_| is_told);
-        let numbers: BTreeSet<_> = numbers
-            .map(|text| E164::read(text).map_or_else(|| text.to_string(), |it| it.to_string()))
-            .collect();
-        numbers
-            .into_iter()
-            .map(|number| Topic::new(format!("{key}/{change}/{number}")))
-            .collect()
+        let topic = |text: &Text| {
+            let e164 = E164::read(text);
+            let number = e164.as_ref().map_or(text.as_str(), E164::as_str);
+            Topic::of(&[key.as_str(), "/", change, "/", number])
+        };
+        let mut topics: Vec<_> = numbers.map(topic).collect();
+        topics.sort_unstable();
+        topics.dedup();
+        topics
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{EmergencyAddress, Event, Object};
-    use crate::event::{self, EventFamily, Given, Text};
+    use crate::event::{self, EventFamily, Facts, Given, Text};
 
     fn event(name: &str, object: &str) -> Event {
         let json = format!(
@@ -207,7 +206,7 @@ mod tests {
         assert_eq!(ours.change(), twin.change());
         assert_eq!(ours.key(), twin.key());
         assert_eq!(ours.subject(), twin.subject());
-        assert_eq!(ours.topics(), twin.topics());
+        assert_eq!(Facts::of(&ours).topics, Facts::of(&twin).topics);
     }
 
     #[test]
@@ -215,7 +214,7 @@ mod tests {
         let told = |change: &str, value: &str| {
             let numbers = r#""phone_numbers": ["+12025550143", "12025550143"]"#;
             let object = format!(r#"{{"carrier_code": 4410, {numbers} {value}}}"#);
-            event(&format!("phone.peering_number_{change}"), &object).topics()
+            Facts::of(&event(&format!("phone.peering_number_{change}"), &object)).topics
         };
         let name = told("cnam_updated", r#", "cnam": null"#);
         let address = told("emergency_address_updated", r#", "emergency_address": {}"#);

@@ -1,0 +1,61 @@
+//! The part of an envelope that both providers share, read by itself.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+
+/// The `event` member of `body`, if the body is JSON and has it once.
+pub(super) fn event(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        event: String,
+    }
+    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    Some(envelope.event)
+}
+
+/// The first `event` member of `body`. What stands behind it is not looked at, and may be anything.
+pub(super) fn first_event(body: &[u8]) -> Option<String> {
+    let mut found = None;
+    let mut json = serde_json::Deserializer::from_slice(body);
+    // The object is left before its end, which is an error to the reader and of no interest here.
+    json.deserialize_map(Search(&mut found)).ok();
+    found
+}
+
+/// Looks through an object and stops where it has found what it looks for.
+struct Search<'a>(&'a mut Option<String>);
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum Member {
+    Event,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Visitor<'de> for Search<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while let Some(member) = members.next_key()? {
+            match member {
+                Member::Event => {
+                    *self.0 = Some(members.next_value()?);
+                    break;
+                }
+                Member::Other => {
+                    members.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
