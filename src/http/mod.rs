@@ -39,7 +39,6 @@ use crate::{
 
 pub use certificate::Certificate;
 pub use listener::{Drained, Listener, Tally};
-use webhook::Reception;
 pub use webhook::Webhook;
 
 /// The door that providers knock at: bound, and not yet open.
@@ -80,8 +79,7 @@ impl Door {
     /// connections, answers new requests on open ones 503, and lets those in flight finish for at
     /// most [`Settings::drain_timeout`].
     pub async fn serve(self, webhook: Arc<Webhook>, shutdown: impl Future<Output = ()>) -> Drained {
-        let reception = Reception(webhook);
-        self.listener.serve(reception, shutdown).await
+        self.listener.serve(webhook.router(), shutdown).await
     }
 }
 

@@ -2,28 +2,24 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use axum::{
-    extract::Request,
+    Router,
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use http::Method;
 use jiff::Timestamp;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use tokio::time::{Instant, timeout};
-use tower::Service;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
     Endpoint, Settings,
@@ -36,7 +32,7 @@ use super::{
 use crate::{
     event::{self, EventName},
     provider::{self, Reply, Verified},
-    store::{APPEND_BUDGET, AppendError, BoxFuture, Store},
+    store::{APPEND_BUDGET, AppendError, Store},
     telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
 };
 
@@ -92,17 +88,18 @@ impl Webhook {
         }
     }
 
-    /// Answers `request`, even when something of ours panics.
-    async fn answer(&self, request: Request) -> Response {
-        let mut receiving = pin!(self.receive(request));
-        poll_fn(|context| {
-            // What panicked is not polled again, so that nobody sees it in the state it was left in.
-            let polled = catch_unwind(AssertUnwindSafe(|| receiving.as_mut().poll(context)));
-            polled.unwrap_or_else(|_| {
-                Poll::Ready(self.respond(&self.routes.load().nowhere, Answer::Panic))
+    /// The one route, ready to be served. A panic of ours on the way is answered like any failure.
+    pub(super) fn router(self: Arc<Self>) -> Router {
+        let webhook = Arc::clone(&self);
+        let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
+            webhook.respond(&webhook.routes.load().nowhere, Answer::Panic)
+        });
+        Router::new()
+            .fallback(async |State(webhook): State<Arc<Self>>, request: Request| {
+                webhook.receive(request).await
             })
-        })
-        .await
+            .with_state(self)
+            .layer(catch)
     }
 
     async fn receive(&self, request: Request) -> Response {
@@ -194,25 +191,6 @@ impl Webhook {
         tracing::debug!(event.id = %id, event.name = %name, "an event was stored");
         route.count(&name, &self.metrics);
         Ok(())
-    }
-}
-
-/// The one route, as a connection calls it.
-#[derive(Clone)]
-pub(super) struct Reception(pub(super) Arc<Webhook>);
-
-impl Service<Request> for Reception {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let webhook = Arc::clone(&self.0);
-        Box::pin(async move { Ok(webhook.answer(request).await) })
     }
 }
 
