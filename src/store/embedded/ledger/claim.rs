@@ -22,6 +22,8 @@ pub(super) struct Held {
     pub(super) position: Position,
     /// Nobody else of this lane is handed out meanwhile.
     pub(super) lane: Option<Lane>,
+    /// How often the delivery had been replayed when it was handed out.
+    pub(super) replays: i64,
 }
 
 /// A delivery that can be handed out.
@@ -35,7 +37,7 @@ struct Candidate {
 /// What can be claimed, oldest first. Those that are held stay in this index, and are skipped: they
 /// are few.
 pub(super) const DUE: &str =
-    "SELECT position, lane, attempts, since, replay FROM deliveries INDEXED BY ready
+    "SELECT position, lane, attempts, since, replay, replays FROM deliveries INDEXED BY ready
     WHERE handler = ?1 AND state = 0 AND due_at <= ?2 ORDER BY due_at, position";
 
 /// When the next one is due that is not due yet.
@@ -84,6 +86,7 @@ impl Books {
                 handler,
                 position: Position::from_sql(row.get(0)?),
                 lane: row.get(1)?,
+                replays: row.get(5)?,
             };
             if self.held.values().any(|other| other.excludes(held)) {
                 continue;
@@ -150,7 +153,8 @@ impl Books {
         let Some(row) = delivery::find(&self.db, held.handler, held.position)? else {
             return Ok(());
         };
-        if settlement.verdict == Verdict::Released {
+        // A replay that was asked for during the attempt is owed whatever came of the attempt.
+        if settlement.verdict == Verdict::Released || row.replays != held.replays {
             return Ok(());
         }
         self.count_attempt(held, settlement)?;

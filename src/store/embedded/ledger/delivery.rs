@@ -96,6 +96,8 @@ pub(super) struct Row {
     pub(super) position: Position,
     pub(super) lane: Option<Lane>,
     pub(super) state: i64,
+    /// How often it has been replayed.
+    pub(super) replays: i64,
 }
 
 impl Row {
@@ -107,16 +109,19 @@ impl Row {
 
 /// Looks one delivery up.
 pub(super) fn find(db: &Connection, handler: HandlerId, position: Position) -> Result<Option<Row>> {
-    db.prepare_cached("SELECT lane, state FROM deliveries WHERE handler = ?1 AND position = ?2")?
-        .query_row((handler, position.to_sql()), |row| {
-            Ok(Row {
-                handler,
-                position,
-                lane: row.get(0)?,
-                state: row.get(1)?,
-            })
+    db.prepare_cached(
+        "SELECT lane, state, replays FROM deliveries WHERE handler = ?1 AND position = ?2",
+    )?
+    .query_row((handler, position.to_sql()), |row| {
+        Ok(Row {
+            handler,
+            position,
+            lane: row.get(0)?,
+            state: row.get(1)?,
+            replays: row.get(2)?,
         })
-        .optional()
+    })
+    .optional()
 }
 
 /// Adds the delivery of the newest event of all to `handler`.
@@ -224,7 +229,7 @@ pub(super) fn replay(
     db.prepare_cached(
         "UPDATE deliveries
          SET lane = ?3, state = ?4, attempts = 0, due_at = ?5, since = NULL, replay = ?6,
-             why = NULL
+             replays = replays + 1, why = NULL
          WHERE handler = ?1 AND position = ?2",
     )?
     .execute(params![

@@ -152,6 +152,7 @@ impl Chosen {
             position: self.position,
             lane: self.lane,
             state: self.state.unwrap_or(delivery::DONE),
+            replays: 0,
         };
         delivery::replay(db, tally, row, reason, now)
     }

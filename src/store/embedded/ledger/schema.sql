@@ -56,6 +56,7 @@ CREATE TABLE deliveries (
     due_at INTEGER NOT NULL,   -- once it is not open: when that came to be
     since INTEGER,             -- when its first attempt began
     replay TEXT,               -- why it is, or was, replayed
+    replays INTEGER NOT NULL DEFAULT 0, -- how often
     why TEXT,                  -- why it was parked or skipped
     PRIMARY KEY (handler, position)
 ) STRICT, WITHOUT ROWID;

@@ -185,6 +185,23 @@ async fn a_replay_comes_at_its_own_place_marked_as_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replay_of_what_is_being_attempted_is_made_after_it() {
+    let place = Place::new();
+    let (store, events) = with_parked(&place).await;
+    let under_way = store.claim("crm", at(20)).await;
+    let selection = ReplaySelection {
+        ids: vec![events[1].id],
+        ..ReplaySelection::default()
+    };
+    assert_eq!(replay(&place, &selection, 20).await, 1);
+    assert!(store.claim("crm", at(20)).await.is_empty());
+    store.settle("crm", &under_way[0], Verdict::Done).await;
+    let claims = store.claim("crm", at(20)).await;
+    assert_eq!(ids(&claims), [events[1].id]);
+    assert_eq!(claims[0].replay.as_deref(), Some("mended"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replay_never_runs_beside_another_of_its_key() {
     let place = Place::new();
     let (store, events) = with_parked(&place).await;
