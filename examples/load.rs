@@ -106,12 +106,16 @@ async fn run(
     let pace = (args.rate > 0)
         .then(|| Duration::from_secs_f64(args.connections as f64 / args.rate as f64));
     for turn in 0u64.. {
-        // A paced request is timed from when it was due, so that a stall counts in full.
         let mut due = Instant::now();
         if let Some(pace) = pace {
             let offset = pace.mul_f64(number as f64 / args.connections as f64);
-            due = started + offset + pace.mul_f64(turn as f64);
-            tokio::time::sleep_until(due.into()).await;
+            let planned = started + offset + pace.mul_f64(turn as f64);
+            if planned > due {
+                tokio::time::sleep_until(planned.into()).await;
+                due = Instant::now(); // Waking late is the timer's fault, and not the server's.
+            } else {
+                due = planned; // The answer before this one was late, which counts in full.
+            }
         }
         if Instant::now() >= end {
             break;
