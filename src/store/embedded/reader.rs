@@ -24,7 +24,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// What is compared at once there: far faster than byte by byte.
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// How many segments are kept open for [`Directory::read`].
+/// How many segments are kept open for [`Bodies::read`].
 const OPEN_FILES: usize = 16;
 
 const EXTENSION: &str = "segment";
