@@ -132,11 +132,7 @@ pub(super) fn add(
     lane: Option<Lane>,
     due_at: i64,
 ) -> Result<()> {
-    let waits = match lane {
-        Some(lane) => head(db, handler, lane)?.is_some(),
-        None => false,
-    };
-    let state = if waits { QUEUED } else { READY };
+    let state = at_the_end(db, handler, lane)?;
     db.prepare_cached(
         "INSERT INTO deliveries (handler, position, lane, state, due_at)
          VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -144,6 +140,15 @@ pub(super) fn add(
     .execute((handler, position.to_sql(), lane, state, due_at))?;
     tally.count(handler, None, Some(state));
     Ok(())
+}
+
+/// The state of a delivery that comes to the end of a lane, or that has none.
+fn at_the_end(db: &Connection, handler: HandlerId, lane: Option<Lane>) -> Result<i64> {
+    let waits = match lane {
+        Some(lane) => head(db, handler, lane)?.is_some(),
+        None => false,
+    };
+    Ok(if waits { QUEUED } else { READY })
 }
 
 /// Adds a delivery that nobody asked for when the event came, as if it had been made: so that it
@@ -166,11 +171,7 @@ pub(super) fn place(
     (handler, position): (HandlerId, Position),
     lane: Option<Lane>,
 ) -> Result<()> {
-    let waits = match lane {
-        Some(lane) => head(db, handler, lane)?.is_some(),
-        None => false,
-    };
-    let state = if waits { QUEUED } else { READY };
+    let state = at_the_end(db, handler, lane)?;
     db.prepare_cached(
         "UPDATE deliveries SET lane = ?3, state = ?4 WHERE handler = ?1 AND position = ?2",
     )?

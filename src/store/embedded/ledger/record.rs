@@ -147,12 +147,13 @@ impl Chosen {
         if self.state.is_none() {
             delivery::insert_done(db, (self.handler, self.position), now)?;
         }
+        let Some(row) = delivery::find(db, self.handler, self.position)? else {
+            return Ok(());
+        };
+        // The lane that it belongs to now, which need not be the one that it was in.
         let row = delivery::Row {
-            handler: self.handler,
-            position: self.position,
             lane: self.lane,
-            state: self.state.unwrap_or(delivery::DONE),
-            replays: 0,
+            ..row
         };
         delivery::replay(db, tally, row, reason, now)
     }
