@@ -1,0 +1,109 @@
+//! A server of somebody else's that a test runs for itself: on a free port, with its data in a
+//! folder of its own, and gone with the test.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// Long enough for any of them to start, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running server. Killed when dropped, and when the test's process ends in any other way.
+pub(crate) struct Server {
+    child: Child,
+    dir: TempDir,
+    port: u16,
+}
+
+impl Server {
+    /// Runs the command that `command` makes of a folder and a free port, and waits until it
+    /// accepts connections there. What it prints goes to `log` in its folder.
+    ///
+    /// # Panics
+    ///
+    /// When it is not installed, or does not come up: a test must not pass without its server.
+    pub(crate) fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let command = command(dir.path(), port);
+        let child = spawn(&command, dir.path());
+        let mut server = Self { child, dir, port };
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(server.address()).is_err() {
+            let ended = server.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "{command:?} did not come up ({ended:?}):\n{}",
+                server.log()
+            );
+            thread::sleep(Duration::from_millis(20)); // Between two looks at the port.
+        }
+        server
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Its folder.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What it has printed.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir().join("log")).unwrap_or_default()
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it at once, as a crash would, and waits for its end. Its folder and port stay.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Runs `command` so that it ends with the thread that called, however that ends.
+fn spawn(command: &Command, dir: &Path) -> Child {
+    let log = fs::File::create(dir.join("log")).unwrap();
+    let mut tied = Command::new("setpriv");
+    tied.args(["--pdeathsig", "KILL", "--"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => tied.env(name, value),
+            None => tied.env_remove(name),
+        };
+    }
+    tied.spawn().unwrap()
+}
+
+/// A port that nobody listens on at this moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
