@@ -1,5 +1,6 @@
 //! What the embedded store promises, seen from outside where that is possible.
 
+mod copies;
 mod delivery;
 mod fault;
 mod format;
@@ -203,8 +204,8 @@ impl Opened {
         // Positions, not numbers of records: a journal that has lost its end counts fewer than the
         // ledger has read.
         loop {
-            let known = parts.ledger.run("asking", |books| books.progress());
-            if known.await.unwrap().0 >= parts.progress.end() {
+            let known = parts.ledger.run("asking", |books| books.reached());
+            if known.await.unwrap().through >= parts.progress.end() {
                 return;
             }
             assert!(
