@@ -17,6 +17,8 @@
 
 pub mod embedded;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 

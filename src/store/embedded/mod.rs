@@ -29,7 +29,7 @@ mod retention;
 mod segment;
 mod spare;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     fs::{File, TryLockError},
