@@ -215,6 +215,10 @@ impl Worker {
             let Some(claim) = self.waiting.pop_front() else {
                 return;
             };
+            // This process may have stood still for so long that somebody else has it by now.
+            if !self.parts.store.holds(claim.lease) {
+                continue;
+            }
             let at = (self.parts.clock)();
             let context = DeliveryContext {
                 handler: self.consumer.name.clone(),

@@ -16,7 +16,12 @@
 //! line to [`ENGINES`].
 
 pub mod embedded;
+mod lane;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -28,6 +33,8 @@ pub use record::{
     Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
     ParkedFilter, ReplaySelection, ReplaySummary,
 };
+
+use record::shorten;
 
 use crate::{
     event::{EventName, HandlerName, Notification, Pattern},
@@ -75,6 +82,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When the ledger cannot be written; the deliveries are then made again.
     fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Whether a claim is still the caller's, as far as can be told without asking: to be looked at
+    /// before its attempt begins.
+    fn holds(&self, _lease: Lease) -> bool {
+        true
+    }
 
     /// Changes whenever there may be something new to claim. A hint: a caller looks now and then
     /// without one as well, since work may also come from another process.
@@ -350,7 +363,11 @@ pub struct Entry {
 }
 
 /// Every engine.
-pub const ENGINES: &[Entry] = &[Entry::of::<embedded::Settings>()];
+pub const ENGINES: &[Entry] = &[
+    Entry::of::<embedded::Settings>(),
+    #[cfg(feature = "postgres")]
+    Entry::of::<postgres::Settings>(),
+];
 
 impl Entry {
     const fn of<K: Kind>() -> Self {

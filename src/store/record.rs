@@ -155,3 +155,27 @@ impl ReplaySummary {
         self.deliveries.iter().map(|(_, count)| count).sum()
     }
 }
+
+/// The longest reason that is kept, in bytes: handlers may answer with whole pages.
+const REASON_BYTES: usize = 1024;
+
+/// `text`, or as much of its beginning as is kept.
+pub(super) fn shorten(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(REASON_BYTES))
+        .unwrap_or(text)
+}
+
+/// The ids of events that arrived between two times, to the millisecond, as an open lower and a
+/// closed upper end.
+pub(super) fn id_range(since: Option<Timestamp>, until: Option<Timestamp>) -> ([u8; 16], [u8; 16]) {
+    let bound = |time: Timestamp, fill: u8| {
+        let millis = time.as_millisecond().max(0).cast_unsigned();
+        let mut id = [fill; 16];
+        let (stamp, _) = id.split_at_mut(6);
+        stamp.copy_from_slice(millis.to_be_bytes().split_at(2).1);
+        id
+    };
+    let from = since.map_or([0; 16], |since| bound(since, 0));
+    let to = until.map_or([0xff; 16], |until| bound(until, 0xff));
+    (from, to)
+}

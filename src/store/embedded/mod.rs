@@ -32,7 +32,7 @@ mod seen;
 mod segment;
 mod spare;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     fs::{File, TryLockError},

@@ -7,12 +7,14 @@ use rusqlite::{OptionalExtension, Result, params};
 
 use super::{
     Books,
-    delivery::{self, DONE, HandlerId, Lane, PARKED, SKIPPED},
+    delivery::{self, DONE, HandlerId, PARKED, SKIPPED},
     micros, time,
 };
 use crate::{
     event::HandlerName,
-    store::{Claim, Claims, Lease, Settlement, Verdict, embedded::segment::Position},
+    store::{
+        Claim, Claims, Lease, Settlement, Verdict, embedded::segment::Position, lane::Lane, shorten,
+    },
 };
 
 /// A delivery that is being attempted.
@@ -207,7 +209,7 @@ impl Books {
                 held.position.to_sql(),
                 micros(settlement.started_at),
                 i64::try_from(took.max(0)).unwrap_or(i64::MAX),
-                delivery::shorten(why),
+                shorten(why),
             ])?;
         Ok(())
     }

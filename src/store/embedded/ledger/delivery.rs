@@ -9,19 +9,10 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use crate::{
-    event::Key,
-    store::{DeliveryState, embedded::segment::Position},
-};
+use crate::store::{DeliveryState, embedded::segment::Position, lane::Lane, shorten};
 
 /// A handler's row.
 pub(super) type HandlerId = i64;
-
-/// What the ledger keeps in place of a key.
-pub(super) type Lane = i64;
-
-/// The longest reason that is kept, in bytes: handlers may answer with whole pages.
-const REASON_BYTES: usize = 1024;
 
 /// The states as the schema numbers them.
 pub(super) const READY: i64 = 0;
@@ -39,18 +30,6 @@ pub(super) const fn state(state: i64) -> DeliveryState {
         SKIPPED => DeliveryState::Skipped,
         _ => DeliveryState::Done,
     }
-}
-
-/// The lane of `key`: FNV-1a, because it must be the same in every version. Two keys that share a
-/// lane wait for each other, which is harmless.
-pub(super) fn lane(key: &Key) -> Lane {
-    let hash = key
-        .as_str()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    hash.cast_signed()
 }
 
 /// By how much a transaction changes the counts of open and parked deliveries.
@@ -282,9 +261,3 @@ pub(super) const STEP_BACK: &str = "UPDATE deliveries SET state = 1
         SELECT position FROM deliveries INDEXED BY lanes
         WHERE handler = ?1 AND lane = ?2 AND state < 2 AND lane IS NOT NULL AND position > ?3
         ORDER BY position LIMIT 1)";
-
-/// `text`, or as much of its beginning as is kept.
-pub(super) fn shorten(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(REASON_BYTES))
-        .unwrap_or(text)
-}

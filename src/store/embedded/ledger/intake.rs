@@ -3,7 +3,10 @@
 use rusqlite::{OptionalExtension, Result, params};
 
 use super::{Books, delivery, micros};
-use crate::{event::Notification, store::embedded::segment::Position};
+use crate::{
+    event::Notification,
+    store::{embedded::segment::Position, lane},
+};
 
 /// What was read of the journal at one go.
 #[derive(Debug, Default)]
@@ -102,7 +105,7 @@ impl Books {
             return Ok(false);
         }
         self.add_topics(notification)?;
-        let lane = notification.key.as_ref().map(delivery::lane);
+        let lane = notification.key.as_ref().map(lane::of);
         for active in &self.subscriptions {
             if active.asked.takes(&notification.name) {
                 delivery::add(

@@ -21,6 +21,8 @@ use crate::{
             reader::{Bodies, Directory},
             segment::Position,
         },
+        lane,
+        record::id_range,
     },
 };
 
@@ -137,7 +139,7 @@ struct Event {
 struct Chosen {
     handler: HandlerId,
     position: Position,
-    lane: Option<delivery::Lane>,
+    lane: Option<lane::Lane>,
     /// Its state; `None` when there is no such delivery yet.
     state: Option<i64>,
 }
@@ -273,7 +275,7 @@ impl<'a> Plan<'a> {
                 make(&Chosen {
                     handler: *id,
                     position: event.position,
-                    lane: key.map(delivery::lane),
+                    lane: key.map(lane::of),
                     state,
                 })?;
             }
@@ -407,19 +409,4 @@ fn list_parked(db: &Connection, filter: &ParkedFilter) -> Result<Vec<ParkedDeliv
         })
     })?;
     rows.collect()
-}
-
-/// The ids of events that arrived between two times, to the millisecond, as an open lower and a
-/// closed upper end.
-fn id_range(since: Option<Timestamp>, until: Option<Timestamp>) -> ([u8; 16], [u8; 16]) {
-    let bound = |time: Timestamp, fill: u8| {
-        let millis = time.as_millisecond().max(0).cast_unsigned();
-        let mut id = [fill; 16];
-        let (stamp, _) = id.split_at_mut(6);
-        stamp.copy_from_slice(millis.to_be_bytes().split_at(2).1);
-        id
-    };
-    let from = since.map_or([0; 16], |since| bound(since, 0));
-    let to = until.map_or([0xff; 16], |until| bound(until, 0xff));
-    (from, to)
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     event::{HandlerName, Key, Notification},
-    store::{Subscription, embedded::segment::Position},
+    store::{Subscription, embedded::segment::Position, lane},
     telemetry::ByHandler,
 };
 
@@ -86,7 +86,7 @@ impl Books {
             };
             last = *position;
             for (position, key) in page {
-                let lane = key.filter(|_| ordered).map(|key| delivery::lane(&key));
+                let lane = key.filter(|_| ordered).map(|key| lane::of(&key));
                 for held in self.held.values_mut() {
                     if (held.handler, held.position) == (handler, position) {
                         held.lane = lane;

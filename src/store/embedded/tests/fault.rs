@@ -10,8 +10,8 @@ use std::{
     },
 };
 
-use super::{Disk, Place, event};
-use crate::store::{AppendError, Health, Store};
+use super::{Disk, Place};
+use crate::store::{AppendError, Health, Store, tests::event};
 
 /// A disk whose calls fail when told to.
 #[derive(Default)]
@@ -177,16 +177,6 @@ async fn under_the_reserve_events_are_refused_until_there_is_room() {
         .await
         .unwrap();
     store.append(&event(1)).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_closed_store_says_so() {
-    let place = Place::new();
-    let store = place.open();
-    store.append(&event(1)).await.unwrap();
-    store.store.close().await.unwrap();
-    assert_eq!(store.append(&event(2)).await, Err(AppendError::Closed));
-    assert!(store.store.close().await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,12 +4,15 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::{NOON, Place, at, event};
+use super::Place;
 use crate::{
     event::{DedupeKey, EventId, Key, Notification, Topic},
-    store::embedded::{
-        reader::{Bodies, Directory, Scan, Step},
-        segment::{self, BadHeader, HEADER_BYTES, Header, Invalid, Position, Record},
+    store::{
+        embedded::{
+            reader::{Bodies, Directory, Scan, Step},
+            segment::{self, BadHeader, HEADER_BYTES, Header, Invalid, Position, Record},
+        },
+        tests::{NOON, at, event},
     },
 };
 

@@ -5,8 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Opened, Place, at, clock, event, ids, parked};
-use crate::store::{EventFilter, Verdict, embedded::retention::Retention};
+use super::{Opened, Place};
+use crate::store::{
+    EventFilter, Verdict,
+    embedded::retention::Retention,
+    tests::{at, clock, event, ids, parked},
+};
 
 fn pass(place: &Place, store: &Opened, retain: Duration) -> usize {
     let parts = &store.store.parts;

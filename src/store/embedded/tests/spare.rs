@@ -8,12 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Opened, Place, at, event, fault::faulty};
+use super::{Opened, Place, fault::faulty};
 use crate::{
     event::Notification,
     store::{
         Health, Store,
         embedded::segment::{HEADER_BYTES, Position},
+        tests::{at, event},
     },
 };
 

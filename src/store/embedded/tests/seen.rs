@@ -7,7 +7,11 @@ use super::{
         seen::{Found, Seen},
         segment::Position,
     },
-    *,
+    Place,
+};
+use crate::{
+    event::{DedupeKey, Notification},
+    store::tests::event,
 };
 
 fn key(n: u64) -> DedupeKey {

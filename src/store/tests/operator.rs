@@ -1,15 +1,26 @@
 //! The operator's side: lists, one event, replays.
 
-use super::{Engine, Opened, Place, at, event, everything, ids, keyed, parked, retry};
+use super::{Opened, Place, at, event, everything, ids, keyed, on_every_engine, parked, retry};
 use crate::{
     event::{HandlerName, Key, Pattern},
     store::{
-        DeliveryState, EventFilter, ParkedFilter, ReplaySelection, Store, StoreError, Subscription,
+        DeliveryState, EventFilter, ParkedFilter, ReplaySelection, StoreError, Subscription,
         Verdict,
     },
 };
 
-pub(super) fn all_parked() -> ParkedFilter {
+on_every_engine![
+    events_are_listed_newest_first_and_by_what_is_asked,
+    one_event_is_shown_whole_with_its_deliveries,
+    parked_deliveries_are_listed_with_their_reason,
+    a_replay_comes_at_its_own_place_marked_as_one,
+    a_replay_of_what_is_being_attempted_is_made_after_it,
+    a_replay_never_runs_beside_another_of_its_key,
+    a_replay_to_a_named_handler_needs_no_pattern,
+    a_long_replay_goes_on_slice_by_slice,
+];
+
+pub(in crate::store) fn all_parked() -> ParkedFilter {
     ParkedFilter {
         handler: None,
         limit: 1000,
@@ -23,21 +34,21 @@ fn all_events() -> EventFilter {
     }
 }
 
-async fn replay(place: &Place, selection: &ReplaySelection, now: i64) -> u64 {
-    let planned = place.records().plan(selection).unwrap();
-    let mut told = 0;
-    let made = place
-        .records()
-        .replay(selection, "mended", at(now), &mut |n| told = n)
-        .unwrap();
-    assert_eq!(made, planned);
-    assert_eq!(told, made.total());
-    made.total()
+fn replay(place: &Place, selection: &ReplaySelection, now: i64) -> u64 {
+    place.operator(|records| {
+        let planned = records.plan(selection).unwrap();
+        let mut told = 0;
+        let made = records
+            .replay(selection, "mended", at(now), &mut |n| told = n)
+            .unwrap();
+        assert_eq!(made, planned);
+        assert_eq!(told, made.total());
+        made.total()
+    })
 }
 
 async fn with_parked(place: &Place) -> (Opened, Vec<crate::event::Notification>) {
-    let store = place.open();
-    store.subscribe(&["crm"]).await;
+    let store = place.subscribed().await;
     let events = vec![keyed(1, "a"), keyed(2, "a"), keyed(3, "a")];
     store.append_all(events.clone()).await;
     let claims = store.claim("crm", at(10)).await;
@@ -45,20 +56,8 @@ async fn with_parked(place: &Place) -> (Opened, Vec<crate::event::Notification>)
     (store, events)
 }
 
-#[test]
-fn a_place_without_a_store_says_so() {
-    let place = Place::new();
-    assert!(matches!(
-        place.settings.records().err(),
-        Some(StoreError::Absent(_))
-    ));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn events_are_listed_newest_first_and_by_what_is_asked() {
-    let place = Place::new();
-    let store = place.open();
-    store.subscribe(&["crm"]).await;
+async fn events_are_listed_newest_first_and_by_what_is_asked(place: Place) {
+    let store = place.subscribed().await;
     let mut events: Vec<_> = (0..5)
         .map(|n| keyed(n, ["a", "b"][n as usize % 2]))
         .collect();
@@ -67,7 +66,7 @@ async fn events_are_listed_newest_first_and_by_what_is_asked() {
     let claims = store.claim("crm", at(10)).await;
     store.settle("crm", &claims[0], parked()).await;
     let list = |filter: EventFilter| -> Vec<_> {
-        let found = place.records().events(&filter).unwrap();
+        let found = place.operator(|records| records.events(&filter)).unwrap();
         found.iter().map(|event| event.id).collect()
     };
     let pick = |numbers: &[usize]| -> Vec<_> { numbers.iter().map(|n| events[*n].id).collect() };
@@ -105,7 +104,8 @@ async fn events_are_listed_newest_first_and_by_what_is_asked() {
         }),
         pick(&[3, 1])
     );
-    let first = &place.records().events(&all_events()).unwrap()[4];
+    let listed = place.operator(|records| records.events(&all_events()));
+    let first = &listed.unwrap()[4];
     assert_eq!((first.open, first.parked), (0, 1));
     assert_eq!(
         (&first.endpoint, first.occurred_at),
@@ -113,19 +113,13 @@ async fn events_are_listed_newest_first_and_by_what_is_asked() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_event_is_shown_whole_with_its_deliveries() {
-    let place = Place::new();
-    let store = place.open();
-    store.subscribe(&["crm"]).await;
+async fn one_event_is_shown_whole_with_its_deliveries(place: Place) {
+    let store = place.subscribed().await;
     store.append(&event(1)).await.unwrap();
     let claims = store.claim("crm", at(10)).await;
     store.settle("crm", &claims[0], retry(200)).await;
-    let record = place
-        .records()
-        .event(claims[0].notification.id)
-        .unwrap()
-        .unwrap();
+    let show = |id| place.operator(|records| records.event(id)).unwrap();
+    let record = show(claims[0].notification.id).unwrap();
     assert_eq!(&record.notification, &*claims[0].notification);
     let delivery = &record.deliveries[0];
     assert_eq!(
@@ -140,14 +134,13 @@ async fn one_event_is_shown_whole_with_its_deliveries() {
         ),
         (1000, "it is busy")
     );
-    assert!(place.records().event(event(2).id).unwrap().is_none());
+    assert!(show(event(2).id).is_none());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn parked_deliveries_are_listed_with_their_reason() {
-    let place = Place::new();
+async fn parked_deliveries_are_listed_with_their_reason(place: Place) {
     let (_store, events) = with_parked(&place).await;
-    let parked = place.records().parked(&all_parked()).unwrap();
+    let list = |filter: ParkedFilter| place.operator(|records| records.parked(&filter)).unwrap();
+    let parked = list(all_parked());
     assert_eq!(parked.len(), 1);
     let one = &parked[0];
     assert_eq!(
@@ -162,18 +155,16 @@ async fn parked_deliveries_are_listed_with_their_reason() {
         handler: Some("other".into()),
         limit: 10,
     };
-    assert!(place.records().parked(&other).unwrap().is_empty());
+    assert!(list(other).is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_comes_at_its_own_place_marked_as_one() {
-    let place = Place::new();
+async fn a_replay_comes_at_its_own_place_marked_as_one(place: Place) {
     let (store, events) = with_parked(&place).await;
     let selection = ReplaySelection {
         parked_only: true,
         ..ReplaySelection::default()
     };
-    assert_eq!(replay(&place, &selection, 20).await, 1);
+    assert_eq!(replay(&place, &selection, 20), 1);
     let claims = store.claim("crm", at(20)).await;
     assert_eq!(ids(&claims), [events[0].id], "the older one goes first");
     assert_eq!(
@@ -184,16 +175,14 @@ async fn a_replay_comes_at_its_own_place_marked_as_one() {
     assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_of_what_is_being_attempted_is_made_after_it() {
-    let place = Place::new();
+async fn a_replay_of_what_is_being_attempted_is_made_after_it(place: Place) {
     let (store, events) = with_parked(&place).await;
     let under_way = store.claim("crm", at(20)).await;
     let selection = ReplaySelection {
         ids: vec![events[1].id],
         ..ReplaySelection::default()
     };
-    assert_eq!(replay(&place, &selection, 20).await, 1);
+    assert_eq!(replay(&place, &selection, 20), 1);
     assert!(store.claim("crm", at(20)).await.is_empty());
     store.settle("crm", &under_way[0], Verdict::Done).await;
     let claims = store.claim("crm", at(20)).await;
@@ -201,9 +190,7 @@ async fn a_replay_of_what_is_being_attempted_is_made_after_it() {
     assert_eq!(claims[0].replay.as_deref(), Some("mended"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_never_runs_beside_another_of_its_key() {
-    let place = Place::new();
+async fn a_replay_never_runs_beside_another_of_its_key(place: Place) {
     let (store, events) = with_parked(&place).await;
     let under_way = store.claim("crm", at(20)).await;
     assert_eq!(ids(&under_way), [events[1].id]);
@@ -211,7 +198,7 @@ async fn a_replay_never_runs_beside_another_of_its_key() {
         ids: vec![events[0].id],
         ..ReplaySelection::default()
     };
-    assert_eq!(replay(&place, &selection, 20).await, 1);
+    assert_eq!(replay(&place, &selection, 20), 1);
     assert!(store.claim("crm", at(20)).await.is_empty());
     store.settle("crm", &under_way[0], retry(30)).await;
     let claims = store.claim("crm", at(40)).await;
@@ -224,10 +211,8 @@ async fn a_replay_never_runs_beside_another_of_its_key() {
     assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_to_a_named_handler_needs_no_pattern() {
-    let place = Place::new();
-    let store = place.open();
+async fn a_replay_to_a_named_handler_needs_no_pattern(place: Place) {
+    let store = place.open().await;
     let none = Subscription {
         patterns: vec![Pattern::new("zoom.*").unwrap()],
         ..everything("late")
@@ -245,12 +230,12 @@ async fn a_replay_to_a_named_handler_needs_no_pattern() {
         since: Some(event(1).received_at),
         ..ReplaySelection::default()
     };
-    assert_eq!(replay(&place, &late, 20).await, 2);
+    assert_eq!(replay(&place, &late, 20), 2);
     assert_eq!(store.drain("late").await.len(), 2);
     let everyone = ReplaySelection::default();
-    let planned = place.records().plan(&everyone).unwrap().deliveries;
+    let planned = place.operator(|records| records.plan(&everyone)).unwrap();
     assert_eq!(
-        planned,
+        planned.deliveries,
         [
             (HandlerName::from("crm"), 3),
             (HandlerName::from("late"), 2)
@@ -261,23 +246,19 @@ async fn a_replay_to_a_named_handler_needs_no_pattern() {
         ..ReplaySelection::default()
     };
     assert!(matches!(
-        place.records().plan(&unknown),
+        place.operator(|records| records.plan(&unknown)),
         Err(StoreError::NoHandler(_))
     ));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_long_replay_goes_on_slice_by_slice() {
-    let place = Place::new();
-    let store = place.open();
-    store.subscribe(&["crm"]).await;
+async fn a_long_replay_goes_on_slice_by_slice(place: Place) {
+    let store = place.subscribed().await;
     store.append_all((0..700).map(event)).await;
     assert_eq!(store.drain("crm").await.len(), 700);
     let mut told = Vec::new();
     let selection = ReplaySelection::default();
     let made = place
-        .records()
-        .replay(&selection, "again", at(20), &mut |n| told.push(n))
+        .operator(|records| records.replay(&selection, "again", at(20), &mut |n| told.push(n)))
         .unwrap();
     assert_eq!(made.total(), 700);
     assert!(told.len() > 2 && told.is_sorted(), "{told:?}");

@@ -1,0 +1,79 @@
+//! The ledger, where what it says can be held against its own rules and against the disk.
+
+use super::Place;
+use crate::store::{
+    Store,
+    tests::{at, event, ids, keyed, long_run, operator::all_parked},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_fails_its_checksum_is_parked_and_the_next_goes_on() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let events = [keyed(1, "a"), keyed(2, "a")];
+    store.append_all(events.clone()).await;
+    store.settle_down().await;
+    place.damage(1, |bytes| bytes[64 + 100] ^= 1);
+    assert!(store.claim("crm", at(10)).await.is_empty());
+    assert_eq!(ids(&store.claim("crm", at(10)).await), [events[1].id]);
+    let parked = place.records().parked(&all_parked()).unwrap();
+    assert_eq!(parked[0].why, "the event fails its checksum in the journal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gauges_say_how_much_room_there_is() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append(&event(1)).await.unwrap();
+    store.settle_down().await;
+    store.store.measure(at(0)).await.unwrap();
+    let metrics = &place.metrics;
+    let bytes = std::fs::metadata(place.journal().segment(1)).unwrap().len();
+    assert_eq!(metrics.journal_bytes.get(), bytes as i64);
+    assert!(metrics.disk_free_bytes.get() > 0);
+}
+
+/// The counts in `handlers` follow `deliveries` through everything that can happen to them, and
+/// each lane has one ready delivery: its oldest.
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_and_lanes_hold_through_a_long_run() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let replay = |selection: &_| {
+        let mut records = place.records();
+        let made = records.replay(selection, "again", at(120), &mut |_| {});
+        made.unwrap();
+    };
+    long_run(&store, replay, async || check_rules(&place)).await;
+}
+
+fn check_rules(place: &Place) {
+    let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
+    let counted: (i64, i64) = db
+        .query_row(
+            "SELECT count(*) FILTER (WHERE state < 2), count(*) FILTER (WHERE state = 2) FROM deliveries",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .unwrap();
+    let kept: (i64, i64) = db
+        .query_row("SELECT open, parked FROM handlers", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(kept, counted);
+    let broken: i64 = db
+        .query_row(
+            "SELECT count(*) FROM (
+                 SELECT lane, min(position) AS oldest FROM deliveries WHERE state < 2 GROUP BY lane
+             ) JOIN deliveries USING (lane)
+             WHERE state < 2 AND (position = oldest) <> (state = 0)",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(broken, 0, "lanes whose ready delivery is not their oldest");
+}

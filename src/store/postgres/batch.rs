@@ -1,0 +1,167 @@
+//! What one transaction is to add: pure, from a batch of notifications and what the database said
+//! of them.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+};
+
+use jiff::{Timestamp, civil::Date};
+use uuid::Uuid;
+
+use super::{
+    roster::{Active, HandlerId},
+    rows, text,
+};
+use crate::event::{DedupeKey, Notification};
+
+/// Rows by column, as the statements take them.
+#[derive(Debug, Default)]
+pub(super) struct Batch<'a> {
+    pub(super) events: Events<'a>,
+    pub(super) seen: Seen,
+    pub(super) topics: Topics,
+    pub(super) deliveries: Deliveries,
+    /// Deliveries by handler.
+    pub(super) added: BTreeMap<HandlerId, i64>,
+    /// Notifications that are copies of others, here or in the database.
+    pub(super) copies: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Events<'a> {
+    pub(super) day: Vec<Date>,
+    pub(super) position: Vec<i64>,
+    pub(super) id: Vec<Uuid>,
+    pub(super) name: Vec<Cow<'a, str>>,
+    pub(super) endpoint: Vec<Cow<'a, str>>,
+    pub(super) key: Vec<Option<Cow<'a, str>>>,
+    pub(super) lane: Vec<i64>,
+    pub(super) subject: Vec<Option<Cow<'a, str>>>,
+    pub(super) occurred_at: Vec<Option<Timestamp>>,
+    pub(super) received_at: Vec<Timestamp>,
+    pub(super) topics: Vec<Option<String>>,
+    pub(super) topic_keys: Vec<String>,
+    pub(super) dedupe: Vec<String>,
+    pub(super) body: Vec<&'a [u8]>,
+}
+
+/// Ascending, so that two transactions that learn the same keys wait for each other in one order.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) dedupe: Vec<Uuid>,
+    pub(super) position: Vec<i64>,
+}
+
+/// Ascending, each once.
+#[derive(Debug, Default)]
+pub(super) struct Topics {
+    pub(super) topic: Vec<Uuid>,
+    pub(super) latest: Vec<Timestamp>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    pub(super) handler: Vec<HandlerId>,
+    pub(super) position: Vec<i64>,
+    pub(super) day: Vec<Date>,
+    pub(super) lane: Vec<i64>,
+    pub(super) state: Vec<i16>,
+    pub(super) due_at: Vec<Timestamp>,
+}
+
+/// Every dedupe key of `notifications`, each once.
+pub(super) fn dedupe_keys<'a>(notifications: impl Iterator<Item = &'a Notification>) -> Vec<Uuid> {
+    let keys = notifications.flat_map(|notification| &notification.dedupe);
+    let mut keys: Vec<_> = keys.map(rows::dedupe_key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+impl<'a> Batch<'a> {
+    /// `known` are those of the dedupe keys that the database has; there is a position for each
+    /// notification, ascending.
+    pub(super) fn new(
+        notifications: impl Iterator<Item = &'a Notification>,
+        mut known: HashSet<DedupeKey>,
+        positions: &[i64],
+        active: &[Active],
+    ) -> Self {
+        let mut batch = Self::default();
+        let mut seen = BTreeMap::new();
+        let mut topics = BTreeMap::new();
+        let mut begun = HashSet::new();
+        for (notification, position) in notifications.zip(positions) {
+            // A copy's other keys are not learnt: one of them may come from a part of the request
+            // that nobody has signed.
+            if notification.dedupe.iter().any(|key| known.contains(key)) {
+                batch.copies += 1;
+                continue;
+            }
+            known.extend(&notification.dedupe);
+            let keys = notification.dedupe.iter().map(rows::dedupe_key);
+            seen.extend(keys.map(|key| (key, *position)));
+            if let Some(occurred_at) = notification.occurred_at {
+                for topic in &notification.topics {
+                    let latest = topics.entry(rows::topic_key(topic)).or_insert(occurred_at);
+                    *latest = occurred_at.max(*latest);
+                }
+            }
+            batch.events.add(notification, *position);
+            for handler in active {
+                if handler.asked.takes(&notification.name) {
+                    batch.deliver(handler, notification, *position, &mut begun);
+                }
+            }
+        }
+        (batch.seen.dedupe, batch.seen.position) = seen.into_iter().unzip();
+        (batch.topics.topic, batch.topics.latest) = topics.into_iter().unzip();
+        batch
+    }
+
+    /// Adds a delivery. `begun` are the lanes that have one in this batch: the next one is queued
+    /// behind it, whatever else is there.
+    fn deliver(
+        &mut self,
+        handler: &Active,
+        notification: &Notification,
+        position: i64,
+        begun: &mut HashSet<(HandlerId, i64)>,
+    ) {
+        let lane = rows::lane_of(notification, position);
+        let is_first = begun.insert((handler.id, lane)) || !handler.asked.ordered;
+        let to = &mut self.deliveries;
+        to.handler.push(handler.id);
+        to.position.push(position);
+        to.day.push(rows::day(notification.received_at));
+        to.lane.push(lane);
+        to.state.push(i16::from(!is_first));
+        to.due_at.push(notification.received_at);
+        *self.added.entry(handler.id).or_default() += 1;
+    }
+}
+
+impl<'a> Events<'a> {
+    fn add(&mut self, notification: &'a Notification, position: i64) {
+        let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
+        let topic_keys = notification.topics.iter().map(rows::topic_key);
+        self.day.push(rows::day(notification.received_at));
+        self.position.push(position);
+        self.id.push(rows::uuid(notification.id));
+        self.name.push(text::to_sql(notification.name.as_str()));
+        self.endpoint
+            .push(text::to_sql(notification.endpoint.as_str()));
+        let key = notification.key.as_ref();
+        self.key.push(key.map(|key| text::to_sql(key.as_str())));
+        self.lane.push(rows::lane_of(notification, position));
+        let subject = notification.subject.as_deref();
+        self.subject.push(subject.map(text::to_sql));
+        self.occurred_at.push(notification.occurred_at);
+        self.received_at.push(notification.received_at);
+        self.topics.push(rows::topics(notification));
+        self.topic_keys.push(rows::array(topic_keys));
+        self.dedupe.push(rows::array(dedupe));
+        self.body.push(&notification.body);
+    }
+}

@@ -1,0 +1,137 @@
+//! What can go wrong between us and the database, and what to do about each.
+
+use std::{error::Error, io};
+
+use tokio_postgres::error::SqlState;
+
+use crate::store::StoreError;
+
+/// Why something was not done, or is not known to be. Its text holds nothing of what was sent: what
+/// the database says of rows stays out of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    /// Nobody is there who would do it, which may pass.
+    #[error("{0}")]
+    Away(String),
+    /// Another transaction was in the way: to be done again at once.
+    #[error("{0}")]
+    Collided(String),
+    /// A unique value is there already.
+    #[error("{0}")]
+    Twice(String),
+    /// There is no partition for a row.
+    #[error("{0}")]
+    NoPartition(String),
+    /// Something in what was sent cannot be stored.
+    #[error("{0}")]
+    Unfit(String),
+    /// It will not be done until a person changes something.
+    #[error("{0}")]
+    Hopeless(String),
+    /// There are no tables.
+    #[error("the database has no tables of hookswitch")]
+    Absent,
+    /// The tables are of this version, which needs a newer program.
+    #[error("the tables of the store are of version {0}")]
+    TooNew(i32),
+}
+
+impl Fault {
+    /// Whether the connection can be used again.
+    pub(super) const fn spares_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Collided(_) | Self::Twice(_) | Self::NoPartition(_) | Self::Unfit(_)
+        )
+    }
+
+    /// The one of two that a person should hear of.
+    pub(super) fn graver(self, other: Self) -> Self {
+        if matches!(self, Self::Hopeless(_)) {
+            self
+        } else {
+            other
+        }
+    }
+
+    /// As the error of a command, with what was being done.
+    pub(super) fn during(self, what: &str) -> StoreError {
+        match self {
+            Self::TooNew(_) => StoreError::TooNew(self.to_string()),
+            fault => StoreError::Database {
+                what: what.to_owned(),
+                error: fault.to_string().into(),
+            },
+        }
+    }
+
+    /// Why no connection was made.
+    pub(super) fn connecting(error: &tokio_postgres::Error) -> Self {
+        if error.as_db_error().is_some() {
+            return Self::from(error);
+        }
+        let mut because = error.source();
+        while let Some(cause) = because {
+            if let Some(cause) = cause.downcast_ref::<io::Error>() {
+                let is_tls = cause
+                    .get_ref()
+                    .is_some_and(|inner| inner.is::<rustls::Error>());
+                return if is_tls {
+                    Self::Hopeless(describe(error))
+                } else {
+                    Self::Away(describe(error))
+                };
+            }
+            because = cause.source();
+        }
+        Self::Hopeless(describe(error))
+    }
+}
+
+impl From<tokio_postgres::Error> for Fault {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&tokio_postgres::Error> for Fault {
+    fn from(error: &tokio_postgres::Error) -> Self {
+        let what = describe(error);
+        let Some(code) = error.code() else {
+            return Self::Away(what);
+        };
+        if *code == SqlState::UNIQUE_VIOLATION {
+            return Self::Twice(what);
+        }
+        // The tables have no other checks than those of their partitions.
+        if *code == SqlState::CHECK_VIOLATION {
+            return Self::NoPartition(what);
+        }
+        match code.code().get(..2) {
+            // Serialization failure, deadlock; a lock that was not waited for.
+            Some("40" | "55") => Self::Collided(what),
+            // Data, and limits of it.
+            Some("22" | "54") => Self::Unfit(what),
+            // Who we are, what we may do, which database and what is in it.
+            Some("28" | "3D" | "3F" | "42") => Self::Hopeless(what),
+            _ => Self::Away(what),
+        }
+    }
+}
+
+/// An error in one line, without the details, which quote rows.
+fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(said) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", said.message(), said.code().code());
+    }
+    let mut text = error.to_string();
+    let mut because = error.source();
+    while let Some(cause) = because {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        because = cause.source();
+    }
+    text
+}

@@ -1,0 +1,254 @@
+//! The operator's side: a connection of its own, beside running services.
+
+use jiff::Timestamp;
+use tokio::runtime::Runtime;
+use tokio_postgres::{Row, types::ToSql};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::{
+    Settings,
+    fault::Fault,
+    pool::{Durability, Session},
+    replay, rows, schema,
+    settle::{PARKED, SKIPPED},
+    text,
+};
+use crate::{
+    event::{EventId, EventName, HandlerName, Key},
+    store::{
+        Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
+        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError, lane,
+        record::id_range,
+    },
+};
+
+/// Events that are looked at in one go.
+const SLICE: i64 = 500;
+
+/// What a line of a list is made of, of a table or alias `e`.
+const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.received_at, e.position,
+    (SELECT count(*) FROM handlers h JOIN deliveries d ON d.handler = h.id
+        AND d.position = e.position),
+    (SELECT count(*) FROM ended x WHERE x.day = e.day AND x.position = e.position AND x.state = 2)";
+
+const DELIVERIES: &str = "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, h.id
+    FROM handlers h JOIN deliveries d ON d.handler = h.id AND d.position = $2
+    UNION ALL
+    SELECT h.name, x.state, x.attempts, NULL, x.replay, h.id
+    FROM ended x JOIN handlers h ON h.id = x.handler WHERE x.day = $1 AND x.position = $2
+    ORDER BY 1";
+
+const FAILURES: &str = "SELECT started_at, took_ms, why FROM attempts
+    WHERE day = $1 AND position = $2 AND handler = $3 ORDER BY started_at";
+
+const PARKED_LIST: &str =
+    "SELECT e.id, e.name, h.name, e.key, e.received_at, x.ended_at, x.attempts, x.why
+    FROM ended x JOIN handlers h ON h.id = x.handler
+    JOIN events e ON e.day = x.day AND e.position = x.position
+    WHERE x.state = 2 AND ($1::text IS NULL OR h.name = $1)
+    ORDER BY x.position, h.name LIMIT $2";
+
+/// An operator's connection to a store.
+pub(super) struct Operator {
+    runtime: Runtime,
+    session: Session,
+}
+
+impl Operator {
+    /// Connects to the store.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or it cannot be read.
+    pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| StoreError::Io {
+                what: "starting a runtime".to_owned(),
+                error,
+            })?;
+        let connector = settings.connector(TaskTracker::new())?;
+        let opening = async {
+            let session = connector.connect(Durability::Full).await?;
+            schema::check(&session).await?;
+            Ok(session)
+        };
+        let address = &settings.url;
+        match runtime.block_on(opening) {
+            Ok(session) => Ok(Self { runtime, session }),
+            Err(Fault::Absent) => Err(StoreError::Absent(address.to_string())),
+            Err(fault) => Err(fault.during(&format!("opening the store at {address}"))),
+        }
+    }
+}
+
+impl Records for Operator {
+    fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError> {
+        let listing = list_events(&self.session, filter);
+        let listed = self.runtime.block_on(listing);
+        listed.map_err(|fault| fault.during("reading events"))
+    }
+
+    fn event(&self, id: EventId) -> Result<Option<EventRecord>, StoreError> {
+        let found = self.runtime.block_on(find_event(&self.session, id));
+        found.map_err(|fault| fault.during("reading an event"))
+    }
+
+    fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError> {
+        let listed = self.runtime.block_on(list_parked(&self.session, filter));
+        listed.map_err(|fault| fault.during("reading parked deliveries"))
+    }
+
+    fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError> {
+        self.runtime
+            .block_on(replay::plan(&self.session, selection))
+    }
+
+    fn replay(
+        &mut self,
+        selection: &ReplaySelection,
+        reason: &str,
+        now: Timestamp,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<ReplaySummary, StoreError> {
+        let making = replay::make(&mut self.session, selection, reason, now, progress);
+        self.runtime.block_on(making)
+    }
+}
+
+/// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
+async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<EventSummary>, Fault> {
+    let by_time = format!(
+        "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2 ORDER BY e.id DESC LIMIT $3"
+    );
+    let by_key = format!(
+        "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2 AND e.key = $4
+             AND e.lane = $5 AND e.key IS NOT NULL AND e.position < $6
+         ORDER BY e.position DESC LIMIT $3"
+    );
+    let (from, to) = id_range(filter.since, filter.until);
+    let (from, mut to) = (Uuid::from_bytes(from), Uuid::from_bytes(to));
+    let key = filter.key.as_ref().map(|key| text::to_sql(key.as_str()));
+    let lane = filter.key.as_ref().map(lane::of);
+    let mut before = i64::MAX;
+    let mut found = Vec::new();
+    loop {
+        let (query, parameters): (&str, &[&(dyn ToSql + Sync)]) = if key.is_some() {
+            (&by_key, &[&from, &to, &SLICE, &key, &lane, &before])
+        } else {
+            (&by_time, &[&from, &to, &SLICE])
+        };
+        let page = session.client.query(query, parameters).await?;
+        for row in &page {
+            let event = summary(row)?;
+            let meant = filter.name.as_ref().is_none_or(|p| p.matches(&event.name))
+                && filter.since.is_none_or(|t| event.received_at >= t)
+                && filter.until.is_none_or(|t| event.received_at < t);
+            if meant && found.len() < filter.limit {
+                found.push(event);
+            }
+        }
+        let Some(last) = page.last().filter(|_| found.len() < filter.limit) else {
+            return Ok(found);
+        };
+        if key.is_some() {
+            before = last.try_get(6)?;
+        } else {
+            // The range is closed above, and ids are numbers.
+            let last: Uuid = last.try_get(0)?;
+            to = Uuid::from_u128(last.as_u128().saturating_sub(1));
+        }
+    }
+}
+
+fn summary(row: &Row) -> Result<EventSummary, Fault> {
+    let (name, endpoint): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+    let key: Option<String> = row.try_get(3)?;
+    Ok(EventSummary {
+        id: rows::event_id(row.try_get(0)?),
+        name: EventName::new(text::from_sql(name)),
+        endpoint: text::from_sql(endpoint).as_str().into(),
+        key: key.map(|key| Key::new(text::from_sql(key))),
+        occurred_at: row.try_get(4)?,
+        received_at: row.try_get(5)?,
+        open: row.try_get::<_, i64>(7)?.cast_unsigned(),
+        parked: row.try_get::<_, i64>(8)?.cast_unsigned(),
+    })
+}
+
+async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord>, Fault> {
+    let client = &session.client;
+    let find = format!(
+        "SELECT {}, e.day, e.position FROM events e WHERE e.id = $1",
+        rows::COLUMNS
+    );
+    let Some(event) = client.query_opt(&find, &[&rows::uuid(id)]).await? else {
+        return Ok(None);
+    };
+    let day: jiff::civil::Date = event.try_get(rows::COLUMN_COUNT)?;
+    let position: i64 = event.try_get(rows::COLUMN_COUNT + 1)?;
+    let mut deliveries = Vec::new();
+    for row in client.query(DELIVERIES, &[&day, &position]).await? {
+        let handler: i32 = row.try_get(5)?;
+        let failed = client.query(FAILURES, &[&day, &position, &handler]).await?;
+        deliveries.push(delivery(&row, &failed)?);
+    }
+    Ok(Some(EventRecord {
+        notification: rows::notification(&event, 0)?,
+        deliveries,
+    }))
+}
+
+fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
+    let name: String = row.try_get(0)?;
+    let replay: Option<String> = row.try_get(4)?;
+    let failures = failed.iter().map(|row| {
+        let why: String = row.try_get(2)?;
+        Ok(Attempt {
+            started_at: row.try_get(0)?,
+            took_ms: row.try_get::<_, i64>(1)?.cast_unsigned(),
+            why: text::from_sql(why),
+        })
+    });
+    Ok(DeliveryRecord {
+        handler: HandlerName::new(text::from_sql(name)),
+        state: match row.try_get::<_, i16>(1)? {
+            0 => DeliveryState::Ready,
+            1 => DeliveryState::Queued,
+            PARKED => DeliveryState::Parked,
+            SKIPPED => DeliveryState::Skipped,
+            _ => DeliveryState::Done,
+        },
+        attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
+        due_at: row.try_get(3)?,
+        replay: replay.map(text::from_sql),
+        failures: failures.collect::<Result<_, Fault>>()?,
+    })
+}
+
+async fn list_parked(
+    session: &Session,
+    filter: &ParkedFilter,
+) -> Result<Vec<ParkedDelivery>, Fault> {
+    let handler = filter.handler.as_ref().map(HandlerName::as_str);
+    let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+    let parameters: &[&(dyn ToSql + Sync)] = &[&handler, &limit];
+    let listed = session.client.query(PARKED_LIST, parameters).await?;
+    let parked = |row: Row| {
+        let (name, handler): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+        let (key, why): (Option<String>, Option<String>) = (row.try_get(3)?, row.try_get(7)?);
+        Ok(ParkedDelivery {
+            id: rows::event_id(row.try_get(0)?),
+            name: EventName::new(text::from_sql(name)),
+            handler: HandlerName::new(text::from_sql(handler)),
+            key: key.map(|key| Key::new(text::from_sql(key))),
+            received_at: row.try_get(4)?,
+            parked_at: row.try_get(5)?,
+            attempts: row.try_get::<_, i32>(6)?.cast_unsigned(),
+            why: why.map(text::from_sql).unwrap_or_default(),
+        })
+    };
+    listed.into_iter().map(parked).collect()
+}

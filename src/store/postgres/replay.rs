@@ -1,0 +1,340 @@
+//! Making deliveries again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use jiff::{Timestamp, civil::Date};
+use tokio_postgres::{Row, Transaction};
+use uuid::Uuid;
+
+use super::{fault::Fault, notify, pool::Session, roster::HandlerId, rows, settle::PARKED, text};
+use crate::{
+    event::{EventName, HandlerName},
+    store::{ReplaySelection, ReplaySummary, StoreError, record::id_range, shorten},
+};
+
+/// Events looked at in one transaction, so that no service is ever held up long.
+const SLICE: i64 = 256;
+
+const BY_ID: &str = "SELECT id, name, received_at, day, position, lane FROM events
+    WHERE id = ANY($1)";
+
+const BY_TIME: &str = "SELECT id, name, received_at, day, position, lane FROM events
+    WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
+
+/// How the deliveries of some events stand: those that are open, and those that have ended.
+const STATES: &str = "SELECT handler, position, state FROM deliveries
+    WHERE handler = ANY($1) AND position = ANY($3)
+    UNION ALL
+    SELECT handler, position, state FROM ended
+    WHERE day = ANY($2) AND position = ANY($3) AND handler = ANY($1)";
+
+/// Makes open ones due, at their own place.
+const HURRY: &str = "UPDATE deliveries d SET attempts = 0, due_at = $3, since = NULL, replay = $4,
+        replays = d.replays + 1
+    FROM unnest($1::integer[], $2::bigint[]) AS t (handler, position)
+    WHERE d.handler = t.handler AND d.position = t.position
+    RETURNING d.handler, d.position";
+
+/// Opens ended ones again, ready in their own place: whoever claims the lane next sees which of it
+/// is the oldest.
+const REOPEN: &str = "WITH
+    old AS (DELETE FROM ended x
+        USING unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[])
+            AS t (handler, position, day, lane)
+        WHERE x.day = t.day AND x.position = t.position AND x.handler = t.handler
+        RETURNING x.handler, x.position, x.day, t.lane, x.replays, x.state),
+    new AS (INSERT INTO deliveries (handler, position, day, lane, replays, due_at, replay)
+        SELECT handler, position, day, lane, replays + 1, $5, $6 FROM old),
+    counted AS (INSERT INTO tally (handler, open, parked)
+        SELECT handler, count(*), -count(*) FILTER (WHERE state = 2) FROM old GROUP BY handler)
+    SELECT handler, position FROM old";
+
+/// Adds deliveries that nobody asked for when the event came.
+const ADD: &str = "WITH
+    new AS (INSERT INTO deliveries (handler, position, day, lane, replays, due_at, replay)
+        SELECT handler, position, day, lane, 1, $5, $6
+        FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[])
+            AS t (handler, position, day, lane)
+        ON CONFLICT DO NOTHING RETURNING handler)
+    INSERT INTO tally (handler, open, parked)
+    SELECT handler, count(*), 0 FROM new GROUP BY handler";
+
+/// What a [`ReplaySelection`] means in this store.
+struct Plan<'a> {
+    selection: &'a ReplaySelection,
+    /// Handlers that are configured.
+    handlers: Vec<(HandlerId, HandlerName)>,
+}
+
+/// One event that a replay looks at.
+struct Event {
+    day: Date,
+    position: i64,
+    lane: i64,
+}
+
+/// One delivery that a replay makes.
+struct Chosen {
+    handler: HandlerId,
+    day: Date,
+    position: i64,
+    lane: i64,
+}
+
+/// What a replay would do.
+pub(super) async fn plan(
+    session: &Session,
+    selection: &ReplaySelection,
+) -> Result<ReplaySummary, StoreError> {
+    let plan = Plan::new(session, selection).await?;
+    let failed = |fault: Fault| fault.during("planning a replay");
+    let mut count = BTreeMap::new();
+    let mut pages = Pages::new(selection);
+    while let Some(page) = pages.next(session, &plan).await.map_err(failed)? {
+        let chosen = plan.choose(session, &page).await.map_err(failed)?;
+        tell(&mut count, &chosen);
+    }
+    Ok(plan.summary(&count))
+}
+
+/// Does it.
+pub(super) async fn make(
+    session: &mut Session,
+    selection: &ReplaySelection,
+    reason: &str,
+    now: Timestamp,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ReplaySummary, StoreError> {
+    let plan = Plan::new(session, selection).await?;
+    let failed = |fault: Fault| fault.during("making a replay");
+    let reason = text::to_sql(shorten(reason));
+    let mut count = BTreeMap::new();
+    let mut pages = Pages::new(selection);
+    while let Some(page) = pages.next(session, &plan).await.map_err(failed)? {
+        let chosen = plan.choose(session, &page).await.map_err(failed)?;
+        let change = session
+            .client
+            .transaction()
+            .await
+            .map_err(|error| failed(error.into()))?;
+        let made = apply(&change, &chosen, &reason, now).await;
+        made.map_err(failed)?;
+        let committed = change.commit().await;
+        committed.map_err(|error| failed(error.into()))?;
+        notify::announce(session, "operator")
+            .await
+            .map_err(failed)?;
+        tell(&mut count, &chosen);
+        progress(count.values().sum());
+    }
+    Ok(plan.summary(&count))
+}
+
+fn tell(count: &mut BTreeMap<HandlerId, u64>, chosen: &[Chosen]) {
+    for chosen in chosen {
+        *count.entry(chosen.handler).or_default() += 1;
+    }
+}
+
+/// Whatever became of each meanwhile, it is made again: what is no longer open has ended.
+async fn apply(
+    change: &Transaction<'_>,
+    chosen: &[Chosen],
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let (handlers, positions, ..) = columns(chosen.iter());
+    let hurried = change
+        .query(HURRY, &[&handlers, &positions, &now, &reason])
+        .await?;
+    let mut made = identities(&hurried)?;
+    let left = || chosen.iter();
+    let (handlers, positions, days, lanes) =
+        columns(left().filter(|c| !made.contains(&c.identity())));
+    let reopened = change
+        .query(
+            REOPEN,
+            &[&handlers, &positions, &days, &lanes, &now, &reason],
+        )
+        .await?;
+    made.extend(identities(&reopened)?);
+    let (handlers, positions, days, lanes) =
+        columns(left().filter(|c| !made.contains(&c.identity())));
+    change
+        .execute(ADD, &[&handlers, &positions, &days, &lanes, &now, &reason])
+        .await?;
+    Ok(())
+}
+
+type Columns = (Vec<HandlerId>, Vec<i64>, Vec<Date>, Vec<i64>);
+
+fn columns<'a>(chosen: impl Iterator<Item = &'a Chosen>) -> Columns {
+    let mut columns = Columns::default();
+    for chosen in chosen {
+        columns.0.push(chosen.handler);
+        columns.1.push(chosen.position);
+        columns.2.push(chosen.day);
+        columns.3.push(chosen.lane);
+    }
+    columns
+}
+
+fn identities(rows: &[Row]) -> Result<HashSet<(HandlerId, i64)>, Fault> {
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect()
+}
+
+impl Chosen {
+    const fn identity(&self) -> (HandlerId, i64) {
+        (self.handler, self.position)
+    }
+}
+
+impl<'a> Plan<'a> {
+    async fn new(session: &Session, selection: &'a ReplaySelection) -> Result<Self, StoreError> {
+        let handlers = configured(session)
+            .await
+            .map_err(|fault| fault.during("reading handlers"))?;
+        for asked in &selection.handlers {
+            if !handlers.iter().any(|(_, name)| name == asked) {
+                return Err(StoreError::NoHandler(asked.clone()));
+            }
+        }
+        Ok(Self {
+            selection,
+            handlers,
+        })
+    }
+
+    fn summary(&self, count: &BTreeMap<HandlerId, u64>) -> ReplaySummary {
+        let mut deliveries: Vec<_> = self
+            .handlers
+            .iter()
+            .filter_map(|(id, name)| Some((name.clone(), *count.get(id)?)))
+            .collect();
+        deliveries.sort_by(|a, b| a.0.cmp(&b.0));
+        ReplaySummary { deliveries }
+    }
+
+    /// The event in `row`, if it is meant.
+    fn event(&self, row: &Row) -> Result<Option<Event>, Fault> {
+        let name: String = row.try_get(1)?;
+        let name = EventName::new(text::from_sql(name));
+        let received_at: Timestamp = row.try_get(2)?;
+        let selection = self.selection;
+        let meant = selection.name.as_ref().is_none_or(|p| p.matches(&name))
+            && selection.since.is_none_or(|t| received_at >= t)
+            && selection.until.is_none_or(|t| received_at < t);
+        if !meant {
+            return Ok(None);
+        }
+        Ok(Some(Event {
+            day: row.try_get(3)?,
+            position: row.try_get(4)?,
+            lane: row.try_get(5)?,
+        }))
+    }
+
+    /// The deliveries of `events` that are meant.
+    async fn choose(&self, session: &Session, events: &[Event]) -> Result<Vec<Chosen>, Fault> {
+        let named = &self.selection.handlers;
+        let handlers = self.handlers.iter();
+        let handlers: Vec<_> = handlers
+            .filter(|(_, name)| named.is_empty() || named.contains(name))
+            .map(|(id, _)| *id)
+            .collect();
+        let mut days: Vec<_> = events.iter().map(|event| event.day).collect();
+        days.dedup();
+        let positions: Vec<_> = events.iter().map(|event| event.position).collect();
+        let states = session
+            .client
+            .query(STATES, &[&handlers, &days, &positions])
+            .await?;
+        let mut known: HashMap<(HandlerId, i64), i16> = HashMap::new();
+        for row in states {
+            known.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
+        }
+        let mut chosen = Vec::new();
+        for event in events {
+            for handler in &handlers {
+                let meant = match known.get(&(*handler, event.position)) {
+                    Some(state) => *state == PARKED || !self.selection.parked_only,
+                    None => !named.is_empty() && !self.selection.parked_only,
+                };
+                if meant {
+                    chosen.push(Chosen {
+                        handler: *handler,
+                        day: event.day,
+                        position: event.position,
+                        lane: event.lane,
+                    });
+                }
+            }
+        }
+        Ok(chosen)
+    }
+}
+
+async fn configured(session: &Session) -> Result<Vec<(HandlerId, HandlerName)>, Fault> {
+    let rows = session
+        .client
+        .query("SELECT id, name FROM handlers WHERE configured", &[])
+        .await?;
+    let handler = |row: &Row| {
+        let name: String = row.try_get(1)?;
+        Ok((row.try_get(0)?, HandlerName::new(text::from_sql(name))))
+    };
+    rows.iter().map(handler).collect()
+}
+
+/// All events that may be meant, oldest first, in slices.
+enum Pages<'a> {
+    ByTime { from: Uuid, to: Uuid },
+    ById(std::slice::Chunks<'a, crate::event::EventId>),
+    Over,
+}
+
+impl<'a> Pages<'a> {
+    fn new(selection: &'a ReplaySelection) -> Self {
+        if !selection.ids.is_empty() {
+            return Self::ById(selection.ids.chunks(SLICE as usize));
+        }
+        let (from, to) = id_range(selection.since, selection.until);
+        Self::ByTime {
+            from: Uuid::from_bytes(from),
+            to: Uuid::from_bytes(to),
+        }
+    }
+
+    /// The events of the next slice that are meant; nothing after the last one.
+    async fn next(
+        &mut self,
+        session: &Session,
+        plan: &Plan<'_>,
+    ) -> Result<Option<Vec<Event>>, Fault> {
+        let found = match self {
+            Self::Over => return Ok(None),
+            Self::ById(chunks) => {
+                let Some(ids) = chunks.next() else {
+                    return Ok(None);
+                };
+                let ids: Vec<_> = ids.iter().copied().map(rows::uuid).collect();
+                session.client.query(BY_ID, &[&ids]).await?
+            }
+            Self::ByTime { from, to } => {
+                let found = session.client.query(BY_TIME, &[from, to, &SLICE]).await?;
+                match found.last() {
+                    Some(last) => *from = last.try_get(0)?,
+                    None => *self = Self::Over,
+                }
+                found
+            }
+        };
+        let mut page = Vec::with_capacity(found.len());
+        for row in &found {
+            page.extend(plan.event(row)?);
+        }
+        Ok(Some(page))
+    }
+}

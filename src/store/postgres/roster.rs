@@ -1,0 +1,123 @@
+//! Which handlers there are, and which of them this replica has.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use tokio_postgres::Transaction;
+
+use super::{fault::Fault, pool::Session};
+use crate::{event::HandlerName, store::Subscription};
+
+/// A handler's row.
+pub(super) type HandlerId = i32;
+
+/// What was ready and then queued is all ready again for handlers that come back, or that leave
+/// order behind: nobody may be left to say whose turn it is.
+const REVIVE: &str = "UPDATE deliveries d SET state = 0
+    FROM handlers h, unnest($1::text[], $2::boolean[]) AS n (name, ordered)
+    WHERE h.name = n.name AND (NOT h.configured OR h.ordered AND NOT n.ordered)
+        AND d.handler = h.id AND d.state = 1";
+
+const ENROL: &str = "INSERT INTO handlers (name, ordered)
+    SELECT name, ordered FROM unnest($1::text[], $2::boolean[]) AS n (name, ordered)
+    ORDER BY name
+    ON CONFLICT (name) DO UPDATE SET ordered = excluded.ordered, configured = true,
+        named_at = clock_timestamp()
+    RETURNING name, id";
+
+/// Says that handlers are still named.
+const NAME: &str = "UPDATE handlers SET named_at = clock_timestamp(), configured = true
+    WHERE id = ANY($1)";
+
+/// This replica's handlers.
+pub(super) struct Roster {
+    active: ArcSwap<Vec<Active>>,
+    /// What was asked for last, which may not be in the database yet.
+    asked: Mutex<Option<Vec<Subscription>>>,
+}
+
+/// A handler that has its row.
+#[derive(Clone, Debug)]
+pub(super) struct Active {
+    pub(super) id: HandlerId,
+    pub(super) asked: Subscription,
+}
+
+impl Roster {
+    pub(super) fn new() -> Self {
+        Self {
+            active: ArcSwap::default(),
+            asked: Mutex::new(None),
+        }
+    }
+
+    /// Those that have their rows.
+    pub(super) fn active(&self) -> Arc<Vec<Active>> {
+        self.active.load_full()
+    }
+
+    /// The handler called `name`, if it has its row.
+    pub(super) fn find(&self, name: &HandlerName) -> Option<Active> {
+        let active = self.active.load();
+        let mut active = active.iter();
+        active.find(|active| active.asked.handler == *name).cloned()
+    }
+
+    /// What was asked for and has no rows yet. Whoever holds this decides alone whether events are
+    /// let in.
+    pub(super) fn asked(&self) -> MutexGuard<'_, Option<Vec<Subscription>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives each handler its row, and puts `subscriptions` in force.
+    pub(super) async fn enrol(
+        &self,
+        session: &mut Session,
+        subscriptions: Vec<Subscription>,
+    ) -> Result<(), Fault> {
+        let change = session.client.transaction().await?;
+        let ids = enrol(&change, &subscriptions).await?;
+        change.commit().await?;
+        let active = subscriptions
+            .into_iter()
+            .filter_map(|asked| {
+                let id = *ids.get(asked.handler.as_str())?;
+                Some(Active { id, asked })
+            })
+            .collect();
+        self.active.store(Arc::new(active));
+        Ok(())
+    }
+
+    /// Their rows.
+    pub(super) fn ids(&self) -> Vec<HandlerId> {
+        self.active.load().iter().map(|active| active.id).collect()
+    }
+
+    /// Says to everybody that this replica still names its handlers.
+    pub(super) async fn name(&self, session: &mut Session) -> Result<(), Fault> {
+        let statement = session.prepare(NAME).await?;
+        let ids = self.ids();
+        session.client.execute(&statement, &[&ids]).await?;
+        Ok(())
+    }
+}
+
+async fn enrol(
+    change: &Transaction<'_>,
+    subscriptions: &[Subscription],
+) -> Result<HashMap<String, HandlerId>, Fault> {
+    let names: Vec<_> = subscriptions
+        .iter()
+        .map(|asked| asked.handler.as_str())
+        .collect();
+    let ordered: Vec<_> = subscriptions.iter().map(|asked| asked.ordered).collect();
+    change.execute(REVIVE, &[&names, &ordered]).await?;
+    let rows = change.query(ENROL, &[&names, &ordered]).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect()
+}

@@ -1,0 +1,101 @@
+//! Notifications as rows, and rows as notifications. The same columns everywhere, in this order.
+
+use bytes::Bytes;
+use jiff::{Timestamp, civil::Date, tz::Offset};
+use serde_json as json;
+use sha2::{Digest, Sha256};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::text;
+use crate::{
+    event::{DedupeKey, EventId, EventName, Key, Notification, Topic},
+    store::lane,
+};
+
+/// What [`notification`] reads, of a table or alias `e`.
+pub(super) const COLUMNS: &str = "e.id, e.name, e.endpoint, e.key, e.subject, e.occurred_at,
+    e.received_at, e.topics, e.dedupe, e.body";
+
+/// How many those are.
+pub(super) const COLUMN_COUNT: usize = 10;
+
+/// Reads what stands from column `first` on.
+pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, tokio_postgres::Error> {
+    let name: String = row.try_get(first + 1)?;
+    let endpoint: String = row.try_get(first + 2)?;
+    let key: Option<String> = row.try_get(first + 3)?;
+    let subject: Option<String> = row.try_get(first + 4)?;
+    let topics: Option<String> = row.try_get(first + 7)?;
+    let dedupe: Vec<Uuid> = row.try_get(first + 8)?;
+    let body: Vec<u8> = row.try_get(first + 9)?;
+    Ok(Notification {
+        id: event_id(row.try_get(first)?),
+        name: EventName::new(text::from_sql(name)),
+        endpoint: text::from_sql(endpoint).as_str().into(),
+        key: key.map(|key| Key::new(text::from_sql(key))),
+        subject: subject.map(text::from_sql),
+        occurred_at: row.try_get(first + 5)?,
+        received_at: row.try_get(first + 6)?,
+        topics: topics
+            .map(|topics| read_topics(&topics))
+            .unwrap_or_default(),
+        dedupe: dedupe
+            .into_iter()
+            .map(|key| DedupeKey::from_bytes(*key.as_bytes()))
+            .collect(),
+        body: Bytes::from(body),
+    })
+}
+
+/// The database's form of topics; nothing where there are none.
+pub(super) fn topics(notification: &Notification) -> Option<String> {
+    let topics = &notification.topics;
+    let written = (!topics.is_empty()).then(|| json::to_string(topics));
+    // Texts can always be written as JSON.
+    written.and_then(Result::ok)
+}
+
+fn read_topics(topics: &str) -> Vec<Topic> {
+    json::from_str(topics).unwrap_or_default()
+}
+
+/// By what a topic is known: a hash, since topics come from outside and can have any length.
+pub(super) fn topic_key(topic: &Topic) -> Uuid {
+    let digest = Sha256::digest(topic.as_str());
+    let mut key = [0; 16];
+    key.copy_from_slice(digest.split_at(16).0);
+    Uuid::from_bytes(key)
+}
+
+/// The database's form of an id.
+pub(super) fn uuid(id: EventId) -> Uuid {
+    Uuid::from_bytes(*id.as_bytes())
+}
+
+/// Takes it back.
+pub(super) fn event_id(id: Uuid) -> EventId {
+    EventId::from_bytes(*id.as_bytes())
+}
+
+/// The database's form of a dedupe key.
+pub(super) fn dedupe_key(key: &DedupeKey) -> Uuid {
+    Uuid::from_bytes(*key.as_bytes())
+}
+
+/// The day, by UTC, whose partition an event is in.
+pub(super) fn day(received_at: Timestamp) -> Date {
+    Offset::UTC.to_datetime(received_at).date()
+}
+
+/// The lane of an event at `position`: its own where it has no key.
+pub(super) fn lane_of(notification: &Notification, position: i64) -> i64 {
+    notification.key.as_ref().map_or(position, lane::of)
+}
+
+/// An array of ids as the text from which the database reads one. Arrays of arrays cannot be given
+/// to it otherwise.
+pub(super) fn array(ids: impl Iterator<Item = Uuid>) -> String {
+    let ids: Vec<_> = ids.map(|id| id.simple().to_string()).collect();
+    format!("{{{}}}", ids.join(","))
+}

@@ -1,0 +1,116 @@
+//! The tables: made, and brought up to date, by whoever comes first.
+//!
+//! A migration is a numbered file of SQL, one line of [`MIGRATIONS`], and a promise: which version
+//! of the tables a program must know at least to go on working beside it. Additive ones leave that
+//! as it was, so that replicas of two versions run side by side during an upgrade.
+
+use tokio_postgres::Transaction;
+
+use super::{
+    fault::Fault,
+    pool::{SCHEMA, Session},
+};
+
+/// One step from a version of the tables to the next.
+struct Migration {
+    sql: &'static str,
+    /// The least version that a program must know to work on the tables after it.
+    needs: i32,
+}
+
+/// All of them; the first one makes version 1.
+const MIGRATIONS: &[Migration] = &[Migration {
+    sql: include_str!("001.sql"),
+    needs: 1,
+}];
+
+/// The version of the tables that this program knows.
+pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Held while the tables are made, and until the transaction ends.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.migrations'))";
+
+/// What stands before version 1.
+const BEGINNING: &str = "CREATE TABLE schema_version (
+    only integer PRIMARY KEY CHECK (only = 1),
+    version integer NOT NULL,
+    needs integer NOT NULL
+);
+INSERT INTO schema_version VALUES (1, 0, 0)";
+
+/// Brings the tables up to date, making them where there are none.
+pub(super) async fn migrate(session: &mut Session) -> Result<(), Fault> {
+    let change = session.client.transaction().await?;
+    change.batch_execute(LOCK).await?;
+    make_schema(&change).await?;
+    let (mut version, needs) = read(&change).await?;
+    if needs > VERSION {
+        return Err(Fault::TooNew(version));
+    }
+    for migration in MIGRATIONS
+        .iter()
+        .skip(usize::try_from(version).unwrap_or(0))
+    {
+        change.batch_execute(migration.sql).await?;
+        version += 1;
+        change
+            .execute(
+                "UPDATE schema_version SET version = $1, needs = $2",
+                &[&version, &migration.needs],
+            )
+            .await?;
+        tracing::info!(version, "the tables of the store were brought up to date");
+    }
+    Ok(change.commit().await?)
+}
+
+async fn make_schema(change: &Transaction<'_>) -> Result<(), Fault> {
+    // Asked first: to make what is there already needs rights that need not be granted.
+    let there = change
+        .query_one(
+            "SELECT to_regnamespace($1) IS NOT NULL, to_regclass($1 || '.schema_version') IS NOT NULL",
+            &[&SCHEMA],
+        )
+        .await?;
+    if !there.try_get::<_, bool>(0)? {
+        change
+            .batch_execute(&format!("CREATE SCHEMA {SCHEMA}"))
+            .await?;
+    }
+    if !there.try_get::<_, bool>(1)? {
+        change.batch_execute(BEGINNING).await?;
+    }
+    Ok(())
+}
+
+async fn read(change: &Transaction<'_>) -> Result<(i32, i32), Fault> {
+    let row = change
+        .query_one("SELECT version, needs FROM schema_version", &[])
+        .await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// Looks whether this program can work on the tables, without changing anything.
+pub(super) async fn check(session: &Session) -> Result<(), Fault> {
+    let there = session
+        .client
+        .query_one(
+            "SELECT to_regclass($1 || '.schema_version') IS NOT NULL",
+            &[&SCHEMA],
+        )
+        .await?;
+    if !there.try_get::<_, bool>(0)? {
+        return Err(Fault::Absent);
+    }
+    let row = session
+        .client
+        .query_one("SELECT version, needs FROM schema_version", &[])
+        .await?;
+    let (version, needs): (i32, i32) = (row.try_get(0)?, row.try_get(1)?);
+    // An older one is brought up to date by the service, not by a command.
+    match (version, needs) {
+        (0, _) => Err(Fault::Absent),
+        (version, needs) if needs > VERSION => Err(Fault::TooNew(version)),
+        _ => Ok(()),
+    }
+}

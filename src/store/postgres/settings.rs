@@ -1,0 +1,289 @@
+//! What the TOML says of a PostgreSQL store.
+
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, de};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+
+use crate::{quantity, secret::Secret};
+
+/// How long a connection may take to be made to one of the hosts.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a peer may leave sent bytes unacknowledged, and how soon an idle one is asked whether
+/// it is still there: a primary that vanished without a word must be noticed.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// What the TOML says of a PostgreSQL store.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where the database is, and who we are there.
+    pub url: Address,
+    /// Certificates of the authorities that may vouch for the server, in a PEM file. The system's
+    /// are asked where nothing is said.
+    pub ca: Option<PathBuf>,
+    /// The most connections for claims, settlements and upkeep: 1 to 100. Each replica has four
+    /// more, for events that arrive and for being woken.
+    #[serde(default = "default_connections", deserialize_with = "connections")]
+    pub connections: usize,
+    /// How long one statement may take: 1 second to 1 minute.
+    #[serde(
+        default = "default_statement_timeout",
+        deserialize_with = "statement_timeout"
+    )]
+    pub statement_timeout: Duration,
+    /// How long a claim is kept for a replica that is not heard of: 5 seconds to 1 hour. It is
+    /// renewed while an attempt is under way.
+    #[serde(default = "default_lease", deserialize_with = "lease")]
+    pub lease: Duration,
+    /// How long events are kept once nothing of them is open or parked. Until then a copy of one
+    /// is known for a copy.
+    #[serde(default = "default_retain", with = "quantity::duration")]
+    pub retain: Duration,
+    /// How long after the last replica that named a handler its open deliveries are parked: at
+    /// least 1 minute.
+    #[serde(default = "default_abandon_after", deserialize_with = "abandon_after")]
+    pub abandon_after: Duration,
+}
+
+const fn default_connections() -> usize {
+    8
+}
+
+const fn default_statement_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+const fn default_lease() -> Duration {
+    Duration::from_secs(30)
+}
+
+const fn default_retain() -> Duration {
+    Duration::from_hours(30 * 24)
+}
+
+const fn default_abandon_after() -> Duration {
+    Duration::from_mins(10)
+}
+
+fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let connections = usize::deserialize(deserializer)?;
+    if (1..=100).contains(&connections) {
+        return Ok(connections);
+    }
+    Err(de::Error::custom(format!(
+        "{connections} connections are out of range; there can be 1 to 100"
+    )))
+}
+
+fn statement_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    between(deserializer, 1, 60, "a statement may take 1s to 1m")
+}
+
+fn lease<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    between(deserializer, 5, 3600, "a lease lasts 5s to 1h")
+}
+
+fn abandon_after<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let most = 100 * 365 * 24 * 3600;
+    between(deserializer, 60, most, "a handler is missed for 1m or more")
+}
+
+/// A length of time within some seconds.
+fn between<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    least: u64,
+    most: u64,
+    rule: &str,
+) -> Result<Duration, D::Error> {
+    let time = quantity::duration::deserialize(deserializer)?;
+    if (Duration::from_secs(least)..=Duration::from_secs(most)).contains(&time) {
+        return Ok(time);
+    }
+    Err(de::Error::custom(format!(
+        "the time is out of range; {rule}"
+    )))
+}
+
+/// How much the connection's encryption is to prove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    /// There is none.
+    Disable,
+    /// It keeps listeners out, and proves nothing of who the server is.
+    Require,
+    /// It proves that the server is the one of that name.
+    VerifyFull,
+}
+
+/// A `postgres://` URL, which holds a password. Several hosts can be named; the one that takes
+/// writes is used.
+#[derive(Clone)]
+pub struct Address {
+    pub(super) config: tokio_postgres::Config,
+    pub(super) tls: Tls,
+}
+
+impl Address {
+    /// What to connect with: one for each host, in the order of the URL.
+    pub(super) fn hosts(&self) -> Vec<tokio_postgres::Config> {
+        let all = &self.config;
+        let ports = all.get_ports();
+        let each = all.get_hosts().iter().enumerate().map(|(number, host)| {
+            let mut one = tokio_postgres::Config::new();
+            match host {
+                Host::Tcp(name) => one.host(name),
+                #[cfg(unix)]
+                Host::Unix(path) => one.host_path(path),
+            };
+            if let Some(address) = all.get_hostaddrs().get(number) {
+                one.hostaddr(*address);
+            }
+            if let Some(port) = ports.get(number).or(ports.first()) {
+                one.port(*port);
+            }
+            if let Some(password) = all.get_password() {
+                one.password(password);
+            }
+            if let Some(options) = all.get_options() {
+                one.options(options);
+            }
+            one.user(all.get_user().unwrap_or_default());
+            one.dbname(all.get_dbname().unwrap_or_default());
+            one.application_name(all.get_application_name().unwrap_or("hookswitch"));
+            one.channel_binding(all.get_channel_binding());
+            complete(&mut one, self.tls);
+            one
+        });
+        each.collect()
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Address")
+            .field(&self.config.get_hosts())
+            .finish()
+    }
+}
+
+impl fmt::Display for Address {
+    /// The database without who we are there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts = self.config.get_hosts().iter().map(host_name);
+        let database = self.config.get_dbname().unwrap_or_default();
+        write!(f, "{}/{database}", hosts.collect::<Vec<_>>().join(","))
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let secret = Secret::deserialize(deserializer)?;
+        secret.expose().parse().map_err(de::Error::custom)
+    }
+}
+
+/// Why a text is no address. Holds nothing of the text.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAddress {
+    /// It is something else.
+    #[error(
+        "the text is not a URL of a database; one looks like \
+         \"postgres://user:password@db.example.com:5432/hookswitch\""
+    )]
+    NotUrl,
+    /// A part is missing.
+    #[error(
+        "the URL names no {0}; a whole one looks like \
+         \"postgres://user:password@db.example.com:5432/hookswitch\""
+    )]
+    Lacks(&'static str),
+    /// `sslmode` is none that is known.
+    #[error(
+        "the URL's sslmode is not known here; it can be \"disable\", \"require\" (encrypted, but \
+         whoever answers is believed) or \"verify-full\", which holds where nothing is said, but \
+         for hosts on this machine"
+    )]
+    SslMode,
+}
+
+impl FromStr for Address {
+    type Err = BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        if !["postgres://", "postgresql://"]
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+        {
+            return Err(BadAddress::NotUrl);
+        }
+        let (text, mode) = split_ssl_mode(text);
+        let config: tokio_postgres::Config = text.parse().map_err(|_| BadAddress::NotUrl)?;
+        if config.get_hosts().is_empty() {
+            return Err(BadAddress::Lacks("host"));
+        }
+        if config.get_user().is_none_or(str::is_empty) {
+            return Err(BadAddress::Lacks("user"));
+        }
+        if config.get_dbname().is_none_or(str::is_empty) {
+            return Err(BadAddress::Lacks("database"));
+        }
+        let tls = match mode {
+            Some("disable") => Tls::Disable,
+            Some("require") => Tls::Require,
+            Some("verify-full") => Tls::VerifyFull,
+            Some(_) => return Err(BadAddress::SslMode),
+            None if config.get_hosts().iter().all(is_here) => Tls::Disable,
+            None => Tls::VerifyFull,
+        };
+        Ok(Self { config, tls })
+    }
+}
+
+/// Sets what does not come from the URL.
+fn complete(config: &mut tokio_postgres::Config, tls: Tls) {
+    config.ssl_mode(match tls {
+        Tls::Disable => SslMode::Disable,
+        Tls::Require | Tls::VerifyFull => SslMode::Require,
+    });
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    config.connect_timeout(CONNECT_TIMEOUT);
+    config.tcp_user_timeout(SILENCE);
+    config.keepalives_idle(SILENCE);
+    config.keepalives_interval(SILENCE / 2);
+    config.keepalives_retries(2);
+}
+
+/// Takes `sslmode` out of the parameters of a URL: the client knows only some of its values.
+fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
+    let Some((base, parameters)) = url.split_once('?') else {
+        return (url.to_owned(), None);
+    };
+    let (modes, others): (Vec<_>, Vec<_>) = parameters
+        .split('&')
+        .partition(|parameter| parameter.starts_with("sslmode="));
+    let mode = modes
+        .last()
+        .and_then(|parameter| parameter.strip_prefix("sslmode="));
+    (format!("{base}?{}", others.join("&")), mode)
+}
+
+fn host_name(host: &Host) -> String {
+    match host {
+        Host::Tcp(name) => name.clone(),
+        #[cfg(unix)]
+        Host::Unix(path) => path.display().to_string(),
+    }
+}
+
+/// Whether a host is on this machine.
+fn is_here(host: &Host) -> bool {
+    match host {
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+        }
+        #[cfg(unix)]
+        Host::Unix(_) => true,
+    }
+}

@@ -1,0 +1,52 @@
+//! How much there is.
+
+use jiff::Timestamp;
+
+use super::{fault::Fault, pool::Session, text};
+use crate::telemetry::{ByHandler, Metrics};
+
+/// How each handler stands, and when its oldest open delivery was received.
+pub(super) const STANDINGS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
+        coalesce(t.parked, 0)::bigint, o.received_at
+    FROM handlers h
+    LEFT JOIN (SELECT handler, sum(open) AS open, sum(parked) AS parked FROM tally
+        GROUP BY handler) t ON t.handler = h.id
+    LEFT JOIN LATERAL (SELECT e.received_at
+        FROM (SELECT day, position FROM deliveries d WHERE d.handler = h.id
+            ORDER BY d.handler, d.position LIMIT 1) d
+        JOIN events e ON e.day = d.day AND e.position = d.position) o ON true";
+
+/// Adds the changes of the counts up, so that there are few to be added next time.
+pub(super) const ADD_UP: &str =
+    "WITH changes AS (DELETE FROM tally RETURNING handler, open, parked)
+    INSERT INTO tally (handler, open, parked)
+    SELECT handler, sum(open), sum(parked) FROM changes WHERE handler <> 0 GROUP BY handler";
+
+/// Brings the gauges up to date.
+pub(super) async fn measure(
+    session: &mut Session,
+    metrics: &Metrics,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let statement = session.prepare(STANDINGS).await?;
+    for row in session.client.query(&statement, &[]).await? {
+        let by = ByHandler {
+            handler: text::from_sql(row.try_get(0)?),
+        };
+        let oldest: Option<Timestamp> = row.try_get(3)?;
+        let age = oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
+        metrics
+            .open_deliveries
+            .get_or_create(&by)
+            .set(row.try_get(1)?);
+        metrics
+            .parked_deliveries
+            .get_or_create(&by)
+            .set(row.try_get(2)?);
+        metrics
+            .oldest_open_seconds
+            .get_or_create(&by)
+            .set(age.max(0.0));
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! Texts as the database can hold them: all but NUL, which is written `\0`, so that a backslash
+//! is written `\\`. Nothing authentic is refused for a character.
+
+use std::borrow::Cow;
+
+/// The database's form of `text`.
+pub(super) fn to_sql(text: &str) -> Cow<'_, str> {
+    if text.contains(['\0', '\\']) {
+        Cow::Owned(text.replace('\\', r"\\").replace('\0', r"\0"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// Takes the database's form back.
+pub(super) fn from_sql(text: String) -> String {
+    if !text.contains('\\') {
+        return text;
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        plain.push(match character {
+            '\\' => match characters.next() {
+                Some('0') => '\0',
+                Some(escaped) => escaped,
+                None => '\\',
+            },
+            other => other,
+        });
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{from_sql, to_sql};
+
+    #[test]
+    fn every_text_comes_back_and_none_holds_a_nul_meanwhile() {
+        for text in ["", "plain", "\0", r"\0", r"\\0", "a\0\\b\\", "ü\0ü"] {
+            let held = to_sql(text);
+            assert!(!held.contains('\0'), "{text:?}");
+            assert_eq!(from_sql(held.into_owned()), text);
+        }
+    }
+}

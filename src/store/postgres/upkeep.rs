@@ -1,0 +1,271 @@
+//! What one replica does for all, and would do no harm if two did it: making the partitions of the
+//! days to come, dropping old ones, adding counts up, parking what is left of handlers that are
+//! gone.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::{SignedDuration, Timestamp, ToSpan, civil::Date};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Parts,
+    fault::Fault,
+    partition,
+    pool::{Durability, Session},
+    rows, standing,
+};
+
+/// How often counts are added up, and how often a replica tries to become the one that does this.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How often all the rest is done.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// How long the connection may take to be made.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For how many days there are partitions ahead.
+const DAYS_AHEAD: i64 = 2;
+
+/// The most rows that are changed at once.
+const SLICE: i64 = 1000;
+
+/// Why deliveries of a handler that is gone are parked.
+const NO_HANDLER: &str = "no handler of this name is configured";
+
+/// Held by the connection of the one replica.
+const ELECT: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.upkeep'))";
+
+/// Handlers that nobody has named for a while.
+const MISS: &str = "UPDATE handlers SET configured = false
+    WHERE configured AND id <> ALL($1)
+        AND named_at < clock_timestamp() - $2::bigint * interval '1 ms'";
+
+const MISSING: &str = "SELECT id FROM handlers WHERE NOT configured";
+
+/// Parks a slice of what is open of a handler that is gone.
+pub(super) const PARK: &str = "WITH
+    gone AS (DELETE FROM deliveries d USING handlers h
+        WHERE h.id = $1 AND NOT h.configured AND d.handler = $1 AND d.position IN
+            (SELECT position FROM deliveries WHERE handler = $1 ORDER BY handler, position LIMIT $4)
+        RETURNING d.*),
+    kept AS (INSERT INTO ended
+            (day, position, handler, state, attempts, replays, ended_at, replay, why)
+        SELECT day, position, handler, 2, attempts, replays, $2, replay, $3 FROM gone),
+    counted AS (INSERT INTO tally (handler, open, parked)
+        SELECT $1, -count(*), count(*) FROM gone HAVING count(*) > 0)
+    SELECT count(*) FROM gone";
+
+/// The days of which something is open or parked.
+const NEEDED: &str = "SELECT DISTINCT day FROM deliveries UNION
+    SELECT DISTINCT day FROM ended WHERE state = 2";
+
+/// Forgets what a slice of a day's events is known by.
+pub(super) const FORGET: &str = "WITH
+    slice AS MATERIALIZED (SELECT position, dedupe, topic_keys, occurred_at FROM events
+        WHERE day = $1 AND position > $2 ORDER BY day, position LIMIT $3),
+    keys AS (DELETE FROM seen s
+        USING (SELECT unnest(dedupe) AS key, position FROM slice) k
+        WHERE s.dedupe = k.key AND s.position = k.position),
+    topics AS (DELETE FROM topics t
+        USING (SELECT unnest(topic_keys) AS topic, max(occurred_at) AS latest FROM slice
+            GROUP BY 1) k
+        WHERE t.topic = k.topic AND t.latest <= k.latest)
+    SELECT max(position) FROM slice";
+
+/// Does it until the store is closed.
+pub(super) async fn run(parts: Arc<Parts>) {
+    let mut chores = Chores {
+        session: None,
+        round: None,
+    };
+    loop {
+        let asked = tokio::select! {
+            () = parts.stop.cancelled() => return,
+            () = parts.chores.notified() => true,
+            () = sleep(TICK) => false,
+        };
+        if !parts.is_sound() {
+            continue;
+        }
+        tokio::select! {
+            () = parts.stop.cancelled() => return,
+            done = chores.tick(&parts, asked) => {
+                if let Err(fault) = done {
+                    tracing::warn!("the store's upkeep was cut short, and will be done again: {fault}");
+                    chores.session = None;
+                }
+            }
+        }
+    }
+}
+
+struct Chores {
+    /// The connection that makes us the one, if we are.
+    session: Option<Session>,
+    /// When the last round was.
+    round: Option<Instant>,
+}
+
+impl Chores {
+    async fn tick(&mut self, parts: &Parts, asked: bool) -> Result<(), Fault> {
+        let Some(session) = self.elected(parts).await? else {
+            return Ok(());
+        };
+        session.client.execute(standing::ADD_UP, &[]).await?;
+        if asked || self.round.is_none_or(|round| round.elapsed() >= ROUND) {
+            self.round(parts).await?;
+            self.round = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The connection, if we are the one.
+    async fn elected(&mut self, parts: &Parts) -> Result<Option<&mut Session>, Fault> {
+        if self
+            .session
+            .as_ref()
+            .is_none_or(|session| session.client.is_closed())
+        {
+            self.session = None;
+            let connecting = parts.connector.connect(Durability::Lazy);
+            let session = timeout(PATIENCE, connecting)
+                .await
+                .map_err(|_| Fault::Away("the database does not answer".to_owned()))??;
+            let elected = session.client.query_one(ELECT, &[]).await?;
+            if elected.try_get(0)? {
+                self.session = Some(session);
+            }
+        }
+        Ok(self.session.as_mut())
+    }
+
+    async fn round(&mut self, parts: &Parts) -> Result<(), Fault> {
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
+        let now = (parts.context.clock)();
+        make_ahead(parts, session, now).await?;
+        park_the_abandoned(parts, session, now).await?;
+        retain(parts, session, now).await
+    }
+}
+
+async fn make_ahead(parts: &Parts, session: &Session, now: Timestamp) -> Result<(), Fault> {
+    let there = partition::days(session).await?;
+    let today = rows::day(now);
+    let wanted = (0..=DAYS_AHEAD).filter_map(|ahead| today.checked_add(ahead.days()).ok());
+    let wanted: Vec<_> = wanted.filter(|day| !there.contains(day)).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    partition::make(&parts.pool, wanted.into_iter()).await
+}
+
+async fn park_the_abandoned(parts: &Parts, session: &Session, now: Timestamp) -> Result<(), Fault> {
+    let patience = parts.settings.abandon_after;
+    // Others that were stopped with us need their time to come back too.
+    if parts.opened.elapsed() < patience {
+        return Ok(());
+    }
+    let client = &session.client;
+    let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+    client
+        .execute(MISS, &[&parts.roster.ids(), &millis])
+        .await?;
+    for row in client.query(MISSING, &[]).await? {
+        let handler: i32 = row.try_get(0)?;
+        let mut parked = 0;
+        loop {
+            let slice = client
+                .query_one(PARK, &[&handler, &now, &NO_HANDLER, &SLICE])
+                .await?;
+            let slice: i64 = slice.try_get(0)?;
+            parked += slice;
+            if slice < SLICE {
+                break;
+            }
+        }
+        if parked > 0 {
+            tracing::warn!(
+                parked,
+                "deliveries are parked, since their handler is no longer configured"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Drops the partitions of which nothing is needed any more.
+pub(super) async fn retain(
+    parts: &Parts,
+    session: &mut Session,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let retain = SignedDuration::try_from(parts.settings.retain).unwrap_or(SignedDuration::MAX);
+    let Ok(limit) = now.checked_sub(retain) else {
+        return Ok(());
+    };
+    let mut old = partition::days(session).await?;
+    old.retain(|day| *day < rows::day(limit));
+    if old.is_empty() {
+        return Ok(());
+    }
+    let needed = needed(session).await?;
+    for day in old {
+        if !needed.contains(&day) {
+            forget(session, day).await?;
+            drop_day(session, day).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn needed(session: &Session) -> Result<HashSet<Date>, Fault> {
+    let rows = session.client.query(NEEDED, &[]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+async fn forget(session: &mut Session, day: Date) -> Result<(), Fault> {
+    let statement = session.prepare(FORGET).await?;
+    let mut from = 0_i64;
+    loop {
+        let row = session
+            .client
+            .query_one(&statement, &[&day, &from, &SLICE])
+            .await?;
+        match row.try_get(0)? {
+            Some(last) => from = last,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Drops the partitions of `day`, unless something there is needed after all: nobody can make a
+/// replay of its events once they are locked. Whoever appends waits meanwhile, but not for long.
+async fn drop_day(session: &mut Session, day: Date) -> Result<(), Fault> {
+    let names = partition::names(day);
+    let [events, ..] = &names;
+    let change = session.client.transaction().await?;
+    change
+        .batch_execute(&format!(
+            "SET LOCAL lock_timeout = '200ms'; LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE"
+        ))
+        .await?;
+    let rows = change.query(NEEDED, &[]).await?;
+    for row in rows {
+        if row.try_get::<_, Date>(0)? == day {
+            return Ok(());
+        }
+    }
+    change
+        .batch_execute(&format!("DROP TABLE {}", names.join(", ")))
+        .await?;
+    change.commit().await?;
+    tracing::info!(%day, "the events of an old day were deleted");
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! What every engine promises, seen through [`Store`] and [`Records`] alone.
+//!
+//! A case is one function that is given a [`Place`]; [`on_every_engine`] makes a test of it for
+//! each engine, named after the engine. A case that is not listed there is dead code, which the
+//! compiler reports.
+//!
+//! An engine brings one function: `tests::place`, a new place with nothing in it. What only one
+//! engine promises is tested beside that engine.
+
+mod copies;
+mod load;
+pub(super) mod operator;
+mod order;
+mod reopening;
+mod settlement;
+mod subscription;
+mod work;
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    AppendError, Claim, Context, Engine, Records, Settlement, Store, StoreError, Subscription,
+    Verdict,
+};
+use crate::{
+    event::{DedupeKey, EventId, HandlerName, Key, Notification, Pattern, Topic},
+    provider::Verified,
+    telemetry::Metrics,
+};
+
+/// Makes a test of each case for each engine.
+macro_rules! on_every_engine {
+    ($($case:ident,)+) => {
+        on_every_engine!(embedded: $($case,)+);
+    };
+    ($engine:ident: $($case:ident,)+) => {
+        mod $engine {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(crate::store::$engine::tests::place()).await;
+                }
+            )+
+        }
+    };
+}
+use on_every_engine;
+pub(super) use work::long_run;
+
+/// When the tests take place: seconds since 1970.
+pub(super) const NOON: i64 = 1_760_000_000;
+
+/// Long enough for anything that is going to happen, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `seconds` after [`NOON`].
+pub(super) fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOON + seconds).unwrap()
+}
+
+/// A clock that stands.
+pub(super) fn clock() -> Timestamp {
+    at(0)
+}
+
+/// Event number `n`: its own key, its own dedupe key, received `n` milliseconds after noon.
+pub(super) fn event(n: u64) -> Notification {
+    let received_at = at(0) + SignedDuration::from_millis(n as i64);
+    Notification {
+        id: EventId::new(received_at),
+        endpoint: "desk".into(),
+        name: "ringcentral.phone-number.created".into(),
+        key: Some(Key::new(format!("ringcentral.phone-number/{n}"))),
+        subject: Some("+15550100".to_owned()),
+        occurred_at: Some(received_at),
+        received_at,
+        topics: vec![Topic::new(format!("topic {n}"))],
+        dedupe: vec![DedupeKey::new("ringcentral", "uuid", &n.to_le_bytes())],
+        body: Bytes::from(format!("{{\"event\":\"{n}\",\"padding\":\"{n:0>300}\"}}")),
+    }
+}
+
+/// Event number `n` of key `key`.
+pub(super) fn keyed(n: u64, key: &str) -> Notification {
+    Notification {
+        key: Some(Key::from(key)),
+        ..event(n)
+    }
+}
+
+/// What `handler` asks for: everything, in order.
+pub(super) fn everything(handler: &str) -> Subscription {
+    Subscription {
+        handler: handler.into(),
+        patterns: vec![Pattern::new("*").unwrap()],
+        ordered: true,
+    }
+}
+
+pub(super) fn retry(seconds: i64) -> Verdict {
+    Verdict::Retry {
+        due_at: at(seconds),
+        why: "it is busy".to_owned(),
+    }
+}
+
+pub(super) fn parked() -> Verdict {
+    Verdict::Parked {
+        why: "it will never do".to_owned(),
+    }
+}
+
+/// The ids of what was claimed.
+pub(super) fn ids(claims: &[Claim]) -> Vec<EventId> {
+    claims.iter().map(|claim| claim.notification.id).collect()
+}
+
+/// Asks until there is an answer.
+pub(super) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await; // Between two questions.
+    }
+}
+
+/// Where one store lives, whatever its engine: it can be opened, and opened again.
+pub(super) struct Place {
+    engine: Box<dyn Engine>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Goes with the place: a folder, or a database.
+    _ground: Box<dyn Any + Send + Sync>,
+}
+
+impl Place {
+    /// On `ground`, where `engine` opens a store.
+    pub(super) fn new(engine: impl Engine + 'static, ground: impl Any + Send + Sync) -> Self {
+        Self {
+            engine: Box::new(engine),
+            metrics: Arc::default(),
+            _ground: Box::new(ground),
+        }
+    }
+
+    async fn try_open(&self) -> Result<Opened, StoreError> {
+        let context = Context {
+            metrics: self.metrics.clone(),
+            clock,
+            rebuild: Arc::new(|_, _| {}),
+        };
+        let store = tokio::task::block_in_place(|| self.engine.open(context))?;
+        Ok(Opened::new(store, self.metrics.clone()))
+    }
+
+    pub(super) async fn open(&self) -> Opened {
+        self.try_open().await.unwrap()
+    }
+
+    /// An open store, with one handler that gets everything in order.
+    pub(super) async fn subscribed(&self) -> Opened {
+        let store = self.open().await;
+        store.subscribe(&["crm"]).await;
+        store
+    }
+
+    pub(super) fn try_records(&self) -> Result<Box<dyn Records>, StoreError> {
+        tokio::task::block_in_place(|| self.engine.records())
+    }
+
+    /// What an operator does while a service may be running.
+    pub(super) fn operator<T>(&self, act: impl FnOnce(&mut dyn Records) -> T) -> T {
+        tokio::task::block_in_place(|| act(&mut *self.engine.records().unwrap()))
+    }
+}
+
+/// An open store, with the verbs that tests use.
+pub(super) struct Opened<S: ?Sized = dyn Store> {
+    pub(super) store: Arc<S>,
+    metrics: Arc<Metrics>,
+}
+
+impl<S: Store + ?Sized> Opened<S> {
+    pub(super) fn new(store: Arc<S>, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics }
+    }
+
+    pub(super) async fn append(&self, notification: &Notification) -> Result<(), AppendError> {
+        let event = Verified::unproven(notification.clone());
+        self.store.append(event).await
+    }
+
+    /// One after the other.
+    pub(super) async fn append_all(&self, notifications: impl IntoIterator<Item = Notification>) {
+        for notification in notifications {
+            self.append(&notification).await.unwrap();
+        }
+    }
+
+    pub(super) async fn subscribe(&self, handlers: &[&str]) {
+        let subscriptions = handlers.iter().map(|name| everything(name)).collect();
+        self.store.subscribe(subscriptions).await.unwrap();
+    }
+
+    /// What can be claimed once every event that was appended can be.
+    pub(super) async fn claim(&self, handler: &str, now: Timestamp) -> Vec<Claim> {
+        self.settle_down().await;
+        self.claim_once(handler, 10_000, now).await
+    }
+
+    pub(super) async fn claim_once(
+        &self,
+        handler: &str,
+        at_most: usize,
+        now: Timestamp,
+    ) -> Vec<Claim> {
+        let handler = HandlerName::from(handler);
+        let claims = self.store.claim(&handler, at_most, now).await.unwrap();
+        claims.claims
+    }
+
+    /// Returns when every event that was appended can be claimed.
+    pub(super) async fn settle_down(&self) {
+        eventually("nothing lags behind what was appended", async || {
+            self.store.measure(clock()).await.unwrap();
+            (self.metrics.ledger_lag.get() == 0).then_some(())
+        })
+        .await;
+    }
+
+    pub(super) async fn settle(&self, handler: &str, claim: &Claim, verdict: Verdict) {
+        let settlement = Settlement {
+            handler: handler.into(),
+            lease: claim.lease,
+            verdict,
+            started_at: at(100),
+            finished_at: at(101),
+        };
+        self.store.settle(vec![settlement]).await.unwrap();
+    }
+
+    /// Claims and finishes until nothing is left, and says what came, in the order it came in.
+    pub(super) async fn drain(&self, handler: &str) -> Vec<EventId> {
+        let mut got = Vec::new();
+        loop {
+            let claims = self.claim(handler, at(1_000_000)).await;
+            if claims.is_empty() {
+                return got;
+            }
+            got.extend(ids(&claims));
+            let done = |claim: &Claim| Settlement {
+                handler: handler.into(),
+                lease: claim.lease,
+                verdict: Verdict::Done,
+                started_at: at(100),
+                finished_at: at(101),
+            };
+            let settlements = claims.iter().map(done).collect();
+            self.store.settle(settlements).await.unwrap();
+        }
+    }
+
+    pub(super) async fn close(self) {
+        self.store.close().await.unwrap();
+    }
+}
+
+/// `events` by their keys, in the order in which they stand.
+fn by_key<'a>(events: impl IntoIterator<Item = &'a Notification>) -> HashMap<Key, Vec<EventId>> {
+    let mut keys: HashMap<_, Vec<_>> = HashMap::new();
+    for event in events {
+        let key = event.key.clone().unwrap();
+        keys.entry(key).or_default().push(event.id);
+    }
+    keys
+}

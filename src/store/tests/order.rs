@@ -1,0 +1,158 @@
+//! Of one key, one at a time and in order; of different keys, as they come.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Place, at, by_key, clock, event, everything, ids, keyed, on_every_engine, parked, retry,
+};
+use crate::{
+    event::{HandlerName, Notification},
+    store::{Subscription, Verdict},
+};
+
+on_every_engine![
+    events_of_one_key_come_one_at_a_time_in_order,
+    events_without_a_key_wait_for_nobody,
+    a_delivery_that_waits_for_its_retry_holds_up_its_key,
+    a_parked_delivery_holds_up_nobody,
+    without_order_everything_comes_at_once,
+    a_handler_whose_order_changes_keeps_to_the_new_one,
+    no_more_is_handed_out_than_was_asked_for_and_oldest_first,
+    a_failing_head_loses_nothing_and_breaks_no_order,
+];
+
+async fn events_of_one_key_come_one_at_a_time_in_order(place: Place) {
+    let store = place.subscribed().await;
+    let (a, b) = ([keyed(1, "a"), keyed(2, "a"), keyed(3, "a")], keyed(4, "b"));
+    store.append_all(a.clone()).await;
+    store.append(&b).await.unwrap();
+    let first = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&first), [a[0].id, b.id]);
+    assert!(store.claim("crm", at(10)).await.is_empty());
+    store.settle("crm", &first[0], Verdict::Done).await;
+    let second = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&second), [a[1].id]);
+    let why = "old".to_owned();
+    store
+        .settle("crm", &second[0], Verdict::Skipped { why })
+        .await;
+    assert_eq!(ids(&store.claim("crm", at(10)).await), [a[2].id]);
+}
+
+async fn events_without_a_key_wait_for_nobody(place: Place) {
+    let store = place.subscribed().await;
+    let loose = |n| Notification {
+        key: None,
+        ..event(n)
+    };
+    let events = [loose(1), loose(2), keyed(3, "a"), loose(4)];
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&claims), events.each_ref().map(|event| event.id));
+}
+
+async fn a_delivery_that_waits_for_its_retry_holds_up_its_key(place: Place) {
+    let store = place.subscribed().await;
+    let events = [keyed(1, "a"), keyed(2, "a")];
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], retry(60)).await;
+    let handler = HandlerName::from("crm");
+    let waiting = store.store.claim(&handler, 10, at(59)).await.unwrap();
+    assert!(waiting.claims.is_empty());
+    assert_eq!(waiting.next_due, Some(at(60)));
+    let again = store.claim("crm", at(60)).await;
+    assert_eq!(ids(&again), [events[0].id]);
+    assert_eq!(again[0].attempt, 2);
+    store.settle("crm", &again[0], Verdict::Done).await;
+    assert_eq!(ids(&store.claim("crm", at(60)).await), [events[1].id]);
+}
+
+async fn a_parked_delivery_holds_up_nobody(place: Place) {
+    let store = place.subscribed().await;
+    let events = [keyed(1, "a"), keyed(2, "a")];
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], parked()).await;
+    assert_eq!(store.drain("crm").await, [events[1].id]);
+}
+
+async fn without_order_everything_comes_at_once(place: Place) {
+    let store = place.open().await;
+    store.store.subscribe(vec![unordered()]).await.unwrap();
+    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
+    assert_eq!(store.claim("crm", at(10)).await.len(), 2);
+}
+
+fn unordered() -> Subscription {
+    Subscription {
+        ordered: false,
+        ..everything("crm")
+    }
+}
+
+async fn a_handler_whose_order_changes_keeps_to_the_new_one(place: Place) {
+    let store = place.subscribed().await;
+    let events = [keyed(1, "a"), keyed(2, "a"), keyed(3, "a")];
+    store.append_all(events.clone()).await;
+    let held = store.claim("crm", at(10)).await;
+    assert_eq!(held.len(), 1);
+    store.store.subscribe(vec![unordered()]).await.unwrap();
+    assert_eq!(store.claim_once("crm", 1, at(10)).await.len(), 1);
+    store.subscribe(&["crm"]).await;
+    assert!(
+        store.claim("crm", at(10)).await.is_empty(),
+        "one of the key is being attempted"
+    );
+    store.settle("crm", &held[0], Verdict::Released).await;
+    assert!(
+        store.claim("crm", at(10)).await.is_empty(),
+        "another one still is"
+    );
+}
+
+async fn no_more_is_handed_out_than_was_asked_for_and_oldest_first(place: Place) {
+    let store = place.subscribed().await;
+    let events: Vec<_> = (0..10).map(event).collect();
+    store.append_all(events.clone()).await;
+    store.settle_down().await;
+    assert_eq!(
+        ids(&store.claim_once("crm", 3, at(10)).await),
+        [events[0].id, events[1].id, events[2].id]
+    );
+    assert_eq!(
+        ids(&store.claim_once("crm", 1, at(10)).await),
+        [events[3].id]
+    );
+}
+
+async fn a_failing_head_loses_nothing_and_breaks_no_order(place: Place) {
+    let store = place.subscribed().await;
+    let events: Vec<_> = (0..40)
+        .map(|n| keyed(n, ["a", "b"][n as usize % 2]))
+        .collect();
+    store.append_all(events.clone()).await;
+    let mut got = Vec::new();
+    let mut failed = BTreeSet::new();
+    while got.len() < events.len() {
+        for claim in store.claim("crm", at(1000)).await {
+            if failed.insert(claim.notification.id) {
+                store.settle("crm", &claim, retry(900)).await;
+            } else {
+                got.push(claim.notification.clone());
+                store.settle("crm", &claim, Verdict::Done).await;
+            }
+        }
+    }
+    let got = got.iter().map(|event| &**event);
+    assert_eq!(by_key(got), by_key(&events));
+    assert_eq!(
+        store
+            .store
+            .claim(&"crm".into(), 1, clock())
+            .await
+            .unwrap()
+            .next_due,
+        None
+    );
+}

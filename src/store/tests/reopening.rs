@@ -1,0 +1,99 @@
+//! Closing a store, or just letting go of it, and opening it again.
+
+use super::{Place, at, event, eventually, ids, keyed, on_every_engine, retry};
+use crate::store::{AppendError, StoreError, Verdict};
+
+on_every_engine![
+    a_place_without_a_store_says_so,
+    a_closed_store_says_so,
+    dropping_a_store_without_closing_it_loses_nothing,
+    closing_a_store_loses_nothing,
+    a_claim_that_was_cut_short_is_made_again,
+    order_is_kept_from_one_opening_to_the_next,
+    retries_and_their_count_survive_a_restart,
+];
+
+async fn a_place_without_a_store_says_so(place: Place) {
+    let absent = place.try_records().err();
+    assert!(matches!(absent, Some(StoreError::Absent(_))), "{absent:?}");
+}
+
+async fn a_closed_store_says_so(place: Place) {
+    let store = place.open().await;
+    store.append(&event(1)).await.unwrap();
+    store.store.close().await.unwrap();
+    assert_eq!(store.append(&event(2)).await, Err(AppendError::Closed));
+    assert!(store.store.close().await.is_ok());
+}
+
+async fn dropping_a_store_without_closing_it_loses_nothing(place: Place) {
+    for round in 0..5 {
+        let store = place.open().await;
+        store.subscribe(&["archive"]).await;
+        store
+            .append_all((round * 10..round * 10 + 10).map(event))
+            .await;
+    }
+    let store = place.open().await;
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 50);
+}
+
+async fn closing_a_store_loses_nothing(place: Place) {
+    for round in 0..5 {
+        let store = place.open().await;
+        store.subscribe(&["archive"]).await;
+        store
+            .append_all((round * 10..round * 10 + 10).map(event))
+            .await;
+        store.close().await;
+    }
+    let store = place.open().await;
+    store.subscribe(&["archive"]).await;
+    assert_eq!(store.drain("archive").await.len(), 50);
+}
+
+async fn a_claim_that_was_cut_short_is_made_again(place: Place) {
+    let store = place.open().await;
+    store.subscribe(&["archive"]).await;
+    store.append_all([event(1), event(2)]).await;
+    let claims = store.claim("archive", at(10)).await;
+    store.settle("archive", &claims[0], Verdict::Done).await;
+    drop(store);
+    let store = place.open().await;
+    store.subscribe(&["archive"]).await;
+    // At once, or once the lease of the one that is gone has run out.
+    let again = eventually("it is claimed", async || {
+        Some(store.claim("archive", at(10)).await).filter(|claims| !claims.is_empty())
+    });
+    let again = again.await;
+    assert_eq!(ids(&again), ids(&claims[1..]));
+    assert_eq!(again[0].attempt, 1, "it never ended");
+}
+
+async fn order_is_kept_from_one_opening_to_the_next(place: Place) {
+    let events: Vec<_> = (0..6).map(|n| keyed(n, "a")).collect();
+    for event in &events {
+        let store = place.subscribed().await;
+        store.append(event).await.unwrap();
+        store.close().await;
+    }
+    let store = place.subscribed().await;
+    let wanted: Vec<_> = events.iter().map(|event| event.id).collect();
+    assert_eq!(store.drain("crm").await, wanted);
+}
+
+async fn retries_and_their_count_survive_a_restart(place: Place) {
+    let store = place.open().await;
+    store.subscribe(&["archive"]).await;
+    store.append(&event(1)).await.unwrap();
+    let claims = store.claim("archive", at(10)).await;
+    assert_eq!((claims[0].attempt, claims[0].since), (1, at(10)));
+    store.settle("archive", &claims[0], retry(200)).await;
+    store.close().await;
+    let store = place.open().await;
+    store.subscribe(&["archive"]).await;
+    assert!(store.claim("archive", at(199)).await.is_empty());
+    let claims = store.claim("archive", at(200)).await;
+    assert_eq!((claims[0].attempt, claims[0].since), (2, at(100)));
+}

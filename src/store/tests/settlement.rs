@@ -1,0 +1,93 @@
+//! What becomes of a claim.
+
+use super::{Place, at, event, ids, keyed, on_every_engine, parked, retry};
+use crate::store::{DeliveryState, Settlement, Verdict};
+
+on_every_engine![
+    a_released_claim_is_as_if_it_had_not_been_made,
+    a_claim_that_has_been_settled_is_settled_once,
+    every_verdict_is_on_record,
+    a_retry_counts_from_the_first_attempt,
+];
+
+async fn a_released_claim_is_as_if_it_had_not_been_made(place: Place) {
+    let store = place.subscribed().await;
+    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
+    let first = store.claim("crm", at(10)).await;
+    store.settle("crm", &first[0], Verdict::Released).await;
+    let again = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&again), ids(&first));
+    assert_eq!(again[0].attempt, 1);
+    // The old lease is nobody's.
+    store.settle("crm", &first[0], Verdict::Done).await;
+    assert!(store.claim("crm", at(10)).await.is_empty());
+}
+
+async fn a_claim_that_has_been_settled_is_settled_once(place: Place) {
+    let store = place.subscribed().await;
+    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    for late in [Verdict::Done, retry(0), parked(), Verdict::Released] {
+        store.settle("crm", &claims[0], late).await;
+    }
+    assert_eq!(store.drain("crm").await.len(), 1, "the other one");
+    let id = claims[0].notification.id;
+    let record = place
+        .operator(|records| records.event(id))
+        .unwrap()
+        .unwrap();
+    let delivery = &record.deliveries[0];
+    assert_eq!(
+        (delivery.state, delivery.attempts),
+        (DeliveryState::Done, 1)
+    );
+}
+
+async fn every_verdict_is_on_record(place: Place) {
+    let store = place.subscribed().await;
+    store.append_all((1..=5).map(event)).await;
+    let claims = store.claim("crm", at(10)).await;
+    let skipped = Verdict::Skipped {
+        why: "of no use".to_owned(),
+    };
+    let verdicts = [
+        (Verdict::Done, DeliveryState::Done, 1),
+        (skipped, DeliveryState::Skipped, 1),
+        (retry(200), DeliveryState::Ready, 1),
+        (parked(), DeliveryState::Parked, 1),
+        (Verdict::Released, DeliveryState::Ready, 0),
+    ];
+    for (claim, (verdict, state, attempts)) in claims.iter().zip(verdicts) {
+        store.settle("crm", claim, verdict.clone()).await;
+        let id = claim.notification.id;
+        let record = place
+            .operator(|records| records.event(id))
+            .unwrap()
+            .unwrap();
+        let delivery = &record.deliveries[0];
+        assert_eq!(
+            (delivery.state, delivery.attempts),
+            (state, attempts),
+            "{verdict:?}"
+        );
+    }
+}
+
+async fn a_retry_counts_from_the_first_attempt(place: Place) {
+    let store = place.subscribed().await;
+    store.append(&event(1)).await.unwrap();
+    for attempt in 1..=3 {
+        let now = at(1000 * i64::from(attempt));
+        let claims = store.claim("crm", now).await;
+        assert_eq!((claims[0].attempt, claims[0].since), (attempt, at(1000)));
+        let settlement = Settlement {
+            handler: "crm".into(),
+            lease: claims[0].lease,
+            verdict: retry(200),
+            started_at: now,
+            finished_at: now,
+        };
+        store.store.settle(vec![settlement]).await.unwrap();
+    }
+}

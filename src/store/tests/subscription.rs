@@ -1,0 +1,103 @@
+//! Who gets what, and what becomes of it when that changes.
+
+use super::{Place, at, event, eventually, everything, ids, keyed, on_every_engine, operator};
+use crate::{
+    event::{Notification, Pattern},
+    store::{Claim, Subscription, Verdict},
+};
+
+on_every_engine![
+    handlers_get_what_their_patterns_take_and_do_not_wait_for_each_other,
+    an_event_that_nobody_asked_for_is_kept,
+    an_event_is_superseded_when_all_its_topics_are,
+    deliveries_of_a_handler_that_is_gone_are_parked,
+];
+
+async fn handlers_get_what_their_patterns_take_and_do_not_wait_for_each_other(place: Place) {
+    let store = place.open().await;
+    let subscriptions = vec![everything("all"), zoom_only()];
+    store.store.subscribe(subscriptions).await.unwrap();
+    let other = Notification {
+        name: "zoom.unrecognized".into(),
+        ..keyed(2, "a")
+    };
+    store.append_all([keyed(1, "a"), other.clone()]).await;
+    assert_eq!(store.claim("all", at(10)).await.len(), 1);
+    assert_eq!(ids(&store.claim("zoom-only", at(10)).await), [other.id]);
+    assert!(store.claim("nobody", at(10)).await.is_empty());
+}
+
+fn zoom_only() -> Subscription {
+    Subscription {
+        patterns: vec![Pattern::new("zoom.*").unwrap()],
+        ..everything("zoom-only")
+    }
+}
+
+async fn an_event_that_nobody_asked_for_is_kept(place: Place) {
+    let store = place.open().await;
+    store.store.subscribe(vec![zoom_only()]).await.unwrap();
+    let event = event(1);
+    store.append(&event).await.unwrap();
+    assert!(store.claim("zoom-only", at(10)).await.is_empty());
+    let record = place.operator(|records| records.event(event.id));
+    let record = record.unwrap().unwrap();
+    assert_eq!(record.notification, event);
+    assert!(record.deliveries.is_empty());
+}
+
+async fn an_event_is_superseded_when_all_its_topics_are(place: Place) {
+    let store = place.subscribed().await;
+    let about = |n: u64, time: i64, topics: &[&str]| Notification {
+        occurred_at: Some(at(time)),
+        topics: topics.iter().map(|topic| (*topic).into()).collect(),
+        ..event(n)
+    };
+    store
+        .append_all([
+            about(1, 50, &["x", "y"]),
+            about(2, 60, &["x"]),
+            about(3, 40, &["x"]),
+            about(4, 40, &[]),
+            about(5, 60, &["x"]),
+        ])
+        .await;
+    let superseded =
+        |claims: &[Claim]| -> Vec<bool> { claims.iter().map(|c| c.superseded).collect() };
+    let claims = store.claim("crm", at(10)).await;
+    assert_eq!(superseded(&claims), [false, false, true, false, false]);
+    store.append(&about(6, 51, &["y"])).await.unwrap();
+    for claim in &claims {
+        store.settle("crm", claim, Verdict::Released).await;
+    }
+    assert_eq!(
+        superseded(&store.claim("crm", at(10)).await),
+        [true, false, true, false, false, false]
+    );
+}
+
+async fn deliveries_of_a_handler_that_is_gone_are_parked(place: Place) {
+    let store = place.open().await;
+    store.subscribe(&["old", "crm"]).await;
+    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
+    let held = store.claim("old", at(10)).await;
+    store.subscribe(&["crm", "new"]).await;
+    let all = operator::all_parked();
+    let parked = || place.operator(|records| records.parked(&all)).unwrap();
+    // An engine may wait for a while, in case another replica still names it.
+    let both = eventually("they are parked", async || {
+        Some(parked()).filter(|parked| parked.len() == 2)
+    });
+    assert_eq!(both.await[0].why, "no handler of this name is configured");
+    // What was under way may still end well.
+    store.settle("old", &held[0], Verdict::Done).await;
+    assert_eq!(parked().len(), 1);
+    store.append(&event(3)).await.unwrap();
+    assert_eq!(
+        store.drain("new").await.len(),
+        1,
+        "a new handler gets what comes from then on"
+    );
+    assert_eq!(store.drain("crm").await.len(), 3);
+    assert!(store.claim("old", at(10)).await.is_empty());
+}

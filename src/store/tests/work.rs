@@ -1,0 +1,114 @@
+//! What a store says of itself: that there is work, and how much.
+
+use super::{Opened, Place, at, clock, event, keyed, on_every_engine, parked, retry};
+use crate::{
+    event::HandlerName,
+    store::{EventFilter, Health, ReplaySelection, Store, Verdict},
+};
+
+on_every_engine![
+    work_is_announced_when_an_event_comes_and_when_a_key_is_free_again,
+    the_gauges_say_what_there_is,
+    counts_hold_through_a_long_run,
+];
+
+async fn work_is_announced_when_an_event_comes_and_when_a_key_is_free_again(place: Place) {
+    let store = place.subscribed().await;
+    let mut work = store.store.work();
+    work.mark_unchanged();
+    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
+    work.changed().await.unwrap();
+    let claims = store.claim("crm", at(10)).await;
+    work.mark_unchanged();
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    work.changed().await.unwrap();
+}
+
+async fn the_gauges_say_what_there_is(place: Place) {
+    let store = place.subscribed().await;
+    store
+        .append_all([keyed(1, "a"), keyed(2, "a"), keyed(3, "b"), keyed(4, "c")])
+        .await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], parked()).await;
+    store.settle("crm", &claims[1], Verdict::Done).await;
+    let later = event(2).received_at + jiff::SignedDuration::from_secs(5);
+    store.store.measure(later).await.unwrap();
+    let crm = (&HandlerName::from("crm")).into();
+    let metrics = &place.metrics;
+    assert_eq!(metrics.open_deliveries.get_or_create(&crm).get(), 2);
+    assert_eq!(metrics.parked_deliveries.get_or_create(&crm).get(), 1);
+    assert_eq!(metrics.oldest_open_seconds.get_or_create(&crm).get(), 5.0);
+    assert_eq!(metrics.store_sound.get(), 1);
+    assert_eq!(*store.store.health().borrow(), Health::Sound);
+}
+
+async fn counts_hold_through_a_long_run(place: Place) {
+    let store = place.subscribed().await;
+    let replay = |selection: &ReplaySelection| {
+        place.operator(|records| records.replay(selection, "again", at(120), &mut |_| {}))
+    };
+    let replay = |selection: &ReplaySelection| drop(replay(selection).unwrap());
+    let everything = EventFilter {
+        limit: 1000,
+        ..EventFilter::default()
+    };
+    let crm = (&HandlerName::from("crm")).into();
+    long_run(&store, replay, async || {
+        let events = place.operator(|records| records.events(&everything));
+        let events = events.unwrap();
+        let open: u64 = events.iter().map(|event| event.open).sum();
+        let parked: u64 = events.iter().map(|event| event.parked).sum();
+        store.store.measure(clock()).await.unwrap();
+        let metrics = &place.metrics;
+        let counted = (
+            metrics.open_deliveries.get_or_create(&crm).get(),
+            metrics.parked_deliveries.get_or_create(&crm).get(),
+        );
+        assert_eq!(counted, (open as i64, parked as i64));
+    })
+    .await;
+}
+
+/// Everything that can happen to the deliveries of `crm`, by dice that always fall alike; `check`
+/// is called after each round.
+pub(in crate::store) async fn long_run<S: Store + ?Sized>(
+    store: &Opened<S>,
+    replay: impl Fn(&ReplaySelection),
+    mut check: impl AsyncFnMut(),
+) {
+    let mut dice = 1_u64;
+    let mut roll = |sides: u64| {
+        dice = dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) % sides
+    };
+    // Few rounds with much in each: an engine may take a while to bring new events to the ledger.
+    for round in 0..60 {
+        for n in 0..5 {
+            let key = format!("key {}", roll(5));
+            store.append(&keyed(round * 5 + n, &key)).await.unwrap();
+        }
+        for _ in 0..4 {
+            for claim in store.claim("crm", at(200)).await {
+                let verdict = match roll(5) {
+                    0 => Verdict::Done,
+                    1 => parked(),
+                    2 => retry(150),
+                    3 => Verdict::Skipped { why: String::new() },
+                    _ => Verdict::Released,
+                };
+                store.settle("crm", &claim, verdict).await;
+            }
+            check().await;
+        }
+        if round % 3 == 0 {
+            replay(&ReplaySelection {
+                parked_only: round % 6 == 0,
+                ..ReplaySelection::default()
+            });
+            check().await;
+        }
+    }
+}
