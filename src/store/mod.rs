@@ -15,6 +15,7 @@
 //! Write one module beside [`embedded`], implement [`Store`] and [`Records`] for it, and add one
 //! line to [`ENGINES`].
 
+mod condition;
 pub mod embedded;
 mod lane;
 #[cfg(feature = "postgres")]

@@ -21,7 +21,7 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::{
     disk::{self, Disk},
@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     event::Notification,
-    store::{AppendError, Health, StoreError},
+    store::{AppendError, Health, StoreError, condition::Condition},
     telemetry::Metrics,
 };
 
@@ -75,6 +75,8 @@ pub(super) struct Plan {
     pub(super) clock: fn() -> Timestamp,
     /// Where to count.
     pub(super) metrics: Arc<Metrics>,
+    /// Where to say whether appends are taken.
+    pub(super) condition: Condition,
     /// Whom to tell of what was written.
     pub(super) progress: Arc<Progress>,
 }
@@ -83,7 +85,7 @@ pub(super) struct Plan {
 pub(super) struct Journal {
     sender: SyncSender<Command>,
     waiting_bytes: Arc<AtomicUsize>,
-    health: watch::Receiver<Health>,
+    condition: Condition,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -104,8 +106,7 @@ impl Journal {
     pub(super) fn start(plan: Plan, tail: Tail) -> Result<Self, StoreError> {
         let (sender, inbox) = sync_channel(WAITING_RECORDS);
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let (health, seen_health) = watch::channel(Health::Sound);
-        plan.metrics.store_sound.set(1);
+        let condition = plan.condition.clone();
         let preparer = Preparer::start(spare::Plan {
             directory: plan.directory.clone(),
             segment_bytes: plan.segment_bytes,
@@ -117,7 +118,6 @@ impl Journal {
             waiting_bytes: waiting_bytes.clone(),
             tail,
             preparer,
-            health,
             looked_at: None,
             room: 0,
             batch: Vec::with_capacity(BATCH_RECORDS),
@@ -127,12 +127,12 @@ impl Journal {
         writer.look();
         let writer = thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || writer.run())
+            .spawn(condition.vital("journal", move || writer.run()))
             .map_err(StoreError::io("starting the journal's writer"))?;
         Ok(Self {
             sender,
             waiting_bytes,
-            health: seen_health,
+            condition,
             writer: Mutex::new(Some(writer)),
         })
     }
@@ -186,15 +186,10 @@ impl Journal {
     }
 
     fn gone(&self) -> AppendError {
-        match &*self.health.borrow() {
-            Health::Poisoned { why } => AppendError::Poisoned(why.clone()),
+        match self.condition.get() {
+            Health::Poisoned { why } => AppendError::Poisoned(why),
             Health::Sound | Health::Full { .. } => AppendError::Closed,
         }
-    }
-
-    /// Whether appends are taken.
-    pub(super) fn health(&self) -> watch::Receiver<Health> {
-        self.health.clone()
     }
 
     /// Writes what is waiting and ends the writer. Blocks.
@@ -219,7 +214,6 @@ struct Writer {
     waiting_bytes: Arc<AtomicUsize>,
     tail: Tail,
     preparer: Preparer,
-    health: watch::Sender<Health>,
     /// When free space was looked at.
     looked_at: Option<Instant>,
     /// How many bytes may be written until it is looked at again.
@@ -281,11 +275,13 @@ impl Writer {
                 Ok(())
             }
             Err(Failure::Full(why)) => {
-                self.set_health(Health::Full { why: why.clone() });
+                self.plan.condition.set(Health::Full { why: why.clone() });
                 Err(AppendError::Full(why))
             }
             Err(Failure::Poisoned(why)) => {
-                self.set_health(Health::Poisoned { why: why.clone() });
+                self.plan
+                    .condition
+                    .set(Health::Poisoned { why: why.clone() });
                 Err(AppendError::Poisoned(why))
             }
         };
@@ -304,10 +300,10 @@ impl Writer {
     fn write(&mut self) -> Result<usize, Failure> {
         let bytes: usize = self.batch.iter().map(|waiting| waiting.record.len()).sum();
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        match &*self.health.borrow() {
+        match self.plan.condition.get() {
             Health::Sound => {}
-            Health::Full { why } => return Err(Failure::Full(why.clone())),
-            Health::Poisoned { why } => return Err(Failure::Poisoned(why.clone())),
+            Health::Full { why } => return Err(Failure::Full(why)),
+            Health::Poisoned { why } => return Err(Failure::Poisoned(why)),
         }
         if bytes as u64 > self.room {
             self.room = 0;
@@ -418,28 +414,12 @@ impl Writer {
         if self.room == 0 {
             self.preparer.give_up();
         }
-        self.set_health(health);
+        self.plan.condition.set(health);
     }
 
     fn too_little_room(&self) -> String {
         let reserve = self.plan.reserve_bytes;
         format!("less than the reserve of {reserve} bytes is free on the store's disk")
-    }
-
-    /// Poison is for ever.
-    fn set_health(&self, health: Health) {
-        let before = self.health.borrow().clone();
-        if before == health || matches!(before, Health::Poisoned { .. }) {
-            return;
-        }
-        let sound = matches!(health, Health::Sound);
-        self.plan.metrics.store_sound.set(i64::from(sound));
-        match &health {
-            Health::Sound => tracing::info!("the store takes events again"),
-            Health::Full { why } => tracing::warn!("the store refuses events: {why}"),
-            Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
-        }
-        self.health.send_replace(health);
     }
 }
 

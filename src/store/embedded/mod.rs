@@ -60,7 +60,7 @@ use self::{
 };
 use super::{
     AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Records, Settlement, Store,
-    StoreError, Subscription,
+    StoreError, Subscription, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -141,6 +141,7 @@ struct Embedded {
 }
 
 struct Parts {
+    condition: Condition,
     journal: Journal,
     ledger: Arc<Ledger>,
     progress: Arc<Progress>,
@@ -171,6 +172,7 @@ impl Embedded {
         let directory = settings.journal();
         let metrics = &context.metrics;
         let damage = Damage::new(metrics.clone());
+        let condition = Condition::new(Health::Sound, metrics.clone());
         let progress = Arc::new(Progress::new());
         let (ledger, reached) = Ledger::open(
             &settings.ledger(),
@@ -178,6 +180,7 @@ impl Embedded {
             metrics.clone(),
             context.clock,
             progress.clone(),
+            &condition,
         )?;
         let ledger = Arc::new(ledger);
         let tail = recovery::recover(&directory, reached.through, (context.clock)(), &damage)?;
@@ -189,6 +192,7 @@ impl Embedded {
             disk: disk.clone(),
             clock: context.clock,
             metrics: metrics.clone(),
+            condition: condition.clone(),
             progress: progress.clone(),
         };
         let journal = Journal::start(plan, tail)?;
@@ -221,12 +225,16 @@ impl Embedded {
         };
         let (stop_retention, stop) = mpsc::channel();
         let followers = Followers {
-            indexer: start("indexer", move || indexer.run())?,
-            retention: start("retention", move || retention.run(&stop))?,
+            indexer: start("indexer", condition.vital("indexer", move || indexer.run()))?,
+            retention: start(
+                "retention",
+                condition.vital("retention", move || retention.run(&stop)),
+            )?,
             stop_retention,
             lock,
         };
         let parts = Parts {
+            condition,
             journal,
             ledger,
             progress,
@@ -279,7 +287,7 @@ impl Store for Embedded {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.parts.journal.health()
+        self.parts.condition.subscribe()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {

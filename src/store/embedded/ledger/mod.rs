@@ -34,7 +34,7 @@ use super::{
     reader::{Bodies, Directory},
 };
 use crate::{
-    store::{Lease, StoreError},
+    store::{Lease, StoreError, condition::Condition},
     telemetry::Metrics,
 };
 
@@ -97,6 +97,7 @@ impl Ledger {
         metrics: Arc<Metrics>,
         clock: fn() -> Timestamp,
         progress: Arc<Progress>,
+        condition: &Condition,
     ) -> Result<(Self, Reached), StoreError> {
         let books = Books {
             db: database::open(path, true)?,
@@ -121,7 +122,7 @@ impl Ledger {
         let (stir, work) = watch::channel(0);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || books.run(inbox, &stir))
+            .spawn(condition.vital("ledger", move || books.run(inbox, &stir)))
             .map_err(StoreError::io("starting the ledger's thread"))?;
         let ledger = Self {
             sender: Mutex::new(Some(sender)),
@@ -178,10 +179,8 @@ impl Ledger {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the ledger's thread has panicked");
+        if let Some(thread) = thread {
+            thread.join().ok();
         }
     }
 }

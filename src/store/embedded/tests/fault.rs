@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{Disk, Place};
+use super::{Context, Disk, Embedded, Place};
 use crate::store::{AppendError, Health, Store, tests::event};
 
 /// A disk whose calls fail when told to.
@@ -192,4 +192,31 @@ async fn an_event_that_is_too_large_is_refused_and_the_next_is_not() {
     large.body = vec![b'x'; 20 << 20].into();
     store.append(&large).await.unwrap();
     store.append(&event(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_a_thread_that_delivers_poisons_the_store() {
+    let place = Place::new();
+    let store = place.open();
+    store.append(&event(1)).await.unwrap();
+    store.close().await;
+    for kept in place.kept("ledger") {
+        std::fs::remove_file(kept).unwrap();
+    }
+    // Called by the indexer, which makes the ledger again.
+    let context = Context {
+        metrics: place.metrics.clone(),
+        clock: place.clock,
+        rebuild: Arc::new(|_, _| panic!("on purpose")),
+    };
+    let store = Embedded::open(&place.settings, context, place.disk.clone()).unwrap();
+    let mut health = store.health();
+    store.subscribe(Vec::new()).await.unwrap();
+    let poisoned = health.wait_for(|health| matches!(health, Health::Poisoned { .. }));
+    let patience = std::time::Duration::from_secs(60);
+    tokio::time::timeout(patience, poisoned)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(place.metrics.store_sound.get(), 0);
 }
