@@ -11,12 +11,16 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
+#[cfg(feature = "nats")]
+mod broker;
 pub mod cloud_event;
 mod exec;
 mod file;
 mod http;
 mod log;
 pub mod message;
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(test)]
 mod sample;
 mod signature;
@@ -200,6 +204,8 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "nats")]
+    Kind::of::<nats::Settings>(),
 ];
 
 impl Kind {

@@ -15,5 +15,9 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[cfg(feature = "nats")]
+mod nats;
 mod readme;
 mod reload;
+#[path = "../support/server.rs"]
+mod server;
