@@ -11,7 +11,7 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
-#[cfg(feature = "nats")]
+#[cfg(any(feature = "nats", feature = "redis"))]
 mod broker;
 pub mod cloud_event;
 mod exec;
@@ -21,6 +21,8 @@ mod log;
 pub mod message;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(test)]
 mod sample;
 mod signature;
@@ -206,6 +208,8 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<exec::Settings>(),
     #[cfg(feature = "nats")]
     Kind::of::<nats::Settings>(),
+    #[cfg(feature = "redis")]
+    Kind::of::<redis::Settings>(),
 ];
 
 impl Kind {

@@ -26,6 +26,7 @@ fn every_shipped_configuration_is_sound() {
             .env("HOOKSWITCH_ADMIN_TOKEN", "x")
             .env("CRM_AUTHORIZATION", "Bearer x")
             .env("NATS_PASSWORD", "x")
+            .env("REDIS_PASSWORD", "x")
             .env("SCRIPT_API_KEY", "x")
             .env(
                 "CRM_SIGNING_SECRET",

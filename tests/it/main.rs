@@ -18,6 +18,8 @@ mod harness;
 #[cfg(feature = "nats")]
 mod nats;
 mod readme;
+#[cfg(feature = "redis")]
+mod redis;
 mod reload;
 #[path = "../support/server.rs"]
 mod server;
