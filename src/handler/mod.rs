@@ -11,11 +11,18 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod broker;
 pub mod cloud_event;
 mod exec;
 mod file;
 mod http;
 mod log;
+pub mod message;
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(test)]
 mod sample;
 mod signature;
@@ -199,6 +206,10 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "nats")]
+    Kind::of::<nats::Settings>(),
+    #[cfg(feature = "redis")]
+    Kind::of::<redis::Settings>(),
 ];
 
 impl Kind {

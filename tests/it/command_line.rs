@@ -25,6 +25,8 @@ fn every_shipped_configuration_is_sound() {
             .env("ZOOM_SECRET_TOKEN", "x")
             .env("HOOKSWITCH_ADMIN_TOKEN", "x")
             .env("CRM_AUTHORIZATION", "Bearer x")
+            .env("NATS_PASSWORD", "x")
+            .env("REDIS_PASSWORD", "x")
             .env("SCRIPT_API_KEY", "x")
             .env(
                 "CRM_SIGNING_SECRET",

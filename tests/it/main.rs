@@ -15,5 +15,11 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[cfg(feature = "nats")]
+mod nats;
 mod readme;
+#[cfg(feature = "redis")]
+mod redis;
 mod reload;
+#[path = "../support/server.rs"]
+mod server;

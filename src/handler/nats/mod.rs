@@ -1,0 +1,337 @@
+//! `nats`: a message in a JetStream stream for each event.
+//!
+//! What is published is a [`Message`] in CloudEvents' NATS binding: its attributes are `ce-`
+//! headers, the structured form's type is in `Content-Type`. `subject` says under what: see
+//! [`subject`]. A stream that takes the subject must be there; hookswitch makes none.
+//!
+//! Done means that the stream has acknowledged the message: in a stream with replicas, that most of
+//! them have it. When it reaches their disks is the server's own to say (`sync_interval`: every two
+//! minutes by default, `always` for before the acknowledgement).
+//!
+//! **Order.** A stream keeps messages in the order of their acknowledgements, so with
+//! `order = "key"` it has each key's events in the order in which they arrived.
+//!
+//! **Copies.** `Nats-Msg-Id` is the event's id, a slash and the handler's name (two handlers may
+//! fill one stream), the same in each attempt, so within its duplicate window a stream keeps one
+//! message however often hookswitch had to try. A replay is wanted although the event has been
+//! there before, so its messages have no `Nats-Msg-Id`, and one whose acknowledgement was lost is
+//! there twice.
+//!
+//! | answer | outcome |
+//! |---|---|
+//! | the stream's acknowledgement, also of a copy | done |
+//! | the user may not publish under this subject | parked |
+//! | the message is larger than the server or the stream takes | parked |
+//! | a subject of more than 2048 bytes | parked, unsent |
+//! | any other error of a stream, such as that it is full | tried again |
+//! | no stream takes the subject, or the one that does has no leader now | tried again |
+//! | wrong credentials, no connection, no answer | tried again |
+//!
+//! What is parked is so for what the event is; what is wrong with the whole of it, such as a
+//! password, is tried again, for an operator can mend it and lose nothing.
+//!
+//! **Invariant:** no subject, which may hold a key, is in a reason.
+
+mod link;
+mod settings;
+mod subject;
+
+use async_nats::{Client, Event, HeaderMap, Request, RequestError, RequestErrorKind, ServerError};
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use super::{
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    cloud_event::CloudEvent,
+    message::{Format, Message, to_header},
+};
+use link::Links;
+
+pub(super) use settings::Settings;
+
+/// The stream's error for a message over its `max_msg_size`.
+const MESSAGE_TOO_LARGE: u32 = 10054;
+/// The stream's error for headers over 64 KiB.
+const HEADERS_TOO_LARGE: u32 = 10097;
+
+impl HandlerKind for Settings {
+    const KIND: &'static str = "nats";
+    const EXAMPLE: &'static str = r#"
+[handlers.bus]
+kind = "nats"
+events = ["*"]
+servers = ["tls://nats-1.example.com:4222", "tls://nats-2.example.com:4222"]
+subject = "telephony.{type}"                            # also {key}, {endpoint}, {handler}
+format = "structured"                                   # or "binary", "raw"
+auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
+# auth = { token = { env = "NATS_TOKEN" } }
+# ca = "/etc/hookswitch/nats-ca.pem"                    # in place of the system's
+connect_timeout = "5s"
+"#;
+    type Handler = Nats;
+
+    fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {
+        Ok(Nats {
+            links: Links::new(self),
+        })
+    }
+}
+
+/// The handler.
+#[derive(Debug)]
+pub(super) struct Nats {
+    links: Links,
+}
+
+impl Handler for Nats {
+    type Event = AnyEvent;
+
+    async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
+        let settings = self.links.settings();
+        let subject = match settings.subject.fill(&delivery) {
+            Ok(subject) => subject,
+            Err(too_long) => return Outcome::park(too_long),
+        };
+        let event = CloudEvent::new(delivery.notification, delivery.context);
+        let message = Message::new(&event, settings.format);
+        let headers = headers(&delivery, &message, settings.format);
+        let link = match self.links.get().await {
+            Ok(link) => link,
+            Err(why) => return Outcome::retry(why),
+        };
+        // Listens before it speaks, so as to miss no complaint.
+        let events = link.events.subscribe();
+        let inbox = link.client.new_inbox();
+        tokio::select! {
+            answer = publish(&link.client, &subject, &inbox, headers, message.body) => answer,
+            complaint = complaint(events, &subject, &inbox) => complaint,
+        }
+    }
+}
+
+fn headers(delivery: &Delivery<'_, AnyEvent>, message: &Message, format: Format) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, text) in &message.attributes {
+        headers.insert(format!("ce-{name}"), to_header(text));
+    }
+    // The binary form has the data's type among its attributes, by the binding's own rule.
+    if format != Format::Binary {
+        headers.insert("Content-Type", message.content_type);
+    }
+    let context = delivery.context;
+    if context.replay.is_none() {
+        let id = delivery.idempotency_key();
+        let handler = to_header(context.handler.as_str());
+        headers.insert("Nats-Msg-Id", format!("{id}/{handler}"));
+    }
+    headers
+}
+
+/// Publishes one message and waits for the stream's answer.
+///
+/// The answer comes to an inbox of its own, since the client forgets those that it shares between
+/// requests only when they are answered.
+async fn publish(
+    client: &Client,
+    subject: &str,
+    inbox: &str,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Outcome {
+    let request = Request::new()
+        .headers(headers)
+        .payload(body)
+        .inbox(inbox.to_owned())
+        // The dispatcher gives the attempt up in time.
+        .timeout(None);
+    match client.send_request(subject.to_owned(), request).await {
+        Ok(answer) => judge(&answer.payload),
+        Err(error) => refused(&error),
+    }
+}
+
+/// What JetStream answers: where the message is, or why it is nowhere.
+#[derive(Deserialize)]
+struct Answer {
+    seq: Option<u64>,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    /// See the server's list of errors.
+    #[serde(default)]
+    err_code: u32,
+    /// One of the texts in that list.
+    #[serde(default)]
+    description: String,
+}
+
+/// What an answer means. See the module's table.
+fn judge(answer: &[u8]) -> Outcome {
+    match serde_json::from_slice(answer) {
+        Ok(Answer {
+            error: Some(error), ..
+        }) => {
+            let Refusal {
+                err_code,
+                description,
+            } = error;
+            let why = format!("the stream refused the message: {description} ({err_code})");
+            match err_code {
+                MESSAGE_TOO_LARGE | HEADERS_TOO_LARGE => Outcome::park(why),
+                _ => Outcome::retry(why),
+            }
+        }
+        Ok(Answer { seq: Some(_), .. }) => Outcome::Done,
+        Ok(_) | Err(_) => Outcome::retry(
+            "something that is no stream answered; keep services off the subjects of `subject`",
+        ),
+    }
+}
+
+/// What it means that there is no answer.
+fn refused(error: &RequestError) -> Outcome {
+    match error.kind() {
+        RequestErrorKind::NoResponders => Outcome::retry(
+            "no stream takes the message; make one for the subjects of `subject`, or see why it \
+             has no leader",
+        ),
+        RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
+            Outcome::park(format!("the message cannot be sent: {error}"))
+        }
+        RequestErrorKind::TimedOut | RequestErrorKind::Other => {
+            Outcome::retry(format!("got no answer: {error}"))
+        }
+    }
+}
+
+/// Waits until something happens on the connection that means that no answer will come to `inbox`.
+async fn complaint(mut events: broadcast::Receiver<Event>, subject: &str, inbox: &str) -> Outcome {
+    loop {
+        let text = match events.recv().await {
+            Ok(Event::Disconnected | Event::Closed) => {
+                return Outcome::retry("the connection was lost before the stream answered");
+            }
+            Ok(Event::ServerError(ServerError::Other(text))) => text,
+            Ok(_) | Err(RecvError::Lagged(_)) => continue,
+            // Whoever would speak is gone with the connection, and the answer is too.
+            Err(RecvError::Closed) => return Outcome::retry("the connection was closed"),
+        };
+        let denies = |what: &str| text.contains(&format!("Permissions Violation for {what}"));
+        if denies(&format!("Publish to \"{subject}\"")) {
+            return Outcome::park(
+                "the server denies the user to publish under the event's subject",
+            );
+        }
+        if denies(&format!("Subscription to \"{inbox}\"")) {
+            return Outcome::retry(
+                "the server denies the user its inbox; let it subscribe to `_INBOX.>`",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The outcome of an answer, as a text.
+    fn outcome(answer: &str) -> String {
+        match judge(answer.as_bytes()) {
+            Outcome::Done => "done".to_owned(),
+            Outcome::Retry { after: None, why } => format!("retry: {why}"),
+            Outcome::Park { why } => format!("park: {why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_streams_answer_decides() {
+        let error = |code: u32, text: &str| {
+            format!(
+                r#"{{"stream":"S","seq":0,"error":{{"code":400,"err_code":{code},"description":"{text}"}}}}"#
+            )
+        };
+        for (answer, expected) in [
+            (r#"{"stream":"S","seq":1}"#.to_owned(), "done"),
+            (
+                r#"{"stream":"S","seq":1,"duplicate":true}"#.to_owned(),
+                "done",
+            ),
+            (
+                error(10054, "message size exceeds maximum allowed"),
+                "park: the stream refused the message: message size exceeds maximum allowed (10054)",
+            ),
+            (
+                error(10097, "header size exceeds maximum allowed of 64k"),
+                "park: the stream refused the message: header size exceeds maximum allowed of 64k \
+                 (10097)",
+            ),
+            (
+                error(10077, "maximum messages exceeded"),
+                "retry: the stream refused the message: maximum messages exceeded (10077)",
+            ),
+            (
+                r#"{"error":{}}"#.to_owned(),
+                "retry: the stream refused the message:  (0)",
+            ),
+        ] {
+            assert_eq!(outcome(&answer), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_answers_in_a_streams_place_has_stored_nothing() {
+        for answer in ["", "+OK", "null", "{}", "{\"ok\":true}", "{\"seq\":\"1\"}"] {
+            let outcome = outcome(answer);
+            assert!(
+                outcome.starts_with("retry: something that is no stream"),
+                "{outcome}"
+            );
+        }
+    }
+
+    /// What `happenings` come to for an attempt under `a.b` with the inbox `_INBOX.c`.
+    async fn came_to(happenings: Vec<Event>) -> String {
+        let (events, attempt) = broadcast::channel(8);
+        for happening in happenings {
+            events.send(happening).unwrap();
+        }
+        drop(events);
+        match complaint(attempt, "a.b", "_INBOX.c").await {
+            Outcome::Retry { after: None, why } => format!("retry: {why}"),
+            Outcome::Park { why } => format!("park: {why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attempt_ends_with_its_connection_and_with_its_own_denial_alone() {
+        let says = |text: &str| Event::ServerError(ServerError::Other(text.to_owned()));
+        let others = [
+            Event::Connected,
+            Event::LameDuckMode,
+            says("Permissions Violation for Publish to \"a.b.c\""),
+            says("Permissions Violation for Subscription to \"_INBOX.d\""),
+        ];
+        for (last, expected) in [
+            (Event::Disconnected, "retry: the connection was lost"),
+            (Event::Closed, "retry: the connection was lost"),
+            (Event::Draining, "retry: the connection was closed"),
+            (
+                says("Permissions Violation for Publish to \"a.b\" using reply \"_INBOX.c\""),
+                "park: the server denies the user to publish",
+            ),
+            (
+                says("Permissions Violation for Subscription to \"_INBOX.c\""),
+                "retry: the server denies the user its inbox",
+            ),
+        ] {
+            let happenings = others.iter().chain([&last]).cloned();
+            let outcome = came_to(happenings.collect()).await;
+            assert!(outcome.starts_with(expected), "{last}: {outcome}");
+        }
+    }
+}

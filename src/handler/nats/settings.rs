@@ -1,0 +1,175 @@
+//! What the TOML says of a `nats` handler.
+
+use std::time::Duration;
+
+use async_nats::{ConnectOptions, ServerAddr};
+use serde::Deserialize;
+
+use super::subject::Template;
+use crate::{
+    handler::{
+        broker::{self, Authorities},
+        message::Format,
+    },
+    quantity,
+    secret::Secret,
+};
+
+/// Settings, which are checked while they are read as far as each one can be by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::handler) struct Settings {
+    /// Servers of one cluster, any of which will do.
+    pub(super) servers: Servers,
+    /// What events are published under.
+    pub(super) subject: Template,
+    /// What is sent.
+    #[serde(default)]
+    pub(super) format: Format,
+    /// Who we are; nobody where nothing is said.
+    auth: Option<Auth>,
+    /// Who may vouch for a server; there is no connection without TLS then.
+    ca: Option<Authorities>,
+    /// How long a connection to one server may take to be made.
+    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    connect_timeout: Duration,
+}
+
+const fn connect_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// How often a connection that says nothing is asked whether it still stands.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// At least one server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Vec<Server>")]
+pub(super) struct Servers(pub(super) Vec<ServerAddr>);
+
+impl TryFrom<Vec<Server>> for Servers {
+    type Error = &'static str;
+
+    fn try_from(servers: Vec<Server>) -> Result<Self, Self::Error> {
+        match servers.is_empty() {
+            true => Err("there is no server; name one, such as [\"tls://nats.example.com:4222\"]"),
+            false => Ok(Self(servers.into_iter().map(|server| server.0).collect())),
+        }
+    }
+}
+
+/// One server.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Server(ServerAddr);
+
+impl TryFrom<String> for Server {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let url = broker::url(&text, &["tls", "nats"], "tls://nats.example.com:4222")?;
+        let address = ServerAddr::from_url(url);
+        address.map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// What a server is shown.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+enum Auth {
+    User { name: String, password: Secret },
+    Token(Secret),
+}
+
+impl Settings {
+    /// How a connection is made.
+    pub(super) fn options(&self) -> ConnectOptions {
+        // A server may name others of its cluster, and without a scheme, so one that asks for TLS
+        // asks for it everywhere.
+        let is_tls = self.servers.0.iter().any(ServerAddr::tls_required);
+        let options = ConnectOptions::new()
+            .name("hookswitch")
+            .require_tls(is_tls || self.ca.is_some())
+            .connection_timeout(self.connect_timeout)
+            .ping_interval(PING_INTERVAL)
+            // One try at each: see [`super::link`].
+            .max_reconnects(self.servers.0.len());
+        let options = match &self.ca {
+            Some(ca) => options.add_root_certificates(ca.0.clone()),
+            None => options,
+        };
+        match &self.auth {
+            Some(Auth::User { name, password }) => {
+                options.user_and_password(name.clone(), password.expose().to_owned())
+            }
+            Some(Auth::Token(token)) => options.token(token.expose().to_owned()),
+            None => options,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::{self, Sources};
+
+    fn read(text: &str) -> Result<Settings, String> {
+        let sources = Sources {
+            env: |_| Some("hush".to_owned()),
+            inline: false,
+        };
+        let value = toml::de::ValueDeserializer::parse(text).unwrap();
+        secret::with(sources, || Settings::deserialize(value))
+            .map_err(|error| error.message().to_owned())
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_while_they_are_read() {
+        let subject = "subject = \"a\"";
+        let servers = "servers = [\"nats://127.0.0.1\", \"tls://nats.example.com:4222\"]";
+        assert!(read(&format!("{{ {servers}, {subject} }}")).is_ok());
+        for (text, why) in [
+            (format!("{{ {servers} }}"), "missing field `subject`"),
+            (
+                format!("{{ {subject}, servers = [] }}"),
+                "there is no server",
+            ),
+            (
+                format!("{{ {subject}, servers = [\"nats://a:hush@b\"] }}"),
+                "settings of their own",
+            ),
+            (
+                format!("{{ {subject}, servers = [\"ws://example.com\"] }}"),
+                "scheme is not",
+            ),
+            (
+                format!("{{ {subject}, {servers}, auth = {{ token = \"hush\" }} }}"),
+                "only while every listener is on loopback",
+            ),
+            (
+                format!("{{ {subject}, {servers}, auth = {{ user = {{ name = \"a\" }} }} }}"),
+                "missing field `password`",
+            ),
+            (
+                format!("{{ {subject}, {servers}, auth = {{ ticket = \"hush\" }} }}"),
+                "unknown variant",
+            ),
+            (
+                format!("{{ {subject}, {servers}, ca = \"/nonexistent\" }}"),
+                "cannot be read",
+            ),
+        ] {
+            let refused = read(&text).unwrap_err();
+            assert!(refused.contains(why), "{text}: {refused}");
+            assert!(!refused.contains("hush"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let text =
+            "{ servers = [\"nats://a\"], subject = \"a\", auth = { token = { env = \"A\" } } }";
+        let settings = read(text).unwrap();
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
+    }
+}

@@ -1,0 +1,253 @@
+//! What the TOML says of a `redis` handler.
+
+use std::{fs, num::NonZeroU64, time::Duration};
+
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsCertificates};
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::{
+    handler::{
+        broker::{self, Authorities},
+        message::Format,
+    },
+    quantity,
+    secret::Secret,
+};
+
+/// Settings, which are checked while they are read as far as each one can be by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::handler) struct Settings {
+    /// Where to.
+    url: Address,
+    /// Who we are; `default` where only a password is given.
+    username: Option<String>,
+    /// The proof of it.
+    password: Option<Secret>,
+    /// Who may vouch for the server.
+    ca: Option<Authorities>,
+    /// The key of the stream.
+    pub(super) stream: Stream,
+    /// About how many entries the stream is cut down to; it grows for ever where nothing is said.
+    pub(super) maxlen: Option<NonZeroU64>,
+    /// What is sent.
+    #[serde(default)]
+    pub(super) format: Format,
+    /// What besides the server's reply to wait for.
+    pub(super) wait: Option<Wait>,
+    /// How long a connection may take to be made.
+    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    pub(super) connect_timeout: Duration,
+}
+
+const fn connect_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// A server, and the number of a database in it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Address(ConnectionInfo, Scheme);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Plain,
+    Tls,
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let example = "rediss://redis.example.com:6379/0";
+        let url: Url = broker::url(&text, &["rediss", "redis"], example)?;
+        let scheme = match url.scheme() {
+            "rediss" => Scheme::Tls,
+            _ => Scheme::Plain,
+        };
+        let info = url.into_connection_info().map_err(|error| {
+            let problem = error.to_string();
+            format!("the URL cannot be used: {problem}; it looks like {example:?}")
+        })?;
+        Ok(Self(info, scheme))
+    }
+}
+
+/// The key of a stream.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Stream(pub(super) String);
+
+impl TryFrom<String> for Stream {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        match name.is_empty() {
+            true => Err("the stream's name is empty; name it, such as \"telephony\""),
+            false => Ok(Self(name)),
+        }
+    }
+}
+
+/// What has to have an entry before it counts as delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WaitTable")]
+pub(super) struct Wait {
+    pub(super) replicas: u32,
+    pub(super) fsync: bool,
+    pub(super) timeout: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WaitTable {
+    #[serde(default)]
+    replicas: u32,
+    #[serde(default)]
+    fsync: bool,
+    #[serde(default = "wait_timeout", with = "quantity::duration")]
+    timeout: Duration,
+}
+
+const fn wait_timeout() -> Duration {
+    Duration::from_secs(1)
+}
+
+impl TryFrom<WaitTable> for Wait {
+    type Error = &'static str;
+
+    fn try_from(table: WaitTable) -> Result<Self, Self::Error> {
+        let WaitTable {
+            replicas,
+            fsync,
+            timeout,
+        } = table;
+        if replicas == 0 && !fsync {
+            return Err("there is nothing to wait for; set `replicas`, or `fsync = true`");
+        }
+        if timeout.as_millis() == 0 {
+            return Err("`timeout` is less than a millisecond, which the server takes for ever");
+        }
+        Ok(Self {
+            replicas,
+            fsync,
+            timeout,
+        })
+    }
+}
+
+impl Settings {
+    /// What makes connections.
+    pub(super) fn client(&self) -> RedisResult<Client> {
+        let Address(info, scheme) = self.url.clone();
+        let mut redis = info.redis_settings().clone();
+        if let Some(username) = &self.username {
+            redis = redis.set_username(username);
+        }
+        if let Some(password) = &self.password {
+            redis = redis.set_password(password.expose());
+        }
+        let info = info.set_redis_settings(redis);
+        match scheme {
+            Scheme::Plain => Client::open(info),
+            Scheme::Tls => {
+                let ca = self.ca.as_ref().map(|ca| fs::read(&ca.0));
+                let certificates = TlsCertificates {
+                    client_tls: None,
+                    root_cert: ca.transpose()?,
+                };
+                Client::build_with_tls(info, certificates)
+            }
+        }
+    }
+
+    /// What of the settings goes ill together.
+    pub(super) fn contradiction(&self, timeout: Duration) -> Option<&'static str> {
+        if self.username.is_some() && self.password.is_none() {
+            return Some("`username` is there without `password`; add it, or take both away");
+        }
+        if self.ca.is_some() && self.url.1 == Scheme::Plain {
+            return Some("`ca` is there without TLS; write the URL's scheme as \"rediss\"");
+        }
+        if self.wait.is_some_and(|wait| wait.timeout >= timeout) {
+            return Some("`wait.timeout` is not shorter than `timeout`; make it so");
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::{self, Sources};
+
+    fn read(more: &str) -> Result<Settings, String> {
+        let sources = Sources {
+            env: |_| Some("hush".to_owned()),
+            inline: false,
+        };
+        let text = match more.contains("url = ") {
+            true => format!("{{ stream = \"a\", {more} }}"),
+            false => format!("{{ stream = \"a\", url = \"redis://localhost\", {more} }}"),
+        };
+        let value = toml::de::ValueDeserializer::parse(&text).unwrap();
+        secret::with(sources, || Settings::deserialize(value))
+            .map_err(|error| error.message().to_owned())
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_while_they_are_read() {
+        for more in ["", "url = \"rediss://[::1]:6380/5\"", "maxlen = 1"] {
+            assert!(read(more).is_ok(), "{more}");
+        }
+        for (more, why) in [
+            ("url = \"redis://:hush@a\"", "settings of their own"),
+            ("url = \"rediss://a#insecure\"", "more than where"),
+            ("url = \"redis://a/first\"", "Invalid database number"),
+            ("url = \"http://a\"", "scheme is not"),
+            ("maxlen = 0", "nonzero"),
+            (
+                "password = \"hush\"",
+                "only while every listener is on loopback",
+            ),
+            ("wait = {}", "nothing to wait for"),
+            ("wait = { replicas = 1, timeout = \"0s\" }", "for ever"),
+            ("wait = { disks = 1 }", "unknown field"),
+        ] {
+            let refused = read(more).map(|_| ()).unwrap_err();
+            assert!(refused.contains(why), "{more}: {refused}");
+            assert!(!refused.contains("hush"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_told() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let ca = format!("ca = {:?}", file.path());
+        for (more, why) in [
+            ("username = \"a\"", Some("without `password`")),
+            ("username = \"a\", password = { env = \"A\" }", None),
+            ("password = { env = \"A\" }", None),
+            (&*ca, Some("without TLS")),
+            (&*format!("{ca}, url = \"rediss://a\""), None),
+            (
+                "wait = { replicas = 1, timeout = \"10s\" }",
+                Some("not shorter"),
+            ),
+            ("wait = { fsync = true, timeout = \"9s\" }", None),
+        ] {
+            let told = read(more).unwrap().contradiction(Duration::from_secs(10));
+            assert_eq!(told.is_some(), why.is_some(), "{more}: {told:?}");
+            assert!(told.unwrap_or_default().contains(why.unwrap_or_default()));
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let settings = read("password = { env = \"A\" }").unwrap();
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
+    }
+}
