@@ -164,7 +164,7 @@ impl Journal {
     ) -> Result<oneshot::Receiver<Result<(), AppendError>>, AppendError> {
         let since = Instant::now();
         let record = Record::new(notification).map_err(|TooLarge(bytes)| {
-            AppendError::Full(format!("an event of {bytes} bytes is too large to store"))
+            AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
         })?;
         let bytes = record.len();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -195,7 +195,7 @@ impl Journal {
     fn gone(&self) -> AppendError {
         match &*self.health.borrow() {
             Health::Poisoned { why } => AppendError::Poisoned(why.clone()),
-            Health::Sound | Health::Full { .. } => AppendError::Closed,
+            Health::Sound | Health::Unavailable { .. } => AppendError::Closed,
         }
     }
 
@@ -293,8 +293,8 @@ impl Writer {
                 Ok(())
             }
             Err(Failure::Full(why)) => {
-                self.set_health(Health::Full { why: why.clone() });
-                Err(AppendError::Full(why))
+                self.set_health(Health::Unavailable { why: why.clone() });
+                Err(AppendError::Unavailable(why))
             }
             Err(Failure::Poisoned(why)) => {
                 self.set_health(Health::Poisoned { why: why.clone() });
@@ -318,7 +318,7 @@ impl Writer {
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         match &*self.health.borrow() {
             Health::Sound => {}
-            Health::Full { why } => return Err(Failure::Full(why.clone())),
+            Health::Unavailable { why } => return Err(Failure::Full(why.clone())),
             Health::Poisoned { why } => return Err(Failure::Poisoned(why.clone())),
         }
         if bytes as u64 > self.room {
@@ -425,7 +425,7 @@ impl Writer {
             Health::Sound
         } else {
             let why = self.too_little_room();
-            Health::Full { why }
+            Health::Unavailable { why }
         };
         if self.room == 0 {
             self.preparer.give_up();
@@ -448,7 +448,7 @@ impl Writer {
         self.plan.metrics.store_sound.set(i64::from(sound));
         match &health {
             Health::Sound => tracing::info!("the store takes events again"),
-            Health::Full { why } => tracing::warn!("the store refuses events: {why}"),
+            Health::Unavailable { why } => tracing::warn!("the store refuses events: {why}"),
             Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
         }
         self.health.send_replace(health);
