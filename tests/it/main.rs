@@ -15,5 +15,9 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[path = "../support/postgres.rs"]
+mod postgres;
 mod readme;
 mod reload;
+#[path = "../support/server.rs"]
+mod server;
