@@ -19,5 +19,6 @@ mod harness;
 mod postgres;
 mod readme;
 mod reload;
+mod replicas;
 #[path = "../support/server.rs"]
 mod server;
