@@ -152,7 +152,7 @@ metrics! {
     journal_bytes: Gauge = Gauge::default(), "Size of the journal on disk";
     journal_damaged_bytes: Gauge = Gauge::default(), "Bytes of the journal that fail their checksum, as far as it has been read";
     disk_free_bytes: Gauge = Gauge::default(), "Free space on the store's disk";
-    store_sound: Gauge = Gauge::default(), "1 while the store takes events, 0 while it is full or poisoned";
+    store_sound: Gauge = Gauge::default(), "1 while the store takes events, 0 while it is unavailable or poisoned";
     ledger_lag: Gauge = Gauge::default(), "Stored events that the ledger does not know yet";
     deliveries: Family<ByOutcome, Counter> = Family::default(), "Attempts at deliveries by handler and outcome";
     delivery_seconds: Durations<ByHandler> = Family::new_with_constructor(durations), "How long attempts took";

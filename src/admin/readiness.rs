@@ -38,7 +38,7 @@ impl Readiness {
     }
 
     /// Nothing when requests are welcome, or else one word for why they are not: `starting`,
-    /// `recovering`, `full`, `poisoned`, `draining`.
+    /// `recovering`, `unavailable`, `poisoned`, `draining`.
     pub fn obstacle(&self) -> Option<&'static str> {
         match *self.phase.read().unwrap_or_else(PoisonError::into_inner) {
             Phase::Starting => Some("starting"),
@@ -50,7 +50,7 @@ impl Readiness {
                 };
                 match &*store.health().borrow() {
                     Health::Sound => None,
-                    Health::Full { .. } => Some("full"),
+                    Health::Unavailable { .. } => Some("unavailable"),
                     Health::Poisoned { .. } => Some("poisoned"),
                 }
             }

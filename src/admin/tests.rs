@@ -78,8 +78,10 @@ async fn readiness_is_one_word_for_the_first_obstacle() {
     assert_eq!(house.ready().await, (200, "ready".to_owned()));
 
     let why = "it is a secret".to_owned();
-    store.health.send_replace(Health::Full { why: why.clone() });
-    assert_eq!(house.ready().await, no("full"));
+    store
+        .health
+        .send_replace(Health::Unavailable { why: why.clone() });
+    assert_eq!(house.ready().await, no("unavailable"));
     store.health.send_replace(Health::Poisoned { why });
     assert_eq!(house.ready().await, no("poisoned"));
     store.health.send_replace(Health::Sound);

@@ -54,7 +54,7 @@ impl Condition {
         self.metrics.store_sound.set(i64::from(sound));
         match &health {
             Health::Sound => tracing::info!("the store takes events"),
-            Health::Full { why } => tracing::warn!("the store refuses events: {why}"),
+            Health::Unavailable { why } => tracing::warn!("the store refuses events: {why}"),
             Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
         }
     }

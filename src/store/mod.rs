@@ -255,8 +255,8 @@ pub enum Health {
     /// It does.
     Sound,
     /// Not now; it may again.
-    Full {
-        /// What there is too little of.
+    Unavailable {
+        /// What there is too little of, or who is not there.
         why: String,
     },
     /// Never again in this process.
@@ -269,9 +269,9 @@ pub enum Health {
 /// Why an event is not on stable storage, or not known to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// There is too little room.
-    #[error("the store is full: {0}")]
-    Full(String),
+    /// There is too little room, or nobody who would store it; that may pass.
+    #[error("the store takes no events: {0}")]
+    Unavailable(String),
     /// More is waiting to be written than the store takes on.
     #[error("the store is behind: too many events wait to be written")]
     Overloaded,

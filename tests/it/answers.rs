@@ -9,9 +9,21 @@ use std::{
 };
 
 use crate::harness::{
-    ARCHIVE, Answer, ENDPOINTS, Home, RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, cnam, eventually,
-    phone_number, request, unix_now, zoom_headers,
+    ARCHIVE, Answer, ENDPOINTS, Engine, Home, RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, cnam,
+    eventually, on_every_engine, phone_number, request, unix_now, zoom_headers,
 };
+
+on_every_engine![
+    ringcentral_is_answered_as_the_table_says,
+    a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored,
+    zoom_is_answered_as_the_table_says,
+    a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery,
+    a_bad_signature_can_be_asked_for_again,
+    what_is_no_request_for_an_endpoint_is_told_so,
+    an_event_of_another_family_is_delivered_under_its_own_name,
+    a_thousand_copies_at_once_are_one_event,
+    a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log,
+];
 
 const PHONE: &str = "/ringcentral/phone-number";
 const ZOOM: &str = "/zoom/number-management";
@@ -43,9 +55,8 @@ fn assert_empty(answer: &Answer, status: u16) {
     );
 }
 
-#[test]
-fn ringcentral_is_answered_as_the_table_says() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn ringcentral_is_answered_as_the_table_says(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let event = phone_number("u-1", "501");
 
@@ -73,9 +84,8 @@ fn ringcentral_is_answered_as_the_table_says() {
     );
 }
 
-#[test]
-fn a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let token = "t".repeat(512);
 
@@ -110,9 +120,8 @@ fn a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored() {
     assert_empty(&too_long, 401);
 }
 
-#[test]
-fn zoom_is_answered_as_the_table_says() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn zoom_is_answered_as_the_table_says(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let event = cnam(7, 1);
     let signed = |body: &str, secret: &str, at: i64| {
@@ -153,9 +162,8 @@ fn zoom_is_answered_as_the_table_says() {
     );
 }
 
-#[test]
-fn a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let challenge = |token: &str| {
         format!(
@@ -186,13 +194,12 @@ fn a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery() {
     assert_eq!(home.archived()[0]["type"], "zoom.unrecognized");
 }
 
-#[test]
-fn a_bad_signature_can_be_asked_for_again() {
+fn a_bad_signature_can_be_asked_for_again(engine: Engine) {
     let patient = ENDPOINTS.replace(
         r#"secret_tokens = ["a-secret-for-tests"]"#,
         "secret_tokens = [\"a-secret-for-tests\"]\non_bad_signature = \"retry\"",
     );
-    let home = Home::new(&[&patient]);
+    let home = engine.home(&[&patient]);
     let service = home.start();
     let body = cnam(1, 1);
     let headers = zoom_headers(body.as_bytes(), "another-secret", unix_now());
@@ -202,9 +209,8 @@ fn a_bad_signature_can_be_asked_for_again() {
     );
 }
 
-#[test]
-fn what_is_no_request_for_an_endpoint_is_told_so() {
-    let home = Home::new(&[ENDPOINTS]);
+fn what_is_no_request_for_an_endpoint_is_told_so(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     assert_empty(&service.post("/nowhere", &[], b"{}"), 404);
     let get = request(service.address, "GET", PHONE, &[], b"").unwrap();
@@ -216,9 +222,8 @@ fn what_is_no_request_for_an_endpoint_is_told_so() {
     );
 }
 
-#[test]
-fn an_event_of_another_family_is_delivered_under_its_own_name() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn an_event_of_another_family_is_delivered_under_its_own_name(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let event = phone_number("u-9", "509");
     assert_empty(
@@ -236,9 +241,8 @@ fn an_event_of_another_family_is_delivered_under_its_own_name() {
     );
 }
 
-#[test]
-fn a_thousand_copies_at_once_are_one_event() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_thousand_copies_at_once_are_one_event(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = Arc::new(home.start());
     let body = cnam(3, 33);
     let senders: Vec<_> = (0..50)
@@ -267,9 +271,8 @@ fn a_thousand_copies_at_once_are_one_event() {
     });
 }
 
-#[test]
-fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = Arc::new(home.start());
     let stop = Arc::new(AtomicBool::new(false));
     let flood: Vec<_> = (0..8)

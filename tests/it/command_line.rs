@@ -2,7 +2,19 @@
 
 use std::{path::Path, process::Output};
 
-use crate::harness::{ARCHIVE, ENDPOINTS, Home, cnam, eventually, hookswitch};
+use crate::harness::{
+    ARCHIVE, ENDPOINTS, Engine, Home, cnam, eventually, hookswitch, on_every_engine,
+};
+
+on_every_engine![
+    send_tries_every_endpoint_out_and_says_what_came_back,
+    send_with_another_secret_says_so_and_fails,
+    healthcheck_asks_the_operators_door,
+    stored_events_can_be_listed_and_shown,
+    a_replay_of_everything_has_to_be_said_in_full,
+    a_store_that_is_not_there_is_said_to_be_absent,
+    logs_hold_nothing_of_what_was_said,
+];
 
 fn shipped(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -60,9 +72,8 @@ fn a_wrong_configuration_is_reported_whole_with_exit_code_64() {
     }
 }
 
-#[test]
-fn send_tries_every_endpoint_out_and_says_what_came_back() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn send_tries_every_endpoint_out_and_says_what_came_back(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let base = format!("http://{}", service.address);
     let sent = home.json(&["send", "--all", "--copies", "2", "--to", &base]);
@@ -95,9 +106,8 @@ fn send_tries_every_endpoint_out_and_says_what_came_back() {
     });
 }
 
-#[test]
-fn send_with_another_secret_says_so_and_fails() {
-    let home = Home::new(&[ENDPOINTS]);
+fn send_with_another_secret_says_so_and_fails(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     let base = format!("http://{}", service.address);
     home.configure(&[&ENDPOINTS.replace("a-secret-for-tests", "another")]);
@@ -123,9 +133,8 @@ fn send_to_nobody_says_that_nobody_is_there() {
     );
 }
 
-#[test]
-fn healthcheck_asks_the_operators_door() {
-    let home = Home::new(&[ENDPOINTS]);
+fn healthcheck_asks_the_operators_door(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     let fixed = ENDPOINTS.replacen(
         "[admin]\nlisten = \"127.0.0.1:0\"",
@@ -142,9 +151,8 @@ fn healthcheck_asks_the_operators_door() {
     assert_eq!(home.run(&["healthcheck"]).status.code(), Some(1));
 }
 
-#[test]
-fn stored_events_can_be_listed_and_shown() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn stored_events_can_be_listed_and_shown(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     assert_eq!(
@@ -175,9 +183,8 @@ fn stored_events_can_be_listed_and_shown() {
     assert!(text(&output).1.contains("there is no event"), "{output:?}");
 }
 
-#[test]
-fn a_replay_of_everything_has_to_be_said_in_full() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_replay_of_everything_has_to_be_said_in_full(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     eventually("it is archived", || home.archived().len() == 1);
@@ -188,18 +195,16 @@ fn a_replay_of_everything_has_to_be_said_in_full() {
     assert_eq!(home.archived()[0]["id"], home.archived()[1]["id"]);
 }
 
-#[test]
-fn a_store_that_is_not_there_is_said_to_be_absent() {
-    let home = Home::new(&[ENDPOINTS]);
+fn a_store_that_is_not_there_is_said_to_be_absent(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS]);
     let output = home.run(&["events", "list"]);
     assert_eq!(output.status.code(), Some(69));
     assert!(text(&output).1.contains("there is no store"), "{output:?}");
     assert!(!home.path().join("data").exists(), "looking makes nothing");
 }
 
-#[test]
-fn logs_hold_nothing_of_what_was_said() {
-    let home = Home::new(&[
+fn logs_hold_nothing_of_what_was_said(engine: Engine) {
+    let home = engine.home(&[
         ENDPOINTS,
         "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n",
     ]);

@@ -14,8 +14,8 @@ use std::{
 };
 
 use crate::harness::{
-    ARCHIVE, ENDPOINTS, Home, Service, ZOOM_SECRET, as_pairs, cnam, eventually, request, unix_now,
-    zoom_headers,
+    ARCHIVE, ENDPOINTS, Engine, Home, Service, ZOOM_SECRET, as_pairs, cnam, eventually,
+    on_every_engine, request, unix_now, zoom_headers,
 };
 
 /// Threads that post distinct events and remember which were answered 200.
@@ -143,9 +143,10 @@ fn place_of(segment: &[u8], serial: u64) -> usize {
         .unwrap()
 }
 
-#[test]
-fn nothing_acknowledged_is_lost_by_kills_in_the_middle_of_a_load() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+on_every_engine![nothing_acknowledged_is_lost_by_kills_in_the_middle_of_a_load,];
+
+fn nothing_acknowledged_is_lost_by_kills_in_the_middle_of_a_load(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let serials = Arc::new(AtomicU64::new(0));
     let mut acknowledged = BTreeSet::new();
     for _ in 0..5 {

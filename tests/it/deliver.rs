@@ -2,7 +2,19 @@
 
 use serde_json::Value;
 
-use crate::harness::{ARCHIVE, ENDPOINTS, Home, Receiver, cnam, eventually, serials};
+use crate::harness::{
+    ARCHIVE, ENDPOINTS, Engine, Receiver, cnam, eventually, on_every_engine, serials,
+};
+
+on_every_engine![
+    a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other,
+    a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand,
+    a_final_answer_parks_at_once,
+    a_handler_whose_server_is_gone_delays_no_other,
+    order_holds_for_many_keys_at_once,
+    an_old_event_that_comes_late_is_marked_as_superseded,
+    a_program_that_embeds_the_crate_brings_its_own_kind,
+];
 
 /// A handler that posts to `receiver`, with quick retries.
 fn crm(receiver: &Receiver, extra: &str) -> String {
@@ -19,10 +31,9 @@ retry = {{ attempts = 3, first = "20ms", ceiling = "50ms" }}
     )
 }
 
-#[test]
-fn a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other() {
+fn a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other(engine: Engine) {
     let receiver = Receiver::start();
-    let home = Home::new(&[
+    let home = engine.home(&[
         ENDPOINTS,
         &crm(&receiver, "").replace("attempts = 3", "attempts = 100000"),
     ]);
@@ -50,10 +61,9 @@ fn a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other() {
     );
 }
 
-#[test]
-fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand() {
+fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand(engine: Engine) {
     let receiver = Receiver::start();
-    let home = Home::new(&[ENDPOINTS, &crm(&receiver, "")]);
+    let home = engine.home(&[ENDPOINTS, &crm(&receiver, "")]);
     let service = home.start();
     receiver.answer("serial 2\"", 500);
     for serial in 1..=3 {
@@ -98,10 +108,9 @@ fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand() {
     });
 }
 
-#[test]
-fn a_final_answer_parks_at_once() {
+fn a_final_answer_parks_at_once(engine: Engine) {
     let receiver = Receiver::start();
-    let home = Home::new(&[ENDPOINTS, &crm(&receiver, "")]);
+    let home = engine.home(&[ENDPOINTS, &crm(&receiver, "")]);
     let service = home.start();
     receiver.answer("serial 1\"", 422);
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
@@ -114,8 +123,7 @@ fn a_final_answer_parks_at_once() {
     );
 }
 
-#[test]
-fn a_handler_whose_server_is_gone_delays_no_other() {
+fn a_handler_whose_server_is_gone_delays_no_other(engine: Engine) {
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = gone.local_addr().unwrap();
     drop(gone);
@@ -128,7 +136,7 @@ fn a_handler_whose_server_is_gone_delays_no_other() {
         "[handlers.slow]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://{}/\"\ntimeout = \"60s\"\n",
         silent.local_addr().unwrap()
     );
-    let home = Home::new(&[ENDPOINTS, ARCHIVE, &broken, &slow]);
+    let home = engine.home(&[ENDPOINTS, ARCHIVE, &broken, &slow]);
     let service = home.start();
     for serial in 0..100 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
@@ -138,10 +146,9 @@ fn a_handler_whose_server_is_gone_delays_no_other() {
     });
 }
 
-#[test]
-fn order_holds_for_many_keys_at_once() {
+fn order_holds_for_many_keys_at_once(engine: Engine) {
     let receiver = Receiver::start();
-    let home = Home::new(&[ENDPOINTS, &crm(&receiver, "concurrency = 16")]);
+    let home = engine.home(&[ENDPOINTS, &crm(&receiver, "concurrency = 16")]);
     let service = home.start();
     for serial in 0..200 {
         let carrier = u32::try_from(serial % 10).unwrap();
@@ -156,9 +163,8 @@ fn order_holds_for_many_keys_at_once() {
     }
 }
 
-#[test]
-fn an_old_event_that_comes_late_is_marked_as_superseded() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn an_old_event_that_comes_late_is_marked_as_superseded(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     // The same number (serials 1005 and 5 end in one), the newer event first.
     assert_eq!(service.zoom(&cnam(1, 1005)).status, 200);
@@ -174,9 +180,8 @@ fn an_old_event_that_comes_late_is_marked_as_superseded() {
     assert_eq!(marks[1], Value::Bool(true), "{:?}", home.archived());
 }
 
-#[test]
-fn a_program_that_embeds_the_crate_brings_its_own_kind() {
-    let home = Home::new(&[
+fn a_program_that_embeds_the_crate_brings_its_own_kind(engine: Engine) {
+    let home = engine.home(&[
         ENDPOINTS,
         r#"
 [handlers.desk]

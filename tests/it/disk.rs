@@ -53,7 +53,7 @@ fn a_nearly_full_disk_refuses_new_events_and_delivers_the_stored_ones() {
     let acknowledged = fill(&service);
     assert!(acknowledged.len() > 10, "{}", acknowledged.len());
     eventually("the store says that it is full", || {
-        service.ready() == (503, "full".to_owned())
+        service.ready() == (503, "unavailable".to_owned())
     });
     eventually("what was stored is delivered", || {
         archived_serials(&home) == acknowledged

@@ -10,14 +10,18 @@ use std::{
 use crate::{
     crash::{Load, archived_serials},
     harness::{
-        ARCHIVE, ENDPOINTS, Home, PATIENCE, ZOOM_SECRET, cnam, eventually, request, unix_now,
-        zoom_headers,
+        ARCHIVE, ENDPOINTS, Engine, PATIENCE, ZOOM_SECRET, cnam, eventually, on_every_engine,
+        request, unix_now, zoom_headers,
     },
 };
 
-#[test]
-fn a_request_in_flight_is_finished_and_the_service_ends_in_order() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+on_every_engine![
+    a_request_in_flight_is_finished_and_the_service_ends_in_order,
+    a_stop_in_the_middle_of_a_load_loses_nothing,
+];
+
+fn a_request_in_flight_is_finished_and_the_service_ends_in_order(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let mut service = home.start();
     let body = cnam(1, 1);
     let mut head = format!(
@@ -51,9 +55,8 @@ fn a_request_in_flight_is_finished_and_the_service_ends_in_order() {
     });
 }
 
-#[test]
-fn a_stop_in_the_middle_of_a_load_loses_nothing() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_stop_in_the_middle_of_a_load_loses_nothing(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let serials = Arc::new(AtomicU64::new(0));
     let mut service = home.start();
     let load = Load::start(&service, &serials);

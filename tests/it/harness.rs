@@ -17,11 +17,60 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tempfile::TempDir;
 
+use crate::postgres::Database;
+
 /// Long enough for anything that is going to happen, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const RINGCENTRAL_TOKEN: &str = "a-token-for-tests";
 pub(crate) const ZOOM_SECRET: &str = "a-secret-for-tests";
+
+/// Makes a test of each case for each engine of the store: a case is given an [`Engine`]. One that
+/// is not listed is dead code, which the compiler reports.
+macro_rules! on_every_engine {
+    ($($case:ident,)+) => {
+        on_every_engine!(embedded Embedded: $($case,)+);
+        on_every_engine!(postgres Postgres: $($case,)+);
+    };
+    ($name:ident $engine:ident: $($case:ident,)+) => {
+        mod $name {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case($crate::harness::Engine::$engine);
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_every_engine;
+
+/// Where a service keeps its events.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Engine {
+    Embedded,
+    Postgres,
+}
+
+impl Engine {
+    /// The folder of a service on this engine. Its configuration is `config`, whose embedded store,
+    /// which is that of [`ENDPOINTS`], stands for a store of this engine.
+    pub(crate) fn home(self, config: &[&str]) -> Home {
+        let database = match self {
+            Self::Embedded => None,
+            Self::Postgres => Some(Database::new()),
+        };
+        let home = Home {
+            dir: tempfile::tempdir().unwrap(),
+            database,
+        };
+        home.configure(config);
+        home
+    }
+}
+
+/// The store of [`ENDPOINTS`].
+const EMBEDDED: &str = "kind = \"embedded\"\npath = \"{dir}/data\"\nreserve = 0\n";
 
 /// Three endpoints on ports of the system's choosing, an embedded store; handlers are the test's.
 /// `{dir}` stands for the folder of the service.
@@ -84,17 +133,20 @@ impl Answer {
 }
 
 /// The folder of a service, which outlives the process.
-pub(crate) struct Home(TempDir);
+pub(crate) struct Home {
+    dir: TempDir,
+    /// Where the events are, where they are not in the folder.
+    database: Option<Database>,
+}
 
 impl Home {
+    /// With an embedded store.
     pub(crate) fn new(config: &[&str]) -> Self {
-        let home = Self(tempfile::tempdir().unwrap());
-        home.configure(config);
-        home
+        Engine::Embedded.home(config)
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.0.path()
+        self.dir.path()
     }
 
     pub(crate) fn config(&self) -> PathBuf {
@@ -103,8 +155,13 @@ impl Home {
 
     /// Writes the configuration, its parts one after the other.
     pub(crate) fn configure(&self, parts: &[&str]) {
+        let mut config = parts.concat();
+        if let Some(database) = &self.database {
+            let store = format!("kind = \"postgres\"\nurl = \"{}\"\n", database.url());
+            config = config.replace(EMBEDDED, &store);
+        }
         let dir = self.path().to_str().unwrap();
-        fs::write(self.config(), parts.concat().replace("{dir}", dir)).unwrap();
+        fs::write(self.config(), config.replace("{dir}", dir)).unwrap();
     }
 
     /// Runs a subcommand to its end.
@@ -338,8 +395,21 @@ pub(crate) fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> std::io::Result<Answer> {
-    let mut stream = TcpStream::connect(to)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    request_within(PATIENCE, to, method, path, headers, body)
+}
+
+/// The same by one who waits no longer than `limit` for anything.
+pub(crate) fn request_within(
+    limit: Duration,
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<Answer> {
+    let mut stream = TcpStream::connect_timeout(&to, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
     let mut message = format!(
         "{method} {path} HTTP/1.1\r\nhost: {to}\r\ncontent-length: {}\r\nconnection: close\r\n",
         body.len()
@@ -420,25 +490,7 @@ fn serve_one(
     statuses: &Mutex<HashMap<String, u16>>,
 ) {
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).unwrap_or(0) == 0 {
-                return;
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        if reader.read_exact(&mut body).is_err() {
-            return;
-        }
-        let text = String::from_utf8_lossy(&body).into_owned();
+    while let Some(text) = read_request(&mut reader) {
         let status = {
             let statuses = statuses.lock().unwrap();
             let told = statuses
@@ -463,6 +515,26 @@ pub(crate) fn certificate() -> (String, String) {
     let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+/// The body of the next request on a connection; `None` when there is none, or no whole one.
+pub(crate) fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return None;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some(String::from_utf8_lossy(&body).into_owned())
 }
 
 /// A caller-name change of carrier `carrier`, told apart by `serial`.

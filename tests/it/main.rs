@@ -17,9 +17,12 @@ mod floors;
 mod harness;
 #[cfg(feature = "nats")]
 mod nats;
+#[path = "../support/postgres.rs"]
+mod postgres;
 mod readme;
 #[cfg(feature = "redis")]
 mod redis;
 mod reload;
+mod replicas;
 #[path = "../support/server.rs"]
 mod server;

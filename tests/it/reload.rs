@@ -4,15 +4,19 @@ use std::sync::{Arc, atomic::AtomicU64};
 
 use crate::{
     crash::{Load, archived_serials},
-    harness::{ARCHIVE, ENDPOINTS, Home, ZOOM_SECRET, cnam, eventually},
+    harness::{ARCHIVE, ENDPOINTS, Engine, Home, ZOOM_SECRET, cnam, eventually, on_every_engine},
 };
+
+on_every_engine![
+    a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing,
+    a_new_secret_is_taken_and_the_old_one_is_not,
+];
 
 const SECOND: &str =
     "[handlers.second]\nkind = \"file\"\nevents = [\"zoom.*\"]\npath = \"{dir}/second.ndjson\"\n";
 
-#[test]
-fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing() {
-    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let serials = Arc::new(AtomicU64::new(0));
     let load = Load::start(&service, &serials);
@@ -47,9 +51,8 @@ fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing() {
     );
 }
 
-#[test]
-fn a_new_secret_is_taken_and_the_old_one_is_not() {
-    let home = Home::new(&[ENDPOINTS]);
+fn a_new_secret_is_taken_and_the_old_one_is_not(engine: Engine) {
+    let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     home.configure(&[&ENDPOINTS.replace(ZOOM_SECRET, "the-next-secret")]);

@@ -5,7 +5,9 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, Permissions},
+    net::SocketAddr,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
@@ -32,6 +34,8 @@ const NOBODY: (&str, &str) = ("nobody", "nogroup");
 pub(crate) struct Postgres {
     server: Server,
     databases: AtomicU32,
+    /// What runs it, as the first words of a command.
+    runner: Vec<OsString>,
 }
 
 impl Postgres {
@@ -52,9 +56,52 @@ impl Postgres {
             prepare(&data(dir));
             serve(dir, port, settings)
         });
+        Self::of(server, Vec::new())
+    }
+
+    /// The same, run by a command that `runner` makes of the folder of its data.
+    pub(crate) fn start_under(settings: &[&str], runner: impl FnOnce(&Path) -> Command) -> Self {
+        let mut words = Vec::new();
+        let server = Server::start(|dir, port| {
+            init(dir);
+            let runner = runner(&data(dir));
+            words.push(runner.get_program().to_owned());
+            words.extend(runner.get_args().map(ToOwned::to_owned));
+            run_by(&words, serve(dir, port, settings))
+        });
+        Self::of(server, words)
+    }
+
+    /// A standby of this one with all that it holds now, known to it as `name`. What the primary's
+    /// command says is not in force there.
+    pub(crate) fn standby(&self, name: &str, settings: &[&str]) -> Self {
+        let cluster_name = format!("cluster_name={name}");
+        let settings = [settings, &[cluster_name.as_str()]].concat();
+        let server = Server::start(|dir, port| {
+            fs::create_dir(data(dir)).unwrap();
+            give(dir, &[data(dir)]);
+            let output = unprivileged("pg_basebackup")
+                .args(["--dbname", &self.url("postgres"), "--pgdata"])
+                .arg(data(dir))
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            serve(dir, port, &settings)
+        });
+        Self::of(server, Vec::new())
+    }
+
+    /// Makes a primary of a standby; returns when it is one.
+    pub(crate) fn promote(&self) {
+        assert_eq!(self.sql("postgres", "SELECT pg_promote()"), "t");
+    }
+
+    fn of(server: Server, runner: Vec<OsString>) -> Self {
         let postgres = Self {
             server,
             databases: AtomicU32::new(0),
+            runner,
         };
         postgres.until_ready();
         postgres
@@ -62,13 +109,20 @@ impl Postgres {
 
     /// Runs it again after it was killed or stopped.
     pub(crate) fn restart(&mut self, settings: &[&str]) {
-        self.server.restart(|dir, port| serve(dir, port, settings));
+        let runner = &self.runner;
+        self.server
+            .restart(|dir, port| run_by(runner, serve(dir, port, settings)));
         self.until_ready();
     }
 
     /// The process and where it listens.
     pub(crate) fn server(&mut self) -> &mut Server {
         &mut self.server
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
     }
 
     /// A new database; its name.
@@ -204,15 +258,7 @@ fn init(dir: &Path) {
     let password = dir.join("password");
     fs::write(&password, PASSWORD).unwrap();
     fs::create_dir(data(dir)).unwrap();
-    if is_root() {
-        let (user, group) = NOBODY;
-        fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
-        let given = Command::new("chown")
-            .arg(format!("{user}:{group}"))
-            .args([data(dir), password.clone()])
-            .status();
-        assert!(given.unwrap().success());
-    }
+    give(dir, &[data(dir), password.clone()]);
     let output = unprivileged("initdb")
         .arg("--no-sync")
         .args(["--encoding", "UTF8", "--no-locale"])
@@ -223,6 +269,31 @@ fn init(dir: &Path) {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
+}
+
+/// Lets the server have what is its own in `dir`.
+fn give(dir: &Path, own: &[PathBuf]) {
+    fs::set_permissions(data(dir), Permissions::from_mode(0o700)).unwrap();
+    if is_root() {
+        let (user, group) = NOBODY;
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
+        let given = Command::new("chown")
+            .arg(format!("{user}:{group}"))
+            .args(own)
+            .status();
+        assert!(given.unwrap().success());
+    }
+}
+
+/// `command`, run by another one that `runner` is the beginning of.
+fn run_by(runner: &[OsString], command: Command) -> Command {
+    let Some((program, arguments)) = runner.split_first() else {
+        return command;
+    };
+    let mut whole = Command::new(program);
+    whole.args(arguments);
+    whole.arg(command.get_program()).args(command.get_args());
+    whole
 }
 
 /// The command that runs a server.

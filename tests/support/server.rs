@@ -82,6 +82,11 @@ impl Server {
         self.child.id()
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Kills it at once, as a crash would, and waits for its end. Its folder and port stay.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();

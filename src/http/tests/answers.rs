@@ -187,7 +187,10 @@ async fn only_a_post_to_an_endpoint_is_a_request() {
 async fn no_200_without_the_store() {
     let house = House::open();
     for (error, answer) in [
-        (AppendError::Full("no room".to_owned()), "unavailable"),
+        (
+            AppendError::Unavailable("no room".to_owned()),
+            "unavailable",
+        ),
         (
             AppendError::Poisoned("a sync failed".to_owned()),
             "unavailable",

@@ -157,7 +157,7 @@ impl Journal {
     ) -> Result<oneshot::Receiver<Result<(), AppendError>>, AppendError> {
         let since = Instant::now();
         let record = Record::new(notification).map_err(|TooLarge(bytes)| {
-            AppendError::Full(format!("an event of {bytes} bytes is too large to store"))
+            AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
         })?;
         let bytes = record.len();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -188,7 +188,7 @@ impl Journal {
     fn gone(&self) -> AppendError {
         match self.condition.get() {
             Health::Poisoned { why } => AppendError::Poisoned(why),
-            Health::Sound | Health::Full { .. } => AppendError::Closed,
+            Health::Sound | Health::Unavailable { .. } => AppendError::Closed,
         }
     }
 
@@ -275,8 +275,10 @@ impl Writer {
                 Ok(())
             }
             Err(Failure::Full(why)) => {
-                self.plan.condition.set(Health::Full { why: why.clone() });
-                Err(AppendError::Full(why))
+                self.plan
+                    .condition
+                    .set(Health::Unavailable { why: why.clone() });
+                Err(AppendError::Unavailable(why))
             }
             Err(Failure::Poisoned(why)) => {
                 self.plan
@@ -302,7 +304,7 @@ impl Writer {
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         match self.plan.condition.get() {
             Health::Sound => {}
-            Health::Full { why } => return Err(Failure::Full(why)),
+            Health::Unavailable { why } => return Err(Failure::Full(why)),
             Health::Poisoned { why } => return Err(Failure::Poisoned(why)),
         }
         if bytes as u64 > self.room {
@@ -409,7 +411,7 @@ impl Writer {
             Health::Sound
         } else {
             let why = self.too_little_room();
-            Health::Full { why }
+            Health::Unavailable { why }
         };
         if self.room == 0 {
             self.preparer.give_up();

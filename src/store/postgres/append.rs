@@ -215,12 +215,12 @@ async fn store(parts: &Parts, waiting: Vec<Waiting>) {
             }
             Err(Fault::Unfit(why)) => {
                 tracing::error!("an event cannot be stored: {why}");
-                answer(parts, waiting, &Err(AppendError::Full(why)));
+                answer(parts, waiting, &Err(AppendError::Unavailable(why)));
             }
             Err(fault) => {
                 parts.lose(&fault);
                 let why = fault.to_string();
-                answer(parts, waiting, &Err(AppendError::Full(why)));
+                answer(parts, waiting, &Err(AppendError::Unavailable(why)));
             }
         }
     }

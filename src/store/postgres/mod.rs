@@ -1,4 +1,109 @@
-//! The PostgreSQL store: one database for many replicas.
+//! The PostgreSQL store: one database, and as many replicas on it as there are.
+//!
+//! # Constraints
+//!
+//! A replica can die, freeze and come back, or lose its network, at any moment, and so can the
+//! database's primary. No replica knows of another one but through the database. The clocks of the
+//! replicas differ. An event that was acknowledged is in the database for good; an event that was
+//! not may be there all the same, and then its resend is a copy of it.
+//!
+//! # Tables
+//!
+//! They are in the schema `hookswitch`; `001.sql` has them with their columns.
+//!
+//! | table | a row is | it changes |
+//! |---|---|---|
+//! | `events` | an event with its body; a partition for each day (UTC) of arrival | never |
+//! | `seen` | a dedupe key; small and apart, since a unique key of `events` would hold for one day only | never |
+//! | `topics` | the latest provider time of a topic, known by a hash | with newer events |
+//! | `handlers` | a handler, and when a replica named it last | every few seconds |
+//! | `deliveries` | a delivery that is open, narrow | with each retry; deleted at its end |
+//! | `held` | a claim: who is at work on which lane | comes and goes with each attempt |
+//! | `ended` | a delivery that is parked, done or skipped; by day, as its event | when it is replayed |
+//! | `attempts` | an attempt that did not end well; by day, as its event | never |
+//! | `tally` | a change of the counts of open and parked deliveries | added up every few seconds |
+//!
+//! So what changes often is small, however much is stored, and old days are dropped whole.
+//!
+//! # Appends
+//!
+//! What waits is taken together (see `append`). One query draws a position for each event and says
+//! which dedupe keys are known; then one transaction, whose statements are all sent before the
+//! first is answered, adds keys, topics, events, deliveries and counts. Two replicas that store
+//! copies at once meet in the unique key of `seen`: the later one fails, looks again, and finds a
+//! copy. Copies are answered behind a commit as well, since what they are copies of may have been
+//! committed here and not on a standby yet.
+//!
+//! A position is drawn after the events before it in their sender's order have been committed, so
+//! an event that was acknowledged before another was sent has the smaller one. Between events that
+//! were under way at the same time any order is right.
+//!
+//! # Order
+//!
+//! A lane is what one ordered handler gets of one key. Whoever attempts a delivery of it holds the
+//! lane: a row of `held` with a unique key, so that two claimers cannot both have one, whatever
+//! their snapshots show. Which delivery of the lane is the oldest is looked up after the row is
+//! there, in a new snapshot, so nothing that ended before is taken for open.
+//!
+//! Appends take no lock that a claim or a settlement waits for. They add deliveries as ready; a
+//! claimer that finds one ready behind an older one marks it queued, and who ends a delivery makes
+//! the next of the lane ready, both while they hold it. So each lane that has open deliveries has
+//! one that is ready or is held, and a mark that is wrong costs a look, never the order. Keyless
+//! events, and handlers without order, use the position in place of the lane.
+//!
+//! # Leases
+//!
+//! A claim holds until `held.until`, by the database's clock, and is renewed from a third of that
+//! time on. A settlement carries the claim's token, and everything it changes hangs on deleting the
+//! row that still has it: who was frozen past the lease changes nothing. Before an attempt begins
+//! the process asks its own clock whether the lease can still be good. No transaction is open while
+//! a handler works.
+//!
+//! Claims and settlements do not wait for the disk. What a crash of the database takes away of them,
+//! a second at most, is made again: deliveries come twice, in order.
+//!
+//! # Locks
+//!
+//! In this order, each kind ascending: dedupe keys, topics, then rows of `held`, then deliveries.
+//! Deliveries are locked by claims only where nobody else has (`SKIP LOCKED`). Where two
+//! transactions collide in spite of that, one is taken back and made again.
+//!
+//! # What happens when
+//!
+//! | failure | what happens |
+//! |---|---|
+//! | no server, no primary, disk full, too many connections | appends are refused at once with [`AppendError::Unavailable`], the store is [`Health::Unavailable`]; it is tried again after 0.1 s, then ever more slowly up to 2 s, with a transaction that must become durable |
+//! | a COMMIT takes longer than [`APPEND_BUDGET`](super::APPEND_BUDGET), such as one that waits for a standby | the same; the COMMIT is not cut short, since that would have it done here alone |
+//! | the connection is lost in a COMMIT | the outcome is not known: an error for the sender, whose resend is a copy if it was done |
+//! | one event of a batch cannot be stored | the batch is halved until that one is alone; the others are stored |
+//! | no partition for a day | it is made, and the transaction done again |
+//! | a replica dies | its claims run out, and others take them |
+//! | a replica freezes and comes back | its settlements of claims that ran out change nothing |
+//! | notices do not come through | replicas look for work every second |
+//! | a wrong password, no such database, tables of a newer version, `synchronous_commit` off | at the start: the service ends and says so; later: as if there were no server, or, for newer tables, [`Health::Poisoned`] |
+//! | no server at the start | the service starts, and answers 503 until there is one |
+//!
+//! # Other engines
+//!
+//! What of PostgreSQL is used that an engine which speaks its language may lack. None of them is
+//! part of the tests.
+//!
+//! | feature | used for | without it |
+//! |---|---|---|
+//! | declarative partitions (`PARTITION BY LIST`) | dropping old days | no store can be made: CockroachDB, Aurora DSQL |
+//! | `FOR UPDATE SKIP LOCKED` | claims that do not wait for each other | no claims: Aurora DSQL |
+//! | sequences that ascend over all nodes | order of events of one key | order is lost: YugabyteDB unless sequences are cached on the server, with a cache of 1 |
+//! | `pg_advisory_xact_lock` | making tables and partitions | no store can be made: Aurora DSQL, older YugabyteDB |
+//! | `pg_try_advisory_lock` | one replica for upkeep | several do it, which is harmless |
+//! | `LISTEN`, `NOTIFY` | waking other replicas | they look every second: Aurora DSQL, YugabyteDB, CockroachDB |
+//! | session settings, session locks | all of it | poolers must be in session mode |
+//!
+//! **Invariant:** an append is answered `Ok` only after the COMMIT of its transaction has returned
+//! on a connection whose `synchronous_commit` is not off or local.
+//!
+//! **Invariant:** statements that are used often follow indexes, however much is stored and whatever
+//! the planner believes; a test keeps it so.
+
 mod append;
 mod batch;
 mod claim;
@@ -16,6 +121,8 @@ mod settings;
 mod settle;
 mod standing;
 mod steward;
+#[cfg(test)]
+pub(super) mod tests;
 mod text;
 mod tls;
 mod upkeep;
@@ -126,7 +233,7 @@ impl Postgres {
             inbox: Inbox::new(),
             roster: Roster::new(),
             leases: Leases::new(settings.lease),
-            health: watch::Sender::new(Health::Full {
+            health: watch::Sender::new(Health::Unavailable {
                 why: "the database has not been looked at".to_owned(),
             }),
             work: watch::Sender::new(0),
@@ -239,7 +346,7 @@ impl Parts {
         match &*self.health.borrow() {
             _ if self.stop.is_cancelled() => Err(AppendError::Closed),
             Health::Sound => self.inbox.put(event.into_notification()),
-            Health::Full { why } => Err(AppendError::Full(why.clone())),
+            Health::Unavailable { why } => Err(AppendError::Unavailable(why.clone())),
             Health::Poisoned { why } => Err(AppendError::Poisoned(why.clone())),
         }
     }
@@ -264,7 +371,7 @@ impl Parts {
         if !matches!(fault, Fault::Away(_) | Fault::Hopeless(_)) {
             return;
         }
-        self.set_health(Health::Full {
+        self.set_health(Health::Unavailable {
             why: fault.to_string(),
         });
         self.appends.forget();
@@ -298,7 +405,7 @@ impl Parts {
         self.metrics().store_sound.set(i64::from(sound));
         match &health {
             Health::Sound => tracing::info!("the store takes events"),
-            Health::Full { why } => tracing::warn!("the store refuses events: {why}"),
+            Health::Unavailable { why } => tracing::warn!("the store refuses events: {why}"),
             Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
         }
     }

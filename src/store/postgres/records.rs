@@ -232,7 +232,8 @@ async fn list_parked(
     session: &Session,
     filter: &ParkedFilter,
 ) -> Result<Vec<ParkedDelivery>, Fault> {
-    let handler = filter.handler.as_ref().map(HandlerName::as_str);
+    let handler = filter.handler.as_ref();
+    let handler = handler.map(|handler| text::to_sql(handler.as_str()));
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
     let parameters: &[&(dyn ToSql + Sync)] = &[&handler, &limit];
     let listed = session.client.query(PARKED_LIST, parameters).await?;

@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_postgres::Transaction;
 
-use super::{fault::Fault, pool::Session};
+use super::{fault::Fault, pool::Session, text};
 use crate::{event::HandlerName, store::Subscription};
 
 /// A handler's row.
@@ -29,8 +29,8 @@ const ENROL: &str = "INSERT INTO handlers (name, ordered)
     RETURNING name, id";
 
 /// Says that handlers are still named.
-const NAME: &str = "UPDATE handlers SET named_at = clock_timestamp(), configured = true
-    WHERE id = ANY($1)";
+const NAME: &str = "UPDATE handlers SET named_at = clock_timestamp() WHERE id = ANY($1)
+    RETURNING configured";
 
 /// This replica's handlers.
 pub(super) struct Roster {
@@ -84,7 +84,7 @@ impl Roster {
         let active = subscriptions
             .into_iter()
             .filter_map(|asked| {
-                let id = *ids.get(asked.handler.as_str())?;
+                let id = *ids.get(&*text::to_sql(asked.handler.as_str()))?;
                 Some(Active { id, asked })
             })
             .collect();
@@ -100,8 +100,15 @@ impl Roster {
     /// Says to everybody that this replica still names its handlers.
     pub(super) async fn name(&self, session: &mut Session) -> Result<(), Fault> {
         let statement = session.prepare(NAME).await?;
-        let ids = self.ids();
-        session.client.execute(&statement, &[&ids]).await?;
+        let named = session.client.query(&statement, &[&self.ids()]).await?;
+        for row in named {
+            // We have not been heard of for so long that the others gave us up.
+            if !row.try_get::<_, bool>(0)? {
+                let active = self.active();
+                let subscriptions = active.iter().map(|active| active.asked.clone());
+                return self.enrol(session, subscriptions.collect()).await;
+            }
+        }
         Ok(())
     }
 }
@@ -112,7 +119,7 @@ async fn enrol(
 ) -> Result<HashMap<String, HandlerId>, Fault> {
     let names: Vec<_> = subscriptions
         .iter()
-        .map(|asked| asked.handler.as_str())
+        .map(|asked| text::to_sql(asked.handler.as_str()))
         .collect();
     let ordered: Vec<_> = subscriptions.iter().map(|asked| asked.ordered).collect();
     change.execute(REVIVE, &[&names, &ordered]).await?;

@@ -32,7 +32,7 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.migrations
 
 /// What stands before version 1.
 const BEGINNING: &str = "CREATE TABLE schema_version (
-    only integer PRIMARY KEY CHECK (only = 1),
+    id integer PRIMARY KEY CHECK (id = 1),
     version integer NOT NULL,
     needs integer NOT NULL
 );

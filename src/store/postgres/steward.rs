@@ -15,6 +15,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long the first look may take.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+
 /// How long a trial of a transaction may wait for a standby.
 const TRIAL: Duration = Duration::from_secs(60);
 
@@ -23,7 +26,7 @@ const TRY: &str = "INSERT INTO tally (handler, open, parked) VALUES (0, 0, 0)";
 
 /// The first look. A database that is away will come; one that is wrong will not mend itself.
 pub(super) async fn begin(parts: &Parts) -> Result<(), StoreError> {
-    match recover(parts).await {
+    match within(Instant::now() + FIRST_LOOK, recover(parts)).await {
         Ok(()) => {
             welcome(parts);
         }

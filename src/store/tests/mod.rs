@@ -40,6 +40,8 @@ use crate::{
 macro_rules! on_every_engine {
     ($($case:ident,)+) => {
         on_every_engine!(embedded: $($case,)+);
+        #[cfg(feature = "postgres")]
+        on_every_engine!(postgres: $($case,)+);
     };
     ($engine:ident: $($case:ident,)+) => {
         mod $engine {

@@ -125,7 +125,7 @@ async fn a_full_disk_costs_one_batch_and_leaves_nothing_of_it() {
     disk.write.store(true, Ordering::SeqCst);
     assert!(matches!(
         store.append(&event(2)).await,
-        Err(AppendError::Full(_))
+        Err(AppendError::Unavailable(_))
     ));
     assert_eq!(length(), before);
     disk.write.store(false, Ordering::SeqCst);
@@ -158,17 +158,17 @@ async fn under_the_reserve_events_are_refused_until_there_is_room() {
     disk.free.store(999, Ordering::SeqCst);
     let store = place.open();
     let mut health = store.store.health();
-    assert!(matches!(&*health.borrow(), Health::Full { .. }));
+    assert!(matches!(&*health.borrow(), Health::Unavailable { .. }));
     assert!(matches!(
         store.append(&event(1)).await,
-        Err(AppendError::Full(_))
+        Err(AppendError::Unavailable(_))
     ));
     disk.free.store(1100, Ordering::SeqCst);
     let sound = |health: &Health| *health == Health::Sound;
     health.wait_for(sound).await.unwrap();
     let refused = store.append(&event(1)).await;
     assert!(
-        matches!(refused, Err(AppendError::Full(_))),
+        matches!(refused, Err(AppendError::Unavailable(_))),
         "it is larger than the room"
     );
     disk.free.store(1 << 40, Ordering::SeqCst);
@@ -187,7 +187,7 @@ async fn an_event_that_is_too_large_is_refused_and_the_next_is_not() {
     large.body = vec![b'x'; 33 << 20].into();
     assert!(matches!(
         store.append(&large).await,
-        Err(AppendError::Full(_))
+        Err(AppendError::Unavailable(_))
     ));
     large.body = vec![b'x'; 20 << 20].into();
     store.append(&large).await.unwrap();

@@ -1,0 +1,222 @@
+//! Three replicas, a PostgreSQL primary with a synchronous standby, and the desk they deliver to.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    process::Command,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
+
+use super::{
+    desk::Desk,
+    load::{Balancer, Load},
+    namespace::{Disk, Island},
+    proof::Figures,
+};
+use crate::{
+    harness::{Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, eventually, hookswitch},
+    postgres::{PASSWORD, Postgres, USER},
+};
+
+/// How many replicas there are.
+pub(super) const REPLICAS: usize = 3;
+
+/// How many deliveries a replica has in hand at most, those that it has not begun among them. A
+/// failure may make as many duplicates for each replica that it hits, and no more.
+pub(super) const IN_HAND: usize = 12;
+
+/// Everything but addresses.
+const CONFIG: &str = r#"
+[server]
+listen = "{ip}:0"
+
+[admin]
+listen = "127.0.0.1:0"
+
+[store]
+kind = "postgres"
+url = { env = "DATABASE_URL" }
+lease = "5s"
+
+[endpoints.phone-number]
+family = "ringcentral.phone-number"
+path = "/ringcentral/phone-number"
+verification_tokens = [{ env = "RINGCENTRAL_TOKEN" }]
+
+[endpoints.number-management]
+family = "zoom.number-management"
+path = "/zoom/number-management"
+secret_tokens = [{ env = "ZOOM_SECRET" }]
+
+[handlers.desk]
+kind = "http"
+events = ["*"]
+url = "http://{desk}/"
+concurrency = 8
+retry = { attempts = 100000, first = "100ms", ceiling = "1s" }
+"#;
+
+/// What makes a commit wait until it is on two disks.
+const SYNCHRONOUS: [&str; 2] = ["fsync=on", "synchronous_standby_names=standby"];
+
+/// All of it, running.
+pub(super) struct Cluster {
+    replicas: Vec<Replica>,
+    pub(super) primary: Postgres,
+    pub(super) standby: Postgres,
+    pub(super) desk: Desk,
+    balancer: Arc<Balancer>,
+    serials: Arc<AtomicU64>,
+}
+
+/// One service and what it needs to be started again.
+struct Replica {
+    service: Service,
+    home: Home,
+    url: String,
+    island: Option<Arc<Island>>,
+}
+
+impl Cluster {
+    pub(super) fn start() -> Self {
+        Self::of(Postgres::start(&SYNCHRONOUS), None)
+    }
+
+    /// With the first replica on `island`.
+    pub(super) fn start_with_an_island(island: &Arc<Island>) -> Self {
+        let near = island.near();
+        let listen = format!("listen_addresses=127.0.0.1,{near}");
+        let settings = [&SYNCHRONOUS[..], &[&listen]].concat();
+        let primary = Postgres::start_in(&settings, |data| {
+            let rules = data.join("pg_hba.conf");
+            let rule = format!("host all all {}/32 scram-sha-256\n", island.far());
+            std::fs::write(&rules, std::fs::read_to_string(&rules).unwrap() + &rule).unwrap();
+        });
+        Self::of(primary, Some(island))
+    }
+
+    /// With the primary's data on a disk of `mebibytes`.
+    pub(super) fn start_on_a_disk(mebibytes: u32) -> (Self, Disk) {
+        let mut disk = None;
+        // What the server keeps for itself must leave room for what it is given to keep.
+        let settings = [
+            &SYNCHRONOUS[..],
+            &["max_wal_size=48MB", "min_wal_size=32MB"],
+        ]
+        .concat();
+        let primary = Postgres::start_under(&settings, |data| {
+            disk.insert(Disk::new(data, mebibytes)).enter()
+        });
+        (Self::of(primary, None), disk.unwrap())
+    }
+
+    fn of(primary: Postgres, island: Option<&Arc<Island>>) -> Self {
+        let standby = primary.standby("standby", &["fsync=on"]);
+        let database = primary.create_database();
+        let desk = Desk::default();
+        let balancer = Arc::new(Balancer::default());
+        let replicas = (0..REPLICAS)
+            .map(|number| {
+                let island = island.filter(|_| number == 0).cloned();
+                let localhost = Ipv4Addr::LOCALHOST;
+                let ip = island.as_ref().map_or(localhost, |island| island.far());
+                let near = island.as_ref().map_or(localhost, |island| island.near());
+                let counter = desk.open(number, IpAddr::V4(near));
+                let home = Home::new(&[&CONFIG
+                    .replace("{ip}", &ip.to_string())
+                    .replace("{desk}", &counter.to_string())]);
+                let (first, second) = (primary.address().port(), standby.address().port());
+                let url = format!(
+                    "postgres://{USER}:{PASSWORD}@{near}:{first},{near}:{second}/{database}\
+                     ?sslmode=disable&target_session_attrs=read-write"
+                );
+                let service = Service::spawn(&home, command(&url, island.as_deref()));
+                balancer.put_in(number, service.address);
+                Replica {
+                    service,
+                    home,
+                    url,
+                    island,
+                }
+            })
+            .collect();
+        Self {
+            replicas,
+            primary,
+            standby,
+            desk,
+            balancer,
+            serials: Arc::default(),
+        }
+    }
+
+    /// Providers that begin to send. Events have `padding` bytes more than they need.
+    pub(super) fn load(&self, padding: usize) -> Load {
+        Load::start(&self.balancer, &self.serials, padding)
+    }
+
+    pub(super) fn replica(&mut self, number: usize) -> &mut Service {
+        &mut self.replicas[number].service
+    }
+
+    /// Starts a replica that has ended.
+    pub(super) fn start_again(&mut self, number: usize) {
+        let replica = &mut self.replicas[number];
+        let command = command(&replica.url, replica.island.as_deref());
+        replica.service = Service::spawn(&replica.home, command);
+        self.balancer.put_in(number, replica.service.address);
+    }
+
+    /// Ends a replica in order, as a rolling restart does: first nothing is sent to it any more.
+    pub(super) fn stop(&mut self, number: usize) {
+        self.balancer.take_out(number);
+        let service = self.replica(number);
+        service.signal("TERM");
+        assert_eq!(service.wait(), Some(0), "{}", service.log());
+    }
+
+    /// Runs the primary again after it has ended.
+    pub(super) fn restart_primary(&mut self) {
+        self.primary.restart(&SYNCHRONOUS);
+    }
+
+    /// Returns when what had been acknowledged by `failed_at` is delivered.
+    pub(super) fn until_taken_over(&self, load: &Load, failed_at: Instant) {
+        let log = load.log();
+        let before = log
+            .acknowledged()
+            .filter(|(_, sent)| sent.acknowledged_at.is_some_and(|at| at < failed_at));
+        let before: BTreeSet<_> = before.map(|(serial, _)| serial).collect();
+        eventually("the others have taken over", || {
+            let arrivals = self.desk.arrivals();
+            let answered = arrivals.iter().filter(|a| a.answered_at.is_some());
+            let answered: BTreeSet<_> = answered.map(|arrival| arrival.serial).collect();
+            answered.is_superset(&before)
+        });
+    }
+
+    /// Ends `load` and holds what was acknowledged against what was delivered.
+    pub(super) fn prove(&self, load: Load, failed_at: Instant) -> Figures {
+        let figures = Figures::of(&load.stop(), &self.desk, failed_at);
+        let parked = self.replicas[1]
+            .service
+            .metric("hookswitch_parked_deliveries");
+        assert_eq!(parked, 0.0);
+        figures
+    }
+}
+
+/// What runs a replica on the database at `url`.
+fn command(url: &str, island: Option<&Island>) -> Command {
+    let mut command = hookswitch();
+    if let Some(island) = island {
+        command = island.enter();
+        command.arg(env!("CARGO_BIN_EXE_hookswitch"));
+    }
+    command
+        .env("DATABASE_URL", url)
+        .env("RINGCENTRAL_TOKEN", RINGCENTRAL_TOKEN)
+        .env("ZOOM_SECRET", ZOOM_SECRET);
+    command
+}

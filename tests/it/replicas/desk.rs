@@ -1,0 +1,150 @@
+//! Where every replica delivers to: it keeps what came, from which replica and when, refuses some
+//! of it once, and can leave a replica without its answers.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufReader, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::harness::read_request;
+
+/// How long it takes over an event, so that there is always something under way.
+const TAKES: Duration = Duration::from_millis(5);
+
+/// Of so many events one is refused when it comes for the first time, so that there is always
+/// something that waits, and something behind it that must.
+const ONE_REFUSED_OF: u64 = 10;
+
+/// One attempt at a delivery that was not refused.
+#[derive(Clone, Debug)]
+pub(super) struct Arrival {
+    /// The event, as the load numbers them.
+    pub(super) serial: u64,
+    /// The event's id.
+    pub(super) id: String,
+    /// Which replica made it.
+    pub(super) replica: usize,
+    /// When it was answered.
+    pub(super) answered_at: Option<Instant>,
+}
+
+/// The one server of all replicas' handlers.
+#[derive(Clone, Default)]
+pub(super) struct Desk(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// In order of arrival.
+    arrivals: Vec<Arrival>,
+    /// What has been refused.
+    refused: BTreeSet<u64>,
+    /// The replica that gets no answers.
+    ignored: Option<usize>,
+}
+
+impl Desk {
+    /// A counter for `replica` at `ip`; where it is.
+    pub(super) fn open(&self, replica: usize, ip: IpAddr) -> SocketAddr {
+        let listener = TcpListener::bind((ip, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let desk = self.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let desk = desk.clone();
+                thread::spawn(move || desk.serve(replica, stream));
+            }
+        });
+        address
+    }
+
+    /// Takes what `replica` brings from now on, and does not answer.
+    pub(super) fn ignore(&self, replica: usize) {
+        self.0.state.lock().unwrap().ignored = Some(replica);
+    }
+
+    /// Answers everybody, those too who have waited.
+    pub(super) fn attend(&self) {
+        self.0.state.lock().unwrap().ignored = None;
+        self.0.changed.notify_all();
+    }
+
+    /// How many attempts of `replica` wait for their answer.
+    pub(super) fn in_flight(&self, replica: usize) -> usize {
+        let waits =
+            |arrival: &&Arrival| arrival.replica == replica && arrival.answered_at.is_none();
+        self.0
+            .state
+            .lock()
+            .unwrap()
+            .arrivals
+            .iter()
+            .filter(waits)
+            .count()
+    }
+
+    /// Everything that has come, in order of arrival.
+    pub(super) fn arrivals(&self) -> Vec<Arrival> {
+        self.0.state.lock().unwrap().arrivals.clone()
+    }
+
+    fn serve(&self, replica: usize, stream: TcpStream) {
+        let mut reader = BufReader::new(stream);
+        while let Some(body) = read_request(&mut reader) {
+            let event: Value = serde_json::from_str(&body).unwrap();
+            let place = self.take(replica, &event);
+            thread::sleep(TAKES); // The work that a real one would do.
+            let status = match place {
+                Some(place) => self.until_answered(replica, place),
+                None => "503 later",
+            };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Notes an arrival; its place. `None` when it is refused.
+    fn take(&self, replica: usize, event: &Value) -> Option<usize> {
+        let serial = serial(&event["data"]);
+        let mut state = self.0.state.lock().unwrap();
+        if serial.is_multiple_of(ONE_REFUSED_OF) && state.refused.insert(serial) {
+            return None;
+        }
+        state.arrivals.push(Arrival {
+            serial,
+            id: event["id"].as_str().unwrap().to_owned(),
+            replica,
+            answered_at: None,
+        });
+        Some(state.arrivals.len() - 1)
+    }
+
+    /// Waits until it may be answered; how.
+    fn until_answered(&self, replica: usize, place: usize) -> &'static str {
+        let state = self.0.state.lock().unwrap();
+        let ignored = |state: &mut State| state.ignored == Some(replica);
+        let mut state = self.0.changed.wait_while(state, ignored).unwrap();
+        state.arrivals[place].answered_at = Some(Instant::now());
+        "200 taken"
+    }
+}
+
+/// The number that the load gave an event.
+fn serial(body: &Value) -> u64 {
+    let name = &body["payload"]["object"]["cnam"];
+    let name = name.as_str().or(body["uuid"].as_str()).unwrap();
+    name.strip_prefix("serial ").unwrap().parse().unwrap()
+}

@@ -1,0 +1,164 @@
+//! Proof: three replicas on one database, and everything that can go wrong with one of them, under
+//! a load, with providers that try again only as far as they say.
+//!
+//! After each: nothing acknowledged is lost, order per key holds, and nothing is delivered twice
+//! but what a replica that was hit had in hand, and what had just ended when the primary was lost. Each prints a line of figures: run
+//! `cargo test --test it replicas -- --nocapture`.
+
+mod cluster;
+mod desk;
+mod load;
+mod namespace;
+mod proof;
+
+use std::{sync::Arc, time::Instant};
+
+use self::{
+    cluster::{Cluster, IN_HAND, REPLICAS},
+    load::Load,
+    namespace::Island,
+};
+use crate::harness::eventually;
+
+/// Returns when `load` has had `count` more events acknowledged.
+fn acknowledged(load: &Load, count: usize) {
+    let since = Instant::now();
+    eventually("events are acknowledged", || {
+        load.log().answered(200, since) >= count
+    });
+}
+
+/// Returns when `load` has been refused a few times from now on.
+fn refused(load: &Load) {
+    let since = Instant::now();
+    eventually("events are refused", || {
+        load.log().answered(503, since) >= 10
+    });
+}
+
+/// A load that is well under way, with deliveries of the first replica that get no answer; how many
+/// those are.
+fn with_deliveries_under_way(cluster: &Cluster) -> (Load, usize) {
+    let load = cluster.load(0);
+    acknowledged(&load, 200);
+    cluster.desk.ignore(0);
+    eventually("deliveries are under way", || {
+        cluster.desk.in_flight(0) >= 3
+    });
+    (load, cluster.desk.in_flight(0))
+}
+
+#[test]
+fn a_replica_that_is_killed_is_replaced_by_the_others() {
+    let mut cluster = Cluster::start();
+    let (load, under_way) = with_deliveries_under_way(&cluster);
+    let failed_at = Instant::now();
+    cluster.replica(0).kill();
+    cluster.until_taken_over(&load, failed_at);
+    cluster.desk.attend();
+    cluster.start_again(0);
+    acknowledged(&load, 200);
+    let figures = cluster.prove(load, failed_at);
+    figures.show("kill -9 of a replica");
+    assert!((under_way..=IN_HAND).contains(&figures.duplicates));
+    assert!(figures.unanswered.keys().all(|replica| *replica == 0));
+}
+
+#[test]
+fn a_replica_that_is_frozen_past_its_lease_changes_nothing_when_it_thaws() {
+    let mut cluster = Cluster::start();
+    let (load, under_way) = with_deliveries_under_way(&cluster);
+    let failed_at = Instant::now();
+    cluster.replica(0).signal("STOP");
+    cluster.until_taken_over(&load, failed_at);
+    // It finds that its deliveries were taken, and says so of what others have said it of by now.
+    cluster.desk.attend();
+    cluster.replica(0).signal("CONT");
+    acknowledged(&load, 200);
+    let figures = cluster.prove(load, failed_at);
+    figures.show("freeze of a replica past its lease, then thaw");
+    assert!((under_way..=IN_HAND).contains(&figures.duplicates));
+    assert!(figures.unanswered.keys().all(|replica| *replica == 0));
+}
+
+#[test]
+fn a_replica_whose_network_is_cut_is_replaced_by_the_others() {
+    let island = Arc::new(Island::new());
+    let cluster = Cluster::start_with_an_island(&island);
+    let (load, under_way) = with_deliveries_under_way(&cluster);
+    let failed_at = Instant::now();
+    island.cut();
+    cluster.until_taken_over(&load, failed_at);
+    cluster.desk.attend();
+    island.mend();
+    acknowledged(&load, 200);
+    let figures = cluster.prove(load, failed_at);
+    figures.show("cut of a replica's network, then mended");
+    assert!((under_way..=IN_HAND).contains(&figures.duplicates));
+    assert!(figures.unanswered.keys().all(|replica| *replica == 0));
+}
+
+#[test]
+fn a_standby_that_is_promoted_has_everything() {
+    let mut cluster = Cluster::start();
+    let load = cluster.load(0);
+    acknowledged(&load, 300);
+    let failed_at = Instant::now();
+    cluster.primary.server().kill();
+    refused(&load);
+    cluster.standby.promote();
+    acknowledged(&load, 200);
+    let figures = cluster.prove(load, failed_at);
+    figures.show("kill -9 of the primary, promotion of the standby");
+    assert!(figures.duplicates <= REPLICAS * IN_HAND + figures.just_ended);
+    assert!(figures.unanswered.is_empty());
+}
+
+#[test]
+fn a_database_whose_disk_is_full_refuses_until_there_is_room() {
+    let (mut cluster, disk) = Cluster::start_on_a_disk(160);
+    let load = cluster.load(20_000);
+    refused(&load);
+    disk.grow(2000);
+    let failed_at = Instant::now();
+    // A server that could not write its log has ended itself; one that could not write a table
+    // goes on.
+    if !cluster.primary.server().is_running() {
+        cluster.restart_primary();
+    }
+    acknowledged(&load, 100);
+    let figures = cluster.prove(load, failed_at);
+    figures.show("full disk of the database, then room");
+    assert!(figures.duplicates <= REPLICAS * IN_HAND + figures.just_ended);
+    assert!(figures.unanswered.is_empty());
+}
+
+#[test]
+fn everything_can_be_restarted_one_after_the_other() {
+    let mut cluster = Cluster::start();
+    let load = cluster.load(0);
+    acknowledged(&load, 100);
+    let began_at = Instant::now();
+    for number in 0..REPLICAS {
+        cluster.stop(number);
+        acknowledged(&load, 50);
+        cluster.start_again(number);
+        acknowledged(&load, 50);
+    }
+    let figures = cluster.prove(load, began_at);
+    figures.show("rolling restart of the replicas");
+    assert_eq!((figures.duplicates, figures.refused), (0, 0));
+    assert!(figures.unanswered.is_empty());
+
+    let load = cluster.load(0);
+    acknowledged(&load, 100);
+    let failed_at = Instant::now();
+    cluster.primary.server().stop("INT");
+    refused(&load);
+    cluster.restart_primary();
+    acknowledged(&load, 200);
+    let figures = cluster.prove(load, failed_at);
+    figures.show("restart of the database");
+    assert!(figures.duplicates <= REPLICAS * IN_HAND);
+    assert!(figures.unanswered.is_empty());
+}

@@ -1,0 +1,169 @@
+//! Holds what was acknowledged against what was delivered.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::{Duration, Instant},
+};
+
+use super::{
+    desk::{Arrival, Desk},
+    load::{Exchange, Log, Sent},
+};
+use crate::harness::eventually;
+
+/// What one scenario came to: a line of a table.
+pub(super) struct Figures {
+    pub(super) acknowledged: usize,
+    pub(super) delivered: usize,
+    pub(super) duplicates: usize,
+    /// Answers of 503.
+    pub(super) refused: usize,
+    /// Requests without an answer in time, by replica.
+    pub(super) unanswered: BTreeMap<usize, usize>,
+    /// The longest time to an answer.
+    pub(super) longest: Duration,
+    /// Deliveries that ended in the second before the failure: how they went is not recorded as
+    /// carefully as that there are events, and may be lost with the primary.
+    pub(super) just_ended: usize,
+    /// From the failure to the first 200 for a request that began after it.
+    pub(super) taken_again: Duration,
+    /// From the failure to the last delivery of what had been acknowledged before it.
+    pub(super) taken_over: Duration,
+}
+
+impl Figures {
+    /// Waits until everything acknowledged is delivered, and checks what must hold in any case: no
+    /// event is two, every answer is a 200 or a 503, and order per key.
+    ///
+    /// Order means: what was acknowledged before another event of its key was sent for the first
+    /// time is delivered before it. Copies that come later are counted, and have no order.
+    pub(super) fn of(log: &Log, desk: &Desk, failed_at: Instant) -> Self {
+        let acknowledged: BTreeSet<_> = log.acknowledged().map(|(serial, _)| serial).collect();
+        eventually("everything acknowledged is delivered", || {
+            let arrived = desk.arrivals();
+            let arrived = arrived
+                .iter()
+                .filter(|arrival| arrival.answered_at.is_some());
+            let arrived: BTreeSet<_> = arrived.map(|arrival| arrival.serial).collect();
+            arrived.is_superset(&acknowledged)
+        });
+        let arrivals: Vec<_> = desk
+            .arrivals()
+            .into_iter()
+            .filter(|arrival| log.events.contains_key(&arrival.serial))
+            .collect();
+        each_event_is_one(&arrivals);
+        order_is_kept(log, &arrivals);
+        let statuses: BTreeSet<_> = log.exchanges.iter().filter_map(|e| e.status).collect();
+        assert!(statuses.is_subset(&[200, 503].into()), "{statuses:?}");
+
+        let delivered: BTreeSet<_> = arrivals.iter().map(|arrival| arrival.serial).collect();
+        let mut unanswered = BTreeMap::new();
+        for exchange in log.exchanges.iter().filter(|e| e.status.is_none()) {
+            *unanswered.entry(exchange.replica).or_default() += 1;
+        }
+        let answered = log.exchanges.iter().filter(|e| e.status.is_some());
+        Self {
+            acknowledged: acknowledged.len(),
+            delivered: delivered.len(),
+            duplicates: arrivals.len() - delivered.len(),
+            refused: answered.clone().filter(|e| e.status == Some(503)).count(),
+            unanswered,
+            longest: answered.map(|e| e.took).max().unwrap_or_default(),
+            just_ended: just_ended(&arrivals, failed_at),
+            taken_again: taken_again(log, failed_at),
+            taken_over: taken_over(log, &arrivals, failed_at),
+        }
+    }
+
+    /// Prints it as a line of a table.
+    pub(super) fn show(&self, scenario: &str) {
+        eprintln!("| {scenario} {self}");
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "| {} | {} | {} | {} | {} | {} ms | {:.1} s | {:.1} s |",
+            self.acknowledged,
+            self.delivered,
+            self.duplicates,
+            self.refused,
+            self.unanswered.values().sum::<usize>(),
+            self.longest.as_millis(),
+            self.taken_again.as_secs_f64(),
+            self.taken_over.as_secs_f64(),
+        )
+    }
+}
+
+fn each_event_is_one(arrivals: &[Arrival]) {
+    let mut ids = BTreeMap::new();
+    for Arrival { serial, id, .. } in arrivals {
+        let first = ids.entry(serial).or_insert(id);
+        assert_eq!(*first, id, "event {serial} was stored twice");
+    }
+}
+
+fn order_is_kept(log: &Log, arrivals: &[Arrival]) {
+    let mut first = BTreeMap::new();
+    for (place, arrival) in arrivals.iter().enumerate() {
+        first.entry(arrival.serial).or_insert(place);
+    }
+    let mut keys: BTreeMap<u32, Vec<(u64, Sent)>> = BTreeMap::new();
+    for (serial, sent) in &log.events {
+        keys.entry(sent.key).or_default().push((*serial, *sent));
+    }
+    for events in keys.values() {
+        for (later, later_sent) in events {
+            let Some(later_place) = first.get(later) else {
+                continue; // Never acknowledged, and never stored.
+            };
+            for (earlier, earlier_sent) in events {
+                let before = earlier_sent.acknowledged_at;
+                if before.is_some_and(|acknowledged| acknowledged < later_sent.sent_at) {
+                    assert!(
+                        first[earlier] < *later_place,
+                        "{earlier} was acknowledged before {later} was sent, and delivered after it"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn just_ended(arrivals: &[Arrival], failed_at: Instant) -> usize {
+    let last_second = failed_at - Duration::from_secs(1)..failed_at;
+    let ended = arrivals.iter().filter_map(|arrival| arrival.answered_at);
+    ended.filter(|at| last_second.contains(at)).count()
+}
+
+fn taken_again(log: &Log, failed_at: Instant) -> Duration {
+    let taken =
+        |exchange: &&Exchange| exchange.began_at > failed_at && exchange.status == Some(200);
+    let ends = log.exchanges.iter().filter(taken);
+    let first = ends.map(|exchange| exchange.began_at + exchange.took).min();
+    first.unwrap().duration_since(failed_at)
+}
+
+/// Of each event the first answered arrival counts: those that the failed replica had under way
+/// are answered late or never.
+fn taken_over(log: &Log, arrivals: &[Arrival], failed_at: Instant) -> Duration {
+    let mut answered: BTreeMap<u64, Instant> = BTreeMap::new();
+    for arrival in arrivals {
+        let Some(at) = arrival.answered_at else {
+            continue;
+        };
+        let first = answered.entry(arrival.serial).or_insert(at);
+        *first = at.min(*first);
+    }
+    let before = log
+        .acknowledged()
+        .filter(|(_, sent)| sent.acknowledged_at.is_some_and(|at| at < failed_at));
+    let last = before.map(|(serial, _)| answered[&serial]).max();
+    last.unwrap_or(failed_at)
+        .saturating_duration_since(failed_at)
+}
