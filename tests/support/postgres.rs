@@ -1,0 +1,278 @@
+//! PostgreSQL for tests: one server for all tests of a process that do not harm it, with a database
+//! for each; or a server of a test's own.
+
+#![allow(dead_code, reason = "each binary of tests uses some of it")]
+
+use std::{
+    env,
+    fs::{self, Permissions},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::server::Server;
+
+/// The one role, a superuser.
+pub(crate) const USER: &str = "hookswitch";
+
+/// Its password.
+pub(crate) const PASSWORD: &str = "a-password-for-tests";
+
+/// Who runs the server when the tests are run by root, which PostgreSQL refuses to be run by.
+const NOBODY: (&str, &str) = ("nobody", "nogroup");
+
+/// A running server.
+pub(crate) struct Postgres {
+    server: Server,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// Starts one with `settings`, such as `fsync=on`: it is off where nothing is said, since most
+    /// tests do not end with the machine.
+    ///
+    /// # Panics
+    ///
+    /// When it is not installed or does not come up.
+    pub(crate) fn start(settings: &[&str]) -> Self {
+        Self::start_in(settings, |_| {})
+    }
+
+    /// The same with something done to the folder of its data before it starts.
+    pub(crate) fn start_in(settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        let server = Server::start(|dir, port| {
+            init(dir);
+            prepare(&data(dir));
+            serve(dir, port, settings)
+        });
+        let postgres = Self {
+            server,
+            databases: AtomicU32::new(0),
+        };
+        postgres.until_ready();
+        postgres
+    }
+
+    /// Runs it again after it was killed or stopped.
+    pub(crate) fn restart(&mut self, settings: &[&str]) {
+        self.server.restart(|dir, port| serve(dir, port, settings));
+        self.until_ready();
+    }
+
+    /// The process and where it listens.
+    pub(crate) fn server(&mut self) -> &mut Server {
+        &mut self.server
+    }
+
+    /// A new database; its name.
+    pub(crate) fn create_database(&self) -> String {
+        let number = self.databases.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test_{number}");
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        name
+    }
+
+    /// Where `database` is, with the role and its password.
+    pub(crate) fn url(&self, database: &str) -> String {
+        let address = self.server.address();
+        format!("postgres://{USER}:{PASSWORD}@{address}/{database}?sslmode=disable")
+    }
+
+    /// Runs `statements` and gives what the last one returns: a row a line, columns separated by
+    /// `|`.
+    ///
+    /// # Panics
+    ///
+    /// When one of them fails.
+    pub(crate) fn sql(&self, database: &str, statements: &str) -> String {
+        let output = self.psql(database, statements).output().unwrap();
+        assert!(output.status.success(), "{statements}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn psql(&self, database: &str, statements: &str) -> Command {
+        let mut command = Command::new(program("psql"));
+        command
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+            .args(["-c", statements, &self.url(database)]);
+        command
+    }
+
+    /// It listens before it answers.
+    fn until_ready(&self) {
+        let answers = || self.psql("postgres", "SELECT 1").output().unwrap();
+        while !answers().status.success() {
+            assert!(Path::new(&format!("/proc/{}", self.server.id())).exists());
+        }
+    }
+}
+
+impl Drop for Postgres {
+    /// In order, as far as that is quick: a server that is killed leaves shared memory behind.
+    fn drop(&mut self) {
+        self.server.stop("QUIT");
+    }
+}
+
+/// An empty database of the server that is shared.
+pub(crate) struct Database {
+    shared: Arc<Shared>,
+    name: String,
+}
+
+impl Database {
+    /// A new one. The server runs while there is any.
+    pub(crate) fn new() -> Self {
+        let shared = Shared::get();
+        let name = shared.postgres.create_database();
+        Self { shared, name }
+    }
+
+    /// Where it is: see [`Postgres::url`].
+    pub(crate) fn url(&self) -> String {
+        self.shared.postgres.url(&self.name)
+    }
+
+    /// See [`Postgres::sql`].
+    pub(crate) fn sql(&self, statements: &str) -> String {
+        self.shared.postgres.sql(&self.name, statements)
+    }
+}
+
+/// The server that is shared.
+struct Shared {
+    postgres: Postgres,
+    /// Let go of last.
+    _keeper: Keeper,
+}
+
+static SHARED: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+
+impl Shared {
+    fn get() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(Self::start());
+            *shared = Arc::downgrade(&started);
+            started
+        })
+    }
+
+    fn start() -> Self {
+        let (started, starting) = mpsc::channel();
+        let (end, until_end) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            started
+                .send(Postgres::start(&["max_connections=400"]))
+                .unwrap();
+            until_end.recv().unwrap_err();
+        });
+        Self {
+            postgres: starting.recv().unwrap(),
+            _keeper: Keeper(Some((end, thread))),
+        }
+    }
+}
+
+/// The thread that started a server, with which the server ends: that of a test would end too
+/// early.
+struct Keeper(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some((end, thread)) = self.0.take() {
+            drop(end);
+            drop(thread.join());
+        }
+    }
+}
+
+/// Where the data is in the folder of a server.
+fn data(dir: &Path) -> PathBuf {
+    dir.join("data")
+}
+
+/// Makes an empty server in `dir`.
+fn init(dir: &Path) {
+    let password = dir.join("password");
+    fs::write(&password, PASSWORD).unwrap();
+    fs::create_dir(data(dir)).unwrap();
+    if is_root() {
+        let (user, group) = NOBODY;
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
+        let given = Command::new("chown")
+            .arg(format!("{user}:{group}"))
+            .args([data(dir), password.clone()])
+            .status();
+        assert!(given.unwrap().success());
+    }
+    let output = unprivileged("initdb")
+        .arg("--no-sync")
+        .args(["--encoding", "UTF8", "--no-locale"])
+        .args(["--username", USER, "--auth", "scram-sha-256", "--pwfile"])
+        .arg(&password)
+        .arg("--pgdata")
+        .arg(data(dir))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The command that runs a server.
+fn serve(dir: &Path, port: u16, settings: &[&str]) -> Command {
+    let mut command = unprivileged("postgres");
+    let defaults = [
+        "listen_addresses=127.0.0.1",
+        "unix_socket_directories=",
+        "fsync=off",
+        // Files of its own in place of shared memory that somebody would have to clean up.
+        "dynamic_shared_memory_type=mmap",
+        "max_wal_size=4GB",
+    ];
+    command.arg("-D").arg(data(dir));
+    command.args(["-p", &port.to_string()]);
+    for setting in defaults.iter().chain(settings) {
+        command.args(["-c", setting]);
+    }
+    command
+}
+
+/// One of the server's programs, run by somebody who is not root, and ended with us: changing the
+/// user undoes what was asked for before.
+fn unprivileged(name: &str) -> Command {
+    let program = program(name);
+    if !is_root() {
+        return Command::new(program);
+    }
+    let (user, group) = NOBODY;
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", group, "--clear-groups"]);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
+/// Debian keeps the server's programs out of the search path, in a folder for each version.
+fn program(name: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut versions: Vec<_> = versions.map(|entry| entry.unwrap().path()).collect();
+    versions.sort();
+    let mut candidates = versions.iter().rev().map(|version| version.join("bin"));
+    let found = candidates
+        .by_ref()
+        .chain(env::split_paths(&path))
+        .map(|dir| dir.join(name))
+        .find(|program| program.exists());
+    found.unwrap_or_else(|| panic!("there is no {name}: install PostgreSQL (Debian: postgresql)"))
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
