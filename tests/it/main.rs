@@ -17,3 +17,6 @@ mod floors;
 mod harness;
 mod readme;
 mod reload;
+#[path = "../support/server.rs"]
+mod server;
+mod shipped;
