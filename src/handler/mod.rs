@@ -11,6 +11,10 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
+#[cfg(feature = "sql")]
+mod address;
+#[cfg(feature = "sql")]
+mod authorities;
 pub mod cloud_event;
 mod exec;
 mod file;
@@ -20,6 +24,8 @@ pub mod message;
 #[cfg(test)]
 mod sample;
 mod signature;
+#[cfg(feature = "sql")]
+mod sql;
 mod text;
 
 use std::{
@@ -200,6 +206,15 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "sql")]
+    Kind::of::<sql::Settings>(),
+];
+
+/// Every kind that would come with the crate, had its feature been asked for. A feature is called
+/// what its kind is called.
+pub const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "sql"))]
+    "sql",
 ];
 
 impl Kind {

@@ -26,6 +26,7 @@ fn every_shipped_configuration_is_sound() {
             .env("HOOKSWITCH_ADMIN_TOKEN", "x")
             .env("CRM_AUTHORIZATION", "Bearer x")
             .env("SCRIPT_API_KEY", "x")
+            .env("WAREHOUSE_PASSWORD", "x")
             .env(
                 "CRM_SIGNING_SECRET",
                 "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",

@@ -15,8 +15,12 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[path = "../support/postgres.rs"]
+mod postgres;
 mod readme;
 mod reload;
 #[path = "../support/server.rs"]
 mod server;
 mod shipped;
+#[cfg(feature = "sql")]
+mod sql;
