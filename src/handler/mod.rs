@@ -19,6 +19,8 @@ pub mod cloud_event;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod log;
 pub mod message;
 #[cfg(test)]
@@ -206,6 +208,8 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "kafka")]
+    Kind::of::<kafka::Settings>(),
     #[cfg(feature = "sql")]
     Kind::of::<sql::Settings>(),
 ];
@@ -213,6 +217,8 @@ pub const KINDS: &[Kind] = &[
 /// Every kind that would come with the crate, had its feature been asked for. A feature is called
 /// what its kind is called.
 pub const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "kafka"))]
+    "kafka",
     #[cfg(not(feature = "sql"))]
     "sql",
 ];

@@ -15,6 +15,8 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[path = "../support/postgres.rs"]
 mod postgres;
 mod readme;

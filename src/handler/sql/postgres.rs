@@ -36,6 +36,9 @@ use crate::{handler::authorities::Authorities, secret::Secret};
 /// After how much silence the server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// The longest `statement_timeout`, in milliseconds.
+const LONGEST_TIMEOUT: u128 = 2_147_483_647;
+
 /// Where the server is, and as whom to call on it.
 #[derive(Debug)]
 pub(super) struct Config(tokio_postgres::Config);
@@ -107,7 +110,8 @@ impl Postgres {
         ca: Option<&Authorities>,
         context: &BuildContext,
     ) -> Result<Self, BuildError> {
-        let limit = format!("-c statement_timeout={}", context.timeout.as_millis());
+        let limit = context.timeout.as_millis().clamp(1, LONGEST_TIMEOUT);
+        let limit = format!("-c statement_timeout={limit}");
         let options = match config.get_options() {
             Some(options) => format!("{limit} {options}"),
             None => limit,
