@@ -362,7 +362,7 @@ fn tls_is_verified() {
     let statement =
         "INSERT INTO events SELECT :id, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let url = postgres.url(&database).replace("127.0.0.1", "localhost");
-    let url = url.replace("sslmode=disable", "sslmode=require");
+    let url = url.replace("sslmode=disable", "sslmode=verify-full");
     let home = Home::new(&[ENDPOINTS, &warehouse(&url, statement, "")]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);

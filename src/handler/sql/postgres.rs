@@ -4,8 +4,10 @@
 //! been prepared. One on which anything went wrong, or whose attempt was given up, is not used again:
 //! so no attempt waits behind another one's statement, and what changed in the schema is seen.
 //!
-//! TLS is `require` where the URL does not say `sslmode`, and `prefer` on this machine. Certificates
-//! are verified wherever there is TLS. A time limit goes to the server as the start-up option
+//! `sslmode` is `verify-full` or `disable`; where the URL does not say, it is the former, but for hosts
+//! on this machine. TLS that believes whoever answers, libpq's `require`, would protect nothing.
+//!
+//! A time limit goes to the server as the start-up option
 //! `statement_timeout`, so that a statement that waits for a lock does not outlive its attempt by
 //! much; `PgBouncer` wants `ignore_startup_parameters = options` for it.
 
@@ -45,19 +47,29 @@ pub(super) struct Config(tokio_postgres::Config);
 
 impl Config {
     pub(super) fn parse(url: &str) -> Result<Self, String> {
+        let (url, mode) = split_ssl_mode(url);
         let mut config: tokio_postgres::Config = url.parse().map_err(|error| {
             format!(
-                "{}; a URL looks like \"postgres://user:password@db.example.com/warehouse\", and \
-                 `sslmode` is \"require\", which verifies certificates, \"prefer\" or \"disable\"",
+                "{}; a URL looks like \"postgres://user:password@db.example.com/warehouse\"",
                 describe(&error)
             )
         })?;
         if config.get_hosts().is_empty() {
             return Err("the URL names no host".to_owned());
         }
-        if !url.contains("sslmode=") && !config.get_hosts().iter().all(is_local) {
-            config.ssl_mode(SslMode::Require);
-        }
+        config.ssl_mode(match mode {
+            Some("disable") => SslMode::Disable,
+            Some("verify-full") => SslMode::Require,
+            None if config.get_hosts().iter().all(is_local) => SslMode::Disable,
+            None => SslMode::Require,
+            Some(_) => {
+                return Err(
+                    "the URL's `sslmode` is neither \"verify-full\", which holds where \
+                     nothing is said but for hosts on this machine, nor \"disable\""
+                        .to_owned(),
+                );
+            }
+        });
         // Of several servers, the one that takes writes.
         if config.get_target_session_attrs() == TargetSessionAttrs::Any {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -79,6 +91,19 @@ impl Config {
         self.0.password(password.expose());
         Ok(())
     }
+}
+
+/// Takes `sslmode` out of a URL: the client itself does not know what `verify-full` is.
+fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
+    let Some((base, parameters)) = url.split_once('?') else {
+        return (url.to_owned(), None);
+    };
+    let (modes, others): (Vec<_>, Vec<_>) = parameters
+        .split('&')
+        .partition(|parameter| parameter.starts_with("sslmode="));
+    let mode = modes.last().and_then(|mode| mode.split_once('='));
+    let url = format!("{base}?{}", others.join("&"));
+    (url, mode.map(|(_, mode)| mode))
 }
 
 fn is_local(host: &Host) -> bool {
@@ -394,21 +419,21 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_required_of_other_machines_where_nothing_is_said() {
+    fn tls_is_wanted_of_other_machines_where_nothing_is_said() {
         for (url, expected) in [
             ("postgres://db.example.com/x", SslMode::Require),
             ("postgres://10.0.0.1,localhost/x", SslMode::Require),
-            ("postgres://localhost/x", SslMode::Prefer),
-            ("postgres://127.0.0.1:5433/x", SslMode::Prefer),
-            ("postgres://[::1]/x", SslMode::Prefer),
-            ("postgres://%2Frun%2Fpostgresql/x", SslMode::Prefer),
+            ("postgres://localhost/x", SslMode::Disable),
+            ("postgres://127.0.0.1:5433/x", SslMode::Disable),
+            ("postgres://[::1]/x", SslMode::Disable),
+            ("postgres://%2Frun%2Fpostgresql/x", SslMode::Disable),
             (
                 "postgres://db.example.com/x?sslmode=disable",
                 SslMode::Disable,
             ),
             (
-                "postgres://db.example.com/x?sslmode=prefer",
-                SslMode::Prefer,
+                "postgres://localhost/x?connect_timeout=1&sslmode=verify-full",
+                SslMode::Require,
             ),
         ] {
             assert_eq!(parse(url).unwrap().get_ssl_mode(), expected, "{url}");
@@ -418,7 +443,7 @@ mod tests {
     #[test]
     fn a_url_that_cannot_work_is_refused_without_its_password() {
         for (url, why) in [
-            ("postgres://u:hush@db/x?sslmode=verify-full", "`sslmode` is"),
+            ("postgres://u:hush@db/x?sslmode=require", "`sslmode` is"),
             ("postgres://u:hush@db/x?wrong=1", "wrong"),
             ("postgres:///x", "names no host"),
         ] {
