@@ -115,11 +115,12 @@ fn every_field_gets_into_its_column_whatever_its_type() {
     assert_eq!(row["replay"], Value::Null);
     let time = event["time"].as_str().unwrap();
     assert_eq!(row["told"], format!("{time} :id false"));
-    let same = database.sql(
-        "SELECT time = (event->>'time')::timestamptz
-             AND received = (event->>'receivedtime')::timestamptz FROM events",
+    // PostgreSQL keeps microseconds, and rounds a text to them.
+    let far = database.sql(
+        "SELECT count(*) FROM events WHERE time <> (event->>'time')::timestamptz
+             OR abs(extract(epoch FROM received - (event->>'receivedtime')::timestamptz)) > 0.000001",
     );
-    assert_eq!(same, "t");
+    assert_eq!(far, "0");
     let stored = database.sql("SELECT convert_from(body, 'UTF8') FROM events");
     assert_eq!(stored, body);
 

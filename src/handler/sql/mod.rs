@@ -20,7 +20,7 @@
 //! | `:body` | the body, byte for byte | `bytea`, and never text | blob |
 //! | `:event` | the whole CloudEvent | `json`, `jsonb` | text |
 //!
-//! Domains are taken for what they stand on. Which type a field gets is the database's to say, from
+//! Times are kept to the microsecond by `timestamptz`. Domains are taken for what they stand on. Which type a field gets is the database's to say, from
 //! where it stands in the statement; a cast says it plainly: `:time::timestamptz`.
 //!
 //! Deliveries are made at least once, so the statement must bear to be run again. `ON CONFLICT (id)
