@@ -348,7 +348,10 @@ impl<'i> Reader<'_, 'i> {
         let kind = section.take_text("kind", hints, &mut self.findings);
         let kind = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
-            let problem = || unknown("kind of handler", name, names, place);
+            let problem = || match handler::LEFT_OUT.contains(&name.as_ref()) {
+                true => left_out(name, place),
+                false => unknown("kind of handler", name, names, place),
+            };
             self.found(kinds.iter().find(|kind| kind.kind == *name), problem)
         });
         let Some(kind) = kind else {
@@ -385,6 +388,17 @@ fn unknown<'a>(
     Problem::new(format!("unknown {what} {name:?}"))
         .at(place)
         .help(help)
+}
+
+/// A kind of handler that was not asked for when hookswitch was built.
+fn left_out(kind: &str, place: Span) -> Problem {
+    Problem::new(format!(
+        "this hookswitch was built without the kind of handler {kind:?}"
+    ))
+    .at(place)
+    .help(format!(
+        "build one with `cargo build --release --features {kind}`, or choose another kind"
+    ))
 }
 
 /// The last part of a section's name, which is the user's own.

@@ -62,6 +62,19 @@ fn every_fixture_gets_exactly_its_report() {
 }
 
 #[test]
+#[cfg(not(feature = "kafka"))]
+fn a_kind_that_was_left_out_of_the_build_is_told_from_one_that_is_unknown() {
+    let handler = "[handlers.bus]\nkind = \"kafka\"\nevents = [\"*\"]\n";
+    let report = read(&format!("{SOUND}{handler}")).unwrap_err();
+    let report = report.render(false);
+    assert!(
+        report.contains("built without the kind of handler \"kafka\""),
+        "{report}"
+    );
+    assert!(report.contains("--features kafka"), "{report}");
+}
+
+#[test]
 fn every_shipped_file_is_sound() {
     for name in ["local", "hookswitch", "container"] {
         let path = format!("config/{name}.toml");

@@ -23,6 +23,7 @@ use std::borrow::Cow;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
 
 use super::DeliveryContext;
@@ -85,6 +86,27 @@ impl<'a> CloudEvent<'a> {
         }
     }
 
+    /// The body, where it is JSON, as it arrived.
+    pub const fn json(&self) -> Option<&'a RawValue> {
+        self.json
+    }
+
+    /// Which endpoint received it, as a URI reference.
+    pub fn source(&self) -> String {
+        let endpoint = self.notification.endpoint.as_str();
+        format!("/hookswitch/{}", path_segment(endpoint))
+    }
+
+    /// When the provider says that it happened; else when it was received.
+    pub fn time(&self) -> Timestamp {
+        let Notification {
+            occurred_at,
+            received_at,
+            ..
+        } = self.notification;
+        occurred_at.unwrap_or(*received_at)
+    }
+
     /// What the event is about, free of control characters; `None` where that is nothing.
     pub fn subject(&self) -> Option<Cow<'a, str>> {
         clean(self.notification.subject.as_deref())
@@ -104,22 +126,18 @@ impl<'a> CloudEvent<'a> {
     pub fn attributes(&self) -> Vec<(&'static str, Value)> {
         let Notification {
             id,
-            endpoint,
             name,
-            occurred_at,
             received_at,
             ..
         } = self.notification;
-        let source = format!("/hookswitch/{}", path_segment(endpoint.as_str()));
-        let time = occurred_at.unwrap_or(*received_at);
         let text = |text: Cow<'_, str>| Value::from(text);
         let attributes = [
             ("specversion", Some(Value::from("1.0"))),
             ("id", Some(Value::from(id.to_string()))),
-            ("source", Some(Value::from(source))),
+            ("source", Some(Value::from(self.source()))),
             ("type", Some(Value::from(name.as_str()))),
             ("subject", self.subject().map(text)),
-            ("time", Some(Value::from(time.to_string()))),
+            ("time", Some(Value::from(self.time().to_string()))),
             (
                 "datacontenttype",
                 Some(Value::from(self.body_content_type())),

@@ -11,12 +11,18 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
+#[cfg(feature = "sql")]
+mod address;
+#[cfg(feature = "sql")]
+mod authorities;
 #[cfg(any(feature = "nats", feature = "redis"))]
 mod broker;
 pub mod cloud_event;
 mod exec;
 mod file;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod log;
 pub mod message;
 #[cfg(feature = "nats")]
@@ -26,6 +32,8 @@ mod redis;
 #[cfg(test)]
 mod sample;
 mod signature;
+#[cfg(feature = "sql")]
+mod sql;
 mod text;
 
 use std::{
@@ -206,10 +214,27 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "kafka")]
+    Kind::of::<kafka::Settings>(),
     #[cfg(feature = "nats")]
     Kind::of::<nats::Settings>(),
     #[cfg(feature = "redis")]
     Kind::of::<redis::Settings>(),
+    #[cfg(feature = "sql")]
+    Kind::of::<sql::Settings>(),
+];
+
+/// Every kind that would come with the crate, had its feature been asked for. A feature is called
+/// what its kind is called.
+pub const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "kafka"))]
+    "kafka",
+    #[cfg(not(feature = "nats"))]
+    "nats",
+    #[cfg(not(feature = "redis"))]
+    "redis",
+    #[cfg(not(feature = "sql"))]
+    "sql",
 ];
 
 impl Kind {

@@ -40,6 +40,7 @@ fn every_shipped_configuration_is_sound() {
             .env("NATS_PASSWORD", "x")
             .env("REDIS_PASSWORD", "x")
             .env("SCRIPT_API_KEY", "x")
+            .env("WAREHOUSE_PASSWORD", "x")
             .env(
                 "CRM_SIGNING_SECRET",
                 "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",

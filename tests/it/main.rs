@@ -15,6 +15,8 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
 #[path = "../support/postgres.rs"]
@@ -26,3 +28,6 @@ mod reload;
 mod replicas;
 #[path = "../support/server.rs"]
 mod server;
+mod shipped;
+#[cfg(feature = "sql")]
+mod sql;

@@ -1,0 +1,180 @@
+//! `sql`: one statement of one's own for each event, in PostgreSQL or SQLite.
+//!
+//! The statement names fields of the event, and is prepared with a parameter in the place of each:
+//! what an event says never becomes part of it. It runs by itself, in a transaction of its own.
+//!
+//! | field | holds | PostgreSQL: besides text, its type can be | SQLite: as |
+//! |---|---|---|---|
+//! | `:id` | the event's id, the same in every attempt and replay | `uuid` | text |
+//! | `:source` | `/hookswitch/` and the endpoint | | text |
+//! | `:type` | the event name | | text |
+//! | `:subject` | what it is about, or null | | text |
+//! | `:time` | when it happened | `timestamptz` | text, in UTC |
+//! | `:receivedtime` | when it was received | `timestamptz` | text, in UTC |
+//! | `:key` | what ordering holds for, or null | | text |
+//! | `:attempt` | which try this is, from 1 | `int4`, `int8` | integer |
+//! | `:superseded` | whether a later report has been received | `bool` | 0 or 1 |
+//! | `:replayreason` | why this is a replay, or null | | text |
+//! | `:datacontenttype` | what the body is | | text |
+//! | `:data` | the body as it arrived; null where it is not JSON | `json`, `jsonb` | text |
+//! | `:body` | the body, byte for byte | `bytea`, and never text | blob |
+//! | `:event` | the whole CloudEvent | `json`, `jsonb` | text |
+//!
+//! Times are kept to the microsecond by `timestamptz`. Domains are taken for what they stand on. Which type a field gets is the database's to say, from
+//! where it stands in the statement; a cast says it plainly: `:time::timestamptz`.
+//!
+//! Deliveries are made at least once, so the statement must bear to be run again. `ON CONFLICT (id)
+//! DO NOTHING`, with `:id` in a column that is unique, is enough. Order per key holds as it does for
+//! every handler: the statement for one event has been committed before that for the next one begins.
+//!
+//! | answer | outcome |
+//! |---|---|
+//! | committed | done, whatever it returned and however many rows it changed |
+//! | no connection, wrong credentials, no such database | tried again: nothing is known of the event yet |
+//! | connection lost, conflict with another transaction, deadlock, locked, too slow, read-only, full, shutting down | tried again |
+//! | a constraint (but for what was said above), data that does not fit, permission denied | parked |
+//! | a statement that cannot be prepared: no such table, wrong syntax, a field that cannot be had as the type that is wanted | parked |
+//!
+//! **Invariant:** no reason holds what a database says of the values that it was given. While a
+//! statement is being prepared, it has been given none, and its words are shown; after that, only
+//! the kind of the failure and the names of constraint, table and column.
+
+mod field;
+mod postgres;
+mod sqlite;
+mod template;
+
+use serde::{Deserialize, Deserializer, de};
+
+use super::{
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
+    authorities::Authorities,
+};
+use crate::secret::Secret;
+use field::Row;
+use postgres::Postgres;
+use sqlite::Sqlite;
+use template::Template;
+
+/// What the TOML says of a `sql` handler.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    /// Where the database is.
+    url: Database,
+    /// What is run for each event.
+    statement: Template,
+    /// The password, where it is not in the URL.
+    password: Option<Secret>,
+    /// Whose certificates are believed, in place of the system's authorities.
+    ca: Option<Authorities>,
+}
+
+/// A database, by the scheme of its URL.
+#[derive(Debug)]
+enum Database {
+    Postgres(Box<postgres::Config>),
+    Sqlite(sqlite::Config),
+}
+
+impl<'de> Deserialize<'de> for Database {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let address = Address::deserialize(deserializer)?;
+        let url = address.expose();
+        match url.split_once(':').map(|(scheme, _)| scheme) {
+            Some("postgres" | "postgresql") => {
+                postgres::Config::parse(url).map(|config| Self::Postgres(Box::new(config)))
+            }
+            Some("sqlite") => sqlite::Config::parse(url).map(Self::Sqlite),
+            _ => Err(
+                "the URL's scheme is neither \"postgres\" nor \"sqlite\"; a URL looks like \
+                 \"postgres://user@db.example.com/warehouse\" or \"sqlite:data/events.db\""
+                    .to_owned(),
+            ),
+        }
+        .map_err(de::Error::custom)
+    }
+}
+
+impl HandlerKind for Settings {
+    const KIND: &'static str = "sql";
+    const EXAMPLE: &'static str = r#"
+[handlers.warehouse]
+kind = "sql"
+events = ["*"]
+url = "postgres://hookswitch@db.example.com/warehouse"  # or { env = "WAREHOUSE_URL" }, "sqlite:data/events.db"
+password = { env = "WAREHOUSE_PASSWORD" }
+statement = """
+INSERT INTO events (id, type, subject, time, data)
+VALUES (:id, :type, :subject, :time, :data)
+ON CONFLICT (id) DO NOTHING
+"""
+# ca = "/etc/hookswitch/ca.pem"     # in place of the system's certificate authorities
+retry = { attempts = 12, first = "1s", ceiling = "1h" }
+order = "key"                       # or "none"
+concurrency = 8                     # for PostgreSQL, connections as well
+timeout = "10s"
+"#;
+    type Handler = Sql;
+
+    fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {
+        Ok(match self.url {
+            Database::Postgres(mut config) => {
+                if let Some(password) = &self.password {
+                    config.set_password(password)?;
+                }
+                let ca = self.ca.as_ref();
+                Sql::Postgres(Box::new(Postgres::new(
+                    *config,
+                    &self.statement,
+                    ca,
+                    context,
+                )?))
+            }
+            Database::Sqlite(_) if self.ca.is_some() || self.password.is_some() => {
+                return Err(BuildError(
+                    "`ca` and `password` are for PostgreSQL, and SQLite has no use for them; leave \
+                     them out"
+                        .to_owned(),
+                ));
+            }
+            Database::Sqlite(config) => Sql::Sqlite(Sqlite::new(config, &self.statement, context)),
+        })
+    }
+}
+
+/// The handler.
+#[derive(Debug)]
+pub(super) enum Sql {
+    Postgres(Box<Postgres>),
+    Sqlite(Sqlite),
+}
+
+impl Handler for Sql {
+    type Event = AnyEvent;
+
+    async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
+        let row = Row::new(&delivery);
+        let ran = match self {
+            Self::Postgres(postgres) => postgres.run(&row).await,
+            Self::Sqlite(sqlite) => sqlite.run(&row).await,
+        };
+        match ran {
+            Ok(()) => Outcome::Done,
+            Err(Failure::Passing(why)) => Outcome::retry(why),
+            Err(Failure::Lasting(why)) => Outcome::park(why),
+        }
+    }
+}
+
+/// Why the statement has not been committed.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    /// It may be another time.
+    Passing(String),
+    /// It will not be until somebody changes something.
+    Lasting(String),
+}
+
+#[cfg(test)]
+mod tests;

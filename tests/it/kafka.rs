@@ -1,0 +1,260 @@
+//! The handler kind `kafka`, through the real service and the brokers that librdkafka brings with it
+//! for tests: there is no package of a real one to install.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+    mocking::MockCluster,
+    producer::DefaultProducerContext,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
+use serde_json::Value;
+
+use crate::harness::{ENDPOINTS, Home, Service, cnam, eventually};
+
+const TOPIC: &str = "telephony";
+const PARTITIONS: i32 = 3;
+
+/// One broker, and what is in its topic.
+struct Kafka {
+    // Let go of first: it takes its leave of the cluster.
+    consumer: BaseConsumer,
+    cluster: MockCluster<'static, DefaultProducerContext>,
+    taken: Vec<Taken>,
+}
+
+/// A message as a consumer gets it.
+struct Taken {
+    partition: i32,
+    key: String,
+    headers: BTreeMap<String, String>,
+    body: Value,
+}
+
+impl Taken {
+    fn serial(&self) -> &str {
+        self.body["data"]["payload"]["object"]["cnam"]
+            .as_str()
+            .unwrap()
+    }
+}
+
+impl Kafka {
+    fn start() -> Self {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, PARTITIONS, 1).unwrap();
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("group.id", "tests")
+            .set("enable.auto.commit", "false")
+            .set("reconnect.backoff.max.ms", "100")
+            .create()
+            .unwrap();
+        let mut partitions = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            let from = partitions.add_partition_offset(TOPIC, partition, Offset::Beginning);
+            from.unwrap();
+        }
+        consumer.assign(&partitions).unwrap();
+        Self {
+            consumer,
+            cluster,
+            taken: Vec::new(),
+        }
+    }
+
+    /// A handler with quick retries.
+    fn handler(&self, extra: &str) -> String {
+        let brokers = self.cluster.bootstrap_servers();
+        format!(
+            r#"
+[handlers.bus]
+kind = "kafka"
+events = ["zoom.number-management.*"]
+brokers = ["{brokers}"]
+topic = "{TOPIC}"
+timeout = "2s"
+retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
+{extra}
+"#
+        )
+    }
+
+    /// What has come so far.
+    fn taken(&mut self) -> &[Taken] {
+        while let Some(Ok(message)) = self.consumer.poll(Duration::from_millis(20)) {
+            let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
+            let headers = message.headers().unwrap().iter();
+            self.taken.push(Taken {
+                partition: message.partition(),
+                key: text(message.key()),
+                headers: headers
+                    .map(|header| (header.key.to_owned(), text(header.value)))
+                    .collect(),
+                body: serde_json::from_slice(message.payload().unwrap()).unwrap(),
+            });
+        }
+        &self.taken
+    }
+
+    /// The serials under `key`, each where it came first.
+    fn serials(&mut self, key: &str) -> Vec<String> {
+        let mut serials = Vec::new();
+        for taken in self.taken().iter().filter(|taken| taken.key == key) {
+            let serial = taken.serial().to_owned();
+            if !serials.contains(&serial) {
+                serials.push(serial);
+            }
+        }
+        serials
+    }
+}
+
+fn key(carrier: u32) -> String {
+    format!("zoom.number-management/acct-{carrier}/{carrier}")
+}
+
+fn post(service: &Service, serials: std::ops::Range<u64>) {
+    for serial in serials {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        assert_eq!(service.zoom(&cnam(2, serial)).status, 200);
+    }
+}
+
+#[test]
+fn an_event_is_a_message_under_its_key_in_either_form() {
+    let mut kafka = Kafka::start();
+    let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("it is there", || kafka.taken().len() == 1);
+
+    home.configure(&[ENDPOINTS, &kafka.handler("format = \"binary\"")]);
+    service.signal("HUP");
+    eventually("it has reloaded", || {
+        service.metric("hookswitch_reloads_total") > 0.0
+    });
+    assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
+    eventually("it is there", || kafka.taken().len() == 2);
+
+    let [structured, binary] = kafka.taken() else {
+        panic!("there are more than two messages");
+    };
+    assert_eq!(structured.key, key(1));
+    assert_eq!(binary.key, key(1));
+    assert_eq!(structured.partition, binary.partition);
+    let content_type = (
+        "content-type".to_owned(),
+        "application/cloudevents+json".to_owned(),
+    );
+    assert_eq!(structured.headers, BTreeMap::from([content_type]));
+    assert_eq!(structured.body["specversion"], "1.0");
+    assert_eq!(structured.serial(), "serial 1");
+
+    let header = |name: &str| binary.headers[name].as_str();
+    assert_eq!(header("content-type"), "application/json");
+    assert_eq!(header("ce_specversion"), "1.0");
+    assert_eq!(header("ce_type"), structured.body["type"]);
+    assert_eq!(header("ce_source"), structured.body["source"]);
+    assert_eq!(header("ce_subject"), "+12025550002");
+    assert_eq!(header("ce_partitionkey"), key(1));
+    assert_ne!(header("ce_id"), structured.body["id"]);
+    let sent: Value = serde_json::from_str(&cnam(1, 2)).unwrap();
+    assert_eq!(binary.body, sent);
+}
+
+#[test]
+fn a_broker_that_is_down_or_goes_away_gets_everything_once_it_is_back_in_order() {
+    let mut kafka = Kafka::start();
+    kafka.cluster.broker_down(1).unwrap();
+    let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
+    let service = home.start();
+    post(&service, 0..10);
+    let told = "no broker confirmed it in time; last trouble: ";
+    eventually("it says why", || service.log().contains(told));
+    kafka.cluster.broker_up(1).unwrap();
+    eventually("what had come is there", || kafka.taken().len() >= 20);
+    post(&service, 10..20);
+    eventually("some of the rest is there", || kafka.taken().len() > 20);
+    kafka.cluster.broker_down(1).unwrap();
+    post(&service, 20..30);
+    kafka.cluster.broker_up(1).unwrap();
+    let expected: Vec<_> = (0..30).map(|serial| format!("serial {serial}")).collect();
+    for carrier in [1, 2] {
+        eventually("all of it is there", || {
+            kafka.serials(&key(carrier)).len() == 30
+        });
+        assert_eq!(kafka.serials(&key(carrier)), expected);
+    }
+}
+
+#[test]
+fn what_kafka_will_not_take_is_parked_with_its_reason() {
+    use RDKafkaRespErr as Error;
+    type Refuse = fn(&Kafka);
+    let cases: [(Refuse, &str); 4] = [
+        (
+            |kafka| {
+                let error = Error::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+                kafka
+                    .cluster
+                    .request_errors(RDKafkaApiKey::Produce, &[error]);
+            },
+            "Message size too large",
+        ),
+        (
+            |kafka| {
+                let error = Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+                kafka
+                    .cluster
+                    .request_errors(RDKafkaApiKey::Produce, &[error]);
+            },
+            "Topic authorization failed",
+        ),
+        (
+            |kafka| {
+                let error = Error::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+                kafka.cluster.topic_error(TOPIC, error).unwrap();
+            },
+            "Unknown topic",
+        ),
+        (
+            |kafka| {
+                let error = Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+                kafka.cluster.topic_error(TOPIC, error).unwrap();
+            },
+            "Topic authorization failed",
+        ),
+    ];
+    for (refuse, why) in cases {
+        let kafka = Kafka::start();
+        refuse(&kafka);
+        let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
+        let service = home.start();
+        assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+        let mut reason = String::new();
+        eventually(why, || {
+            let parked = home.json(&["parked", "list"]);
+            reason = parked[0]["why"].as_str().unwrap_or_default().to_owned();
+            !reason.is_empty()
+        });
+        assert!(reason.contains(why), "{reason}");
+    }
+}
+
+#[test]
+fn too_few_replicas_are_waited_for() {
+    let mut kafka = Kafka::start();
+    let few = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
+    kafka
+        .cluster
+        .request_errors(RDKafkaApiKey::Produce, &[few; 4]);
+    let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("it is there", || kafka.serials(&key(1)) == ["serial 1"]);
+    assert_eq!(home.json(&["parked", "list"]), serde_json::json!([]));
+}

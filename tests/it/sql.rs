@@ -1,0 +1,415 @@
+//! The handler kind `sql`, through the real service and a real PostgreSQL.
+
+use std::{
+    fs::{self, Permissions},
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::{
+    harness::{ENDPOINTS, Home, Service, cnam, eventually},
+    postgres::{Database, PASSWORD, Postgres},
+};
+
+const TABLE: &str = "CREATE TABLE events (seq bigserial, id uuid PRIMARY KEY, data jsonb)";
+const INSERT: &str = "INSERT INTO events (id, data) VALUES (:id, :data) ON CONFLICT DO NOTHING";
+
+/// A handler that runs `statement` at `url`, with quick retries.
+fn warehouse(url: &str, statement: &str, extra: &str) -> String {
+    format!(
+        r#"
+[handlers.warehouse]
+kind = "sql"
+events = ["zoom.number-management.*"]
+url = "{url}"
+statement = '''{statement}'''
+retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
+{extra}
+"#
+    )
+}
+
+/// The reason for which the only delivery has been parked, once it has.
+fn parked(home: &Home) -> String {
+    let mut why = None;
+    eventually("it is parked", || {
+        let parked = home.json(&["parked", "list"]);
+        why = parked[0]["why"].as_str().map(ToOwned::to_owned);
+        why.is_some()
+    });
+    why.unwrap()
+}
+
+fn says(service: &Service, text: &str) {
+    eventually(text, || service.log().contains(text));
+    assert!(!service.log().contains(PASSWORD), "{}", service.log());
+}
+
+/// Keeps a transaction open that has run `statement`, until it is killed.
+fn hold(database: &Database, statement: &str) -> Child {
+    let holder = Command::new("psql")
+        .args(["-X", "-q", &database.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = holder.stdin.as_ref().unwrap();
+    writeln!(input, "BEGIN; {statement};").unwrap();
+    let held = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'idle in transaction'";
+    eventually("it is held", || database.sql(held) == "1");
+    holder
+}
+
+/// The serial numbers of carrier 1's events in the order in which they were inserted.
+const SERIALS: &str =
+    "SELECT string_agg(substr(data->'payload'->'object'->>'cnam', 8), ' ' ORDER BY seq)
+    FROM events WHERE data->'payload'->'object'->>'carrier_code' = '1'";
+
+#[test]
+fn every_field_gets_into_its_column_whatever_its_type() {
+    let database = Database::new();
+    database.sql(
+        "CREATE DOMAIN document AS jsonb;
+         CREATE TYPE what AS ENUM ('zoom.number-management.peering-number-cnam-updated', 'other');
+         CREATE TABLE events (id uuid PRIMARY KEY, source text, type what, subject varchar(20),
+             time timestamptz, received timestamptz, key text, attempt int, attempts bigint,
+             superseded bool, replay text, content text, data document, body bytea, event json,
+             told text)",
+    );
+    let statement = "INSERT INTO events VALUES (:id, :source, :type, :subject, :time,
+            :receivedtime, :key, :attempt, :attempt, :superseded, :replayreason, :datacontenttype,
+            :data, :body, :event, :time || ' :id ' || :superseded) -- it's :nothing
+        ON CONFLICT (id) DO UPDATE SET replay = excluded.replay";
+    let home = Home::new(&[ENDPOINTS, &warehouse(&database.url(), statement, "")]);
+    let service = home.start();
+    let body = cnam(7, 1);
+    assert_eq!(service.zoom(&body).status, 200);
+    let count = || database.sql("SELECT count(*) FROM events");
+    eventually("it is there", || count() == "1");
+    let row = database.sql("SELECT row_to_json(events) FROM events");
+    let row: Value = serde_json::from_str(&row).unwrap();
+    let event = &row["event"];
+    for (column, attribute) in [
+        ("id", "id"),
+        ("source", "source"),
+        ("type", "type"),
+        ("subject", "subject"),
+        ("key", "partitionkey"),
+        ("attempt", "attempt"),
+        ("attempts", "attempt"),
+        ("superseded", "superseded"),
+        ("content", "datacontenttype"),
+        ("data", "data"),
+    ] {
+        assert!(!event[attribute].is_null(), "{attribute}: {event}");
+        assert_eq!(row[column], event[attribute], "{column}");
+    }
+    assert_eq!(
+        row["type"],
+        "zoom.number-management.peering-number-cnam-updated"
+    );
+    assert_eq!(row["replay"], Value::Null);
+    let time = event["time"].as_str().unwrap();
+    assert_eq!(row["told"], format!("{time} :id false"));
+    // PostgreSQL keeps microseconds, and rounds a text to them.
+    let far = database.sql(
+        "SELECT count(*) FROM events WHERE time <> (event->>'time')::timestamptz
+             OR abs(extract(epoch FROM received - (event->>'receivedtime')::timestamptz)) > 0.000001",
+    );
+    assert_eq!(far, "0");
+    let stored = database.sql("SELECT convert_from(body, 'UTF8') FROM events");
+    assert_eq!(stored, body);
+
+    let id = row["id"].as_str().unwrap();
+    home.json(&["replay", id, "--reason", "once more"]);
+    let replay = || database.sql("SELECT replay FROM events");
+    eventually("the replay is told by its reason", || {
+        replay() == "once more"
+    });
+    assert_eq!(count(), "1");
+}
+
+#[test]
+fn a_server_that_is_down_or_killed_gets_everything_once_it_is_back_in_order() {
+    let mut postgres = Postgres::start(&[]);
+    let database = postgres.create_database();
+    postgres.sql(&database, TABLE);
+    let url = postgres.url(&database);
+    postgres.server().kill();
+
+    let home = Home::new(&[ENDPOINTS, &warehouse(&url, INSERT, "")]);
+    let service = home.start();
+    let post = |serials: std::ops::Range<u64>| {
+        for serial in serials {
+            assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+            assert_eq!(service.zoom(&cnam(2, serial)).status, 200);
+        }
+    };
+    post(0..20);
+    says(&service, "cannot connect: error connecting to server");
+    postgres.restart(&[]);
+    let has = |postgres: &Postgres, count: u32| {
+        let there = postgres.sql(&database, "SELECT count(*) FROM events");
+        there.parse::<u32>().unwrap() >= count
+    };
+    eventually("what had come is there", || has(&postgres, 40));
+    post(20..40);
+    eventually("some of the rest is there", || has(&postgres, 41));
+    postgres.server().kill();
+    post(40..60);
+    postgres.restart(&[]);
+    eventually("all of it is there", || has(&postgres, 120));
+    let expected: Vec<_> = (0..60).map(|serial: u32| serial.to_string()).collect();
+    assert_eq!(postgres.sql(&database, SERIALS), expected.join(" "));
+}
+
+#[test]
+fn what_will_not_pass_by_itself_is_parked_without_a_word_of_the_event() {
+    for (schema, statement, why) in [
+        (
+            "CREATE TABLE events (number text UNIQUE);
+             INSERT INTO events VALUES ('+12025550001')",
+            "INSERT INTO events VALUES (:subject)",
+            "a value that must be unique is there already (SQLSTATE 23505, constraint \
+             \"events_number_key\", table \"events\")",
+        ),
+        (
+            "CREATE TABLE events (number text CHECK (number = ''))",
+            "INSERT INTO events VALUES (:subject)",
+            "a constraint does not hold (SQLSTATE 23514, constraint \"events_number_check\"",
+        ),
+        (
+            "CREATE TABLE events (number varchar(3))",
+            "INSERT INTO events VALUES (:subject)",
+            "the event does not fit (SQLSTATE 22001)",
+        ),
+        (
+            "CREATE TABLE events (number int)",
+            "INSERT INTO events VALUES (('x' || :subject::text)::int)",
+            "the event does not fit (SQLSTATE 22P02)",
+        ),
+        (
+            "CREATE TABLE events (number text);
+             CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE NOTICE '%', new; RAISE EXCEPTION '%', new; END $$;
+             CREATE TRIGGER tell BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION tell()",
+            "INSERT INTO events VALUES (:subject)",
+            "see its own log (SQLSTATE P0001",
+        ),
+        (
+            "",
+            "INSERT INTO nowhere VALUES (:subject)",
+            "the statement cannot be prepared: relation \"nowhere\" does not exist (SQLSTATE 42P01)",
+        ),
+        (
+            "",
+            "SELEKT :subject",
+            "the statement cannot be prepared: syntax error at or near \"SELEKT\"",
+        ),
+        (
+            "CREATE TABLE events (at timestamp)",
+            "INSERT INTO events VALUES (:time)",
+            "the field :time cannot be had as timestamp; cast it, as in :time::timestamptz",
+        ),
+        (
+            "CREATE TABLE events (number text);
+             CREATE FUNCTION add(text) RETURNS void LANGUAGE sql SECURITY DEFINER AS
+                 $$ INSERT INTO events VALUES ($1) $$;
+             CREATE ROLE nobody_{database}; ALTER FUNCTION add OWNER TO nobody_{database}",
+            "SELECT add(:subject)",
+            "permission denied (SQLSTATE 42501)",
+        ),
+    ] {
+        let database = Database::new();
+        if !schema.is_empty() {
+            let name = database.sql("SELECT current_database()");
+            database.sql(&schema.replace("{database}", &name));
+        }
+        let log = "[log]\nfilter = \"trace\"\n";
+        let home = Home::new(&[log, ENDPOINTS, &warehouse(&database.url(), statement, "")]);
+        let service = home.start();
+        assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+        let reason = parked(&home);
+        assert!(reason.contains(why), "{statement}: {reason}");
+        let log = service.log();
+        for said in ["2025550001", "serial 1", PASSWORD] {
+            assert!(!reason.contains(said), "{statement}: {reason}");
+            assert!(!log.contains(said), "{statement}");
+        }
+    }
+}
+
+#[test]
+fn wrong_credentials_and_a_database_that_is_not_there_are_named_and_waited_for() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let url = database.url();
+    let wrong = url.replace(PASSWORD, "hush");
+    let home = Home::new(&[ENDPOINTS, &warehouse(&wrong, INSERT, "")]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    says(&service, "cannot connect: password authentication failed");
+    assert!(!service.log().contains("hush"), "{}", service.log());
+
+    let (server, _) = url.rsplit_once('/').unwrap();
+    home.configure(&[
+        ENDPOINTS,
+        &warehouse(&format!("{server}/nowhere"), INSERT, ""),
+    ]);
+    service.signal("HUP");
+    says(
+        &service,
+        "cannot connect: database \"nowhere\" does not exist",
+    );
+
+    let without = url.replace(&format!(":{PASSWORD}"), "");
+    let beside = format!("password = \"{PASSWORD}\"");
+    home.configure(&[ENDPOINTS, &warehouse(&without, INSERT, &beside)]);
+    service.signal("HUP");
+    let count = || database.sql("SELECT count(*) FROM events");
+    eventually("it is there", || count() == "1");
+}
+
+#[test]
+fn a_statement_that_has_to_wait_holds_up_nothing_else_and_is_run_again() {
+    let database = Database::new();
+    database.sql(
+        "CREATE TABLE events (seq bigserial, id uuid PRIMARY KEY, data jsonb);
+         CREATE TABLE gate (carrier text PRIMARY KEY); INSERT INTO gate VALUES ('1'), ('2')",
+    );
+    // Each event waits for whoever holds its carrier's row.
+    let statement = "INSERT INTO events (id, data) SELECT :id::uuid, :data::jsonb FROM gate
+        WHERE carrier = :data::jsonb->'payload'->'object'->>'carrier_code' FOR UPDATE OF gate";
+    let url = database.url();
+    let home = Home::new(&[
+        ENDPOINTS,
+        &warehouse(&url, statement, "timeout = \"300ms\""),
+    ]);
+    let service = home.start();
+    let mut holder = hold(&database, "SELECT FROM gate WHERE carrier = '1' FOR UPDATE");
+    for serial in 0..4 {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        assert_eq!(service.zoom(&cnam(2, serial)).status, 200);
+    }
+    let count = || database.sql("SELECT count(*) FROM events");
+    eventually("the other key gets through", || count() == "4");
+    eventually("the attempt is given up", || {
+        service.log().contains("will be tried again")
+    });
+    assert_eq!(count(), "4");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    eventually("the key goes on", || count() == "8");
+    assert_eq!(database.sql(SERIALS), "0 1 2 3");
+}
+
+#[test]
+fn a_schema_that_changes_and_a_server_that_takes_no_writes_lose_nothing() {
+    let database = Database::new();
+    database.sql("CREATE TABLE events (id uuid PRIMARY KEY, data text)");
+    let home = Home::new(&[ENDPOINTS, &warehouse(&database.url(), INSERT, "")]);
+    let service = home.start();
+    let count = |expected: &str| {
+        let count = || database.sql("SELECT count(*) FROM events");
+        eventually("it is there", || count() == expected);
+    };
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    count("1");
+    // The statement that stands prepared would insert text, which is not taken for jsonb.
+    database.sql("ALTER TABLE events ALTER data TYPE jsonb USING data::jsonb");
+    assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
+    count("2");
+
+    let role = "ALTER ROLE hookswitch IN DATABASE";
+    let name = database.sql("SELECT current_database()");
+    database.sql(&format!(
+        "{role} {name} SET default_transaction_read_only = on"
+    ));
+    database.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    );
+    assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
+    says(&service, "cannot connect: ");
+    database.sql(&format!(
+        "BEGIN READ WRITE; {role} {name} RESET default_transaction_read_only; COMMIT"
+    ));
+    count("3");
+    assert_eq!(home.json(&["parked", "list"]), serde_json::json!([]));
+}
+
+#[test]
+fn tls_is_verified() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let tls = ["ssl=on", "ssl_cert_file=cert.pem", "ssl_key_file=key.pem"];
+    let postgres = Postgres::start_in(&tls, |data| {
+        for (name, pem) in [("cert.pem", &certificate), ("key.pem", &key)] {
+            let path = data.join(name);
+            fs::write(&path, pem).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            let mut give = Command::new("chown");
+            let given = give.arg("--reference").arg(data).arg(path).status();
+            assert!(given.unwrap().success());
+        }
+    });
+    let database = postgres.create_database();
+    let table = "CREATE TABLE events (id uuid PRIMARY KEY, ssl boolean)";
+    postgres.sql(&database, table);
+    let statement =
+        "INSERT INTO events SELECT :id, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let url = postgres.url(&database).replace("127.0.0.1", "localhost");
+    let url = url.replace("sslmode=disable", "sslmode=verify-full");
+    let home = Home::new(&[ENDPOINTS, &warehouse(&url, statement, "")]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    says(&service, "invalid peer certificate");
+
+    fs::write(home.path().join("ca.pem"), certificate).unwrap();
+    home.configure(&[
+        ENDPOINTS,
+        &warehouse(&url, statement, "ca = \"{dir}/ca.pem\""),
+    ]);
+    service.signal("HUP");
+    let over_tls = || postgres.sql(&database, "SELECT ssl FROM events");
+    eventually("it is there", || over_tls() == "t");
+}
+
+#[test]
+fn sqlite_gets_its_events_in_order() {
+    let home = Home::new(&[]);
+    let path = home.path().join("warehouse.db");
+    let open = || rusqlite::Connection::open(&path).unwrap();
+    let handler = warehouse("sqlite:{dir}/warehouse.db", INSERT, "");
+    home.configure(&[ENDPOINTS, &handler]);
+    let service = home.start();
+    for serial in 0..20 {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    says(&service, "the database must exist");
+    // Made elsewhere and put in its place, so that it has its table from the beginning.
+    let made = home.path().join("made.db");
+    let database = rusqlite::Connection::open(&made).unwrap();
+    let table = "CREATE TABLE events (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, data TEXT)";
+    database.execute_batch(table).unwrap();
+    drop(database);
+    fs::rename(made, &path).unwrap();
+    let told = || -> String {
+        open()
+            .query_row(
+                "SELECT coalesce(group_concat(substr(data->>'$.payload.object.cnam', 8), ' '), '')
+                 FROM (SELECT data FROM events ORDER BY seq)",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap()
+    };
+    let expected: Vec<_> = (0..20).map(|serial: u32| serial.to_string()).collect();
+    eventually("all of it is there in order", || {
+        told() == expected.join(" ")
+    });
+}
