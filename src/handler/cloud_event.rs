@@ -17,13 +17,12 @@
 //! `data` is the provider's JSON as it arrived, but for one thing: each line break becomes a space,
 //! so that the event is one line. A line break cannot stand inside a JSON string, so nothing that
 //! the JSON says is touched: not its numbers, not its escapes, not the order of its fields. A body
-//! that is not JSON is in `data_base64`. In the binary form the body is what arrived, byte for byte.
+//! that is not JSON is in `data_base64`. What other forms there are is in [`message`](super::message).
 
 use std::borrow::Cow;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use http::HeaderName;
 use serde_json::{Value, value::RawValue};
 
 use super::DeliveryContext;
@@ -73,24 +72,6 @@ impl<'a> CloudEvent<'a> {
         line
     }
 
-    /// The headers of the binary HTTP form: every attribute as a `ce-` header, `datacontenttype`
-    /// as `content-type`. The values are printable ASCII.
-    pub fn to_headers(&self) -> Vec<(HeaderName, String)> {
-        let header = |(name, value): (&'static str, Value)| {
-            let name = match name {
-                "datacontenttype" => Ok(http::header::CONTENT_TYPE),
-                name => HeaderName::try_from(format!("ce-{name}")),
-            };
-            let text = match value {
-                Value::String(text) => text,
-                other => other.to_string(),
-            };
-            // Attribute names are lower-case letters and digits, so each one makes a header name.
-            name.ok().map(|name| (name, percent_encode(&text)))
-        };
-        self.attributes().into_iter().filter_map(header).collect()
-    }
-
     /// The body, byte for byte.
     pub fn body(&self) -> Bytes {
         self.notification.body.clone()
@@ -120,7 +101,7 @@ impl<'a> CloudEvent<'a> {
     }
 
     /// Every attribute that has a value, in the order in which they are written.
-    fn attributes(&self) -> Vec<(&'static str, Value)> {
+    pub fn attributes(&self) -> Vec<(&'static str, Value)> {
         let Notification {
             id,
             endpoint,
@@ -164,14 +145,6 @@ fn clean(text: Option<&str>) -> Option<Cow<'_, str>> {
     })
 }
 
-/// CloudEvents' HTTP binding: all but printable ASCII is percent-encoded, and so are the space,
-/// the quotation mark and the percent sign.
-fn percent_encode(text: &str) -> String {
-    encode(text, |byte| {
-        byte.is_ascii_graphic() && byte != b'"' && byte != b'%'
-    })
-}
-
 /// `source` is a URI reference, and an endpoint may be called anything that TOML takes as a key.
 fn path_segment(text: &str) -> String {
     encode(text, |byte| {
@@ -179,7 +152,8 @@ fn path_segment(text: &str) -> String {
     })
 }
 
-fn encode(text: &str, stays: impl Fn(u8) -> bool) -> String {
+/// Percent-encodes each byte but those that stay.
+pub(super) fn encode(text: &str, stays: impl Fn(u8) -> bool) -> String {
     let encode = |byte| {
         if stays(byte) {
             char::from(byte).to_string()
@@ -251,28 +225,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_binary_form_escapes_what_a_header_cannot_hold() {
-        let mut notification = sample::notification("[]");
-        notification.subject = Some("50% \"Zoë\"\r\n€".to_owned());
-        let context = sample::context();
-        let headers = CloudEvent::new(&notification, &context).to_headers();
-        let value = |name: &str| {
-            let found = headers.iter().find(|(header, _)| header == name);
-            found.map(|(_, value)| value.as_str())
-        };
-        assert_eq!(
-            value("ce-subject"),
-            Some("50%25%20%22Zo%C3%AB%22%EF%BF%BD%EF%BF%BD%E2%82%AC")
-        );
-        assert_eq!(value("ce-id"), Some("0192f0c1-2a3b-7c4d-8e5f-60718293a4b5"));
-        assert_eq!(value("ce-source"), Some("/hookswitch/front%2520door"));
-        assert_eq!(value("ce-attempt"), Some("3"));
-        assert_eq!(value("ce-superseded"), Some("true"));
-        assert_eq!(value("content-type"), Some("application/json"));
-        assert_eq!(value("ce-datacontenttype"), None);
-    }
-
     /// Any JSON value, without the fractions that two readers may round differently.
     fn json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
@@ -313,7 +265,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_make_one_line_of_json_and_printable_headers(
+        fn any_bytes_make_one_line_of_json(
             body in prop::collection::vec(any::<u8>(), 0..64),
             subject in any::<String>(),
         ) {
@@ -324,9 +276,6 @@ mod tests {
             let event = CloudEvent::new(&notification, &context);
             prop_assert!(!event.to_line().contains(['\n', '\r']));
             prop_assert!(serde_json::from_str::<Value>(&event.to_line()).unwrap().is_object());
-            for (_, value) in event.to_headers() {
-                prop_assert!(value.bytes().all(|byte| byte.is_ascii_graphic()));
-            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod exec;
 mod file;
 mod http;
 mod log;
+pub mod message;
 #[cfg(test)]
 mod sample;
 mod signature;

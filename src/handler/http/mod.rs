@@ -1,10 +1,6 @@
 //! `http`: a POST to a URL for each event.
 //!
-//! | `format` | body | headers |
-//! |---|---|---|
-//! | `structured` | the CloudEvent as JSON | `content-type: application/cloudevents+json` |
-//! | `binary` | the provider's, byte for byte | the CloudEvent's attributes as `ce-` headers |
-//! | `raw` | the provider's, byte for byte | none of them |
+//! What is posted is a [`Message`] in CloudEvents' HTTP binding: its attributes are `ce-` headers.
 //!
 //! Every request has a `webhook-id` (the event's id, the same in every attempt and replay) and a
 //! `webhook-timestamp`; with a `signing_secret`, it is signed as Standard Webhooks says.
@@ -32,9 +28,11 @@ use tokio::time::timeout;
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
-    cloud_event::CloudEvent, signature::Signer,
+    cloud_event::CloudEvent,
+    message::{Format, Message, to_header},
+    signature::Signer,
 };
-use settings::{Destination, Format};
+use settings::Destination;
 
 pub(super) use settings::Settings;
 
@@ -141,27 +139,17 @@ impl Http {
     fn compose(
         &self,
         delivery: &Delivery<'_, AnyEvent>,
-    ) -> Result<(HeaderMap, Bytes), header::InvalidHeaderValue> {
+    ) -> Result<(HeaderMap, Bytes), http::Error> {
         let event = CloudEvent::new(delivery.notification, delivery.context);
+        let message = Message::new(&event, self.format);
         let mut headers = self.headers.clone();
-        let body = match self.format {
-            Format::Structured => {
-                let content_type = HeaderValue::from_static(CloudEvent::CONTENT_TYPE);
-                headers.insert(header::CONTENT_TYPE, content_type);
-                Bytes::from(event.to_line())
-            }
-            Format::Binary => {
-                for (name, value) in event.to_headers() {
-                    headers.insert(name, HeaderValue::try_from(value)?);
-                }
-                event.body()
-            }
-            Format::Raw => {
-                let content_type = HeaderValue::from_static(event.body_content_type());
-                headers.insert(header::CONTENT_TYPE, content_type);
-                event.body()
-            }
-        };
+        let content_type = HeaderValue::from_static(message.content_type);
+        headers.insert(header::CONTENT_TYPE, content_type);
+        for (name, text) in message.attributes_beside_content_type() {
+            let name = HeaderName::try_from(format!("ce-{name}"))?;
+            headers.insert(name, HeaderValue::try_from(to_header(text))?);
+        }
+        let body = message.body;
         let id = delivery.idempotency_key().to_string();
         let at = delivery.context.started_at;
         if let Some(signer) = &self.signer {

@@ -6,7 +6,11 @@ use http::{HeaderName, HeaderValue, header};
 use reqwest::Url;
 use serde::Deserialize;
 
-use crate::{handler::text::Text, quantity, secret::Secret};
+use crate::{
+    handler::{message::Format, text::Text},
+    quantity,
+    secret::Secret,
+};
 
 /// Settings, which are checked while they are read as far as each one can be by itself.
 #[derive(Debug, Deserialize)]
@@ -31,16 +35,6 @@ pub(in crate::handler) struct Settings {
 
 const fn connect_timeout() -> Duration {
     Duration::from_secs(5)
-}
-
-/// See [`super`].
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Format {
-    #[default]
-    Structured,
-    Binary,
-    Raw,
 }
 
 /// A URL, which may hold a token.
