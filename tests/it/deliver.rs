@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{ARCHIVE, ENDPOINTS, Home, Receiver, cnam, eventually};
+use crate::harness::{ARCHIVE, ENDPOINTS, Home, Receiver, cnam, eventually, serials};
 
 /// A handler that posts to `receiver`, with quick retries.
 fn crm(receiver: &Receiver, extra: &str) -> String {
@@ -17,16 +17,6 @@ retry = {{ attempts = 3, first = "20ms", ceiling = "50ms" }}
 "#,
         receiver.address
     )
-}
-
-/// The serial numbers of the events that `receiver` took for `carrier`, in order.
-fn serials(taken: &[Value], carrier: u32) -> Vec<String> {
-    taken
-        .iter()
-        .map(|event| &event["data"]["payload"]["object"])
-        .filter(|object| object["carrier_code"] == carrier)
-        .map(|object| object["cnam"].as_str().unwrap().to_owned())
-        .collect()
 }
 
 #[test]

@@ -132,6 +132,18 @@ impl Home {
             .collect()
     }
 
+    /// What is parked, as pairs of a handler and a reason, sorted.
+    pub(crate) fn parked(&self) -> Vec<(String, String)> {
+        let parked = self.json(&["parked", "list"]);
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let rows = parked.as_array().unwrap().iter();
+        let mut rows: Vec<_> = rows
+            .map(|row| (text(&row["handler"]), text(&row["why"])))
+            .collect();
+        rows.sort();
+        rows
+    }
+
     pub(crate) fn start(&self) -> Service {
         Service::spawn(self, hookswitch())
     }
@@ -458,6 +470,13 @@ fn serve_one(
     }
 }
 
+/// A certificate for a server on this machine and its key, in PEM. It is its own authority.
+pub(crate) fn certificate() -> (String, String) {
+    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
 /// A caller-name change of carrier `carrier`, told apart by `serial`.
 pub(crate) fn cnam(carrier: u32, serial: u64) -> String {
     format!(
@@ -465,6 +484,25 @@ pub(crate) fn cnam(carrier: u32, serial: u64) -> String {
         1_700_000_000_000 + serial,
         serial % 1000,
     )
+}
+
+/// The serial numbers of the caller-name changes of `carrier` among `taken`, in order.
+pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
+    taken
+        .iter()
+        .map(|event| &event["data"]["payload"]["object"])
+        .filter(|object| object["carrier_code"] == carrier)
+        .map(|object| object["cnam"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// [`serials`] as an order per key has them, which says nothing of copies: each one once, where it
+/// came first.
+pub(crate) fn distinct_serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    let mut serials = serials(taken, carrier);
+    serials.retain(|serial| seen.insert(serial.clone()));
+    serials
 }
 
 /// A contact-center phone-number event, told apart by `uuid`.

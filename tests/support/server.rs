@@ -1,6 +1,8 @@
 //! A server of somebody else's that a test runs for itself: on a free port, with its data in a
 //! folder of its own, and gone with the test.
 
+#![allow(dead_code, reason = "each binary of tests uses some of it")]
+
 use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
@@ -35,17 +37,29 @@ impl Server {
         let command = command(dir.path(), port);
         let child = spawn(&command, dir.path());
         let mut server = Self { child, dir, port };
+        server.until_up(&command);
+        server
+    }
+
+    /// Runs another command on the folder and the port of one that has ended, and waits as
+    /// [`start`](Self::start) does.
+    pub(crate) fn restart(&mut self, command: impl FnOnce(&Path, u16) -> Command) {
+        let command = command(self.dir(), self.port);
+        self.child = spawn(&command, self.dir());
+        self.until_up(&command);
+    }
+
+    fn until_up(&mut self, command: &Command) {
         let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(server.address()).is_err() {
-            let ended = server.child.try_wait().unwrap();
+        while TcpStream::connect(self.address()).is_err() {
+            let ended = self.child.try_wait().unwrap();
             assert!(
                 ended.is_none() && Instant::now() < deadline,
                 "{command:?} did not come up ({ended:?}):\n{}",
-                server.log()
+                self.log()
             );
             thread::sleep(Duration::from_millis(20)); // Between two looks at the port.
         }
-        server
     }
 
     /// Where it listens.
@@ -73,6 +87,21 @@ impl Server {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+
+    /// Sends it the signal `name`, such as `QUIT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(sent.unwrap().success(), "no {name} for {id}");
+    }
+
+    /// Ends it with the signal `name`, and waits for its end. Its folder and port stay.
+    pub(crate) fn stop(&mut self, name: &str) {
+        if self.child.try_wait().unwrap().is_none() {
+            self.signal(name);
+            self.child.wait().unwrap();
+        }
+    }
 }
 
 impl Drop for Server {
@@ -84,7 +113,11 @@ impl Drop for Server {
 
 /// Runs `command` so that it ends with the thread that called, however that ends.
 fn spawn(command: &Command, dir: &Path) -> Child {
-    let log = fs::File::create(dir.join("log")).unwrap();
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join("log"))
+        .unwrap();
     let mut tied = Command::new("setpriv");
     tied.args(["--pdeathsig", "KILL", "--"])
         .arg(command.get_program())
