@@ -13,6 +13,13 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tracing_subscriber::{
+    filter::filter_fn,
+    fmt::layer,
+    layer::{Layer, SubscriberExt},
+    registry,
+    util::SubscriberInitExt,
+};
 
 use crate::event::{EndpointName, HandlerName};
 
@@ -187,6 +194,10 @@ pub enum LogFormat {
     Json,
 }
 
+/// Libraries whose logs quote what passes through them: messages, and so phone numbers. They log
+/// nothing, whatever the filter says; what goes wrong in them is in a reason.
+const SILENT: &[&str] = &["lapin", "amq_protocol", "rumqttc"];
+
 /// Sends logs to standard error. `filter` is in the form of `RUST_LOG`, which wins where it is set.
 ///
 /// # Errors
@@ -201,13 +212,15 @@ pub fn start_logging(
         Ok(filter) => filter,
         Err(_) => tracing_subscriber::EnvFilter::try_new(filter)?,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(color);
-    match format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let lines = layer().with_writer(std::io::stderr).with_ansi(color);
+    let lines = match format {
+        LogFormat::Text => lines.with_target(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let discreet = filter_fn(|event| {
+        let library = event.target().split("::").next();
+        library.is_none_or(|library| !SILENT.contains(&library))
+    });
+    registry().with(lines).with(filter).with(discreet).init();
     Ok(())
 }
