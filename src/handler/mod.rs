@@ -11,15 +11,27 @@
 //! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
 //! crate needs no line: it registers its own kind with the builder.
 
+#[cfg(feature = "amqp")]
+mod amqp;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod broker;
 pub mod cloud_event;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod dial;
 mod exec;
 mod file;
 mod http;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod link;
 mod log;
 pub mod message;
+#[cfg(feature = "mqtt")]
+mod mqtt;
 #[cfg(test)]
 mod sample;
 mod signature;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod template;
 mod text;
 
 use std::{
@@ -200,6 +212,10 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "amqp")]
+    Kind::of::<amqp::Settings>(),
+    #[cfg(feature = "mqtt")]
+    Kind::of::<mqtt::Settings>(),
 ];
 
 impl Kind {

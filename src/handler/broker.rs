@@ -1,0 +1,108 @@
+//! What the settings of brokers have in common: where a server is, and how to know that it is it.
+
+use std::{fs, path::PathBuf};
+
+use reqwest::Url;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde::Deserialize;
+
+/// Reads the URL of a server, whose scheme is one of `schemes`. It holds no credentials, so it may
+/// be shown.
+///
+/// # Errors
+///
+/// Says what is wrong without the text, which may hold a password after all.
+pub(super) fn url(text: &str, schemes: &[&str], example: &str) -> Result<Url, String> {
+    let looks = format!("a URL looks like {example:?}");
+    let url =
+        Url::parse(text).map_err(|problem| format!("the text is not a URL: {problem}; {looks}"))?;
+    if !schemes.contains(&url.scheme()) {
+        let schemes = schemes.join("\" or \"");
+        return Err(format!("the URL's scheme is not \"{schemes}\"; {looks}"));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(format!("the URL names no host; {looks}"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!(
+            "the URL holds a user's name or password, which have settings of their own; {looks}"
+        ));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!(
+            "the URL holds more than where the server is; {looks}"
+        ));
+    }
+    Ok(url)
+}
+
+/// The certificates of those who may vouch for a server, in place of the system's: a PEM file.
+/// Looked at while it is read, and read again by those who need it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub(super) struct Authorities(pub(super) PathBuf);
+
+impl TryFrom<PathBuf> for Authorities {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        let pem = fs::read(&path).map_err(|error| {
+            format!("the file {path:?} cannot be read: {error}; name a PEM file of certificates")
+        })?;
+        match CertificateDer::from_pem_slice(&pem) {
+            Ok(_) => Ok(Self(path)),
+            Err(_) => Err(format!(
+                "the file {path:?} holds no certificate; name a PEM file of certificates"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_one_of_a_known_scheme_with_a_host_and_without_credentials() {
+        let read = |text| url(text, &["nats", "tls"], "tls://nats.example.com");
+        for good in [
+            "nats://127.0.0.1:4222",
+            "tls://[::1]",
+            "tls://nats.example.com",
+        ] {
+            assert_eq!(read(good).map(|url| url.to_string()).as_deref(), Ok(good));
+        }
+        for (bad, why) in [
+            ("hush", "is not a URL"),
+            ("redis://hush", "is not \"nats\" or \"tls\""),
+            ("nats://", "names no host"),
+            ("nats:///hush", "names no host"),
+            ("nats://hush@example.com", "settings of their own"),
+            ("nats://:hush@example.com", "settings of their own"),
+            ("nats://example.com?hush", "more than where"),
+            ("nats://example.com#hush", "more than where"),
+        ] {
+            let refused = read(bad).unwrap_err();
+            assert!(refused.contains(why), "{bad}: {refused}");
+            assert!(
+                refused.contains("tls://nats.example.com"),
+                "{bad}: {refused}"
+            );
+            assert!(!refused.contains("hush"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn authorities_are_looked_at_while_they_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let refused = Authorities::try_from(path.clone()).unwrap_err();
+        assert!(refused.contains("cannot be read"), "{refused}");
+        fs::write(&path, "no certificate").unwrap();
+        let refused = Authorities::try_from(path.clone()).unwrap_err();
+        assert!(refused.contains("holds no certificate"), "{refused}");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(&path, made.cert.pem()).unwrap();
+        assert!(Authorities::try_from(path).is_ok());
+    }
+}
