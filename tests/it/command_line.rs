@@ -24,7 +24,9 @@ fn every_shipped_configuration_is_sound() {
             .env("RINGCENTRAL_VERIFICATION_TOKEN", "x")
             .env("ZOOM_SECRET_TOKEN", "x")
             .env("HOOKSWITCH_ADMIN_TOKEN", "x")
+            .env("AMQP_PASSWORD", "x")
             .env("CRM_AUTHORIZATION", "Bearer x")
+            .env("MQTT_PASSWORD", "x")
             .env("SCRIPT_API_KEY", "x")
             .env(
                 "CRM_SIGNING_SECRET",

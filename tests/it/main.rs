@@ -7,6 +7,8 @@
     reason = "a test that cannot go on should stop where it is, and say why"
 )]
 
+#[cfg(feature = "amqp")]
+mod amqp;
 mod answers;
 mod command_line;
 mod crash;
@@ -15,5 +17,15 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+#[cfg(feature = "mqtt")]
+#[path = "../support/mosquitto.rs"]
+mod mosquitto;
+#[cfg(feature = "mqtt")]
+mod mqtt;
+#[cfg(feature = "amqp")]
+#[path = "../support/rabbitmq.rs"]
+mod rabbitmq;
 mod readme;
 mod reload;
+#[path = "../support/server.rs"]
+mod server;
