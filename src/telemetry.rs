@@ -13,6 +13,13 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tracing_subscriber::{
+    filter::filter_fn,
+    fmt::layer,
+    layer::{Layer, SubscriberExt},
+    registry,
+    util::SubscriberInitExt,
+};
 
 use crate::event::{EndpointName, HandlerName};
 
@@ -187,9 +194,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// A client that names subjects in its own lines, which may hold keys. What an operator needs of it
-/// is in the reasons of deliveries.
-const SILENCED: &str = "async_nats=off";
+/// Libraries whose logs quote what passes through them: messages and subjects, and so phone numbers
+/// and keys. They log nothing, whatever the filter says; what goes wrong in them is in a reason.
+const SILENT: &[&str] = &["amq_protocol", "async_nats", "lapin", "rumqttc"];
 
 /// Sends logs to standard error. `filter` is in the form of `RUST_LOG`, which wins where it is set.
 ///
@@ -205,13 +212,15 @@ pub fn start_logging(
         Ok(filter) => filter,
         Err(_) => tracing_subscriber::EnvFilter::try_new(filter)?,
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter.add_directive(SILENCED.parse()?))
-        .with_writer(std::io::stderr)
-        .with_ansi(color);
-    match format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let lines = layer().with_writer(std::io::stderr).with_ansi(color);
+    let lines = match format {
+        LogFormat::Text => lines.with_target(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let discreet = filter_fn(|event| {
+        let library = event.target().split("::").next();
+        library.is_none_or(|library| !SILENT.contains(&library))
+    });
+    registry().with(lines).with(filter).with(discreet).init();
     Ok(())
 }

@@ -154,7 +154,7 @@ impl<'a> CloudEvent<'a> {
 }
 
 /// An attribute's text may be neither empty nor hold control characters, by CloudEvents' rules.
-fn clean(text: Option<&str>) -> Option<Cow<'_, str>> {
+pub(super) fn clean(text: Option<&str>) -> Option<Cow<'_, str>> {
     let text = text.filter(|text| !text.is_empty())?;
     Some(if text.contains(char::is_control) {
         Cow::Owned(text.replace(char::is_control, "\u{fffd}"))

@@ -13,18 +13,31 @@
 
 #[cfg(feature = "sql")]
 mod address;
+#[cfg(feature = "amqp")]
+mod amqp;
 #[cfg(feature = "sql")]
 mod authorities;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(
+    feature = "amqp",
+    feature = "mqtt",
+    feature = "nats",
+    feature = "redis"
+))]
 mod broker;
 pub mod cloud_event;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod dial;
 mod exec;
 mod file;
 mod http;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod link;
 mod log;
 pub mod message;
+#[cfg(feature = "mqtt")]
+mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(feature = "redis")]
@@ -34,6 +47,8 @@ mod sample;
 mod signature;
 #[cfg(feature = "sql")]
 mod sql;
+#[cfg(any(feature = "amqp", feature = "mqtt"))]
+mod template;
 mod text;
 
 use std::{
@@ -214,8 +229,12 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<file::Settings>(),
     Kind::of::<http::Settings>(),
     Kind::of::<exec::Settings>(),
+    #[cfg(feature = "amqp")]
+    Kind::of::<amqp::Settings>(),
     #[cfg(feature = "kafka")]
     Kind::of::<kafka::Settings>(),
+    #[cfg(feature = "mqtt")]
+    Kind::of::<mqtt::Settings>(),
     #[cfg(feature = "nats")]
     Kind::of::<nats::Settings>(),
     #[cfg(feature = "redis")]
@@ -227,8 +246,12 @@ pub const KINDS: &[Kind] = &[
 /// Every kind that would come with the crate, had its feature been asked for. A feature is called
 /// what its kind is called.
 pub const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "amqp"))]
+    "amqp",
     #[cfg(not(feature = "kafka"))]
     "kafka",
+    #[cfg(not(feature = "mqtt"))]
+    "mqtt",
     #[cfg(not(feature = "nats"))]
     "nats",
     #[cfg(not(feature = "redis"))]

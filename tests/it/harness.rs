@@ -189,6 +189,18 @@ impl Home {
             .collect()
     }
 
+    /// What is parked, as pairs of a handler and a reason, sorted.
+    pub(crate) fn parked(&self) -> Vec<(String, String)> {
+        let parked = self.json(&["parked", "list"]);
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let rows = parked.as_array().unwrap().iter();
+        let mut rows: Vec<_> = rows
+            .map(|row| (text(&row["handler"]), text(&row["why"])))
+            .collect();
+        rows.sort();
+        rows
+    }
+
     pub(crate) fn start(&self) -> Service {
         Service::spawn(self, hookswitch())
     }

@@ -7,6 +7,8 @@
     reason = "a test that cannot go on should stop where it is, and say why"
 )]
 
+#[cfg(feature = "amqp")]
+mod amqp;
 mod answers;
 mod command_line;
 mod crash;
@@ -17,10 +19,18 @@ mod floors;
 mod harness;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(feature = "mqtt")]
+#[path = "../support/mosquitto.rs"]
+mod mosquitto;
+#[cfg(feature = "mqtt")]
+mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[cfg(feature = "amqp")]
+#[path = "../support/rabbitmq.rs"]
+mod rabbitmq;
 mod readme;
 #[cfg(feature = "redis")]
 mod redis;

@@ -1,0 +1,98 @@
+//! What the TOML says of an `amqp` handler.
+
+use std::time::Duration;
+
+use lapin::types::ShortString;
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::{
+    handler::{
+        broker::{self, Authorities},
+        dial::Schemes,
+        message::Format,
+        template::Template,
+    },
+    quantity,
+    secret::Secret,
+};
+
+/// Settings, which are checked while they are read as far as each one can be by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::handler) struct Settings {
+    /// Where to.
+    pub(super) url: Address,
+    /// The broker's part to speak with.
+    #[serde(default = "Name::slash")]
+    pub(super) vhost: Name,
+    /// As whom.
+    pub(super) username: Option<String>,
+    /// What proves it.
+    pub(super) password: Option<Secret>,
+    /// Who vouches for the broker.
+    pub(super) ca: Option<Authorities>,
+    /// The exchange, which must be there; `""` is the broker's own, which routes to the queue that
+    /// the routing key names.
+    pub(super) exchange: Name,
+    /// The routing key.
+    #[serde(default = "Template::event_name")]
+    pub(super) routing_key: Template,
+    /// What is sent.
+    #[serde(default)]
+    pub(super) format: Format,
+    /// How long a connection may take to be made.
+    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    pub(super) connect_timeout: Duration,
+}
+
+const fn connect_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// How AMQP writes addresses.
+pub(super) const SCHEMES: Schemes = Schemes {
+    plain: ("amqp", 5672),
+    tls: ("amqps", 5671),
+};
+
+/// Where a broker is.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Address(pub(super) Url);
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let schemes = [SCHEMES.tls.0, SCHEMES.plain.0];
+        let url = broker::url(&text, &schemes, "amqps://rabbitmq.example.com")?;
+        if !url.path().trim_start_matches('/').is_empty() {
+            return Err("the URL has a path; the virtual host is for `vhost` to say".to_owned());
+        }
+        Ok(Self(url))
+    }
+}
+
+/// The name of an exchange or a virtual host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Name(pub(super) ShortString);
+
+impl Name {
+    /// The virtual host that every broker begins with.
+    fn slash() -> Self {
+        Self("/".into())
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let length = name.len();
+        ShortString::try_new(name)
+            .map(Self)
+            .map_err(|_| format!("a name has at most 255 bytes in AMQP; this one has {length}"))
+    }
+}

@@ -1,0 +1,141 @@
+//! How a broker is reached: TCP, and TLS over it. The clients' own TLS is left out of them, so that
+//! there is one way of it here, with one set of settings.
+
+use std::{fmt, io, sync::Arc};
+
+use reqwest::Url;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, ToSocketAddrs},
+};
+use tokio_rustls::TlsConnector;
+
+use super::{BuildError, broker::Authorities};
+
+/// The way to one broker.
+#[derive(Clone)]
+pub(super) struct Dial {
+    /// A name, or an IP address without brackets.
+    pub(super) host: String,
+    /// The port.
+    pub(super) port: u16,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+/// A connection, with TLS or without.
+pub(super) type Stream = Box<dyn Duplex>;
+
+/// What can be read and written.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for S {}
+
+/// How a protocol writes its addresses: a scheme and the port that it stands for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Schemes {
+    /// Without TLS.
+    pub(super) plain: (&'static str, u16),
+    /// With TLS.
+    pub(super) tls: (&'static str, u16),
+}
+
+impl Dial {
+    /// The way to `url`, which is of one of `schemes`. With TLS, `authorities` vouch for the broker,
+    /// or those of the system, where there are none.
+    ///
+    /// # Errors
+    ///
+    /// When nobody can vouch for the broker, or there is nothing to vouch for.
+    pub(super) fn new(
+        url: &Url,
+        schemes: Schemes,
+        authorities: Option<&Authorities>,
+    ) -> Result<Self, BuildError> {
+        let is_tls = url.scheme() == schemes.tls.0;
+        let (_, port) = if is_tls { schemes.tls } else { schemes.plain };
+        let host = url.host_str().unwrap_or_default();
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let tls = match (is_tls, authorities) {
+            (true, authorities) => Some((client(authorities)?, server_name(&host)?)),
+            (false, None) => None,
+            (false, Some(_)) => {
+                return Err(BuildError(format!(
+                    "`ca` is given, and `url` is not one with TLS; begin it with \"{}://\"",
+                    schemes.tls.0
+                )));
+            }
+        };
+        Ok(Self {
+            host,
+            port: url.port().unwrap_or(port),
+            tls,
+        })
+    }
+
+    /// Connects to one of `addresses`, which are those of the host.
+    ///
+    /// # Errors
+    ///
+    /// When nobody listens there.
+    pub(super) async fn connect(addresses: impl ToSocketAddrs) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(addresses).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// Speaks TLS over `stream`, if the broker is to be spoken to so.
+    ///
+    /// # Errors
+    ///
+    /// When the other side does not, or is not who it should be.
+    pub(super) async fn secure(&self, stream: TcpStream) -> io::Result<Stream> {
+        Ok(match &self.tls {
+            Some((tls, name)) => Box::new(tls.connect(name.clone(), stream).await?),
+            None => Box::new(stream),
+        })
+    }
+}
+
+fn server_name(host: &str) -> Result<ServerName<'static>, BuildError> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| BuildError(format!("there can be no certificate for {host:?}")))
+}
+
+/// TLS 1.2 and 1.3.
+fn client(authorities: Option<&Authorities>) -> Result<TlsConnector, BuildError> {
+    let refuse = |problem: rustls::Error| {
+        BuildError(format!(
+            "TLS cannot be set up: {problem}; are the system's CA certificates installed?"
+        ))
+    };
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(refuse)?;
+    let builder = match authorities {
+        Some(authorities) => builder.with_root_certificates(roots(authorities)?),
+        None => builder.with_platform_verifier().map_err(refuse)?,
+    };
+    Ok(Arc::new(builder.with_no_client_auth()).into())
+}
+
+fn roots(Authorities(path): &Authorities) -> Result<RootCertStore, BuildError> {
+    let refuse = |problem: &dyn fmt::Display| {
+        let path = path.display();
+        BuildError(format!(
+            "{path} holds a certificate that cannot be used: {problem}"
+        ))
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|problem| refuse(&problem))? {
+        let certificate = certificate.map_err(|problem| refuse(&problem))?;
+        roots.add(certificate).map_err(|problem| refuse(&problem))?;
+    }
+    Ok(roots)
+}

@@ -1,0 +1,165 @@
+//! One connection to a broker.
+
+use bytes::Bytes;
+use rumqttc::{
+    AsyncClient, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop, Incoming,
+    MqttOptions, PubAckReason, Publish, PublishNoticeError, PublishOptions, PublishProperties,
+    PublishResult, QoS, StateError,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::handler::link::Open;
+
+/// A connection. It is not made again once it is lost: nothing is left of it then, so that what it
+/// had not sent or not had confirmed is in the store alone, and is sent once more by whoever the
+/// store gives it to next.
+pub(super) struct Session {
+    client: AsyncClient,
+    /// How large a packet the broker takes, in bytes.
+    largest: Option<u32>,
+    /// Speaks with the broker until the connection is lost.
+    task: AbortOnDropHandle<()>,
+}
+
+/// A message and where it goes.
+pub(super) struct Publication {
+    pub(super) topic: String,
+    pub(super) retain: bool,
+    pub(super) properties: PublishProperties,
+    pub(super) body: Bytes,
+}
+
+/// Why a message was not confirmed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("the message is {length} bytes long; the broker takes {largest}")]
+    TooLarge { length: usize, largest: u32 },
+    #[error("the broker keeps no messages for later subscribers; set `retain` to false")]
+    NotRetained,
+    #[error("the topic is not one that can be published to")]
+    NoTopic,
+    #[error("the connection was lost before the broker confirmed the message")]
+    Lost,
+}
+
+impl Session {
+    /// Connects, for `concurrency` messages at once.
+    ///
+    /// # Errors
+    ///
+    /// When that fails: why, in words that hold nothing of the broker's own.
+    pub(super) async fn open(options: MqttOptions, concurrency: usize) -> Result<Self, String> {
+        let (client, mut events) = AsyncClient::builder(options).capacity(concurrency).build();
+        let largest = loop {
+            match events.poll().await {
+                Ok(Event::Incoming(Incoming::ConnAck(accepted))) => {
+                    break accepted.properties.and_then(|said| said.max_packet_size);
+                }
+                Ok(_) => {}
+                Err(error) => return Err(describe(&error)),
+            }
+        };
+        Ok(Self {
+            client,
+            largest,
+            task: AbortOnDropHandle::new(tokio::spawn(speak(events))),
+        })
+    }
+
+    /// Sends a message and waits for what the broker says of it. When this is dropped, the message
+    /// may still be sent, ahead of any that comes later.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be sent, or the connection is lost first.
+    pub(super) async fn publish(&self, message: Publication) -> Result<PubAckReason, Failure> {
+        if let Some(largest) = self.largest {
+            let length = message.length();
+            if u32::try_from(length).map_or(true, |length| length > largest) {
+                return Err(Failure::TooLarge { length, largest });
+            }
+        }
+        let Publication {
+            topic,
+            retain,
+            properties,
+            body,
+        } = message;
+        let options = PublishOptions::at_least_once()
+            .retain(retain)
+            .properties(properties);
+        let notice = self.client.publish_tracked(topic, body, options).await;
+        match notice?.wait_async().await? {
+            PublishResult::Qos1(confirmation) => Ok(confirmation.reason),
+            PublishResult::Qos0Flushed
+            | PublishResult::Qos2Completed(_)
+            | PublishResult::Qos2PubRecRejected(_) => Err(Failure::Lost),
+        }
+    }
+}
+
+impl Publication {
+    /// Of its packet, in bytes.
+    fn length(&self) -> usize {
+        let packet = Publish {
+            pkid: u16::MAX,
+            ..Publish::new(
+                self.topic.clone(),
+                QoS::AtLeastOnce,
+                self.body.clone(),
+                Some(self.properties.clone()),
+            )
+        };
+        packet.size()
+    }
+}
+
+impl Open for Session {
+    fn is_open(&self) -> bool {
+        !self.task.is_finished()
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::InvalidRequest(_) => Self::NoTopic,
+            _ => Self::Lost,
+        }
+    }
+}
+
+impl From<PublishNoticeError> for Failure {
+    fn from(error: PublishNoticeError) -> Self {
+        match error {
+            PublishNoticeError::RetainNotSupported => Self::NotRetained,
+            _ => Self::Lost,
+        }
+    }
+}
+
+/// Speaks with the broker until the connection is lost. Whoever waits for a confirmation learns of
+/// that, since what would have told them of it goes with `events`.
+async fn speak(mut events: EventLoop) {
+    loop {
+        if let Err(error) = events.poll().await {
+            tracing::debug!("a connection to a broker was lost: {}", describe(&error));
+            return;
+        }
+    }
+}
+
+/// Why a connection could not be had, or was lost. The broker's own text is left out.
+fn describe(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized,
+        ) => "it does not accept the user name or the password".to_owned(),
+        ConnectionError::ConnectionRefused(code) => format!("it refused the connection: {code:?}"),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            format!("it closed the connection: {reason_code:?}")
+        }
+        ConnectionError::NotConnAck(_) => "it does not speak MQTT 5".to_owned(),
+        error => error.to_string(),
+    }
+}
