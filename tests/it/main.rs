@@ -15,5 +15,11 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+mod postgres;
 mod readme;
 mod reload;
+#[path = "../support"]
+mod support {
+    pub(crate) mod postgres;
+    pub(crate) mod server;
+}
