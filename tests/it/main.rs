@@ -20,24 +20,24 @@ mod harness;
 #[cfg(feature = "kafka")]
 mod kafka;
 #[cfg(feature = "mqtt")]
-#[path = "../support/mosquitto.rs"]
-mod mosquitto;
-#[cfg(feature = "mqtt")]
 mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
-#[path = "../support/postgres.rs"]
 mod postgres;
-#[cfg(feature = "amqp")]
-#[path = "../support/rabbitmq.rs"]
-mod rabbitmq;
 mod readme;
 #[cfg(feature = "redis")]
 mod redis;
 mod reload;
 mod replicas;
-#[path = "../support/server.rs"]
-mod server;
 mod shipped;
 #[cfg(feature = "sql")]
 mod sql;
+#[path = "../support"]
+mod support {
+    #[cfg(feature = "mqtt")]
+    pub(crate) mod mosquitto;
+    pub(crate) mod postgres;
+    #[cfg(feature = "amqp")]
+    pub(crate) mod rabbitmq;
+    pub(crate) mod server;
+}

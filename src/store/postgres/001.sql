@@ -69,13 +69,17 @@ CREATE INDEX deliveries_by_lane ON deliveries (handler, lane, position);
 CREATE TABLE held (
     handler integer NOT NULL,
     slot bigint NOT NULL,
-    position bigint NOT NULL,
+    position bigint NOT NULL,    -- the oldest that looked ready
+    crowd bigint,                -- the next one of the lane that looked ready, if any
     ordered boolean NOT NULL,
     token uuid NOT NULL,         -- what a settlement has to show
     until timestamptz NOT NULL,  -- when anybody else may take it
     PRIMARY KEY (handler, slot)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0,
         autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX held_by_token ON held (token);
+CREATE INDEX held_singly ON held (handler) WHERE NOT ordered;
 
 -- What is no longer to be delivered: 2 parked, 3 done, 4 skipped.
 CREATE TABLE ended (

@@ -30,20 +30,24 @@ const QUEUED_AT_ONCE: i64 = 1000;
 /// Takes slots for what is ready and due, oldest first. A slot that somebody has is passed over, in
 /// the index and, where somebody takes it at this moment, by its unique key. Where order does not
 /// hold each delivery has a slot of its own; a handler whose order has just changed waits until
-/// nothing is attempted that was claimed before.
-pub(super) const TAKE_LANES: &str = "WITH due AS MATERIALIZED (
-        SELECT d.lane, d.position, d.due_at FROM deliveries d
+/// nothing is attempted that was claimed before. One more is looked at than is taken, so that a
+/// second one of a lane is seen, from which on others may look ready as well.
+pub(super) const TAKE_LANES: &str = "WITH
+    due AS MATERIALIZED (SELECT d.lane, d.position, d.due_at FROM deliveries d
         WHERE d.handler = $1 AND d.state = 0 AND d.due_at <= $2
             AND NOT EXISTS (SELECT FROM held h WHERE h.handler = d.handler AND h.slot = d.lane
                 AND h.until > clock_timestamp())
             AND NOT EXISTS (SELECT FROM held h WHERE h.handler = $1 AND NOT h.ordered
                 AND h.until > clock_timestamp())
-        ORDER BY d.due_at, d.position LIMIT $3 FOR UPDATE OF d SKIP LOCKED)
-    INSERT INTO held (handler, slot, position, ordered, token, until)
-    SELECT $1, lane, min(position), true, $4, clock_timestamp() + $5::bigint * interval '1 ms'
-    FROM due GROUP BY lane ORDER BY lane
-    ON CONFLICT (handler, slot) DO UPDATE SET position = excluded.position, ordered = true,
-        token = excluded.token, until = excluded.until WHERE held.until <= clock_timestamp()
+        ORDER BY d.due_at, d.position LIMIT $3::bigint + 1 FOR UPDATE OF d SKIP LOCKED),
+    lanes AS (SELECT lane, min(position) AS first, (array_agg(position ORDER BY position))[2] AS second
+        FROM due GROUP BY lane ORDER BY min(due_at), min(position) LIMIT $3)
+    INSERT INTO held (handler, slot, position, crowd, ordered, token, until)
+    SELECT $1, lane, first, second, true, $4, clock_timestamp() + $5::bigint * interval '1 ms'
+    FROM lanes ORDER BY lane
+    ON CONFLICT (handler, slot) DO UPDATE SET position = excluded.position, crowd = excluded.crowd,
+        ordered = true, token = excluded.token, until = excluded.until
+        WHERE held.until <= clock_timestamp()
     RETURNING slot";
 
 pub(super) const TAKE_SINGLY: &str = "WITH due AS MATERIALIZED (
@@ -68,14 +72,13 @@ const DELIVERY: &str = "h.slot, d.position, d.day, d.attempts, d.since, d.replay
         SELECT FROM unnest(e.topic_keys) AS k (topic) LEFT JOIN topics t ON t.topic = k.topic
         WHERE t.latest IS NULL OR t.latest <= e.occurred_at)";
 
-/// How many columns those are, with the one that says whether others of the lane look ready.
+/// How many columns those are, with the one that says from where on others of the lane look ready.
 const DELIVERY_COLUMNS: usize = 10;
 
 /// The oldest delivery of each lane that was taken.
 pub(super) static READ_LANES: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT {DELIVERY}, EXISTS (SELECT FROM deliveries o WHERE o.handler = h.handler
-             AND o.lane = h.slot AND o.position > d.position AND o.state = 0), {}
+        "SELECT {DELIVERY}, CASE WHEN h.position > d.position THEN h.position ELSE h.crowd END, {}
          FROM held h
          CROSS JOIN LATERAL (SELECT * FROM deliveries o WHERE o.handler = h.handler
              AND o.lane = h.slot ORDER BY o.handler, o.lane, o.position LIMIT 1) d
@@ -88,8 +91,10 @@ pub(super) static READ_LANES: LazyLock<String> = LazyLock::new(|| {
 /// The deliveries that were taken one by one.
 pub(super) static READ_SINGLY: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT {DELIVERY}, false, {}
-         FROM held h JOIN deliveries d ON d.handler = h.handler AND d.position = h.slot
+        "SELECT {DELIVERY}, NULL::bigint, {}
+         FROM held h
+         CROSS JOIN LATERAL (SELECT * FROM deliveries o WHERE o.handler = h.handler
+             AND o.position = h.slot OFFSET 0) d
          JOIN events e ON e.day = d.day AND e.position = d.position
          WHERE h.handler = $1 AND h.token = $2 ORDER BY d.due_at, d.position",
         rows::COLUMNS
@@ -100,11 +105,11 @@ pub(super) static READ_SINGLY: LazyLock<String> = LazyLock::new(|| {
 pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
     WHERE handler = $1 AND state = 0 AND due_at > $2 ORDER BY due_at LIMIT 1";
 
-/// Queues what looks ready behind the oldest of a lane.
+/// Queues what looks ready in a lane from some position on, which is behind its oldest.
 pub(super) const QUEUE: &str = "UPDATE deliveries d SET state = 1
-    FROM unnest($2::bigint[], $3::bigint[]) AS t (lane, oldest)
+    FROM unnest($2::bigint[], $3::bigint[]) AS t (lane, crowd)
     CROSS JOIN LATERAL (SELECT o.position FROM deliveries o WHERE o.handler = $1
-        AND o.lane = t.lane AND o.position > t.oldest AND o.state = 0
+        AND o.lane = t.lane AND o.position >= t.crowd AND o.state = 0
         ORDER BY o.handler, o.lane, o.position LIMIT $4) o
     WHERE d.handler = $1 AND d.position = o.position";
 
@@ -139,8 +144,8 @@ async fn claim_on(
     let (mut idle, mut crowded): (HashSet<i64>, _) = (slots.iter().copied().collect(), Vec::new());
     for row in &found {
         let (slot, position): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-        if row.try_get(9)? {
-            crowded.push((slot, position));
+        if let Some(crowd) = row.try_get::<_, Option<i64>>(9)? {
+            crowded.push((slot, crowd));
         }
         // Something younger looked ready, and the oldest waits for its retry.
         if !row.try_get::<_, bool>(7)? {
@@ -223,11 +228,11 @@ async fn put_in_order(
     idle: Vec<i64>,
 ) -> Result<(), Fault> {
     if !crowded.is_empty() {
-        let (lanes, oldest): (Vec<_>, Vec<_>) = crowded.iter().copied().unzip();
+        let (lanes, crowds): (Vec<_>, Vec<_>) = crowded.iter().copied().unzip();
         let queue = session.prepare(QUEUE).await?;
         session
             .client
-            .execute(&queue, &[&handler, &lanes, &oldest, &QUEUED_AT_ONCE])
+            .execute(&queue, &[&handler, &lanes, &crowds, &QUEUED_AT_ONCE])
             .await?;
     }
     if !idle.is_empty() {

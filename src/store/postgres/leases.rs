@@ -19,9 +19,10 @@ use super::{fault::Fault, pool::Session, roster::HandlerId};
 use crate::store::Lease;
 
 /// Keeps claims for another while. Those that somebody else has taken meanwhile stay theirs.
-const RENEW: &str = "UPDATE held SET until = clock_timestamp() + $2::bigint * interval '1 ms'
+pub(super) const RENEW: &str =
+    "UPDATE held SET until = clock_timestamp() + $2::bigint * interval '1 ms'
     FROM unnest($3::bigint[], $4::uuid[]) AS t (slot, token)
-    WHERE handler = $1 AND held.slot = t.slot AND held.token = t.token
+    WHERE handler = $1 AND held.slot = ANY($3) AND held.slot = t.slot AND held.token = t.token
     RETURNING held.slot, held.token";
 
 /// Gives claims up as if they had not been made.

@@ -391,22 +391,28 @@ impl Parts {
 
     /// Poison is for ever.
     fn set_health(&self, health: Health) {
+        let (sound, text) = match &health {
+            Health::Sound => (true, String::new()),
+            Health::Unavailable { why } | Health::Poisoned { why } => (false, why.clone()),
+        };
+        let poisoned = matches!(health, Health::Poisoned { .. });
         let changed = self.health.send_if_modified(|before| {
             let changes = *before != health && !matches!(before, Health::Poisoned { .. });
             if changes {
-                *before = health.clone();
+                *before = health;
             }
             changes
         });
         if !changed {
             return;
         }
-        let sound = matches!(health, Health::Sound);
         self.metrics().store_sound.set(i64::from(sound));
-        match &health {
-            Health::Sound => tracing::info!("the store takes events"),
-            Health::Unavailable { why } => tracing::warn!("the store refuses events: {why}"),
-            Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
+        if sound {
+            tracing::info!("the store takes events");
+        } else if poisoned {
+            tracing::error!("the store is poisoned: {text}");
+        } else {
+            tracing::warn!("the store refuses events: {text}");
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) async fn make(pool: &Pool, days: impl Iterator<Item = Date>) -> Resul
     taken.give_back(made)
 }
 
-async fn make_on(session: &mut Session, days: &BTreeSet<Date>) -> Result<(), Fault> {
+pub(super) async fn make_on(session: &mut Session, days: &BTreeSet<Date>) -> Result<(), Fault> {
     let change = session.client.transaction().await?;
     change.batch_execute(LOCK).await?;
     let there = change.query(LIST, &[]).await?;

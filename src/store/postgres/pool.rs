@@ -69,7 +69,7 @@ impl Connector {
         for host in &self.hosts {
             // One that hangs must not keep us from the others.
             let deadline = Instant::now() + CONNECT_PATIENCE;
-            match within(deadline, self.connect_to(host, durability)).await {
+            match within(deadline, Box::pin(self.connect_to(host, durability))).await {
                 Err(fault) => why = why.graver(fault),
                 connected => return connected,
             }

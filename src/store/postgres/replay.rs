@@ -25,8 +25,8 @@ const BY_TIME: &str = "SELECT id, name, received_at, day, position, lane FROM ev
 const STATES: &str = "SELECT handler, position, state FROM deliveries
     WHERE handler = ANY($1) AND position = ANY($3)
     UNION ALL
-    SELECT handler, position, state FROM ended
-    WHERE day = ANY($2) AND position = ANY($3) AND handler = ANY($1)";
+    SELECT x.handler, x.position, x.state FROM unnest($2::date[], $3::bigint[]) AS t (day, position)
+    JOIN ended x ON x.day = t.day AND x.position = t.position WHERE x.handler = ANY($1)";
 
 /// Makes open ones due, at their own place.
 const HURRY: &str = "UPDATE deliveries d SET attempts = 0, due_at = $3, since = NULL, replay = $4,
@@ -244,8 +244,7 @@ impl<'a> Plan<'a> {
             .filter(|(_, name)| named.is_empty() || named.contains(name))
             .map(|(id, _)| *id)
             .collect();
-        let mut days: Vec<_> = events.iter().map(|event| event.day).collect();
-        days.dedup();
+        let days: Vec<_> = events.iter().map(|event| event.day).collect();
         let positions: Vec<_> = events.iter().map(|event| event.position).collect();
         let states = session
             .client

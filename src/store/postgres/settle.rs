@@ -31,7 +31,7 @@ pub(super) const SETTLE: &str = "WITH
     mine AS (DELETE FROM held h USING unnest($2::bigint[], $3::uuid[], $4::bigint[], $5::integer[],
             $6::smallint[], $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::text[])
             AS t (slot, token, position, replays, verdict, started_at, finished_at, due_at, why)
-        WHERE h.handler = $1 AND h.slot = t.slot AND h.token = t.token
+        WHERE h.handler = $1 AND h.slot = ANY($2) AND h.slot = t.slot AND h.token = t.token
         RETURNING t.position, t.replays, t.verdict, t.started_at, t.finished_at, t.due_at, t.why),
     over AS (DELETE FROM deliveries d USING mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict > 1
@@ -70,7 +70,7 @@ pub(super) const REDEEM: &str = "WITH
         FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::smallint[], $6::timestamptz[],
             $7::text[]) AS t (day, position, replays, verdict, finished_at, why)
         WHERE e.day = t.day AND e.position = t.position AND e.handler = $1 AND e.state = 2
-            AND e.replays = t.replays AND t.verdict > 2
+            AND e.position = ANY($3) AND e.replays = t.replays AND t.verdict > 2
         RETURNING e.position)
     INSERT INTO tally (handler, open, parked)
     SELECT $1, 0, -count(*) FROM saved HAVING count(*) > 0";

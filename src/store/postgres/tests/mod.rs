@@ -1,15 +1,26 @@
 //! What only the PostgreSQL store promises.
 
+mod plans;
 #[path = "../../../../tests/support/postgres.rs"]
 mod postgres;
+mod replicas;
 #[path = "../../../../tests/support/server.rs"]
 mod server;
+mod upkeep;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
 
 use self::postgres::Database;
-use super::Settings;
-use crate::store::tests as suite;
+use super::{Parts, Postgres, Settings};
+use crate::{
+    store::{
+        Context, StoreError,
+        tests::{self as suite, clock},
+    },
+    telemetry::Metrics,
+};
 
 /// A place for the suite.
 pub(in crate::store) fn place() -> suite::Place {
@@ -26,5 +37,41 @@ fn settings(url: &str) -> Settings {
         lease: Duration::from_secs(3),
         retain: Duration::from_secs(3600),
         abandon_after: Duration::ZERO,
+    }
+}
+
+/// One of several services on a database, with a handler that gets everything in order.
+struct Replica {
+    store: suite::Opened<Postgres>,
+    metrics: Arc<Metrics>,
+}
+
+impl Replica {
+    async fn new(database: &Database) -> Self {
+        let replica = Self::open(settings(&database.url()), clock).await;
+        replica.store.subscribe(&["crm"]).await;
+        replica
+    }
+
+    async fn open(settings: Settings, clock: fn() -> Timestamp) -> Self {
+        Self::try_open(settings, clock).await.unwrap()
+    }
+
+    async fn try_open(settings: Settings, clock: fn() -> Timestamp) -> Result<Self, StoreError> {
+        let metrics = Arc::new(Metrics::default());
+        let context = Context {
+            metrics: metrics.clone(),
+            clock,
+            rebuild: Arc::new(|_, _| {}),
+        };
+        let store = Arc::new(Postgres::open(settings, context).await?);
+        Ok(Self {
+            store: suite::Opened::new(store, metrics.clone()),
+            metrics,
+        })
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.store.store.parts
     }
 }

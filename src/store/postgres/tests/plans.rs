@@ -1,0 +1,133 @@
+//! That nothing which happens often ever takes longer the more there is.
+
+use tokio_postgres::SimpleQueryMessage;
+
+use super::{postgres::Database, settings};
+use crate::store::postgres::{
+    append, claim, leases, partition, pool::Durability, pool::Session, rows, schema, settle,
+    standing, upkeep,
+};
+
+/// A connection to a database with empty tables, as the service has one.
+async fn session(database: &Database) -> Session {
+    let connector = settings(&database.url()).connector(Default::default());
+    let connector = connector.unwrap();
+    let mut session = connector.connect(Durability::Lazy).await.unwrap();
+    schema::migrate(&mut session).await.unwrap();
+    let days = [rows::day(crate::store::tests::at(0))].into();
+    partition::make_on(&mut session, &days).await.unwrap();
+    session
+}
+
+/// How the database goes about `statement`, whatever its parameters are.
+async fn plan(session: &Session, statement: &str) -> String {
+    let parameters = session.client.prepare(statement).await.unwrap();
+    let nulls = match parameters.params().len() {
+        0 => String::new(),
+        number => format!("({})", vec!["NULL"; number].join(", ")),
+    };
+    let explain =
+        format!("PREPARE it AS {statement}; EXPLAIN (COSTS OFF) EXECUTE it{nulls}; DEALLOCATE it");
+    let said = session.client.simple_query(&explain).await.unwrap();
+    let lines = said.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn what_happens_often_uses_an_index_to_its_full_depth() {
+    let database = Database::new();
+    let session = session(&database).await;
+    for (statement, steps) in [
+        (append::LOOK, vec!["seen_pkey", "(dedupe = ANY ($2))"]),
+        (
+            claim::TAKE_LANES,
+            vec![
+                "deliveries_ready",
+                "((handler = $1) AND (due_at <= $2))",
+                "((handler = d.handler) AND (slot = d.lane))",
+                "held_singly",
+            ],
+        ),
+        (
+            claim::TAKE_SINGLY,
+            vec![
+                "deliveries_ready",
+                "((handler = $1) AND (due_at <= $2))",
+                "((handler = d.handler) AND (slot = d.\"position\"))",
+                "((handler = d.handler) AND (slot = d.lane))",
+            ],
+        ),
+        (
+            claim::READ_LANES.as_str(),
+            vec![
+                "held_by_token",
+                "deliveries_by_lane",
+                "((handler = h.handler) AND (lane = h.slot))",
+                "((day = o.day) AND (\"position\" = o.\"position\"))",
+                "topics_pkey",
+            ],
+        ),
+        (
+            claim::READ_SINGLY.as_str(),
+            vec![
+                "held_by_token",
+                "((handler = h.handler) AND (\"position\" = h.slot))",
+                "((day = o.day) AND (\"position\" = o.\"position\"))",
+                "topics_pkey",
+            ],
+        ),
+        (
+            claim::NEXT_DUE,
+            vec!["deliveries_ready", "((handler = $1) AND (due_at > $2))"],
+        ),
+        (
+            claim::QUEUE,
+            vec!["((handler = $1) AND (lane = t.lane) AND (\"position\" >= t.crowd))"],
+        ),
+        (
+            settle::SETTLE,
+            vec![
+                "((handler = $1) AND (slot = ANY ($2)))",
+                "((handler = $1) AND (\"position\" = m.\"position\"))",
+                "((handler = $1) AND (\"position\" = m_1.\"position\"))",
+                "((handler = $1) AND (lane = o.lane))",
+            ],
+        ),
+        (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),
+        (
+            leases::RENEW,
+            vec!["((handler = $1) AND (slot = ANY ($3)))"],
+        ),
+        (
+            standing::STANDINGS,
+            vec![
+                "deliveries_pkey",
+                "((day = d.day) AND (\"position\" = d.\"position\"))",
+            ],
+        ),
+        (
+            upkeep::PARK,
+            vec!["((handler = $1) AND (\"position\" = \"ANY_subquery\".\"position\"))"],
+        ),
+        (
+            upkeep::FORGET,
+            vec![
+                "((day = $1) AND (\"position\" > $2))",
+                "seen_pkey",
+                "topics_pkey",
+            ],
+        ),
+    ] {
+        let plan = plan(&session, statement).await;
+        for step in steps {
+            assert!(plan.contains(step), "{statement}: no {step} in\n{plan}");
+        }
+        for table in ["deliveries", "held", "seen", "topics", "events", "ended"] {
+            let scan = format!("Seq Scan on {table}");
+            assert!(!plan.contains(&scan), "{statement}: {plan}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Several replicas on one database.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use super::{Replica, postgres::Database, settings};
+use crate::store::{
+    Store, Verdict,
+    tests::{at, clock, event, eventually, everything, ids, keyed, parked},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_replica_at_a_time_has_one_of_a_key() {
+    let database = Database::new();
+    let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
+    let events = [keyed(1, "a"), keyed(2, "a"), keyed(3, "b")];
+    one.store.append_all(events[..1].to_vec()).await;
+    other.store.append_all(events[1..].to_vec()).await;
+    let first = one.store.claim("crm", at(10)).await;
+    assert_eq!(ids(&first), [events[0].id, events[2].id]);
+    assert!(other.store.claim("crm", at(10)).await.is_empty());
+    one.store.settle("crm", &first[0], Verdict::Done).await;
+    let second = other.store.claim("crm", at(10)).await;
+    assert_eq!(ids(&second), [events[1].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_copies_that_reach_all_replicas_at_once_one_is_delivered() {
+    let database = Database::new();
+    let one = Arc::new(Replica::new(&database).await);
+    let other = Arc::new(Replica::new(&database).await);
+    let copies: Vec<_> = (0..300)
+        .map(|n| {
+            let replica = if n % 2 == 0 { &one } else { &other }.clone();
+            tokio::spawn(async move { replica.store.append(&event(n / 30)).await })
+        })
+        .collect();
+    for copy in copies {
+        copy.await.unwrap().unwrap();
+    }
+    assert_eq!(one.store.drain("crm").await.len(), 10);
+    let dropped = one.metrics.duplicates.get() + other.metrics.duplicates.get();
+    assert_eq!(dropped, 290);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_that_was_frozen_past_its_lease_says_changes_nothing() {
+    let database = Database::new();
+    let (frozen, other) = (Replica::new(&database).await, Replica::new(&database).await);
+    let events = [keyed(1, "a"), keyed(2, "a")];
+    frozen.store.append_all(events.clone()).await;
+    let stale = frozen.store.claim("crm", at(10)).await;
+    assert!(frozen.store.store.holds(stale[0].lease));
+    // Time that passes while it is frozen.
+    database.sql("UPDATE hookswitch.held SET until = clock_timestamp() - interval '1 s'");
+    let taken_over = other.store.claim("crm", at(10)).await;
+    assert_eq!(ids(&taken_over), [events[0].id]);
+    for verdict in [Verdict::Done, parked(), Verdict::Released] {
+        frozen.store.settle("crm", &stale[0], verdict).await;
+        assert!(frozen.store.claim("crm", at(10)).await.is_empty());
+    }
+    other
+        .store
+        .settle("crm", &taken_over[0], Verdict::Done)
+        .await;
+    assert_eq!(frozen.store.drain("crm").await, [events[1].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_renewed_while_its_replica_lives_and_runs_out_when_it_does_not() {
+    let database = Database::new();
+    let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
+    one.store.append(&event(1)).await.unwrap();
+    let claim = one.store.claim("crm", at(10)).await;
+    let ends = || database.sql("SELECT until FROM hookswitch.held");
+    let first = ends();
+    eventually("it is renewed", async || (ends() != first).then_some(())).await;
+    assert!(one.store.store.holds(claim[0].lease));
+    assert!(other.store.claim("crm", at(10)).await.is_empty());
+    drop(one);
+    let taken_over = eventually("it has run out", async || {
+        let claims = other.store.claim("crm", at(10)).await;
+        (!claims.is_empty()).then_some(claims)
+    });
+    assert_eq!(ids(&taken_over.await), ids(&claim));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_is_kept_while_several_replicas_take_and_deliver() {
+    let database = Database::new();
+    let replicas = [
+        Arc::new(Replica::new(&database).await),
+        Arc::new(Replica::new(&database).await),
+    ];
+    let senders: Vec<_> = (0..8_u64)
+        .map(|sender| {
+            let replicas = replicas.clone();
+            tokio::spawn(async move {
+                // Each waits for an answer before it goes on, at the other replica.
+                for turn in 0..20 {
+                    let event = keyed(sender * 100 + turn, &format!("key {sender}"));
+                    let replica = &replicas[turn as usize % 2];
+                    replica.store.append(&event).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let under_way = Arc::new(std::sync::Mutex::new(HashSet::new()));
+    let got = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let workers: Vec<_> = replicas
+        .iter()
+        .cloned()
+        .map(|replica| {
+            let (under_way, got) = (under_way.clone(), got.clone());
+            tokio::spawn(async move {
+                while got.lock().unwrap().len() < 160 {
+                    let claims = replica.store.claim_once("crm", 5, at(10)).await;
+                    for claim in &claims {
+                        let key = claim.notification.key.clone();
+                        assert!(under_way.lock().unwrap().insert(key), "two of one key");
+                    }
+                    tokio::task::yield_now().await;
+                    for claim in &claims {
+                        let key = claim.notification.key.clone();
+                        got.lock().unwrap().push(claim.notification.clone());
+                        under_way.lock().unwrap().remove(&key);
+                        replica.store.settle("crm", claim, Verdict::Done).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in senders.into_iter().chain(workers) {
+        tokio::time::timeout(Duration::from_secs(60), task)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    let got = got.lock().unwrap();
+    for sender in 0..8 {
+        let key = format!("key {sender}");
+        let of_key = got
+            .iter()
+            .filter(|event| event.key.as_ref().unwrap().as_str() == key)
+            .map(|event| event.received_at);
+        assert!(of_key.is_sorted(), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_another_replica_names_is_not_parked() {
+    let database = Database::new();
+    let patient = || {
+        let mut settings = settings(&database.url());
+        settings.abandon_after = Duration::from_secs(3600);
+        settings
+    };
+    let old = Replica::open(patient(), clock).await;
+    let new = Replica::open(patient(), clock).await;
+    let both = vec![everything("crm"), everything("old")];
+    old.store.store.subscribe(both).await.unwrap();
+    new.store.subscribe(&["crm"]).await;
+    new.store.append(&event(1)).await.unwrap();
+    old.store.append(&event(2)).await.unwrap();
+    assert_eq!(old.store.claim("old", at(10)).await.len(), 1);
+    assert_eq!(old.store.claim("crm", at(10)).await.len(), 2);
+}

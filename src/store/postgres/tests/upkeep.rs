@@ -1,0 +1,203 @@
+//! Partitions, retention, and what cannot be stored.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Replica, postgres::Database, settings};
+use crate::{
+    event::{Key, Notification},
+    store::{
+        AppendError, Verdict,
+        postgres::{pool::Durability, rows, upkeep},
+        tests::{at, clock, event, keyed, parked},
+    },
+};
+
+fn days(database: &Database) -> String {
+    database.sql(
+        "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+         WHERE relname LIKE 'events\\_2%' AND relkind = 'r'",
+    )
+}
+
+fn on_day(n: u64, day: i64) -> Notification {
+    let received_at = at(day * 24 * 3600);
+    Notification {
+        received_at,
+        ..event(n)
+    }
+}
+
+/// Noon of a day ten days after the tests take place.
+fn later() -> Timestamp {
+    clock() + SignedDuration::from_hours(240)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_day_is_dropped_when_it_is_old_and_nothing_of_it_is_needed() {
+    let database = Database::new();
+    let replica = Replica::new(&database).await;
+    let events = [on_day(1, 0), on_day(2, 1), on_day(3, 2), on_day(4, 9)];
+    replica.store.append_all(events.clone()).await;
+    let claims = replica.store.claim("crm", later()).await;
+    for (claim, verdict) in claims.iter().zip([Verdict::Done, parked(), Verdict::Done]) {
+        replica.store.settle("crm", claim, verdict).await;
+    }
+    let connector = &replica.parts().connector;
+    let mut session = connector.connect(Durability::Lazy).await.unwrap();
+    upkeep::retain(replica.parts(), &mut session, later())
+        .await
+        .unwrap();
+    let kept: Vec<_> = [1, 3]
+        .map(|n| {
+            format!(
+                "events_{}",
+                rows::day(events[n].received_at).strftime("%Y%m%d")
+            )
+        })
+        .into();
+    let left = days(&database);
+    for day in &kept {
+        assert!(left.contains(day), "{day} in {left}");
+    }
+    for dropped in [0, 2] {
+        let day = rows::day(events[dropped].received_at).strftime("%Y%m%d");
+        assert!(!left.contains(&day.to_string()), "{day} in {left}");
+    }
+    // What was forgotten is new again; what was not is a copy.
+    replica.store.append_all(events).await;
+    let new = replica.store.claim("crm", later()).await;
+    assert_eq!(new.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_text_column_refuses_is_stored_all_the_same() {
+    let replica = Replica::new(&Database::new()).await;
+    let odd = Notification {
+        key: Some(Key::from("a\0b")),
+        subject: Some("\0\\0".to_owned()),
+        topics: vec!["t\0".into()],
+        name: "zoom.\0".into(),
+        ..event(1)
+    };
+    replica.store.append(&odd).await.unwrap();
+    let claims = replica.store.claim("crm", at(10)).await;
+    assert_eq!(*claims[0].notification, odd);
+    let long = Notification {
+        key: Some(Key::new("k".repeat(1 << 20))),
+        topics: vec!["t".repeat(1 << 20).as_str().into()],
+        ..event(2)
+    };
+    replica.store.append(&long).await.unwrap();
+    let claims = replica.store.claim("crm", at(10)).await;
+    assert_eq!(*claims[0].notification, long);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_that_cannot_be_stored_costs_its_neighbours_nothing() {
+    let database = Database::new();
+    let replica = std::sync::Arc::new(Replica::new(&database).await);
+    database.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF NEW.key = 'bad' THEN RAISE SQLSTATE '22000'; END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON hookswitch.events
+         FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    let appends: Vec<_> = (0..50)
+        .map(|n| {
+            let replica = replica.clone();
+            let key = if n == 20 { "bad" } else { "good" };
+            tokio::spawn(async move { replica.store.append(&keyed(n, key)).await })
+        })
+        .collect();
+    let mut stored = 0;
+    for append in appends {
+        match append.await.unwrap() {
+            Ok(()) => stored += 1,
+            Err(error) => assert!(matches!(error, AppendError::Unavailable(_)), "{error}"),
+        }
+    }
+    assert_eq!(stored, 49);
+    assert_eq!(replica.store.drain("crm").await.len(), 49);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_the_way_at_the_start_is_said() {
+    let database = Database::new();
+    drop(Replica::new(&database).await);
+    let url = database.url();
+    let refused = async |url: &str| {
+        let error = Replica::try_open(settings(url), clock).await.err();
+        let error = error.expect("it opens").to_string();
+        assert!(!error.contains("a-password-for-tests"), "{error}");
+        error
+    };
+    let wrong = url.replace("a-password-for-tests", "another-password");
+    assert!(refused(&wrong).await.contains("password"));
+    let (base, _) = url.rsplit_once('/').unwrap();
+    let absent = refused(&format!("{base}/nowhere?sslmode=disable")).await;
+    assert!(absent.contains("nowhere"), "{absent}");
+    let tls = url.replace("disable", "require");
+    assert!(refused(&tls).await.contains("TLS"));
+    database.sql("UPDATE hookswitch.schema_version SET version = 99, needs = 99");
+    assert!(refused(&url).await.contains("newer hookswitch"));
+    database.sql("UPDATE hookswitch.schema_version SET version = 99, needs = 1");
+    drop(Replica::try_open(settings(&url), clock).await.unwrap());
+    let name = base_name(&url);
+    database.sql(&format!(
+        "ALTER DATABASE {name} SET synchronous_commit = off"
+    ));
+    assert!(refused(&url).await.contains("synchronous_commit"));
+}
+
+fn base_name(url: &str) -> &str {
+    let (base, _) = url.split_once('?').unwrap();
+    base.rsplit_once('/').unwrap().1
+}
+
+#[test]
+fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
+    use crate::store::postgres::settings::Tls;
+    let read = |url: &str| -> Result<_, String> {
+        let address: crate::store::postgres::Address =
+            url.parse().map_err(|error| format!("{error}"))?;
+        assert!(!format!("{address:?} {address}").contains("hunter2"));
+        Ok((address.tls, address.hosts().len()))
+    };
+    for (url, tls, hosts) in [
+        ("postgres://u:hunter2@localhost/d", Tls::Disable, 1),
+        ("postgresql://u:hunter2@127.0.0.1:1/d", Tls::Disable, 1),
+        ("postgres://u:hunter2@db.example.com/d", Tls::VerifyFull, 1),
+        (
+            "postgres://u:hunter2@a,b/d?sslmode=require",
+            Tls::Require,
+            2,
+        ),
+        (
+            "postgres://u@a:1,b:2/d?sslmode=disable&options=x",
+            Tls::Disable,
+            2,
+        ),
+        (
+            "postgres://u@a/d?options=x&sslmode=verify-full",
+            Tls::VerifyFull,
+            1,
+        ),
+    ] {
+        assert_eq!(read(url), Ok((tls, hosts)), "{url}");
+    }
+    for (url, why) in [
+        ("mysql://u:hunter2@a/d", "not a URL"),
+        ("postgres://u:hunter2@a/", "no database"),
+        ("postgres://a/d", "no user"),
+        ("postgres:///d?user=u", "no host"),
+        ("postgres://u:hunter2@a/d?sslmode=prefer", "sslmode"),
+        ("postgres://u:hunter2@a:port/d", "not a URL"),
+    ] {
+        let refused = read(url).unwrap_err();
+        assert!(refused.contains(why), "{url}: {refused}");
+        assert!(!refused.contains("hunter2"), "{refused}");
+    }
+}

@@ -1,0 +1,123 @@
+//! The service on PostgreSQL: its database comes and goes, and so do its replicas.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::{
+    harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
+    support::postgres::{Database, PASSWORD, Postgres},
+};
+
+/// A folder for a service on the database at `url`.
+fn home(url: &str) -> Home {
+    let (before, after) = ENDPOINTS.split_once("[store]").unwrap();
+    let (_, after) = after.split_once("\n\n").unwrap();
+    let store = format!("[store]\nkind = \"postgres\"\nurl = \"{url}\"\nlease = \"5s\"\n\n");
+    Home::new(&[before, &store, after, ARCHIVE])
+}
+
+/// What the events say that are in the archives of `homes`.
+fn archived(homes: &[&Home]) -> BTreeSet<String> {
+    let events = homes.iter().flat_map(|home| home.archived());
+    let said = |event: Value| event["data"]["payload"]["object"]["cnam"].to_string();
+    events.map(said).collect()
+}
+
+fn said(serials: impl Iterator<Item = u64>) -> BTreeSet<String> {
+    serials
+        .map(|serial| format!("\"serial {serial}\""))
+        .collect()
+}
+
+fn takes_events(service: &Service) -> bool {
+    service.ready().0 == 200
+}
+
+#[test]
+fn events_come_through_and_commands_see_them() {
+    let database = Database::new();
+    let home = home(&database.url());
+    let service = home.start();
+    let sent = home.run(&[
+        "send",
+        "--all",
+        "--to",
+        &format!("http://{}", service.address),
+    ]);
+    assert!(sent.status.success(), "{sent:?}");
+    eventually("all are delivered", || {
+        let events = home.json(&["events", "list"]);
+        let events = events.as_array().unwrap();
+        !events.is_empty() && events.iter().all(|event| event["open"] == 0)
+    });
+    let events = home.json(&["events", "list"]);
+    assert_eq!(events.as_array().unwrap().len(), home.archived().len());
+    let id = events[0]["id"].as_str().unwrap();
+    let shown = home.json(&["events", "show", id]);
+    assert_eq!(shown["deliveries"][0]["state"], "done");
+    assert!(!service.log().contains(PASSWORD));
+}
+
+#[test]
+fn a_service_takes_events_while_its_database_is_there() {
+    let mut postgres = Postgres::start(&[]);
+    let database = postgres.create_database();
+    let home = home(&postgres.url(&database));
+    postgres.server().stop("QUIT");
+    let service = home.start();
+    assert_eq!(service.ready(), (503, "unavailable".to_owned()));
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 503);
+    for serial in [2, 3] {
+        postgres.restart(&[]);
+        eventually("it is back", || takes_events(&service));
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        postgres.server().stop("QUIT");
+        eventually("its end is noticed", || {
+            service.zoom(&cnam(1, 4)).status == 503
+        });
+        assert_eq!(service.ready(), (503, "unavailable".to_owned()));
+    }
+    postgres.restart(&[]);
+    eventually("what was taken is delivered", || {
+        archived(&[&home]).is_superset(&said([2, 3].into_iter()))
+    });
+    assert!(!service.log().contains(PASSWORD));
+}
+
+#[test]
+fn what_a_dead_replica_took_another_one_delivers() {
+    let database = Database::new();
+    let homes = [home(&database.url()), home(&database.url())];
+    let (mut dying, other) = (homes[0].start(), homes[1].start());
+    for serial in 0..40 {
+        let service = if serial % 2 == 0 { &dying } else { &other };
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    dying.kill();
+    for serial in 40..50 {
+        assert_eq!(other.zoom(&cnam(1, serial)).status, 200);
+    }
+    eventually("every event is delivered", || {
+        archived(&[&homes[0], &homes[1]]) == said(0..50)
+    });
+    eventually("nothing is left", || {
+        database.sql("SELECT count(*) FROM hookswitch.deliveries") == "0"
+    });
+}
+
+#[test]
+fn a_wrong_password_ends_the_start_and_is_not_shown() {
+    let database = Database::new();
+    let home = home(&database.url().replace(PASSWORD, "not-the-password"));
+    for command in [&["serve"][..], &["events", "list"]] {
+        let output = home.run(command);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(69), "{stderr}");
+        assert!(
+            stderr.contains("password authentication failed"),
+            "{stderr}"
+        );
+        assert!(!stderr.contains("not-the-password"), "{stderr}");
+    }
+}
