@@ -1,7 +1,8 @@
-//! Where every replica delivers to: it keeps what came, from which replica and when, and can leave
-//! a replica without its answers.
+//! Where every replica delivers to: it keeps what came, from which replica and when, refuses some
+//! of it once, and can leave a replica without its answers.
 
 use std::{
+    collections::BTreeSet,
     io::{BufReader, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex},
@@ -16,7 +17,11 @@ use crate::harness::read_request;
 /// How long it takes over an event, so that there is always something under way.
 const TAKES: Duration = Duration::from_millis(5);
 
-/// One attempt at a delivery.
+/// Of so many events one is refused when it comes for the first time, so that there is always
+/// something that waits, and something behind it that must.
+const ONE_REFUSED_OF: u64 = 10;
+
+/// One attempt at a delivery that was not refused.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     /// The event, as the load numbers them.
@@ -43,6 +48,8 @@ struct Inner {
 struct State {
     /// In order of arrival.
     arrivals: Vec<Arrival>,
+    /// What has been refused.
+    refused: BTreeSet<u64>,
     /// The replica that gets no answers.
     ignored: Option<usize>,
 }
@@ -98,31 +105,40 @@ impl Desk {
             let event: Value = serde_json::from_str(&body).unwrap();
             let place = self.take(replica, &event);
             thread::sleep(TAKES); // The work that a real one would do.
-            self.until_answered(replica, place);
-            let answer = b"HTTP/1.1 200 taken\r\ncontent-length: 0\r\n\r\n";
-            if reader.get_mut().write_all(answer).is_err() {
+            let status = match place {
+                Some(place) => self.until_answered(replica, place),
+                None => "503 later",
+            };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            if reader.get_mut().write_all(answer.as_bytes()).is_err() {
                 return;
             }
         }
     }
 
-    /// Notes an arrival; its place.
-    fn take(&self, replica: usize, event: &Value) -> usize {
-        let arrivals = &mut self.0.state.lock().unwrap().arrivals;
-        arrivals.push(Arrival {
-            serial: serial(&event["data"]),
+    /// Notes an arrival; its place. `None` when it is refused.
+    fn take(&self, replica: usize, event: &Value) -> Option<usize> {
+        let serial = serial(&event["data"]);
+        let mut state = self.0.state.lock().unwrap();
+        if serial.is_multiple_of(ONE_REFUSED_OF) && state.refused.insert(serial) {
+            return None;
+        }
+        state.arrivals.push(Arrival {
+            serial,
             id: event["id"].as_str().unwrap().to_owned(),
             replica,
             answered_at: None,
         });
-        arrivals.len() - 1
+        Some(state.arrivals.len() - 1)
     }
 
-    fn until_answered(&self, replica: usize, place: usize) {
+    /// Waits until it may be answered; how.
+    fn until_answered(&self, replica: usize, place: usize) -> &'static str {
         let state = self.0.state.lock().unwrap();
         let ignored = |state: &mut State| state.ignored == Some(replica);
         let mut state = self.0.changed.wait_while(state, ignored).unwrap();
         state.arrivals[place].answered_at = Some(Instant::now());
+        "200 taken"
     }
 }
 

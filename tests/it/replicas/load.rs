@@ -35,7 +35,7 @@ const ZOOM_RETRIES: [Duration; 3] = [
 const SENDERS: u32 = 8;
 
 /// How many keys each of them has.
-const KEYS_EACH: u32 = 4;
+const KEYS_EACH: u32 = 2;
 
 /// From one new event of a sender to its next, so that a machine with two processors keeps up.
 const PACE: Duration = Duration::from_millis(25);

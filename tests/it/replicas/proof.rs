@@ -23,6 +23,9 @@ pub(super) struct Figures {
     pub(super) unanswered: BTreeMap<usize, usize>,
     /// The longest time to an answer.
     pub(super) longest: Duration,
+    /// Deliveries that ended in the second before the failure: how they went is not recorded as
+    /// carefully as that there are events, and may be lost with the primary.
+    pub(super) just_ended: usize,
     /// From the failure to the first 200 for a request that began after it.
     pub(super) taken_again: Duration,
     /// From the failure to the last delivery of what had been acknowledged before it.
@@ -68,6 +71,7 @@ impl Figures {
             refused: answered.clone().filter(|e| e.status == Some(503)).count(),
             unanswered,
             longest: answered.map(|e| e.took).max().unwrap_or_default(),
+            just_ended: just_ended(&arrivals, failed_at),
             taken_again: taken_again(log, failed_at),
             taken_over: taken_over(log, &arrivals, failed_at),
         }
@@ -129,6 +133,12 @@ fn order_is_kept(log: &Log, arrivals: &[Arrival]) {
             }
         }
     }
+}
+
+fn just_ended(arrivals: &[Arrival], failed_at: Instant) -> usize {
+    let last_second = failed_at - Duration::from_secs(1)..failed_at;
+    let ended = arrivals.iter().filter_map(|arrival| arrival.answered_at);
+    ended.filter(|at| last_second.contains(at)).count()
 }
 
 fn taken_again(log: &Log, failed_at: Instant) -> Duration {
