@@ -2,12 +2,16 @@
 
 use std::{io, sync::Arc, time::Instant};
 
+use bytes::Bytes;
+
 use super::{
+    copies::Copies,
     ledger::{Batch, Ledger},
     progress::Progress,
     reader::{Damage, Directory, Scan, Step},
     segment::{self, HEADER_BYTES, Position},
 };
+use crate::event::Notification;
 
 /// The most records in one transaction of the ledger: claims wait meanwhile.
 const BATCH_RECORDS: usize = 4096;
@@ -21,6 +25,10 @@ pub(super) struct Indexer {
     pub(super) ledger: Arc<Ledger>,
     pub(super) progress: Arc<Progress>,
     pub(super) damage: Damage,
+    /// What copies are told by.
+    pub(super) copies: Copies,
+    /// Up to where that is on stable storage: from there on it is learnt again.
+    pub(super) learnt: Position,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     /// How far the ledger has read the journal.
@@ -47,6 +55,7 @@ impl Indexer {
     pub(super) fn run(mut self) {
         super::yield_to_the_door();
         self.progress.indexed(self.records);
+        self.relearn();
         self.notice_rebuild();
         let mut last = Instant::now();
         while let Some(end) = self
@@ -58,10 +67,46 @@ impl Indexer {
                 tracing::warn!("the journal cannot be indexed: {problem}");
                 self.scan = None;
                 if !self.progress.pause() {
-                    return;
+                    break;
                 }
             }
         }
+        if let Err(problem) = self.leave() {
+            tracing::warn!("events will be read again to know their copies: {problem}");
+        }
+    }
+
+    /// Learns again what copies of the events that the ledger knows would be told by, as far as
+    /// that may have been lost with the power.
+    fn relearn(&mut self) {
+        let (through, records) = (self.through, self.records);
+        self.through = self.learnt.min(through);
+        while self.through < through {
+            match self.read(through) {
+                Ok(batch) => self.through = batch.through,
+                Err(problem) => {
+                    tracing::warn!("events cannot be read to know their copies: {problem}");
+                    self.scan = None;
+                    if !self.progress.pause() {
+                        break;
+                    }
+                }
+            }
+            if self.progress.is_stopped() {
+                break;
+            }
+        }
+        (self.through, self.records, self.scan) = (through, records, None);
+    }
+
+    /// Notes for the next time what has been learnt.
+    fn leave(&mut self) -> Result<(), super::StoreError> {
+        let through = self.through;
+        self.copies
+            .sync()
+            .map_err(super::StoreError::io("writing the table of copies"))?;
+        self.ledger
+            .run_blocking("noting what was learnt", move |books| books.learnt(through))
     }
 
     /// Brings the ledger up to date with the next batch.
@@ -91,10 +136,10 @@ impl Indexer {
             from: self.through,
             through: self.through,
             records: self.records,
-            notifications: Vec::new(),
+            ..Batch::default()
         };
         let mut bytes_read = 0;
-        while batch.notifications.len() < BATCH_RECORDS
+        while batch.notifications.len() + (batch.copies as usize) < BATCH_RECORDS
             && bytes_read < BATCH_BYTES
             && batch.through < end
         {
@@ -102,7 +147,10 @@ impl Indexer {
                 Some(Step::Record { position, bytes }) => {
                     batch.records += 1;
                     bytes_read += bytes.len();
-                    match segment::notification(&bytes, position) {
+                    match segment::notification(&bytes, position).map(without_body) {
+                        Ok(notification) if self.copies.is_copy(position, &notification)? => {
+                            batch.copies += 1;
+                        }
                         Ok(notification) => batch.notifications.push((position, notification)),
                         Err(segment::Invalid) => {
                             let bytes = bytes.len() as u64;
@@ -117,6 +165,10 @@ impl Indexer {
                 }
                 None => break,
             }
+        }
+        if self.copies.is_due() {
+            self.copies.sync()?;
+            batch.learnt = Some(batch.through);
         }
         Ok(batch)
     }
@@ -174,6 +226,14 @@ impl Indexer {
                 self.rebuilding = None;
             }
         }
+    }
+}
+
+/// The ledger has no use for a body, and a batch of them is large.
+fn without_body(notification: Notification) -> Notification {
+    Notification {
+        body: Bytes::new(),
+        ..notification
     }
 }
 

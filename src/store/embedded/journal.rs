@@ -50,13 +50,6 @@ const WAITING_RECORDS: usize = 4096;
 /// The most bytes that wait for the writer, so that large bodies cannot take all memory.
 const WAITING_BYTES: usize = 16 << 20;
 
-/// How long a batch that is not alone waits for more. Whoever sends as fast as it is answered is
-/// about to: one sync for many costs everyone less than many for a few.
-const LINGER: Duration = Duration::from_micros(200);
-
-/// The number of records that came while the last batch was written from which on a batch lingers.
-const COMPANY: usize = 4;
-
 /// The part of a segment that is written when a spare is ordered for the next one: early enough for
 /// it to be made in time, and not for a service that gets few events, which has no use for one.
 const SPARE_ORDERED_AT: u64 = 16;
@@ -264,7 +257,6 @@ impl Writer {
     /// Takes what else is waiting. `false` when the journal is to be closed after it.
     fn gather(&mut self, first: Waiting) -> bool {
         let mut bytes = first.record.len();
-        let mut may_linger = true;
         self.batch.push(first);
         while self.batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
             match self.inbox.try_recv() {
@@ -273,10 +265,6 @@ impl Writer {
                     self.batch.push(waiting);
                 }
                 Ok(Command::Close) | Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) if may_linger && self.batch.len() >= COMPANY => {
-                    thread::sleep(LINGER);
-                    may_linger = false;
-                }
                 Err(TryRecvError::Empty) => break,
             }
         }

@@ -12,12 +12,14 @@
 //! <path>/journal/spare.new               see `spare`
 //! <path>/ledger.db                       see `ledger/schema.sql`
 //! <path>/ledger.db.damaged-<n>           what was set aside
+//! <path>/seen.table                      see `seen`
 //! ```
 //!
 //! **Invariant:** nothing on the way of an append waits for the ledger.
 //!
 //! **Invariant:** blocking work is done on threads of the engine's own.
 
+mod copies;
 mod disk;
 mod indexer;
 mod journal;
@@ -26,6 +28,7 @@ mod progress;
 mod reader;
 mod recovery;
 mod retention;
+mod seen;
 mod segment;
 mod spare;
 #[cfg(test)]
@@ -45,6 +48,7 @@ use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 
 use self::{
+    copies::Copies,
     disk::{Disk, SystemDisk},
     indexer::Indexer,
     journal::{Journal, Plan},
@@ -52,6 +56,7 @@ use self::{
     progress::Progress,
     reader::{Damage, Directory},
     retention::Retention,
+    segment::Position,
 };
 use super::{
     AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Records, Settlement, Store,
@@ -167,7 +172,7 @@ impl Embedded {
         let metrics = &context.metrics;
         let damage = Damage::new(metrics.clone());
         let progress = Arc::new(Progress::new());
-        let (ledger, through, records) = Ledger::open(
+        let (ledger, reached) = Ledger::open(
             &settings.ledger(),
             directory.clone(),
             metrics.clone(),
@@ -175,7 +180,7 @@ impl Embedded {
             progress.clone(),
         )?;
         let ledger = Arc::new(ledger);
-        let tail = recovery::recover(&directory, through, (context.clock)(), &damage)?;
+        let tail = recovery::recover(&directory, reached.through, (context.clock)(), &damage)?;
         progress.written(tail.end(), tail.records_through());
         let plan = Plan {
             directory: directory.clone(),
@@ -187,14 +192,23 @@ impl Embedded {
             progress: progress.clone(),
         };
         let journal = Journal::start(plan, tail)?;
+        let table = path.join("seen.table");
+        let (copies, is_new) =
+            Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
         let indexer = Indexer {
             directory: directory.clone(),
             ledger: ledger.clone(),
             progress: progress.clone(),
             damage,
             rebuild: context.rebuild.clone(),
-            through,
-            records,
+            copies,
+            learnt: if is_new {
+                Position::default()
+            } else {
+                reached.learnt
+            },
+            through: reached.through,
+            records: reached.records,
             scan: None,
             rebuilding: None,
         };

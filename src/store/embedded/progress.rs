@@ -14,9 +14,10 @@ use super::segment::Position;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The least time from one transaction of the indexer to the next, unless there is enough for a
-/// full one. Under load a transaction then has many records, which cost far less together; an
-/// event that comes alone does not wait.
-const LINGER: Duration = Duration::from_millis(100);
+/// full one. Under load a transaction then has many records, which cost far less together, and
+/// not so many that it keeps a core from answering for long; an event that comes alone does not
+/// wait.
+const LINGER: Duration = Duration::from_millis(25);
 
 /// Shared by the journal's writer and the indexer.
 #[derive(Debug)]
@@ -87,6 +88,11 @@ impl Progress {
     pub(super) fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
+    }
+
+    /// Whether indexing is to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.lock().stopped
     }
 
     /// The ledger knows the first `records` records.

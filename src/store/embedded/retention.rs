@@ -52,9 +52,10 @@ impl Retention {
         let path = self.directory.path();
         let numbers = self.directory.segments();
         let numbers = numbers.map_err(StoreError::reading(path))?;
-        let (through, _) = self
+        let through = self
             .ledger
-            .run_blocking("reading the ledger", |books| books.progress())?;
+            .run_blocking("reading the ledger", |books| books.reached())?
+            .through;
         let retain = SignedDuration::try_from(self.retain).unwrap_or(SignedDuration::MAX);
         let now = (self.clock)();
         let mut deleted = 0;
@@ -127,7 +128,7 @@ impl Retention {
 
 /// The next notifications, without their bodies. Damage is passed over: it was reported when it was
 /// read first.
-fn read_slice(scan: &mut Scan) -> io::Result<Vec<(Position, Notification)>> {
+fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
     let mut slice = Vec::new();
     while slice.len() < SLICE
         && let Some(step) = scan.next()?
@@ -137,7 +138,7 @@ fn read_slice(scan: &mut Scan) -> io::Result<Vec<(Position, Notification)>> {
         };
         if let Ok(mut notification) = segment::notification(&bytes, position) {
             notification.body = bytes::Bytes::new();
-            slice.push((position, notification));
+            slice.push(notification);
         }
     }
     Ok(slice)

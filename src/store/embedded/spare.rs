@@ -31,7 +31,7 @@ const ROOM_SEGMENTS: u64 = 4;
 
 /// How much is zeroed at once, in bytes: little, so that the journal's own syncs never wait long
 /// behind it.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// The pause between two chunks, for the same reason.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -91,8 +91,8 @@ fn try_open(path: &Path) -> Result<Connection, Trouble> {
     db.pragma_update(None, "cache_size", -8192)?; // KiB
     db.pragma_update(None, "journal_size_limit", 64 << 20)?;
     // In pages of 4 KiB. More at once costs less in all, and stalls the journal on the same disk
-    // for longer: with 8000, the slowest answers took twice as long.
-    db.pragma_update(None, "wal_autocheckpoint", 1000)?;
+    // for longer.
+    db.pragma_update(None, "wal_autocheckpoint", 400)?;
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match change.pragma_query_value(None, "user_version", |row| row.get(0))? {
         0 => change.execute_batch(include_str!("schema.sql"))?,

@@ -17,51 +17,70 @@ pub(in super::super) struct Batch {
     pub(in super::super) through: Position,
     /// Records of the journal up to there.
     pub(in super::super) records: u64,
-    /// What it holds.
+    /// The events in it, without copies.
     pub(in super::super) notifications: Vec<(Position, Notification)>,
+    /// How many copies there were.
+    pub(in super::super) copies: u64,
+    /// Where [`Reached::learnt`] is now, if it has moved.
+    pub(in super::super) learnt: Option<Position>,
+}
+
+/// How far the journal has been read.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Reached {
+    /// Up to where the ledger knows it.
+    pub(in super::super) through: Position,
+    /// How many records that is.
+    pub(in super::super) records: u64,
+    /// Up to where what copies are told by is on stable storage.
+    pub(in super::super) learnt: Position,
 }
 
 impl Books {
-    /// How far the journal has been read, and how many records that was.
-    pub(in super::super) fn progress(&self) -> Result<(Position, u64)> {
+    /// How far the journal has been read.
+    pub(in super::super) fn reached(&self) -> Result<Reached> {
         self.db
-            .prepare_cached("SELECT through, records FROM progress")?
+            .prepare_cached("SELECT through, records, learnt FROM progress")?
             .query_row([], |row| {
                 let records: i64 = row.get(1)?;
-                Ok((Position::from_sql(row.get(0)?), records.cast_unsigned()))
+                Ok(Reached {
+                    through: Position::from_sql(row.get(0)?),
+                    records: records.cast_unsigned(),
+                    learnt: Position::from_sql(row.get(2)?),
+                })
             })
     }
 
     /// Adds `batch`, if it begins where the journal has been read to, and says how far it has been
     /// read then. A ledger that was made anew starts from the beginning in this way.
     pub(in super::super) fn index(&mut self, batch: &Batch) -> Result<(Position, u64)> {
-        let (through, records) = self.progress()?;
+        let Reached {
+            through, records, ..
+        } = self.reached()?;
         if through != batch.from {
             return Ok((through, records));
         }
+        self.copies += batch.copies;
         for (position, notification) in &batch.notifications {
-            if self.is_copy(notification)? || !self.add(*position, notification)? {
+            if !self.add(*position, notification)? {
                 self.copies += 1;
             }
         }
         self.db
             .prepare_cached("UPDATE progress SET through = ?1, records = ?2")?
             .execute((batch.through.to_sql(), batch.records.cast_signed()))?;
+        if let Some(learnt) = batch.learnt {
+            self.learnt(learnt)?;
+        }
         Ok((batch.through, batch.records))
     }
 
-    /// Whether any of its dedupe keys is known. A copy's other keys are not learnt: one of them may
-    /// come from a part of the request that nobody has signed.
-    fn is_copy(&self, notification: &Notification) -> Result<bool> {
-        let mut look = self
-            .db
-            .prepare_cached("SELECT 1 FROM seen WHERE dedupe = ?1")?;
-        for key in &notification.dedupe {
-            if look.exists([key.as_bytes()])? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// What copies are told by is on stable storage up to `learnt`.
+    pub(in super::super) fn learnt(&mut self, learnt: Position) -> Result<()> {
+        self.db
+            .prepare_cached("UPDATE progress SET learnt = ?1")?
+            .execute([learnt.to_sql()])?;
+        Ok(())
     }
 
     /// Adds an event with its deliveries; `false` when its id is known.
@@ -84,12 +103,6 @@ impl Books {
             ])?;
         if added == 0 {
             return Ok(false);
-        }
-        let mut learn = self
-            .db
-            .prepare_cached("INSERT OR IGNORE INTO seen (dedupe, position) VALUES (?1, ?2)")?;
-        for key in &notification.dedupe {
-            learn.execute((key.as_bytes(), position.to_sql()))?;
         }
         self.add_topics(notification)?;
         let lane = notification.key.as_ref().map(lane::of);

@@ -32,14 +32,16 @@ use self::{claim::Held, delivery::Tally, upkeep::Active};
 use super::{
     progress::Progress,
     reader::{Bodies, Directory},
-    segment::Position,
 };
 use crate::{
     store::{Lease, StoreError},
     telemetry::Metrics,
 };
 
-pub(super) use self::{intake::Batch, record::Operator};
+pub(super) use self::{
+    intake::{Batch, Reached},
+    record::Operator,
+};
 
 /// The most jobs in one transaction, and the most that wait.
 const JOBS: usize = 64;
@@ -84,7 +86,7 @@ pub(super) struct Books {
 
 impl Ledger {
     /// Opens the ledger at `path` over the journal in `journal`, and starts its thread. Also says
-    /// how far the journal has been read, and how many records that was.
+    /// how far the journal has been read.
     ///
     /// # Errors
     ///
@@ -95,7 +97,7 @@ impl Ledger {
         metrics: Arc<Metrics>,
         clock: fn() -> Timestamp,
         progress: Arc<Progress>,
-    ) -> Result<(Self, Position, u64), StoreError> {
+    ) -> Result<(Self, Reached), StoreError> {
         let books = Books {
             db: database::open(path, true)?,
             path: path.to_owned(),
@@ -112,8 +114,8 @@ impl Ledger {
             stirred: false,
             copies: 0,
         };
-        let (through, records) = books
-            .progress()
+        let reached = books
+            .reached()
             .map_err(StoreError::database("reading the ledger"))?;
         let (sender, inbox) = mpsc::channel(JOBS);
         let (stir, work) = watch::channel(0);
@@ -126,7 +128,7 @@ impl Ledger {
             work,
             thread: Mutex::new(Some(thread)),
         };
-        Ok((ledger, through, records))
+        Ok((ledger, reached))
     }
 
     /// Changes when there may be something new to claim.

@@ -297,12 +297,11 @@ fn configured(db: &Connection) -> Result<Vec<(HandlerId, HandlerName, bool)>> {
 /// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
 fn list_events(db: &Connection, filter: &EventFilter) -> Result<Vec<EventSummary>> {
     let (from, to) = id_range(filter.since, filter.until);
-    let by_key = "SELECT id, name, endpoint, key, occurred_at, received_at, position FROM events
-         WHERE key = ?3 AND id > ?1 AND id <= ?2 ORDER BY position DESC";
-    let by_time = "SELECT id, name, endpoint, key, occurred_at, received_at, position FROM events
-         WHERE id > ?1 AND id <= ?2 AND ?3 IS NULL ORDER BY id DESC";
     let key = filter.key.as_ref().map(Key::as_str);
-    let mut list = db.prepare_cached(if key.is_some() { by_key } else { by_time })?;
+    let mut list = db.prepare_cached(
+        "SELECT id, name, endpoint, key, occurred_at, received_at, position FROM events
+         WHERE id > ?1 AND id <= ?2 AND (?3 IS NULL OR key = ?3) ORDER BY id DESC",
+    )?;
     let mut rows = list.query(params![from, to, key])?;
     let mut found = Vec::new();
     while found.len() < filter.limit

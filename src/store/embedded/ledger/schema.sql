@@ -5,9 +5,10 @@
 CREATE TABLE progress (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     through INTEGER NOT NULL, -- the position after the last record read
-    records INTEGER NOT NULL  -- how many records were read
+    records INTEGER NOT NULL, -- how many records were read
+    learnt INTEGER NOT NULL   -- up to where the table of copies is on stable storage
 ) STRICT;
-INSERT INTO progress VALUES (1, 0, 0);
+INSERT INTO progress VALUES (1, 0, 0, 0);
 
 -- Events, each once; their bodies stay in the journal. Ids are UUIDs of version 7, so their index
 -- is one by time of arrival as well.
@@ -20,13 +21,6 @@ CREATE TABLE events (
     occurred_at INTEGER,
     received_at INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX events_by_key ON events (key, position) WHERE key IS NOT NULL;
-
--- By what a copy of an event is known.
-CREATE TABLE seen (
-    dedupe BLOB PRIMARY KEY,
-    position INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
 
 -- The latest provider time at which each topic was reported.
 CREATE TABLE topics (

@@ -144,18 +144,17 @@ impl Books {
         look.exists((from.to_sql(), to.to_sql()))
     }
 
-    /// Forgets a slice of what is between the two positions: everything of `notifications`, which
-    /// were read there. `false`, with nothing forgotten, when something is not finished after all.
+    /// Forgets a slice of what is between the two positions, where `notifications` were read. `false`, with nothing forgotten, when something is not finished after all.
     pub(in super::super) fn forget(
         &mut self,
         (from, to): (Position, Position),
-        notifications: &[(Position, Notification)],
+        notifications: &[Notification],
     ) -> Result<bool> {
         if self.is_needed(from, to)? {
             return Ok(false);
         }
-        for (position, notification) in notifications {
-            self.forget_one(*position, notification)?;
+        for notification in notifications {
+            self.forget_topics(notification)?;
         }
         let (from, to) = (from.to_sql(), to.to_sql());
         for table in ["deliveries", "attempts"] {
@@ -172,13 +171,7 @@ impl Books {
         Ok(true)
     }
 
-    fn forget_one(&self, position: Position, notification: &Notification) -> Result<()> {
-        let mut unlearn = self
-            .db
-            .prepare_cached("DELETE FROM seen WHERE dedupe = ?1 AND position = ?2")?;
-        for key in &notification.dedupe {
-            unlearn.execute((key.as_bytes(), position.to_sql()))?;
-        }
+    fn forget_topics(&self, notification: &Notification) -> Result<()> {
         if let Some(occurred_at) = notification.occurred_at {
             let mut unlearn = self
                 .db

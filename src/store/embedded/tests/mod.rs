@@ -1,5 +1,6 @@
 //! What only the embedded store promises: of its files, its disk, and what has become of them.
 
+mod copies;
 mod fault;
 mod format;
 mod ledger;

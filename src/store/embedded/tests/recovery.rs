@@ -171,9 +171,9 @@ async fn no_position_is_used_twice_when_the_journal_has_lost_its_end() {
     store.subscribe(&["archive"]).await;
     // Positions, not numbers of records: the journal counts fewer than the ledger has read.
     let parts = &store.store.parts;
-    let known = async || parts.ledger.run("asking", |books| books.progress()).await;
+    let known = async || parts.ledger.run("asking", |books| books.reached()).await;
     eventually("the third is known", async || {
-        (known().await.unwrap().0 >= parts.progress.end()).then_some(())
+        (known().await.unwrap().through >= parts.progress.end()).then_some(())
     })
     .await;
     assert_eq!(store.drain("archive").await.len(), 2);

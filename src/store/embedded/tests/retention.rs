@@ -89,7 +89,7 @@ async fn what_was_forgotten_is_forgotten_whole() {
     store.drain("crm").await;
     pass(&place, &store, Duration::ZERO);
     let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
-    for table in ["events", "deliveries", "seen", "topics"] {
+    for table in ["events", "deliveries", "topics"] {
         let rows: i64 = db
             .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
                 row.get(0)

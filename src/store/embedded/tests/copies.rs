@@ -1,0 +1,174 @@
+//! Copies are known, whatever becomes of the table that they are known by.
+
+use std::{fs, ops::Range, path::PathBuf};
+
+use super::Place;
+use crate::{
+    event::{DedupeKey, Notification},
+    store::{
+        embedded::{
+            seen::{Found, Seen},
+            segment::Position,
+        },
+        tests::event,
+    },
+};
+
+fn key(n: u64) -> DedupeKey {
+    DedupeKey::new("zoom", "body", &n.to_le_bytes())
+}
+
+fn place_of(n: u64) -> Position {
+    Position::new(1 + (n >> 16) as u32, 64 + (n & 0xffff))
+}
+
+/// Adds `numbers` to the table, which is made anew whenever it is crowded. Says how often it was.
+fn add(seen: &mut Seen, numbers: Range<u64>, oldest: Position) -> u32 {
+    let mut renewed = 0;
+    for n in numbers {
+        let Found::Free(slot) = seen.find(&key(n), |_| true).unwrap() else {
+            panic!("{n} is known already");
+        };
+        if seen.add(&key(n), slot, place_of(n)).unwrap() {
+            seen.renew(oldest).unwrap();
+            renewed += 1;
+        }
+    }
+    renewed
+}
+
+fn is_known(seen: &Seen, n: u64) -> bool {
+    seen.find(&key(n), |_| true).unwrap() == Found::Known(place_of(n))
+}
+
+#[test]
+fn the_table_grows_with_what_it_holds_and_not_with_what_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table");
+    let (mut seen, is_new) = Seen::open(&path).unwrap();
+    assert!(is_new);
+    assert!(add(&mut seen, 0..200_000, Position::default()) >= 2);
+    assert!((0..200_000).all(|n| is_known(&seen, n)));
+    assert!((200_000..210_000).all(|n| !is_known(&seen, n)));
+    let large = fs::metadata(&path).unwrap().len();
+
+    let oldest = place_of(190_000);
+    seen.renew(oldest).unwrap();
+    assert!(fs::metadata(&path).unwrap().len() < large);
+    drop(seen);
+    let (seen, is_new) = Seen::open(&path).unwrap();
+    assert!(!is_new);
+    assert!((190_000..200_000).all(|n| is_known(&seen, n)));
+    assert!((0..190_000).all(|n| !is_known(&seen, n)));
+}
+
+/// Two keys whose hashes in the table are the same.
+fn twins() -> [DedupeKey; 2] {
+    [1, 2].map(|last| {
+        let mut bytes = [7; 16];
+        bytes[15] = last;
+        DedupeKey::from_bytes(bytes)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_look_alike_in_the_table_are_told_apart() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let [one, other] = twins();
+    let with = |n, key| Notification {
+        dedupe: vec![key],
+        ..event(n)
+    };
+    store
+        .append_all([with(1, one), with(2, other), with(3, one), with(4, other)])
+        .await;
+    assert_eq!(store.drain("crm").await.len(), 2);
+    assert_eq!(place.metrics.duplicates.get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_keys_of_one_event_that_want_the_same_slot_are_both_learnt() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let [one, other] = twins();
+    let with = |n, dedupe| Notification { dedupe, ..event(n) };
+    store
+        .append_all([
+            with(1, vec![one, other]),
+            with(2, vec![other]),
+            with(3, vec![one]),
+        ])
+        .await;
+    assert_eq!(store.drain("crm").await.len(), 1);
+}
+
+fn table(place: &Place) -> PathBuf {
+    place.settings.path.join("seen.table")
+}
+
+/// Stores two events, lets `harm` happen to the table, and says how many of two copies and a new
+/// event are delivered afterwards.
+async fn delivered_after(harm: impl FnOnce(&Place), stops: bool) -> usize {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append_all([event(1), event(2)]).await;
+    assert_eq!(store.drain("crm").await.len(), 2);
+    let place = if stops {
+        store.close().await;
+        place
+    } else {
+        place.crash()
+    };
+    harm(&place);
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append_all([event(1), event(3), event(2)]).await;
+    store.drain("crm").await.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_are_known_after_a_stop_and_after_a_crash() {
+    for stops in [true, false] {
+        assert_eq!(delivered_after(|_| {}, stops).await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_lost_or_broken_is_made_from_the_journal() {
+    for stops in [true, false] {
+        let remove = |place: &Place| fs::remove_file(table(place)).unwrap();
+        assert_eq!(delivered_after(remove, stops).await, 1);
+        let overwrite = |place: &Place| fs::write(table(place), "no table").unwrap();
+        assert_eq!(delivered_after(overwrite, stops).await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_table_has_lost_with_the_power_is_learnt_again() {
+    let lose = |place: &Place| {
+        let mut bytes = fs::read(table(place)).unwrap();
+        bytes[4096..].fill(0);
+        fs::write(table(place), bytes).unwrap();
+    };
+    assert_eq!(delivered_after(lose, false).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_learnt_before_a_stop_is_not_read_again() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append_all([event(1)]).await;
+    store.settle_down().await;
+    let end = store.store.parts.progress.end();
+    store.close().await;
+    let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
+    let learnt: i64 = db
+        .query_row("SELECT learnt FROM progress", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(Position::from_sql(learnt), end);
+}
