@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{ENDPOINTS, Home, Service, cnam, distinct_serials, eventually},
-    rabbitmq::{LONGEST_MESSAGE, Message, RabbitMq, Reader, VISITOR},
+    support::rabbitmq::{LONGEST_MESSAGE, Message, RabbitMq, Reader, VISITOR},
 };
 
 /// A handler that sends to `broker`, with quick retries. What `more` says again is left out here.

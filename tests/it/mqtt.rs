@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{ENDPOINTS, Home, Service, cnam, distinct_serials, eventually},
-    mosquitto::{LONGEST_PACKET, Mosquitto, Subscriber},
+    support::mosquitto::{LONGEST_PACKET, Mosquitto, Subscriber},
 };
 
 /// A handler that publishes to `broker`, with quick retries. What `more` says again is left out.

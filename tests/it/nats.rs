@@ -16,7 +16,7 @@ use crate::{
     harness::{
         ENDPOINTS, Home, PATIENCE, certificate, cnam, distinct_serials, eventually, serials,
     },
-    server::Server,
+    support::server::Server,
 };
 
 /// The command for a server with streams, and with `config` in its configuration besides.

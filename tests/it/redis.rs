@@ -15,7 +15,7 @@ use crate::{
         ENDPOINTS, Home, PATIENCE, Service, certificate, cnam, distinct_serials, eventually,
         serials,
     },
-    server::{Server, free_port},
+    support::server::{Server, free_port},
 };
 
 /// The command for a server that has each entry on its disk before it replies.

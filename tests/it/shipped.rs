@@ -12,7 +12,7 @@ use crate::{
         ARCHIVE, ENDPOINTS, Home, Service, ZOOM_SECRET, as_pairs, cnam, eventually, request,
         unix_now, zoom_headers,
     },
-    server::{Server, free_port},
+    support::server::{Server, free_port},
 };
 
 fn shipped(name: &str) -> PathBuf {

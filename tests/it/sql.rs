@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{ENDPOINTS, Home, Service, cnam, eventually},
-    postgres::{Database, PASSWORD, Postgres},
+    support::postgres::{Database, PASSWORD, Postgres},
 };
 
 const TABLE: &str = "CREATE TABLE events (seq bigserial, id uuid PRIMARY KEY, data jsonb)";

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     harness::{certificate, eventually},
-    server::{Server, free_port},
+    support::server::{Server, free_port},
 };
 
 /// The longest packet that it takes, in bytes.

@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     harness::{certificate, eventually},
-    server::{Server, free_port},
+    support::server::{Server, free_port},
 };
 
 /// The longest message that it takes, in bytes.

@@ -347,7 +347,11 @@ impl Parts {
             followers.indexer.join().ok();
             followers.retention.join().ok();
             self.ledger.close();
-            drop(followers.lock);
+            // Not just closed: a process that is being started at this moment has the file open
+            // too, for as long as it is not yet another program.
+            if let Err(error) = followers.lock.unlock() {
+                tracing::warn!(%error, "the lock of the store is given back by closing its file");
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     harness::{Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, eventually, hookswitch},
-    postgres::{PASSWORD, Postgres, USER},
+    support::postgres::{PASSWORD, Postgres, USER},
 };
 
 /// How many replicas there are.
@@ -59,6 +59,9 @@ retry = { attempts = 100000, first = "100ms", ceiling = "1s" }
 
 /// What makes a commit wait until it is on two disks.
 const SYNCHRONOUS: [&str; 2] = ["fsync=on", "synchronous_standby_names=standby"];
+
+/// A standby that has lost its primary looks for it again soon: until then nothing is committed.
+const STANDBY: [&str; 2] = ["fsync=on", "wal_retrieve_retry_interval=100ms"];
 
 /// All of it, running.
 pub(super) struct Cluster {
@@ -112,7 +115,7 @@ impl Cluster {
     }
 
     fn of(primary: Postgres, island: Option<&Arc<Island>>) -> Self {
-        let standby = primary.standby("standby", &["fsync=on"]);
+        let standby = primary.standby("standby", &STANDBY);
         let database = primary.create_database();
         let desk = Desk::default();
         let balancer = Arc::new(Balancer::default());

@@ -119,6 +119,8 @@ fn a_database_whose_disk_is_full_refuses_until_there_is_room() {
     let (mut cluster, disk) = Cluster::start_on_a_disk(160);
     let load = cluster.load(20_000);
     refused(&load);
+    let said = cluster.primary.server().log();
+    assert!(said.contains("No space left on device"), "{said}");
     disk.grow(2000);
     let failed_at = Instant::now();
     // A server that could not write its log has ended itself; one that could not write a table

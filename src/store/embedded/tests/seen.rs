@@ -2,16 +2,16 @@
 
 use std::{fs, ops::Range, path::PathBuf};
 
-use super::{
-    super::{
-        seen::{Found, Seen},
-        segment::Position,
-    },
-    Place,
-};
+use super::Place;
 use crate::{
     event::{DedupeKey, Notification},
-    store::tests::event,
+    store::{
+        embedded::{
+            seen::{Found, Seen},
+            segment::Position,
+        },
+        tests::event,
+    },
 };
 
 fn key(n: u64) -> DedupeKey {
