@@ -26,7 +26,7 @@
 //! | [`store`] | remember it |
 //! | [`provider`] | who said it |
 //! | [`event`] | what was said |
-//! | [`secret`], [`telemetry`] | foundations that every floor may use: secrets by reference, logs and metrics |
+//! | [`secret`], [`authorities`], [`quantity`], [`telemetry`] | foundations that every floor may use: secrets by reference, who vouches for a server, amounts, logs and metrics |
 //!
 //! # Words
 //!
@@ -67,6 +67,7 @@ pub mod provider;
 
 pub mod event;
 
+pub mod authorities;
 pub mod quantity;
 pub mod secret;
 pub mod telemetry;

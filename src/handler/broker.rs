@@ -1,10 +1,6 @@
-//! What the settings of brokers have in common: where a server is, and how to know that it is it.
-
-use std::{fs, path::PathBuf};
+//! What the settings of brokers have in common: where a server is.
 
 use reqwest::Url;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
-use serde::Deserialize;
 
 /// Reads the URL of a server, whose scheme is one of `schemes`. It holds no credentials, so it may
 /// be shown.
@@ -34,28 +30,6 @@ pub(super) fn url(text: &str, schemes: &[&str], example: &str) -> Result<Url, St
         ));
     }
     Ok(url)
-}
-
-/// The certificates of those who may vouch for a server, in place of the system's: a PEM file.
-/// Looked at while it is read, and read again by those who need it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "PathBuf")]
-pub(super) struct Authorities(pub(super) PathBuf);
-
-impl TryFrom<PathBuf> for Authorities {
-    type Error = String;
-
-    fn try_from(path: PathBuf) -> Result<Self, String> {
-        let pem = fs::read(&path).map_err(|error| {
-            format!("the file {path:?} cannot be read: {error}; name a PEM file of certificates")
-        })?;
-        match CertificateDer::from_pem_slice(&pem) {
-            Ok(_) => Ok(Self(path)),
-            Err(_) => Err(format!(
-                "the file {path:?} holds no certificate; name a PEM file of certificates"
-            )),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -90,19 +64,5 @@ mod tests {
             );
             assert!(!refused.contains("hush"), "{refused}");
         }
-    }
-
-    #[test]
-    fn authorities_are_looked_at_while_they_are_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        let refused = Authorities::try_from(path.clone()).unwrap_err();
-        assert!(refused.contains("cannot be read"), "{refused}");
-        fs::write(&path, "no certificate").unwrap();
-        let refused = Authorities::try_from(path.clone()).unwrap_err();
-        assert!(refused.contains("holds no certificate"), "{refused}");
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        fs::write(&path, made.cert.pem()).unwrap();
-        assert!(Authorities::try_from(path).is_ok());
     }
 }

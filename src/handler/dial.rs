@@ -1,22 +1,18 @@
 //! How a broker is reached: TCP, and TLS over it. The clients' own TLS is left out of them, so that
 //! there is one way of it here, with one set of settings.
 
-use std::{fmt, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use reqwest::Url;
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
-};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, ToSocketAddrs},
 };
 use tokio_rustls::TlsConnector;
 
-use super::{BuildError, broker::Authorities};
+use super::BuildError;
+use crate::authorities::Authorities;
 
 /// The way to one broker.
 #[derive(Clone)]
@@ -62,7 +58,10 @@ impl Dial {
         let host = url.host_str().unwrap_or_default();
         let host = host.trim_matches(['[', ']']).to_owned();
         let tls = match (is_tls, authorities) {
-            (true, authorities) => Some((client(authorities)?, server_name(&host)?)),
+            (true, authorities) => {
+                let config = Authorities::client_config(authorities).map_err(BuildError)?;
+                Some((Arc::new(config).into(), server_name(&host)?))
+            }
             (false, None) => None,
             (false, Some(_)) => {
                 return Err(BuildError(format!(
@@ -105,37 +104,4 @@ impl Dial {
 fn server_name(host: &str) -> Result<ServerName<'static>, BuildError> {
     ServerName::try_from(host.to_owned())
         .map_err(|_| BuildError(format!("there can be no certificate for {host:?}")))
-}
-
-/// TLS 1.2 and 1.3.
-fn client(authorities: Option<&Authorities>) -> Result<TlsConnector, BuildError> {
-    let refuse = |problem: rustls::Error| {
-        BuildError(format!(
-            "TLS cannot be set up: {problem}; are the system's CA certificates installed?"
-        ))
-    };
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(refuse)?;
-    let builder = match authorities {
-        Some(authorities) => builder.with_root_certificates(roots(authorities)?),
-        None => builder.with_platform_verifier().map_err(refuse)?,
-    };
-    Ok(Arc::new(builder.with_no_client_auth()).into())
-}
-
-fn roots(Authorities(path): &Authorities) -> Result<RootCertStore, BuildError> {
-    let refuse = |problem: &dyn fmt::Display| {
-        let path = path.display();
-        BuildError(format!(
-            "{path} holds a certificate that cannot be used: {problem}"
-        ))
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|problem| refuse(&problem))? {
-        let certificate = certificate.map_err(|problem| refuse(&problem))?;
-        roots.add(certificate).map_err(|problem| refuse(&problem))?;
-    }
-    Ok(roots)
 }

@@ -15,8 +15,6 @@
 mod address;
 #[cfg(feature = "amqp")]
 mod amqp;
-#[cfg(feature = "sql")]
-mod authorities;
 #[cfg(any(
     feature = "amqp",
     feature = "mqtt",

@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["store"],
     &["provider"],
     &["event"],
-    &["secret", "quantity"],
+    &["secret", "authorities", "quantity"],
     &["telemetry"],
 ];
 

@@ -7,12 +7,8 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    handler::{
-        broker::{self, Authorities},
-        dial::Schemes,
-        message::Format,
-        template::Template,
-    },
+    authorities::Authorities,
+    handler::{broker, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
 };

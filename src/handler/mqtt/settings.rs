@@ -6,12 +6,8 @@ use reqwest::Url;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    handler::{
-        broker::{self, Authorities},
-        dial::Schemes,
-        message::Format,
-        template::Template,
-    },
+    authorities::Authorities,
+    handler::{broker, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
 };

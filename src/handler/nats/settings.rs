@@ -7,10 +7,8 @@ use serde::Deserialize;
 
 use super::subject::Template;
 use crate::{
-    handler::{
-        broker::{self, Authorities},
-        message::Format,
-    },
+    authorities::Authorities,
+    handler::{broker, message::Format},
     quantity,
     secret::Secret,
 };
@@ -95,7 +93,7 @@ impl Settings {
             // One try at each: see [`super::link`].
             .max_reconnects(self.servers.0.len());
         let options = match &self.ca {
-            Some(ca) => options.add_root_certificates(ca.0.clone()),
+            Some(ca) => options.add_root_certificates(ca.path().to_owned()),
             None => options,
         };
         match &self.auth {

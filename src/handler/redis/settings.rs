@@ -7,10 +7,8 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    handler::{
-        broker::{self, Authorities},
-        message::Format,
-    },
+    authorities::Authorities,
+    handler::{broker, message::Format},
     quantity,
     secret::Secret,
 };
@@ -152,7 +150,7 @@ impl Settings {
         match scheme {
             Scheme::Plain => Client::open(info),
             Scheme::Tls => {
-                let ca = self.ca.as_ref().map(|ca| fs::read(&ca.0));
+                let ca = self.ca.as_ref().map(|ca| fs::read(ca.path()));
                 let certificates = TlsCertificates {
                     client_tls: None,
                     root_cert: ca.transpose()?,

@@ -48,9 +48,8 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
-    authorities::Authorities,
 };
-use crate::secret::Secret;
+use crate::{authorities::Authorities, secret::Secret};
 use field::Row;
 use postgres::Postgres;
 use sqlite::Sqlite;

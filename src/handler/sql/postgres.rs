@@ -33,7 +33,7 @@ use super::{
     field::{Field, Row, Value},
     template::Template,
 };
-use crate::{handler::authorities::Authorities, secret::Secret};
+use crate::{authorities::Authorities, secret::Secret};
 
 /// After how much silence the server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -148,7 +148,7 @@ impl Postgres {
         }
         let tls = match config.get_ssl_mode() {
             SslMode::Disable => None,
-            _ => Some(Authorities::client_config(ca)?),
+            _ => Some(Authorities::client_config(ca).map_err(BuildError)?),
         };
         Ok(Self {
             tls: tls.map(MakeRustlsConnect::new),

@@ -151,7 +151,7 @@ use self::{
 };
 use super::{
     AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Lease, Records, Settlement,
-    Store, StoreError, Subscription,
+    Store, StoreError, Subscription, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, telemetry::Metrics};
 
@@ -202,7 +202,7 @@ struct Parts {
     inbox: Inbox,
     roster: Roster,
     leases: Leases,
-    health: watch::Sender<Health>,
+    condition: Condition,
     work: watch::Sender<u64>,
     /// There is work that other replicas may not know of.
     news: Notify,
@@ -226,6 +226,10 @@ impl Postgres {
         let connector = settings.connector(tasks.clone())?;
         let patience = settings.statement_timeout + Duration::from_secs(1);
         let pool = |durability, size| Pool::new(connector.clone(), durability, size, patience);
+        let unseen = Health::Unavailable {
+            why: "the database has not been looked at".to_owned(),
+        };
+        let condition = Condition::new(unseen, context.metrics.clone());
         let parts = Arc::new(Parts {
             // One more than there are committers, for who looks after them.
             appends: pool(Durability::Full, COMMITTERS + 1),
@@ -233,9 +237,7 @@ impl Postgres {
             inbox: Inbox::new(),
             roster: Roster::new(),
             leases: Leases::new(settings.lease),
-            health: watch::Sender::new(Health::Unavailable {
-                why: "the database has not been looked at".to_owned(),
-            }),
+            condition,
             work: watch::Sender::new(0),
             news: Notify::new(),
             alarm: Notify::new(),
@@ -312,7 +314,7 @@ impl Store for Postgres {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.parts.health.subscribe()
+        self.parts.condition.subscribe()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -343,16 +345,16 @@ impl Parts {
 
     /// Has an event stored, if any are taken.
     fn put(&self, event: Verified) -> Result<append::Answer, AppendError> {
-        match &*self.health.borrow() {
+        match self.condition.get() {
             _ if self.stop.is_cancelled() => Err(AppendError::Closed),
             Health::Sound => self.inbox.put(event.into_notification()),
-            Health::Unavailable { why } => Err(AppendError::Unavailable(why.clone())),
-            Health::Poisoned { why } => Err(AppendError::Poisoned(why.clone())),
+            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
+            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
         }
     }
 
     fn is_sound(&self) -> bool {
-        *self.health.borrow() == Health::Sound
+        self.condition.get() == Health::Sound
     }
 
     /// There may be something to claim, for everybody.
@@ -371,7 +373,7 @@ impl Parts {
         if !matches!(fault, Fault::Away(_) | Fault::Hopeless(_)) {
             return;
         }
-        self.set_health(Health::Unavailable {
+        self.condition.set(Health::Unavailable {
             why: fault.to_string(),
         });
         self.appends.forget();
@@ -387,33 +389,6 @@ impl Parts {
             self.alarm.notify_one();
             fault.during(what)
         })
-    }
-
-    /// Poison is for ever.
-    fn set_health(&self, health: Health) {
-        let (sound, text) = match &health {
-            Health::Sound => (true, String::new()),
-            Health::Unavailable { why } | Health::Poisoned { why } => (false, why.clone()),
-        };
-        let poisoned = matches!(health, Health::Poisoned { .. });
-        let changed = self.health.send_if_modified(|before| {
-            let changes = *before != health && !matches!(before, Health::Poisoned { .. });
-            if changes {
-                *before = health;
-            }
-            changes
-        });
-        if !changed {
-            return;
-        }
-        self.metrics().store_sound.set(i64::from(sound));
-        if sound {
-            tracing::info!("the store takes events");
-        } else if poisoned {
-            tracing::error!("the store is poisoned: {text}");
-        } else {
-            tracing::warn!("the store refuses events: {text}");
-        }
     }
 
     async fn measure(&self, now: Timestamp) -> Result<(), Fault> {

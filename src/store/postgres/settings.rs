@@ -1,11 +1,11 @@
 //! What the TOML says of a PostgreSQL store.
 
-use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
-use crate::{quantity, secret::Secret};
+use crate::{authorities::Authorities, quantity, secret::Secret};
 
 /// How long a connection may take to be made to one of the hosts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,7 +22,7 @@ pub struct Settings {
     pub url: Address,
     /// Certificates of the authorities that may vouch for the server, in a PEM file. The system's
     /// are asked where nothing is said.
-    pub ca: Option<PathBuf>,
+    pub ca: Option<Authorities>,
     /// The most connections for claims, settlements and upkeep: 1 to 100. Each replica has four
     /// more, for events that arrive and for being woken.
     #[serde(default = "default_connections", deserialize_with = "connections")]

@@ -1,15 +1,15 @@
 //! Encryption of connections to the database.
 
-use std::{fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -21,15 +21,14 @@ use crate::store::StoreError;
 ///
 /// # Errors
 ///
-/// When the certificates of the authorities cannot be read, or the settings contradict each other.
+/// When the system has no authorities, or the settings contradict each other.
 pub(super) fn connector(settings: &Settings) -> Result<MakeRustlsConnect, StoreError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match (settings.url.tls, &settings.ca) {
         (Tls::VerifyFull, Some(ca)) => {
-            let roots = Arc::new(read(ca)?);
-            WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+            WebPkiServerVerifier::builder_with_provider(ca.roots(), provider.clone())
                 .build()
-                .map_err(|error| wrong(format!("{} is of no use: {error}", ca.display())))?
+                .map_err(|error| wrong(format!("{} is of no use: {error}", ca.path().display())))?
         }
         (Tls::VerifyFull, None) => Arc::new(
             Verifier::new(provider.clone())
@@ -49,25 +48,6 @@ pub(super) fn connector(settings: &Settings) -> Result<MakeRustlsConnect, StoreE
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
-}
-
-fn read(path: &Path) -> Result<RootCertStore, StoreError> {
-    let unreadable = |why: &dyn std::fmt::Display| {
-        wrong(format!(
-            "the certificates in {} cannot be read: {why}",
-            path.display()
-        ))
-    };
-    let pem = fs::read(path).map_err(|error| unreadable(&error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| unreadable(&error))?;
-        roots.add(certificate).map_err(|error| unreadable(&error))?;
-    }
-    if roots.is_empty() {
-        return Err(unreadable(&"there are none"));
-    }
-    Ok(roots)
 }
 
 fn wrong(why: String) -> StoreError {

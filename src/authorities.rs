@@ -1,6 +1,9 @@
-//! Who is believed when they say that a server is the one that it says it is.
+//! Who may vouch for a server that says who it is.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -10,32 +13,41 @@ use rustls::{
 use rustls_platform_verifier::BuilderVerifierExt;
 use serde::Deserialize;
 
-use super::BuildError;
-
 /// The certificates of authorities in a PEM file, which is read while the settings are.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "PathBuf")]
-pub(super) struct Authorities(Arc<RootCertStore>);
+pub struct Authorities {
+    path: PathBuf,
+    roots: Arc<RootCertStore>,
+}
 
 impl Authorities {
+    /// The file, for clients that read it themselves.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was in it.
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        self.roots.clone()
+    }
+
     /// TLS 1.2 and 1.3 with a server that `authorities` vouch for; those of the system, where there
     /// are none.
     ///
     /// # Errors
     ///
-    /// When the system has no authorities.
-    pub(super) fn client_config(authorities: Option<&Self>) -> Result<ClientConfig, BuildError> {
+    /// Says so when the system has no authorities.
+    pub fn client_config(authorities: Option<&Self>) -> Result<ClientConfig, String> {
         let refuse = |problem: rustls::Error| {
-            BuildError(format!(
-                "TLS cannot be set up: {problem}; are the system's CA certificates installed?"
-            ))
+            format!("TLS cannot be set up: {problem}; are the system's CA certificates installed?")
         };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(refuse)?;
         let builder = match authorities {
-            Some(Self(roots)) => builder.with_root_certificates(roots.clone()),
+            Some(authorities) => builder.with_root_certificates(authorities.roots()),
             None => builder.with_platform_verifier().map_err(refuse)?,
         };
         Ok(builder.with_no_client_auth())
@@ -58,7 +70,8 @@ impl TryFrom<PathBuf> for Authorities {
         if roots.is_empty() {
             return Err(wrong(&"there is none in it"));
         }
-        Ok(Self(Arc::new(roots)))
+        let roots = Arc::new(roots);
+        Ok(Self { path, roots })
     }
 }
 
