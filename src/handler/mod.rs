@@ -45,7 +45,7 @@ mod sample;
 mod signature;
 #[cfg(feature = "sql")]
 mod sql;
-#[cfg(any(feature = "amqp", feature = "mqtt"))]
+#[cfg(any(feature = "amqp", feature = "mqtt", feature = "nats"))]
 mod template;
 mod text;
 

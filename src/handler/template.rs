@@ -30,8 +30,9 @@ enum Part {
     Field(Field),
 }
 
+/// One of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+pub(super) enum Field {
     Type,
     Provider,
     Endpoint,
@@ -91,7 +92,7 @@ impl Template {
     }
 
     /// The name for an event of which nothing is known, in which a hyphen stands for each field.
-    #[cfg(feature = "mqtt")]
+    #[cfg(any(feature = "mqtt", feature = "nats"))]
     pub(super) fn plain(&self) -> String {
         self.write(|_| "-".to_owned())
     }
@@ -101,9 +102,9 @@ impl Template {
         &self,
         event: &Notification,
         context: &DeliveryContext,
-        safe: impl Fn(&str) -> String,
+        safe: impl Fn(Field, &str) -> String,
     ) -> String {
-        self.write(|field| safe(&field.of(event, context)))
+        self.write(|field| safe(field, &field.of(event, context)))
     }
 
     fn write(&self, value: impl Fn(Field) -> String) -> String {
@@ -138,7 +139,9 @@ mod tests {
 
     fn name(template: &str, event: &Notification) -> String {
         let template = Template::try_from(template.to_owned()).unwrap();
-        template.name(event, &sample::context(), |value| value.replace(' ', "_"))
+        template.name(event, &sample::context(), |_, value| {
+            value.replace(' ', "_")
+        })
     }
 
     #[test]

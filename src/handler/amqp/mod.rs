@@ -169,7 +169,8 @@ impl Amqp {
     fn compose(&self, delivery: &Delivery<'_, AnyEvent>) -> Result<Publication, String> {
         let event = delivery.notification;
         let message = Message::new(&CloudEvent::new(event, delivery.context), self.format);
-        let routing_key = (self.routing_key).name(event, delivery.context, str::to_owned);
+        let routing_key =
+            (self.routing_key).name(event, delivery.context, |_, text| text.to_owned());
         let at = event.occurred_at.unwrap_or(event.received_at);
         let properties = BasicProperties::default()
             .with_message_id(short("message id", delivery.idempotency_key().to_string())?)

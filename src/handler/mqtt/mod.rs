@@ -162,7 +162,9 @@ impl Mqtt {
     fn compose(&self, delivery: &Delivery<'_, AnyEvent>) -> Result<Publication, String> {
         let event = delivery.notification;
         let message = Message::new(&CloudEvent::new(event, delivery.context), self.format);
-        let topic = self.topic.name(event, delivery.context, level);
+        let topic = self
+            .topic
+            .name(event, delivery.context, |_, text| level(text));
         let properties = PublishProperties {
             message_expiry_interval: self.expiry.map(NonZeroU32::get),
             content_type: Some(message.content_type.to_owned()),

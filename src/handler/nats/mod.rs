@@ -62,7 +62,7 @@ impl HandlerKind for Settings {
 kind = "nats"
 events = ["*"]
 servers = ["tls://nats-1.example.com:4222", "tls://nats-2.example.com:4222"]
-subject = "telephony.{type}"                            # also {key}, {endpoint}, {handler}
+subject = "telephony.{type}"                            # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
 format = "structured"                                   # or "binary", "raw"
 auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
 # auth = { token = { env = "NATS_TOKEN" } }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::{ConnectOptions, ServerAddr};
 use serde::Deserialize;
 
-use super::subject::Template;
+use super::subject::Subject;
 use crate::{
     authorities::Authorities,
     handler::{broker, message::Format},
@@ -20,7 +20,7 @@ pub(in crate::handler) struct Settings {
     /// Servers of one cluster, any of which will do.
     pub(super) servers: Servers,
     /// What events are published under.
-    pub(super) subject: Template,
+    pub(super) subject: Subject,
     /// What is sent.
     #[serde(default)]
     pub(super) format: Format,

@@ -8,75 +8,28 @@
 use serde::Deserialize;
 
 use super::{AnyEvent, Delivery};
-use crate::handler::cloud_event::encode;
+use crate::handler::{
+    cloud_event::encode,
+    template::{Field, Template},
+};
 
 /// The longest subject, in bytes: a server closes the connection on a line of 4096, the rest of
 /// which is the reply's subject and the lengths.
 const LONGEST: usize = 2048;
 
 /// A subject with fields in it, such as `telephony.{type}`.
-#[derive(Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct Template(Vec<Part>);
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Template")]
+pub(super) struct Subject(Template);
 
-#[derive(Debug, PartialEq, Eq)]
-enum Part {
-    Text(String),
-    Field(Field),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
-    Type,
-    Endpoint,
-    Handler,
-    Key,
-}
-
-impl Field {
-    const ALL: [(&'static str, Self); 4] = [
-        ("type", Self::Type),
-        ("endpoint", Self::Endpoint),
-        ("handler", Self::Handler),
-        ("key", Self::Key),
-    ];
-
-    fn named(name: &str) -> Result<Self, String> {
-        let found = Self::ALL.iter().find(|(known, _)| *known == name);
-        found.map(|(_, field)| *field).ok_or_else(|| {
-            let names = Self::ALL
-                .map(|(known, _)| format!("{{{known}}}"))
-                .join(", ");
-            format!("a subject has no field {{{name}}}; the fields are {names}")
-        })
-    }
-
-    fn value(self, delivery: &Delivery<'_, AnyEvent>) -> String {
-        let notification = delivery.notification;
-        match self {
-            Self::Type => {
-                let parts = notification.name.as_str().split('.');
-                parts.map(token).collect::<Vec<_>>().join(".")
-            }
-            Self::Endpoint => token(notification.endpoint.as_str()),
-            Self::Handler => token(delivery.context.handler.as_str()),
-            Self::Key => token(notification.key.as_ref().map_or("", |key| key.as_str())),
-        }
-    }
-}
-
-impl Template {
+impl Subject {
     /// The subject of one event.
     ///
     /// # Errors
     ///
     /// When it is longer than any server takes.
     pub(super) fn fill(&self, delivery: &Delivery<'_, AnyEvent>) -> Result<String, TooLong> {
-        let part = |part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            Part::Field(field) => field.value(delivery),
-        };
-        let subject: String = self.0.iter().map(part).collect();
+        let subject = self.0.name(delivery.notification, delivery.context, tokens);
         match subject.len() {
             0..=LONGEST => Ok(subject),
             length => Err(TooLong(length)),
@@ -89,55 +42,34 @@ impl Template {
 #[error("the subject has {0} bytes, and {LONGEST} are the most that a server takes")]
 pub(super) struct TooLong(usize);
 
-/// One token that says `text`.
-fn token(text: &str) -> String {
-    if text.is_empty() {
-        return "-".to_owned();
-    }
-    encode(text, |byte| {
-        byte.is_ascii_graphic() && !b".*>%".contains(&byte)
+/// One token that says `text`; several for an event name.
+fn tokens(field: Field, text: &str) -> String {
+    encode(text, |byte| match byte {
+        b'.' => field == Field::Type,
+        b'*' | b'>' | b'%' => false,
+        _ => byte.is_ascii_graphic(),
     })
 }
 
-impl TryFrom<String> for Template {
+impl TryFrom<Template> for Subject {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        let mut parts = Vec::new();
-        let mut rest = text.as_str();
-        while let Some((before, after)) = rest.split_once('{') {
-            let (name, after) = after
-                .split_once('}')
-                .ok_or("a field of the subject has no end; write it as {type}")?;
-            parts.push(Part::Text(before.to_owned()));
-            parts.push(Part::Field(Field::named(name)?));
-            rest = after;
+    /// Whether every token holds something, whatever the fields say, and nothing that is no
+    /// subject's.
+    fn try_from(template: Template) -> Result<Self, String> {
+        let sample = template.plain();
+        let looks = "a subject looks like \"telephony.{type}\"";
+        if sample.split('.').any(str::is_empty) {
+            return Err(format!(
+                "a part of the subject between two dots is empty; {looks}"
+            ));
         }
-        parts.push(Part::Text(rest.to_owned()));
-        parts.retain(|part| *part != Part::Text(String::new()));
-        check(&parts)?;
-        Ok(Self(parts))
-    }
-}
-
-/// Whether every token holds something, whatever the fields say, and nothing that is no subject's.
-fn check(parts: &[Part]) -> Result<(), String> {
-    let part = |part: &Part| match part {
-        Part::Text(text) => text.clone(),
-        Part::Field(_) => "field".to_owned(),
-    };
-    let sample: String = parts.iter().map(part).collect();
-    let looks = "a subject looks like \"telephony.{type}\"";
-    if sample.split('.').any(str::is_empty) {
-        return Err(format!(
-            "a part of the subject between two dots is empty; {looks}"
-        ));
-    }
-    let is_allowed = |c: char| c.is_ascii_graphic() && !"*>{}".contains(c);
-    match sample.chars().find(|c| !is_allowed(*c)) {
-        Some(odd) => Err(format!("no event's subject can hold {odd:?}; {looks}")),
-        None if sample.len() > LONGEST => Err(format!("the subject is too long; {looks}")),
-        None => Ok(()),
+        let is_allowed = |c: char| c.is_ascii_graphic() && !"*>{}".contains(c);
+        match sample.chars().find(|c| !is_allowed(*c)) {
+            Some(odd) => Err(format!("no event's subject can hold {odd:?}; {looks}")),
+            None if sample.len() > LONGEST => Err(format!("the subject is too long; {looks}")),
+            None => Ok(Self(template)),
+        }
     }
 }
 
@@ -148,16 +80,18 @@ mod tests {
     use super::*;
     use crate::{event::Key, handler::sample};
 
+    fn read(text: &str) -> Result<Subject, String> {
+        Subject::try_from(Template::try_from(text.to_owned())?)
+    }
+
     fn fill(template: &str, key: Option<&str>) -> Result<String, TooLong> {
         let mut notification = sample::notification("{}");
         notification.key = key.map(Key::new);
-        Template::try_from(template.to_owned())
-            .unwrap()
-            .fill(&Delivery {
-                event: AnyEvent,
-                notification: &notification,
-                context: &sample::context(),
-            })
+        read(template).unwrap().fill(&Delivery {
+            event: AnyEvent,
+            notification: &notification,
+            context: &sample::context(),
+        })
     }
 
     #[test]
@@ -198,10 +132,10 @@ mod tests {
             ("a.>", "'>'"),
             ("a}", "'}'"),
             ("é", "'é'"),
-            ("a.{type", "no end"),
-            ("a.{name}", "{type}, {endpoint}, {handler}, {key}"),
+            ("a.{type", "nothing closes"),
+            ("a.{name}", "the fields are {type}"),
         ] {
-            let refused = Template::try_from(text.to_owned()).unwrap_err();
+            let refused = read(text).unwrap_err();
             assert!(refused.contains(why), "{text}: {refused}");
         }
     }

@@ -277,13 +277,13 @@ impl Writer {
             Err(Failure::Full(why)) => {
                 self.plan
                     .condition
-                    .set(Health::Unavailable { why: why.clone() });
+                    .set(&Health::Unavailable { why: why.clone() });
                 Err(AppendError::Unavailable(why))
             }
             Err(Failure::Poisoned(why)) => {
                 self.plan
                     .condition
-                    .set(Health::Poisoned { why: why.clone() });
+                    .set(&Health::Poisoned { why: why.clone() });
                 Err(AppendError::Poisoned(why))
             }
         };
@@ -416,7 +416,7 @@ impl Writer {
         if self.room == 0 {
             self.preparer.give_up();
         }
-        self.plan.condition.set(health);
+        self.plan.condition.set(&health);
     }
 
     fn too_little_room(&self) -> String {

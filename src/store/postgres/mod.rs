@@ -373,7 +373,7 @@ impl Parts {
         if !matches!(fault, Fault::Away(_) | Fault::Hopeless(_)) {
             return;
         }
-        self.condition.set(Health::Unavailable {
+        self.condition.set(&Health::Unavailable {
             why: fault.to_string(),
         });
         self.appends.forget();
