@@ -292,7 +292,14 @@ fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Eng
         })
         .collect();
     for serial in 0..200 {
-        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        // A database that the flood leaves little of the machine to may take longer than an append
+        // may; senders send again.
+        eventually("an honest event is taken", || {
+            let answer = service.zoom(&cnam(1, serial));
+            let may_wait = matches!(engine, Engine::Postgres) && answer.status == 503;
+            assert!(answer.status == 200 || may_wait, "{answer:?}");
+            answer.status == 200
+        });
     }
     stop.store(true, Ordering::Relaxed);
     let refused: usize = flood.into_iter().map(|sender| sender.join().unwrap()).sum();

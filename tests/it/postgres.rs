@@ -66,7 +66,9 @@ fn a_service_takes_events_while_its_database_is_there() {
     let home = home(&postgres.url(&database));
     postgres.server().stop("QUIT");
     let service = home.start();
-    assert_eq!(service.ready(), (503, "unavailable".to_owned()));
+    eventually("it has noticed", || {
+        service.ready() == (503, "unavailable".to_owned())
+    });
     assert_eq!(service.zoom(&cnam(1, 1)).status, 503);
     for serial in [2, 3] {
         postgres.restart(&[]);
