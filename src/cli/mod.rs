@@ -18,6 +18,7 @@ mod check;
 mod completions;
 mod events;
 mod healthcheck;
+mod migrate;
 mod output;
 mod parked;
 mod replay;
@@ -83,6 +84,9 @@ enum Command {
     Parked(parked::Command),
     /// Make deliveries again, on purpose
     Replay(replay::Args),
+    /// Move everything from one store to another
+    #[command(subcommand)]
+    Migrate(migrate::Command),
     /// Print the JSON Schema of an event family
     Schema(schema::Args),
     /// Print a completion script for a shell
@@ -121,6 +125,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Answer> {
         Command::Events(command) => events::run(command, &*records()?),
         Command::Parked(command) => parked::run(command, &*records()?),
         Command::Replay(args) => replay::run(args, &mut *records()?),
+        Command::Migrate(command) => migrate::run(command, &cli.config, builder),
         Command::Schema(args) => schema::run(args),
         Command::Completions(args) => completions::run(args),
     }

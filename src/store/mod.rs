@@ -23,6 +23,7 @@ pub mod postgres;
 mod record;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -34,6 +35,8 @@ pub use record::{
     Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
     ParkedFilter, ReplaySelection, ReplaySummary,
 };
+
+pub use transfer::{Source, Stored, StoredDelivery, Target, Transferred, transfer};
 
 use record::shorten;
 
@@ -298,6 +301,12 @@ pub enum StoreError {
     /// It was written by a newer version.
     #[error("{0}; it was written by a newer hookswitch, so run that one")]
     TooNew(String),
+    /// Stores of this kind have no such way.
+    #[error("events cannot be moved {0} a store of that kind")]
+    Immovable(&'static str),
+    /// What was moved is not what is there now.
+    #[error("the two stores differ: {0}; does a service run on one of them?")]
+    Different(String),
     /// A file could not be read or written.
     #[error("{what}: {error}")]
     Io {
@@ -346,6 +355,29 @@ pub trait Engine: Send + std::fmt::Debug {
     ///
     /// When there is none, or it cannot be read.
     fn records(&self) -> Result<Box<dyn Records>, StoreError>;
+
+    /// Opens the store for moving its events into another one. `subscriptions` say who gets what of
+    /// events that have not been given to anybody yet.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, it is in use or cannot be read, or events do not move out of its kind.
+    fn source(
+        &self,
+        _context: Context,
+        _subscriptions: Vec<Subscription>,
+    ) -> Result<Box<dyn Source>, StoreError> {
+        Err(StoreError::Immovable("out of"))
+    }
+
+    /// Opens the store for moving events in, creating it where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written, or events do not move into its kind.
+    fn target(&self) -> Result<Box<dyn Target>, StoreError> {
+        Err(StoreError::Immovable("into"))
+    }
 }
 
 /// The settings of an engine, by type.

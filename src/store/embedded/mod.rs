@@ -30,6 +30,7 @@ mod recovery;
 mod retention;
 mod seen;
 mod segment;
+mod source;
 mod spare;
 #[cfg(test)]
 pub(super) mod tests;
@@ -59,8 +60,8 @@ use self::{
     segment::Position,
 };
 use super::{
-    AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Records, Settlement, Store,
-    StoreError, Subscription, condition::Condition,
+    AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Records, Settlement, Source,
+    Store, StoreError, Subscription, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -122,6 +123,15 @@ impl Engine for Settings {
     fn records(&self) -> Result<Box<dyn Records>, StoreError> {
         let operator = Operator::open(&self.ledger(), self.journal())?;
         Ok(Box::new(operator))
+    }
+
+    fn source(
+        &self,
+        context: Context,
+        subscriptions: Vec<Subscription>,
+    ) -> Result<Box<dyn Source>, StoreError> {
+        let sole = source::Sole::open(self, context, subscriptions)?;
+        Ok(Box::new(sole))
     }
 }
 

@@ -321,22 +321,7 @@ async fn write(session: &mut Session, batch: &Batch<'_>) -> Result<(), Fault> {
     let seen: &[&(dyn ToSql + Sync)] = &[&seen.dedupe, &seen.position];
     let topics: &[&(dyn ToSql + Sync)] = &[&topics.topic, &topics.latest];
     let tally: &[&(dyn ToSql + Sync)] = &[&handlers, &counts];
-    let events: &[&(dyn ToSql + Sync)] = &[
-        &events.day,
-        &events.position,
-        &events.id,
-        &events.name,
-        &events.endpoint,
-        &events.key,
-        &events.lane,
-        &events.subject,
-        &events.occurred_at,
-        &events.received_at,
-        &events.topics,
-        &events.topic_keys,
-        &events.dedupe,
-        &events.body,
-    ];
+    let events: &[&(dyn ToSql + Sync)] = &events.columns();
     let deliveries: &[&(dyn ToSql + Sync)] = &[
         &deliveries.handler,
         &deliveries.position,

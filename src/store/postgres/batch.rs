@@ -7,6 +7,7 @@ use std::{
 };
 
 use jiff::{Timestamp, civil::Date};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -143,6 +144,26 @@ impl<'a> Batch<'a> {
 }
 
 impl<'a> Events<'a> {
+    /// In the order of the statement that adds them.
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 14] {
+        [
+            &self.day,
+            &self.position,
+            &self.id,
+            &self.name,
+            &self.endpoint,
+            &self.key,
+            &self.lane,
+            &self.subject,
+            &self.occurred_at,
+            &self.received_at,
+            &self.topics,
+            &self.topic_keys,
+            &self.dedupe,
+            &self.body,
+        ]
+    }
+
     fn add(&mut self, notification: &'a Notification, position: i64) {
         let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
         let topic_keys = notification.topics.iter().map(rows::topic_key);

@@ -121,6 +121,7 @@ mod settings;
 mod settle;
 mod standing;
 mod steward;
+mod target;
 #[cfg(test)]
 pub(super) mod tests;
 mod text;
@@ -151,7 +152,7 @@ use self::{
 };
 use super::{
     AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Lease, Records, Settlement,
-    Store, StoreError, Subscription, condition::Condition,
+    Store, StoreError, Subscription, Target, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, telemetry::Metrics};
 
@@ -170,6 +171,10 @@ impl Engine for Settings {
 
     fn records(&self) -> Result<Box<dyn Records>, StoreError> {
         Ok(Box::new(records::Operator::open(self)?))
+    }
+
+    fn target(&self) -> Result<Box<dyn Target>, StoreError> {
+        Ok(Box::new(records::Operator::create(self)?))
     }
 }
 

@@ -51,8 +51,8 @@ const PARKED_LIST: &str =
 
 /// An operator's connection to a store.
 pub(super) struct Operator {
-    runtime: Runtime,
-    session: Session,
+    pub(super) runtime: Runtime,
+    pub(super) session: Session,
 }
 
 impl Operator {
@@ -62,6 +62,24 @@ impl Operator {
     ///
     /// When there is none, or it cannot be read.
     pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let looking = async |session: &mut Session| schema::check(session).await;
+        Self::connect(settings, looking)
+    }
+
+    /// Connects to the store, and makes it where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub(super) fn create(settings: &Settings) -> Result<Self, StoreError> {
+        let making = async |session: &mut Session| schema::migrate(session).await;
+        Self::connect(settings, making)
+    }
+
+    fn connect(
+        settings: &Settings,
+        prepare: impl AsyncFnOnce(&mut Session) -> Result<(), Fault>,
+    ) -> Result<Self, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -71,8 +89,8 @@ impl Operator {
             })?;
         let connector = settings.connector(TaskTracker::new())?;
         let opening = async {
-            let session = connector.connect(Durability::Full).await?;
-            schema::check(&session).await?;
+            let mut session = connector.connect(Durability::Full).await?;
+            prepare(&mut session).await?;
             Ok(session)
         };
         let address = &settings.url;
@@ -201,6 +219,17 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
     }))
 }
 
+/// The state of that number.
+pub(super) const fn state(state: i16) -> DeliveryState {
+    match state {
+        0 => DeliveryState::Ready,
+        1 => DeliveryState::Queued,
+        PARKED => DeliveryState::Parked,
+        SKIPPED => DeliveryState::Skipped,
+        _ => DeliveryState::Done,
+    }
+}
+
 fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     let name: String = row.try_get(0)?;
     let replay: Option<String> = row.try_get(4)?;
@@ -214,13 +243,7 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     });
     Ok(DeliveryRecord {
         handler: HandlerName::new(text::from_sql(name)),
-        state: match row.try_get::<_, i16>(1)? {
-            0 => DeliveryState::Ready,
-            1 => DeliveryState::Queued,
-            PARKED => DeliveryState::Parked,
-            SKIPPED => DeliveryState::Skipped,
-            _ => DeliveryState::Done,
-        },
+        state: state(row.try_get(1)?),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
         replay: replay.map(text::from_sql),

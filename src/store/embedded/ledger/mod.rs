@@ -11,6 +11,7 @@
 mod claim;
 mod database;
 mod delivery;
+mod export;
 mod intake;
 mod record;
 #[cfg(test)]

@@ -31,8 +31,8 @@ const SLICE: usize = 256;
 
 /// An operator's connection to a store.
 pub(in super::super) struct Operator {
-    db: Connection,
-    journal: Directory,
+    pub(super) db: Connection,
+    pub(super) journal: Directory,
 }
 
 impl Operator {
@@ -370,7 +370,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
     )))
 }
 
-fn failures(db: &Connection, handler: HandlerId, position: i64) -> Result<Vec<Attempt>> {
+pub(super) fn failures(db: &Connection, handler: HandlerId, position: i64) -> Result<Vec<Attempt>> {
     let mut list = db.prepare_cached(
         "SELECT started_at, took_ms, why FROM attempts
          WHERE handler = ?1 AND position = ?2 ORDER BY started_at",

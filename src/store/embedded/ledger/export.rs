@@ -1,0 +1,81 @@
+//! Everything that is known of events, for another store.
+
+use rusqlite::{Connection, Result};
+
+use super::{Operator, delivery, record::failures, time};
+use crate::{
+    event::HandlerName,
+    store::{
+        StoreError, Stored, StoredDelivery,
+        embedded::{reader::Bodies, segment::Position},
+    },
+};
+
+impl Operator {
+    /// How many events there are.
+    pub(in super::super) fn count(&self) -> std::result::Result<u64, StoreError> {
+        let counted: Result<i64> = self
+            .db
+            .query_row("SELECT count(*) FROM events", [], |row| row.get(0));
+        let counted = counted.map_err(StoreError::database("counting events"))?;
+        Ok(counted.cast_unsigned())
+    }
+
+    /// Events behind `place`, in the order of the journal.
+    pub(in super::super) fn read(
+        &self,
+        place: i64,
+        at_most: usize,
+    ) -> std::result::Result<Vec<Stored>, StoreError> {
+        let failed = StoreError::database("reading events");
+        let positions = positions(&self.db, place, at_most).map_err(failed)?;
+        let mut bodies = Bodies::new(self.journal.clone());
+        let mut slice = Vec::with_capacity(positions.len());
+        for place in positions {
+            let failed = StoreError::database("reading deliveries");
+            let position = Position::from_sql(place);
+            let read = bodies.read(position);
+            let notification = read.map_err(|unread| StoreError::Io {
+                what: "reading an event that is to be moved".to_owned(),
+                error: std::io::Error::other(unread),
+            })?;
+            slice.push(Stored {
+                place,
+                notification,
+                deliveries: deliveries(&self.db, place).map_err(failed)?,
+            });
+        }
+        Ok(slice)
+    }
+}
+
+fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<i64>> {
+    let mut list = db.prepare_cached(
+        "SELECT position FROM events WHERE position > ?1 ORDER BY position LIMIT ?2",
+    )?;
+    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+    list.query_map((after, at_most), |row| row.get(0))?
+        .collect()
+}
+
+fn deliveries(db: &Connection, position: i64) -> Result<Vec<StoredDelivery>> {
+    let mut list = db.prepare_cached(
+        "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id
+         FROM handlers CROSS JOIN deliveries ON handler = id WHERE position = ?1 ORDER BY name",
+    )?;
+    let rows = list.query_map([position], |row| {
+        Ok(StoredDelivery {
+            handler: HandlerName::new(row.get::<_, String>(0)?),
+            ordered: row.get(1)?,
+            state: delivery::state(row.get(2)?),
+            attempts: row.get(3)?,
+            replays: row.get(4)?,
+            at: time(row.get(5)?),
+            since: row.get::<_, Option<i64>>(6)?.map(time),
+            replay: row.get(7)?,
+            why: row.get(8)?,
+            failures: failures(db, row.get(9)?, position)?,
+        })
+    })?;
+    rows.collect()
+}

@@ -1,0 +1,58 @@
+//! Moving everything out of an embedded store.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use super::{Embedded, Settings, disk::SystemDisk, ledger::Operator};
+use crate::store::{Context, Source, StoreError, Stored, Subscription};
+
+/// How often it is looked whether the ledger knows the whole journal.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A store that nobody else has.
+pub(super) struct Sole {
+    operator: Operator,
+    /// Keeps others away.
+    _store: Embedded,
+}
+
+impl Sole {
+    /// Opens the store as a service would, and waits until its ledger knows all of its journal.
+    /// `subscriptions` say who gets what of events that it does not know yet.
+    pub(super) fn open(
+        settings: &Settings,
+        context: Context,
+        subscriptions: Vec<Subscription>,
+    ) -> Result<Self, StoreError> {
+        // First, since what is not there must not be made.
+        let operator = Operator::open(&settings.ledger(), settings.journal())?;
+        let store = Embedded::open(settings, context, Arc::new(SystemDisk))?;
+        let parts = &store.parts;
+        parts
+            .ledger
+            .run_blocking("subscribing", |books| books.subscribe(subscriptions))?;
+        parts.progress.subscribed();
+        loop {
+            let reached = parts
+                .ledger
+                .run_blocking("reading the ledger", |books| books.reached())?;
+            if reached.through >= parts.progress.end() {
+                break;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        Ok(Self {
+            operator,
+            _store: store,
+        })
+    }
+}
+
+impl Source for Sole {
+    fn count(&self) -> Result<u64, StoreError> {
+        self.operator.count()
+    }
+
+    fn read(&mut self, place: i64, at_most: usize) -> Result<Vec<Stored>, StoreError> {
+        self.operator.read(place, at_most)
+    }
+}

@@ -1,0 +1,391 @@
+//! Moving events in from another store.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use jiff::{Timestamp, civil::Date};
+use tokio_postgres::{Row, Transaction};
+use uuid::Uuid;
+
+use super::{
+    append::{ADD_EVENTS, ADD_SEEN, ADD_TOPICS, LOOK},
+    batch::{self, Batch},
+    fault::Fault,
+    partition,
+    pool::Session,
+    records::Operator,
+    roster::HandlerId,
+    rows,
+    settle::{DONE, PARKED, SKIPPED},
+    text,
+};
+use crate::{
+    event::{DedupeKey, EventId, HandlerName, Notification},
+    store::{Attempt, DeliveryState, StoreError, Stored, StoredDelivery, Target},
+};
+
+const HANDLERS: &str = "INSERT INTO handlers (name, ordered)
+    SELECT * FROM unnest($1::text[], $2::boolean[]) ON CONFLICT (name) DO NOTHING";
+
+const IDS: &str = "SELECT name, id FROM handlers WHERE name = ANY($1)";
+
+const THERE: &str = "SELECT id FROM events WHERE id = ANY($1)";
+
+/// All that is open comes ready: services may take it before what is older has come.
+const ADD_OPEN: &str = "INSERT INTO deliveries
+        (handler, position, day, lane, attempts, replays, due_at, since, replay)
+    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::integer[],
+        $6::integer[], $7::timestamptz[], $8::timestamptz[], $9::text[])";
+
+const ADD_ENDED: &str = "INSERT INTO ended
+        (handler, position, day, state, attempts, replays, ended_at, replay, why)
+    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::smallint[], $5::integer[],
+        $6::integer[], $7::timestamptz[], $8::text[], $9::text[])";
+
+const ADD_FAILED: &str = "INSERT INTO attempts (handler, position, day, started_at, took_ms, why)
+    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::timestamptz[], $5::bigint[],
+        $6::text[])";
+
+const ADD_COUNTS: &str = "INSERT INTO tally (handler, open, parked)
+    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[])";
+
+const DELIVERIES: &str = "SELECT d.position, h.name, h.ordered, d.state, d.attempts, d.replays,
+        d.due_at, d.since, d.replay, NULL AS why, h.id
+    FROM handlers h JOIN deliveries d ON d.handler = h.id AND d.position = ANY($2)
+    UNION ALL
+    SELECT x.position, h.name, h.ordered, x.state, x.attempts, x.replays, x.ended_at, NULL, x.replay,
+        x.why, h.id
+    FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
+    JOIN ended x ON x.day = t.day AND x.position = t.position JOIN handlers h ON h.id = x.handler
+    ORDER BY 2";
+
+const FAILED: &str = "SELECT a.position, a.handler, a.started_at, a.took_ms, a.why
+    FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
+    JOIN attempts a ON a.day = t.day AND a.position = t.position ORDER BY a.started_at";
+
+impl Target for Operator {
+    fn add(&mut self, events: &[Stored]) -> Result<Vec<EventId>, StoreError> {
+        let added = self.runtime.block_on(add(&mut self.session, events));
+        added.map_err(|fault| fault.during("adding events"))
+    }
+
+    fn look(&mut self, ids: &[EventId]) -> Result<Vec<Stored>, StoreError> {
+        let looked = self.runtime.block_on(look(&self.session, ids));
+        looked.map_err(|fault| fault.during("reading events back"))
+    }
+}
+
+async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, Fault> {
+    let arrivals = events.iter().map(|stored| stored.notification.received_at);
+    partition::make_on(session, &arrivals.map(rows::day).collect()).await?;
+    let change = session.client.transaction().await?;
+    let handlers = handlers(&change, events).await?;
+    let new = absent(&change, events).await?;
+    let notifications = || new.iter().map(|stored| &stored.notification);
+    let (positions, known) = places(&change, &new).await?;
+    let batch = Batch::new(notifications(), known, &positions, &[]);
+    let added: HashMap<Uuid, i64> = batch
+        .events
+        .id
+        .iter()
+        .copied()
+        .zip(batch.events.position.iter().copied())
+        .collect();
+    write(&change, &batch).await?;
+    let (mut moved, mut copies) = (Moved::default(), Vec::new());
+    for stored in new {
+        let id = stored.notification.id;
+        match added.get(&rows::uuid(id)) {
+            Some(position) => moved.add(stored, *position, &handlers),
+            None => copies.push(id),
+        }
+    }
+    moved.write(&change).await?;
+    change.commit().await?;
+    Ok(copies)
+}
+
+/// The rows of the handlers that `events` name, made where there are none.
+async fn handlers(
+    change: &Transaction<'_>,
+    events: &[Stored],
+) -> Result<HashMap<HandlerName, HandlerId>, Fault> {
+    let named = events.iter().flat_map(|stored| &stored.deliveries);
+    let named: BTreeMap<_, _> = named
+        .map(|delivery| (&delivery.handler, delivery.ordered))
+        .collect();
+    let names: Vec<_> = named
+        .keys()
+        .map(|handler| text::to_sql(handler.as_str()))
+        .collect();
+    let ordered: Vec<_> = named.values().copied().collect();
+    change.execute(HANDLERS, &[&names, &ordered]).await?;
+    let rows = change.query(IDS, &[&names]).await?;
+    let handler = |row: &Row| {
+        let name: String = row.try_get(0)?;
+        Ok((HandlerName::new(text::from_sql(name)), row.try_get(1)?))
+    };
+    rows.iter().map(handler).collect()
+}
+
+/// Those of `events` that are not there.
+async fn absent<'a>(
+    change: &Transaction<'_>,
+    events: &'a [Stored],
+) -> Result<Vec<&'a Stored>, Fault> {
+    let ids: Vec<_> = events
+        .iter()
+        .map(|stored| rows::uuid(stored.notification.id))
+        .collect();
+    let mut there: HashSet<Uuid> = HashSet::new();
+    for row in change.query(THERE, &[&ids]).await? {
+        there.insert(row.try_get(0)?);
+    }
+    let absent = events
+        .iter()
+        .filter(|stored| !there.contains(&rows::uuid(stored.notification.id)));
+    Ok(absent.collect())
+}
+
+/// A position for each of `events`, and those of their dedupe keys that are known.
+async fn places(
+    change: &Transaction<'_>,
+    events: &[&Stored],
+) -> Result<(Vec<i64>, HashSet<DedupeKey>), Fault> {
+    let keys = batch::dedupe_keys(events.iter().map(|stored| &stored.notification));
+    let count = i32::try_from(events.len()).unwrap_or(i32::MAX);
+    let looked = change.query_one(LOOK, &[&count, &keys]).await?;
+    let known: Vec<Uuid> = looked.try_get(1)?;
+    let known = known
+        .into_iter()
+        .map(|key| DedupeKey::from_bytes(*key.as_bytes()));
+    Ok((looked.try_get(0)?, known.collect()))
+}
+
+async fn write(change: &Transaction<'_>, batch: &Batch<'_>) -> Result<(), Fault> {
+    let Batch {
+        events,
+        seen,
+        topics,
+        ..
+    } = batch;
+    change
+        .execute(ADD_SEEN, &[&seen.dedupe, &seen.position])
+        .await?;
+    change
+        .execute(ADD_TOPICS, &[&topics.topic, &topics.latest])
+        .await?;
+    change.execute(ADD_EVENTS, &events.columns()).await?;
+    Ok(())
+}
+
+/// Deliveries by column.
+#[derive(Default)]
+struct Moved<'a> {
+    open: Vec<(HandlerId, i64, &'a Notification, &'a StoredDelivery)>,
+    ended: Vec<(HandlerId, i64, &'a Notification, &'a StoredDelivery)>,
+    counts: BTreeMap<HandlerId, (i64, i64)>,
+}
+
+impl<'a> Moved<'a> {
+    fn add(
+        &mut self,
+        stored: &'a Stored,
+        position: i64,
+        handlers: &HashMap<HandlerName, HandlerId>,
+    ) {
+        for delivery in &stored.deliveries {
+            let Some(handler) = handlers.get(&delivery.handler) else {
+                continue;
+            };
+            let row = (*handler, position, &stored.notification, delivery);
+            let (open, parked) = self.counts.entry(*handler).or_default();
+            match delivery.state {
+                DeliveryState::Ready | DeliveryState::Queued => {
+                    *open += 1;
+                    self.open.push(row);
+                }
+                DeliveryState::Parked => {
+                    *parked += 1;
+                    self.ended.push(row);
+                }
+                DeliveryState::Done | DeliveryState::Skipped => self.ended.push(row),
+            }
+        }
+    }
+
+    async fn write(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+        self.write_open(change).await?;
+        self.write_ended(change).await?;
+        self.write_failed(change).await?;
+        let handlers: Vec<_> = self.counts.keys().copied().collect();
+        let open: Vec<_> = self.counts.values().map(|counts| counts.0).collect();
+        let parked: Vec<_> = self.counts.values().map(|counts| counts.1).collect();
+        change
+            .execute(ADD_COUNTS, &[&handlers, &open, &parked])
+            .await?;
+        Ok(())
+    }
+
+    async fn write_open(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+        let rows = || self.open.iter();
+        let handlers: Vec<_> = rows().map(|row| row.0).collect();
+        let positions: Vec<_> = rows().map(|row| row.1).collect();
+        let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
+        let lanes: Vec<_> = rows().map(|row| rows::lane_of(row.2, row.1)).collect();
+        let attempts: Vec<_> = rows().map(|row| row.3.attempts.cast_signed()).collect();
+        let replays: Vec<_> = rows().map(|row| row.3.replays.cast_signed()).collect();
+        let due: Vec<_> = rows().map(|row| row.3.at).collect();
+        let since: Vec<_> = rows().map(|row| row.3.since).collect();
+        let replay: Vec<_> = rows().map(|row| column(row.3.replay.as_deref())).collect();
+        change
+            .execute(
+                ADD_OPEN,
+                &[
+                    &handlers, &positions, &days, &lanes, &attempts, &replays, &due, &since,
+                    &replay,
+                ],
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn write_ended(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+        let rows = || self.ended.iter();
+        let handlers: Vec<_> = rows().map(|row| row.0).collect();
+        let positions: Vec<_> = rows().map(|row| row.1).collect();
+        let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
+        let states: Vec<_> = rows().map(|row| state(row.3.state)).collect();
+        let attempts: Vec<_> = rows().map(|row| row.3.attempts.cast_signed()).collect();
+        let replays: Vec<_> = rows().map(|row| row.3.replays.cast_signed()).collect();
+        let ended: Vec<_> = rows().map(|row| row.3.at).collect();
+        let replay: Vec<_> = rows().map(|row| column(row.3.replay.as_deref())).collect();
+        let why: Vec<_> = rows().map(|row| column(row.3.why.as_deref())).collect();
+        change
+            .execute(
+                ADD_ENDED,
+                &[
+                    &handlers, &positions, &days, &states, &attempts, &replays, &ended, &replay,
+                    &why,
+                ],
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn write_failed(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+        let mut failed = Failed::default();
+        for (handler, position, notification, delivery) in self.open.iter().chain(&self.ended) {
+            for attempt in &delivery.failures {
+                failed.handler.push(*handler);
+                failed.position.push(*position);
+                failed.day.push(rows::day(notification.received_at));
+                failed.started_at.push(attempt.started_at);
+                failed.took_ms.push(attempt.took_ms.cast_signed());
+                failed.why.push(text::to_sql(&attempt.why).into_owned());
+            }
+        }
+        let Failed {
+            handler,
+            position,
+            day,
+            started_at,
+            took_ms,
+            why,
+        } = &failed;
+        change
+            .execute(
+                ADD_FAILED,
+                &[handler, position, day, started_at, took_ms, why],
+            )
+            .await?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Failed {
+    handler: Vec<HandlerId>,
+    position: Vec<i64>,
+    day: Vec<Date>,
+    started_at: Vec<Timestamp>,
+    took_ms: Vec<i64>,
+    why: Vec<String>,
+}
+
+fn column(text: Option<&str>) -> Option<String> {
+    text.map(|text| text::to_sql(text).into_owned())
+}
+
+/// The number of a state that is no longer open.
+const fn state(state: DeliveryState) -> i16 {
+    match state {
+        DeliveryState::Parked => PARKED,
+        DeliveryState::Skipped => SKIPPED,
+        DeliveryState::Done | DeliveryState::Ready | DeliveryState::Queued => DONE,
+    }
+}
+
+async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> {
+    let client = &session.client;
+    let find = format!(
+        "SELECT {}, e.day, e.position FROM events e WHERE e.id = ANY($1)",
+        rows::COLUMNS
+    );
+    let wanted: Vec<_> = ids.iter().copied().map(rows::uuid).collect();
+    let mut found: HashMap<EventId, Stored> = HashMap::new();
+    let mut days = Vec::new();
+    let mut by_position: BTreeMap<i64, EventId> = BTreeMap::new();
+    for row in client.query(&find, &[&wanted]).await? {
+        let notification = rows::notification(&row, 0)?;
+        let day: Date = row.try_get(rows::COLUMN_COUNT)?;
+        let place: i64 = row.try_get(rows::COLUMN_COUNT + 1)?;
+        days.push((day, place));
+        by_position.insert(place, notification.id);
+        found.insert(
+            notification.id,
+            Stored {
+                place,
+                notification,
+                deliveries: Vec::new(),
+            },
+        );
+    }
+    let (days, positions): (Vec<Date>, Vec<i64>) = days.into_iter().unzip();
+    let mut failures: HashMap<(i64, HandlerId), Vec<Attempt>> = HashMap::new();
+    for row in client.query(FAILED, &[&days, &positions]).await? {
+        let why: String = row.try_get(4)?;
+        let attempts = failures.entry((row.try_get(0)?, row.try_get(1)?));
+        attempts.or_default().push(Attempt {
+            started_at: row.try_get(2)?,
+            took_ms: row.try_get::<_, i64>(3)?.cast_unsigned(),
+            why: text::from_sql(why),
+        });
+    }
+    for row in client.query(DELIVERIES, &[&days, &positions]).await? {
+        let position: i64 = row.try_get(0)?;
+        let failures = failures.remove(&(position, row.try_get(10)?));
+        let event = by_position.get(&position).and_then(|id| found.get_mut(id));
+        if let Some(event) = event {
+            let failures = failures.unwrap_or_default();
+            event.deliveries.push(delivery(&row, failures)?);
+        }
+    }
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+}
+
+fn delivery(row: &Row, failures: Vec<Attempt>) -> Result<StoredDelivery, Fault> {
+    let name: String = row.try_get(1)?;
+    let (replay, why): (Option<String>, Option<String>) = (row.try_get(8)?, row.try_get(9)?);
+    Ok(StoredDelivery {
+        handler: HandlerName::new(text::from_sql(name)),
+        ordered: row.try_get(2)?,
+        state: super::records::state(row.try_get(3)?),
+        attempts: row.try_get::<_, i32>(4)?.cast_unsigned(),
+        replays: row.try_get::<_, i32>(5)?.cast_unsigned(),
+        at: row.try_get(6)?,
+        since: row.try_get(7)?,
+        replay: replay.map(text::from_sql),
+        why: why.map(text::from_sql),
+        failures,
+    })
+}
