@@ -3,6 +3,8 @@
 //! **Invariant:** what was moved is not moved again: a transfer that was cut short is taken up by
 //! running it again.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -109,7 +111,7 @@ pub fn transfer(
 ) -> Result<Transferred, StoreError> {
     let total = source.count()?;
     let mut done = 0;
-    let mut copies = Vec::new();
+    let mut copies = HashSet::new();
     walk(source, |slice| {
         copies.extend(target.add(slice)?);
         done += slice.len() as u64;
