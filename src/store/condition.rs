@@ -44,14 +44,15 @@ impl Condition {
             let changes = before != health && !matches!(before, Health::Poisoned { .. });
             if changes {
                 before.clone_from(health);
+                // Before anybody hears of it, so that nobody finds the two apart.
+                let sound = matches!(health, Health::Sound);
+                self.metrics.store_sound.set(i64::from(sound));
             }
             changes
         });
         if !changed {
             return;
         }
-        let sound = matches!(health, Health::Sound);
-        self.metrics.store_sound.set(i64::from(sound));
         match health {
             Health::Sound => tracing::info!("the store takes events"),
             Health::Unavailable { why } => tracing::warn!("the store refuses events: {why}"),
