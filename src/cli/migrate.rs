@@ -58,5 +58,16 @@ pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::
         moved.checksum,
         moved.copies,
     )?;
-    Ok(Answer::Yes)
+    if moved.damaged == 0 {
+        return Ok(Answer::Yes);
+    }
+    writeln!(
+        io::stdout(),
+        "{} damaged in the embedded store, and left there; ask the provider for what is missing",
+        match moved.damaged {
+            1 => "1 event is".to_owned(),
+            events => format!("{events} events are"),
+        },
+    )?;
+    Ok(Answer::No)
 }

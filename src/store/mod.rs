@@ -36,7 +36,7 @@ pub use record::{
     ParkedFilter, ReplaySelection, ReplaySummary,
 };
 
-pub use transfer::{Source, Stored, StoredDelivery, Target, Transferred, transfer};
+pub use transfer::{Slice, Source, Stored, StoredDelivery, Target, Transferred, transfer};
 
 use record::shorten;
 

@@ -59,12 +59,24 @@ pub trait Source {
     /// When the store cannot be read.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// Events behind `place`, in the order in which they were stored.
+    /// Some of the events behind `place`, in the order in which they were stored; `None` when there
+    /// are none.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
-    fn read(&mut self, place: i64, at_most: usize) -> Result<Vec<Stored>, StoreError>;
+    fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError>;
+}
+
+/// Events that were read together.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// The place of the last one, whether it could be read or not.
+    pub reached: i64,
+    /// Those that could be read.
+    pub stored: Vec<Stored>,
+    /// How many are damaged. They stay behind.
+    pub damaged: u64,
 }
 
 /// A store that events are moved into.
@@ -94,6 +106,8 @@ pub struct Transferred {
     pub deliveries: u64,
     /// Events of which the target had a copy, and which were not moved.
     pub copies: u64,
+    /// Events that are damaged in the source, and were not moved.
+    pub damaged: u64,
     /// A SHA-256 of all that was moved, the same on both sides, in hexadecimal digits.
     pub checksum: String,
 }
@@ -111,16 +125,18 @@ pub fn transfer(
 ) -> Result<Transferred, StoreError> {
     let total = source.count()?;
     let mut done = 0;
+    let mut damaged = 0;
     let mut copies = HashSet::new();
     walk(source, |slice| {
-        copies.extend(target.add(slice)?);
-        done += slice.len() as u64;
+        copies.extend(target.add(&slice.stored)?);
+        damaged += slice.damaged;
+        done += slice.len();
         progress(done, 2 * total);
         Ok(())
     })?;
     let (mut ours, mut theirs) = (Sum::default(), Sum::default());
     walk(source, |slice| {
-        let moved = slice.iter();
+        let moved = slice.stored.iter();
         let moved: Vec<_> = moved
             .filter(|stored| !copies.contains(&stored.notification.id))
             .collect();
@@ -130,7 +146,7 @@ pub fn transfer(
             .look(&ids)?
             .iter()
             .for_each(|stored| theirs.add(stored));
-        done += slice.len() as u64;
+        done += slice.len();
         progress(done, 2 * total);
         Ok(())
     })?;
@@ -147,6 +163,7 @@ pub fn transfer(
         events,
         deliveries,
         copies: copies.len() as u64,
+        damaged,
         checksum,
     })
 }
@@ -154,16 +171,19 @@ pub fn transfer(
 /// Gives all events of `source` to `look`, in slices.
 fn walk(
     source: &mut dyn Source,
-    mut look: impl FnMut(&[Stored]) -> Result<(), StoreError>,
+    mut look: impl FnMut(&Slice) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let mut place = i64::MIN;
-    loop {
-        let slice = source.read(place, SLICE)?;
-        let Some(last) = slice.last() else {
-            return Ok(());
-        };
-        place = last.place;
+    while let Some(slice) = source.read(place, SLICE)? {
+        place = slice.reached;
         look(&slice)?;
+    }
+    Ok(())
+}
+
+impl Slice {
+    fn len(&self) -> u64 {
+        self.stored.len() as u64 + self.damaged
     }
 }
 

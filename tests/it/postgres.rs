@@ -1,6 +1,6 @@
 //! The service on PostgreSQL: its database comes and goes, and so do its replicas.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -209,4 +209,37 @@ fn what_an_embedded_store_holds_can_be_moved_whole_and_though_it_is_cut_short() 
     assert!(again.status.success(), "{again:?}");
     assert_eq!(String::from_utf8(again.stdout).unwrap(), said);
     assert!(known(&new) == before, "what is known differs");
+}
+
+#[test]
+fn an_event_that_is_damaged_stays_behind_and_the_others_are_moved() {
+    let old = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let mut service = old.start();
+    for serial in 0..5 {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    eventually("all are delivered", || old.archived().len() == 5);
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+    let segment = old.path().join("data/journal/0000000001.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    let text = b"serial 3";
+    let at = bytes.windows(text.len()).position(|bytes| bytes == text);
+    bytes[at.unwrap()] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+
+    let database = Database::new();
+    let new = home(&database.url());
+    let from = old.config();
+    let moved = new.run(&[
+        "migrate",
+        "embedded-to-postgres",
+        "--from",
+        from.to_str().unwrap(),
+    ]);
+    let said = String::from_utf8(moved.stdout.clone()).unwrap();
+    assert_eq!(moved.status.code(), Some(1), "{moved:?}");
+    assert!(said.starts_with("4 events with 4 deliveries"), "{said}");
+    assert!(said.contains("1 event is damaged"), "{said}");
+    assert_eq!(known(&new).len(), 4);
 }

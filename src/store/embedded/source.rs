@@ -3,7 +3,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use super::{Embedded, Settings, disk::SystemDisk, ledger::Operator};
-use crate::store::{Context, Source, StoreError, Stored, Subscription};
+use crate::store::{Context, Slice, Source, StoreError, Subscription};
 
 /// How often it is looked whether the ledger knows the whole journal.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -25,6 +25,11 @@ impl Sole {
     ) -> Result<Self, StoreError> {
         // First, since what is not there must not be made.
         let operator = Operator::open(&settings.ledger(), settings.journal())?;
+        // Nothing may be deleted before it has been moved.
+        let settings = &Settings {
+            retain: Duration::MAX,
+            ..settings.clone()
+        };
         let store = Embedded::open(settings, context, Arc::new(SystemDisk))?;
         let parts = &store.parts;
         parts
@@ -52,7 +57,7 @@ impl Source for Sole {
         self.operator.count()
     }
 
-    fn read(&mut self, place: i64, at_most: usize) -> Result<Vec<Stored>, StoreError> {
+    fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError> {
         self.operator.read(place, at_most)
     }
 }

@@ -6,8 +6,11 @@ use super::{Operator, delivery, record::failures, time};
 use crate::{
     event::HandlerName,
     store::{
-        StoreError, Stored, StoredDelivery,
-        embedded::{reader::Bodies, segment::Position},
+        Slice, StoreError, Stored, StoredDelivery,
+        embedded::{
+            reader::{Bodies, Unread},
+            segment::Position,
+        },
     },
 };
 
@@ -26,26 +29,39 @@ impl Operator {
         &self,
         place: i64,
         at_most: usize,
-    ) -> std::result::Result<Vec<Stored>, StoreError> {
+    ) -> std::result::Result<Option<Slice>, StoreError> {
         let failed = StoreError::database("reading events");
         let positions = positions(&self.db, place, at_most).map_err(failed)?;
+        let Some(&reached) = positions.last() else {
+            return Ok(None);
+        };
         let mut bodies = Bodies::new(self.journal.clone());
-        let mut slice = Vec::with_capacity(positions.len());
+        let mut slice = Slice {
+            reached,
+            stored: Vec::with_capacity(positions.len()),
+            damaged: 0,
+        };
         for place in positions {
             let failed = StoreError::database("reading deliveries");
-            let position = Position::from_sql(place);
-            let read = bodies.read(position);
-            let notification = read.map_err(|unread| StoreError::Io {
-                what: "reading an event that is to be moved".to_owned(),
-                error: std::io::Error::other(unread),
-            })?;
-            slice.push(Stored {
+            let notification = match bodies.read(Position::from_sql(place)) {
+                Ok(notification) => notification,
+                Err(Unread::Missing | Unread::Damaged) => {
+                    slice.damaged += 1;
+                    continue;
+                }
+                Err(Unread::Io(error)) => {
+                    return Err(StoreError::io("reading an event that is to be moved")(
+                        error,
+                    ));
+                }
+            };
+            slice.stored.push(Stored {
                 place,
                 notification,
                 deliveries: deliveries(&self.db, place).map_err(failed)?,
             });
         }
-        Ok(slice)
+        Ok(Some(slice))
     }
 }
 
