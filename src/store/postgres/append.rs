@@ -52,13 +52,6 @@ const WAITING_EVENTS: usize = 4096;
 /// The most bytes that wait, so that large bodies cannot take all memory.
 const WAITING_BYTES: usize = 16 << 20;
 
-/// How long a batch that is not alone waits for more. Whoever sends as fast as it is answered is
-/// about to: one commit for many costs everyone less than many for a few.
-const LINGER: Duration = Duration::from_micros(300);
-
-/// The number of events that wait from which on a batch lingers.
-const COMPANY: usize = 4;
-
 /// How long a transaction is waited for when nobody waits for its events any more.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
@@ -168,9 +161,6 @@ impl Inbox {
         let Some(first) = receiver.recv().await else {
             return taken;
         };
-        if receiver.len() >= COMPANY {
-            tokio::time::sleep(LINGER).await;
-        }
         let mut next = Some(first);
         while let Some(waiting) = next {
             bytes += waiting.notification.body.len();
