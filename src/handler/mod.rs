@@ -211,6 +211,22 @@ pub struct BuildContext {
 #[error("{0}")]
 pub struct BuildError(pub String);
 
+/// How long a kind's connections may take to be made, where its settings say nothing.
+const fn connect_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+/// What went wrong, down to its first cause.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// A [`HandlerKind`] with its type erased: one line of [`KINDS`].
 #[derive(Clone, Copy)]
 pub struct Kind {

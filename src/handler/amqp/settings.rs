@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     authorities::Authorities,
-    handler::{broker, dial::Schemes, message::Format, template::Template},
+    handler::{self, broker, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
 };
@@ -38,12 +38,8 @@ pub(in crate::handler) struct Settings {
     #[serde(default)]
     pub(super) format: Format,
     /// How long a connection may take to be made.
-    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     pub(super) connect_timeout: Duration,
-}
-
-const fn connect_timeout() -> Duration {
-    Duration::from_secs(5)
 }
 
 /// How AMQP writes addresses.

@@ -18,7 +18,7 @@
 
 mod settings;
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -31,6 +31,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message, to_header},
     signature::Signer,
+    with_causes,
 };
 use settings::Destination;
 
@@ -209,14 +210,7 @@ async fn exhaust(mut response: Response) {
 
 /// What went wrong, down to its first cause, without the URL.
 fn describe(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
+    with_causes(&error.without_url())
 }
 
 #[cfg(test)]

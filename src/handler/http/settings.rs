@@ -7,7 +7,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    handler::{message::Format, text::Text},
+    handler::{self, message::Format, text::Text},
     quantity,
     secret::Secret,
 };
@@ -27,14 +27,10 @@ pub(in crate::handler) struct Settings {
     #[serde(default)]
     pub(super) headers: HashMap<Name, Value>,
     /// How long a connection may take to be made.
-    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     pub(super) connect_timeout: Duration,
     /// What requests go through. The environment's proxies are not asked.
     pub(super) proxy: Option<Destination>,
-}
-
-const fn connect_timeout() -> Duration {
-    Duration::from_secs(5)
 }
 
 /// A URL, which may hold a token.

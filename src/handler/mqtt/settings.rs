@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     authorities::Authorities,
-    handler::{broker, dial::Schemes, message::Format, template::Template},
+    handler::{self, broker, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
 };
@@ -39,12 +39,8 @@ pub(in crate::handler) struct Settings {
     #[serde(default, deserialize_with = "seconds")]
     pub(super) expiry: Option<NonZeroU32>,
     /// How long a connection may take to be made.
-    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     pub(super) connect_timeout: Duration,
-}
-
-const fn connect_timeout() -> Duration {
-    Duration::from_secs(5)
 }
 
 /// MQTT counts whole seconds.

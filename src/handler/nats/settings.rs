@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::subject::Subject;
 use crate::{
     authorities::Authorities,
-    handler::{broker, message::Format},
+    handler::{self, broker, message::Format},
     quantity,
     secret::Secret,
 };
@@ -29,12 +29,8 @@ pub(in crate::handler) struct Settings {
     /// Who may vouch for a server; there is no connection without TLS then.
     ca: Option<Authorities>,
     /// How long a connection to one server may take to be made.
-    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     connect_timeout: Duration,
-}
-
-const fn connect_timeout() -> Duration {
-    Duration::from_secs(5)
 }
 
 /// How often a connection that says nothing is asked whether it still stands.

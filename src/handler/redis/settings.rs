@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     authorities::Authorities,
-    handler::{broker, message::Format},
+    handler::{self, broker, message::Format},
     quantity,
     secret::Secret,
 };
@@ -35,12 +35,8 @@ pub(in crate::handler) struct Settings {
     /// What besides the server's reply to wait for.
     pub(super) wait: Option<Wait>,
     /// How long a connection may take to be made.
-    #[serde(default = "connect_timeout", with = "quantity::duration")]
+    #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     pub(super) connect_timeout: Duration,
-}
-
-const fn connect_timeout() -> Duration {
-    Duration::from_secs(5)
 }
 
 /// A server, and the number of a database in it.

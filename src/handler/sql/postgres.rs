@@ -12,7 +12,6 @@
 //! much; `PgBouncer` wants `ignore_startup_parameters = options` for it.
 
 use std::{
-    error::Error as _,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,7 +32,7 @@ use super::{
     field::{Field, Row, Value},
     template::Template,
 };
-use crate::{authorities::Authorities, secret::Secret};
+use crate::{authorities::Authorities, handler::with_causes, secret::Secret};
 
 /// After how much silence the server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -401,13 +400,7 @@ fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(error) = error.as_db_error() {
         return format!("{} (SQLSTATE {})", error.message(), error.code().code());
     }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
+    with_causes(error)
 }
 
 #[cfg(test)]

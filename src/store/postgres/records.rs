@@ -161,10 +161,7 @@ async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<Even
         let page = session.client.query(query, parameters).await?;
         for row in &page {
             let event = summary(row)?;
-            let meant = filter.name.as_ref().is_none_or(|p| p.matches(&event.name))
-                && filter.since.is_none_or(|t| event.received_at >= t)
-                && filter.until.is_none_or(|t| event.received_at < t);
-            if meant && found.len() < filter.limit {
+            if filter.takes(&event.name, event.received_at) && found.len() < filter.limit {
                 found.push(event);
             }
         }

@@ -196,11 +196,7 @@ impl<'a> Plan<'a> {
         let handlers = configured(session)
             .await
             .map_err(|fault| fault.during("reading handlers"))?;
-        for asked in &selection.handlers {
-            if !handlers.iter().any(|(_, name)| name == asked) {
-                return Err(StoreError::NoHandler(asked.clone()));
-            }
-        }
+        selection.check(|asked| handlers.iter().any(|(_, name)| name == asked))?;
         Ok(Self {
             selection,
             handlers,
@@ -208,13 +204,8 @@ impl<'a> Plan<'a> {
     }
 
     fn summary(&self, count: &BTreeMap<HandlerId, u64>) -> ReplaySummary {
-        let mut deliveries: Vec<_> = self
-            .handlers
-            .iter()
-            .filter_map(|(id, name)| Some((name.clone(), *count.get(id)?)))
-            .collect();
-        deliveries.sort_by(|a, b| a.0.cmp(&b.0));
-        ReplaySummary { deliveries }
+        let handlers = self.handlers.iter();
+        ReplaySummary::new(handlers.map(|(id, name)| (name.clone(), count.get(id).copied())))
     }
 
     /// The event in `row`, if it is meant.
@@ -222,11 +213,7 @@ impl<'a> Plan<'a> {
         let name: String = row.try_get(1)?;
         let name = EventName::new(text::from_sql(name));
         let received_at: Timestamp = row.try_get(2)?;
-        let selection = self.selection;
-        let meant = selection.name.as_ref().is_none_or(|p| p.matches(&name))
-            && selection.since.is_none_or(|t| received_at >= t)
-            && selection.until.is_none_or(|t| received_at < t);
-        if !meant {
+        if !self.selection.takes(&name, received_at) {
             return Ok(None);
         }
         Ok(Some(Event {

@@ -164,11 +164,7 @@ impl Chosen {
 impl<'a> Plan<'a> {
     fn new(db: &Connection, selection: &'a ReplaySelection) -> Result<Self, StoreError> {
         let handlers = configured(db).map_err(StoreError::database("reading handlers"))?;
-        for asked in &selection.handlers {
-            if !handlers.iter().any(|(_, name, _)| name == asked) {
-                return Err(StoreError::NoHandler(asked.clone()));
-            }
-        }
+        selection.check(|asked| handlers.iter().any(|(_, name, _)| name == asked))?;
         Ok(Self {
             selection,
             handlers,
@@ -176,13 +172,8 @@ impl<'a> Plan<'a> {
     }
 
     fn summary(&self, count: &BTreeMap<HandlerId, u64>) -> ReplaySummary {
-        let mut deliveries: Vec<_> = self
-            .handlers
-            .iter()
-            .filter_map(|(id, name, _)| Some((name.clone(), *count.get(id)?)))
-            .collect();
-        deliveries.sort_by(|a, b| a.0.cmp(&b.0));
-        ReplaySummary { deliveries }
+        let handlers = self.handlers.iter();
+        ReplaySummary::new(handlers.map(|(id, name, _)| (name.clone(), count.get(id).copied())))
     }
 
     /// Gives all events that may be meant to `look`, oldest first, in slices.
@@ -308,10 +299,7 @@ fn list_events(db: &Connection, filter: &EventFilter) -> Result<Vec<EventSummary
         && let Some(row) = rows.next()?
     {
         let event = summary(db, row)?;
-        let meant = filter.name.as_ref().is_none_or(|p| p.matches(&event.name))
-            && filter.since.is_none_or(|t| event.received_at >= t)
-            && filter.until.is_none_or(|t| event.received_at < t);
-        if meant {
+        if filter.takes(&event.name, event.received_at) {
             found.push(event);
         }
     }
