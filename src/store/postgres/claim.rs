@@ -123,23 +123,19 @@ pub(super) async fn claim(
     at_most: usize,
     now: Timestamp,
 ) -> Result<Claims, Fault> {
-    let mut taken = parts.pool.take().await?;
-    let deadline = taken.deadline();
-    let claimed = within(deadline, claim_on(parts, &mut taken, handler, at_most, now)).await;
-    taken.give_back(claimed)
-}
-
-async fn claim_on(
-    parts: &Parts,
-    session: &mut Session,
-    handler: &Active,
-    at_most: usize,
-    now: Timestamp,
-) -> Result<Claims, Fault> {
     let since = Instant::now();
     let token = Uuid::now_v7();
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let (slots, found, next_due) = take(parts, session, handler, at_most, now, token).await?;
+    let (slots, found, next_due) = loop {
+        let mut taken = parts.claims.take().await?;
+        let deadline = taken.deadline();
+        let work = take(parts, &mut taken, handler, at_most, now, token);
+        let done = within(deadline, work).await;
+        match taken.give_back(done) {
+            Err(fault) if fault.is_worth_another_try(since) => {}
+            done => break done?,
+        }
+    };
     let mut claims = Vec::with_capacity(found.len());
     let (mut idle, mut crowded): (HashSet<i64>, _) = (slots.iter().copied().collect(), Vec::new());
     for row in &found {
@@ -163,14 +159,14 @@ async fn claim_on(
         };
         claims.push((held, row));
     }
-    put_in_order(
-        session,
-        handler.id,
-        token,
-        &crowded,
-        idle.into_iter().collect(),
-    )
-    .await?;
+    if !crowded.is_empty() || !idle.is_empty() {
+        let idle = idle.into_iter().collect();
+        let mut taken = parts.pool.take().await?;
+        let deadline = taken.deadline();
+        let work = put_in_order(&mut taken, handler.id, token, &crowded, idle);
+        let done = within(deadline, work).await;
+        taken.give_back(done)?;
+    }
     let as_claim = |(held, row): (Held, &Row)| as_claim(parts, held, row, now);
     let is_short = claims.len() < slots.len() || !crowded.is_empty();
     Ok(Claims {

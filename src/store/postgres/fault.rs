@@ -1,10 +1,17 @@
 //! What can go wrong between us and the database, and what to do about each.
 
-use std::{error::Error, io};
+use std::{
+    error::Error,
+    io,
+    time::{Duration, Instant},
+};
 
 use tokio_postgres::error::SqlState;
 
 use crate::store::StoreError;
+
+/// How long something is done again that collides with what others do.
+const AGAIN_FOR: Duration = Duration::from_secs(10);
 
 /// Why something was not done, or is not known to be. Its text holds nothing of what was sent: what
 /// the database says of rows stays out of it.
@@ -43,6 +50,11 @@ impl Fault {
             self,
             Self::Collided(_) | Self::Twice(_) | Self::NoPartition(_) | Self::Unfit(_)
         )
+    }
+
+    /// Whether what was begun at `began` is to be done again.
+    pub(super) fn is_worth_another_try(&self, began: Instant) -> bool {
+        matches!(self, Self::Collided(_)) && began.elapsed() < AGAIN_FOR
     }
 
     /// The one of two that a person should hear of.

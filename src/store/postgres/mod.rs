@@ -59,8 +59,10 @@
 //! the process asks its own clock whether the lease can still be good. No transaction is open while
 //! a handler works.
 //!
-//! Claims and settlements do not wait for the disk. What a crash of the database takes away of them,
-//! a second at most, is made again: deliveries come twice, in order.
+//! Claims wait for the disk, and for standbys, as appends do: had a crash or a failover forgotten
+//! who holds a lane, a delivery of it could be under way twice, and the slower one come after the
+//! next of the lane. Settlements do not wait. What a crash takes away of them, a second at most, is
+//! made again once their claims have run out: deliveries come twice, in order.
 //!
 //! # Locks
 //!
@@ -202,6 +204,8 @@ struct Parts {
     connector: Connector,
     /// For events that arrive: their transactions are waited for.
     appends: Pool,
+    /// For claims, which a crash of the database must not take back: whoever had them goes on.
+    claims: Pool,
     /// For everything else.
     pool: Pool,
     inbox: Inbox,
@@ -238,7 +242,8 @@ impl Postgres {
         let parts = Arc::new(Parts {
             // One more than there are committers, for who looks after them.
             appends: pool(Durability::Full, COMMITTERS + 1),
-            pool: pool(Durability::Lazy, settings.connections),
+            claims: pool(Durability::Full, settings.connections.div_ceil(2)),
+            pool: pool(Durability::Lazy, settings.connections / 2),
             inbox: Inbox::new(),
             roster: Roster::new(),
             leases: Leases::new(settings.lease),
@@ -381,8 +386,9 @@ impl Parts {
         self.condition.set(&Health::Unavailable {
             why: fault.to_string(),
         });
-        self.appends.forget();
-        self.pool.forget();
+        for pool in self.pools() {
+            pool.forget();
+        }
         self.alarm.notify_one();
     }
 
@@ -429,7 +435,12 @@ impl Parts {
         self.inbox.close();
         self.stop.cancel();
         self.tasks.close();
-        self.appends.close();
-        self.pool.close();
+        for pool in self.pools() {
+            pool.close();
+        }
+    }
+
+    const fn pools(&self) -> [&Pool; 3] {
+        [&self.appends, &self.claims, &self.pool]
     }
 }

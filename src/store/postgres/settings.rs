@@ -23,8 +23,8 @@ pub struct Settings {
     /// Certificates of the authorities that may vouch for the server, in a PEM file. The system's
     /// are asked where nothing is said.
     pub ca: Option<Authorities>,
-    /// The most connections for claims, settlements and upkeep: 1 to 100. Each replica has four
-    /// more, for events that arrive and for being woken.
+    /// The most connections for claims, settlements and upkeep: 2 to 100, half of them for claims.
+    /// Each replica has five more, for events that arrive, for being woken and for upkeep.
     #[serde(default = "default_connections", deserialize_with = "connections")]
     pub connections: usize,
     /// How long one statement may take: 1 second to 1 minute.
@@ -69,11 +69,11 @@ const fn default_abandon_after() -> Duration {
 
 fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let connections = usize::deserialize(deserializer)?;
-    if (1..=100).contains(&connections) {
+    if (2..=100).contains(&connections) {
         return Ok(connections);
     }
     Err(de::Error::custom(format!(
-        "{connections} connections are out of range; there can be 1 to 100"
+        "{connections} connections are out of range; there can be 2 to 100"
     )))
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** only whoever still has the lease changes anything: all of a settlement hangs on
 //! the row of `held` that is deleted with it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use jiff::{Timestamp, civil::Date};
 use uuid::Uuid;
@@ -114,18 +114,21 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
             by_handler.entry(held.handler).or_default().push(told);
         }
     }
-    let mut taken = parts.pool.take().await?;
-    let deadline = taken.deadline();
-    let work = async {
-        for (handler, told) in &mut by_handler {
-            // In one order, so that two that wait for each other do not do so for ever.
-            told.sort_unstable_by_key(|told| told.held.slot);
-            settle_on(&mut taken, *handler, told).await?;
+    for (handler, told) in &mut by_handler {
+        // In one order, so that two that wait for each other do not do so for ever.
+        told.sort_unstable_by_key(|told| told.held.slot);
+        let began = Instant::now();
+        loop {
+            let mut taken = parts.pool.take().await?;
+            let deadline = taken.deadline();
+            let work = settle_on(&mut taken, *handler, told);
+            let done = within(deadline, work).await;
+            match taken.give_back(done) {
+                Err(fault) if fault.is_worth_another_try(began) => {}
+                done => break done?,
+            }
         }
-        Ok(())
-    };
-    let settled = within(deadline, work).await;
-    taken.give_back(settled)?;
+    }
     for settlement in settlements {
         parts.leases.remove(settlement.lease);
     }

@@ -87,10 +87,13 @@ async fn look(parts: &Parts) -> Result<(), Fault> {
     if !parts.is_sound() {
         recover(parts).await?;
     }
+    let mut taken = parts.claims.take().await?;
+    let deadline = taken.deadline();
+    let renewed = within(deadline, parts.leases.renew(&mut taken)).await;
+    taken.give_back(renewed)?;
     let mut taken = parts.pool.take().await?;
     let deadline = taken.deadline();
     let looked = within(deadline, async {
-        parts.leases.renew(&mut taken).await?;
         schema::check(&taken).await?;
         parts.roster.name(&mut taken).await
     })

@@ -2,7 +2,11 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use super::{Replica, postgres::Database, settings};
+use super::{
+    Replica,
+    postgres::{self, Database},
+    settings,
+};
 use crate::store::{
     Store, Verdict,
     tests::{at, clock, event, eventually, everything, ids, keyed, parked},
@@ -82,6 +86,35 @@ async fn a_lease_is_renewed_while_its_replica_lives_and_runs_out_when_it_does_no
         (!claims.is_empty()).then_some(claims)
     });
     assert_eq!(ids(&taken_over.await), ids(&claim));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_outlives_a_crash_of_the_database() {
+    // What does not wait for the disk stays in memory for as long as it can.
+    let lazy = ["wal_writer_delay=10s"];
+    let mut server = postgres::Postgres::start(&lazy);
+    let mut settings = settings(&server.url(&server.create_database()));
+    settings.lease = Duration::from_mins(1);
+    let one = Replica::open(settings.clone(), clock).await;
+    let other = Replica::open(settings, clock).await;
+    one.store.subscribe(&["crm"]).await;
+    other.store.subscribe(&["crm"]).await;
+    let events = [keyed(1, "a"), keyed(2, "a")];
+    one.store.append_all(events.to_vec()).await;
+    let claim = one.store.claim("crm", at(10)).await;
+    // Without a checkpoint, and without writing what is in memory.
+    server.server().stop("QUIT");
+    server.restart(&lazy);
+    let third = event(3);
+    eventually("both are back", async || {
+        let stored = one.store.append(&third).await.is_ok();
+        (stored && other.store.append(&third).await.is_ok()).then_some(())
+    })
+    .await;
+    assert!(one.store.store.holds(claim[0].lease));
+    assert_eq!(ids(&other.store.claim("crm", at(10)).await), [third.id]);
+    one.store.settle("crm", &claim[0], Verdict::Done).await;
+    assert_eq!(ids(&other.store.claim("crm", at(10)).await), [events[1].id]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
