@@ -1,7 +1,11 @@
 //! The handler kind `kafka`, through the real service and the brokers that librdkafka brings with it
 //! for tests: there is no package of a real one to install.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
@@ -17,6 +21,11 @@ use crate::harness::{ENDPOINTS, Home, Service, cnam, eventually};
 
 const TOPIC: &str = "telephony";
 const PARTITIONS: i32 = 3;
+
+/// Tests that start processes share it; one that closes a broker's listener has it alone: a process
+/// that is being started has every descriptor of ours until its program runs, the listener too, and
+/// librdkafka, which opens it again on the same port, ends everything when it cannot.
+static STARTS: RwLock<()> = RwLock::new(());
 
 /// One broker, and what is in its topic.
 struct Kafka {
@@ -126,6 +135,7 @@ fn post(service: &Service, serials: std::ops::Range<u64>) {
 
 #[test]
 fn an_event_is_a_message_under_its_key_in_either_form() {
+    let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     let mut kafka = Kafka::start();
     let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
     let service = home.start();
@@ -168,6 +178,7 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
 
 #[test]
 fn a_broker_that_is_down_or_goes_away_gets_everything_once_it_is_back_in_order() {
+    let _turn = STARTS.write().unwrap_or_else(PoisonError::into_inner);
     let mut kafka = Kafka::start();
     kafka.cluster.broker_down(1).unwrap();
     let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
@@ -193,6 +204,7 @@ fn a_broker_that_is_down_or_goes_away_gets_everything_once_it_is_back_in_order()
 
 #[test]
 fn what_kafka_will_not_take_is_parked_with_its_reason() {
+    let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     use RDKafkaRespErr as Error;
     type Refuse = fn(&Kafka);
     let cases: [(Refuse, &str); 4] = [
@@ -247,6 +259,7 @@ fn what_kafka_will_not_take_is_parked_with_its_reason() {
 
 #[test]
 fn too_few_replicas_are_waited_for() {
+    let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     let mut kafka = Kafka::start();
     let few = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
     kafka
