@@ -1,10 +1,10 @@
 //! Group commit: what is waiting goes out in one transaction; then, and only then, everyone who
 //! waited is told.
 //!
-//! **Invariant:** nobody is told that an event is stored before its COMMIT has returned, with every
-//! statement before it.
+//! **Invariant:** nobody is told that an event is stored before the server has said that it is ready
+//! again after the statement that adds it, which is a transaction of its own.
 //!
-//! **Invariant:** a transaction has its say in one round trip, so that no lock of it waits for us.
+//! **Invariant:** no lock waits for us: what takes any is one statement.
 
 use std::{
     collections::HashSet,
@@ -20,7 +20,6 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::timeout,
 };
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -29,7 +28,6 @@ use super::{
     fault::Fault,
     partition,
     pool::{Session, within},
-    roster::HandlerId,
     rows,
 };
 use crate::{
@@ -55,39 +53,35 @@ const WAITING_BYTES: usize = 16 << 20;
 /// How long a transaction is waited for when nobody waits for its events any more.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// A line of the tally that changes nothing, so that each transaction has something to write.
-const NOTHING: (HandlerId, i64) = (0, 0);
-
 /// Draws a position for each of a number of events, and says which dedupe keys are known. What is
 /// seen here has been committed, and waited for as its own sender asked.
 pub(super) const LOOK: &str = "SELECT
     ARRAY(SELECT nextval('positions') FROM generate_series(1, $1::integer)),
     ARRAY(SELECT dedupe FROM seen WHERE dedupe = ANY($2::uuid[]))";
 
-pub(super) const ADD_SEEN: &str = "INSERT INTO seen (dedupe, position)
-    SELECT * FROM unnest($1::uuid[], $2::bigint[])";
-
-pub(super) const ADD_EVENTS: &str = "INSERT INTO events (day, position, id, name, endpoint, key,
-        lane, subject, occurred_at, received_at, topics, topic_keys, dedupe, body)
+/// Adds a [`Batch`], or nothing of it. Rows are added in one order by everybody, so that two that
+/// learn the same keys or topics wait for each other and not in a circle.
+pub(super) const ADD: &str = "WITH
+    to_seen AS (INSERT INTO seen (dedupe, position)
+        SELECT * FROM unnest($1::uuid[], $2::bigint[])),
+    to_topics AS (INSERT INTO topics AS t (topic, latest)
+        SELECT * FROM unnest($3::uuid[], $4::timestamptz[])
+        ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest
+            WHERE excluded.latest > t.latest),
+    to_deliveries AS (INSERT INTO deliveries (handler, position, day, lane, state, due_at)
+        SELECT * FROM unnest($5::integer[], $6::bigint[], $7::date[], $8::bigint[],
+            $9::smallint[], $10::timestamptz[])),
+    to_tally AS (INSERT INTO tally (handler, open, parked)
+        SELECT handler, open, 0 FROM unnest($11::integer[], $12::bigint[]) AS t (handler, open))
+    INSERT INTO events (day, position, id, name, endpoint, key, lane, subject, occurred_at,
+        received_at, topics, topic_keys, dedupe, body)
     SELECT day, position, id, name, endpoint, key, lane, subject, occurred_at, received_at, topics,
-        topic_keys::uuid[], dedupe::uuid[], body
-    FROM unnest($1::date[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::text[],
-        $7::bigint[], $8::text[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[],
-        $13::text[], $14::bytea[])
+        ($13::uuid[])[first_topic:last_topic], ($14::uuid[])[first_dedupe:last_dedupe], body
+    FROM unnest($15::date[], $16::bigint[], $17::uuid[], $18::text[], $19::text[], $20::text[],
+        $21::bigint[], $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[],
+        $26::integer[], $27::integer[], $28::integer[], $29::integer[], $30::bytea[])
         AS e (day, position, id, name, endpoint, key, lane, subject, occurred_at, received_at,
-            topics, topic_keys, dedupe, body)";
-
-pub(super) const ADD_TOPICS: &str = "INSERT INTO topics AS t (topic, latest)
-    SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
-    ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest WHERE excluded.latest > t.latest";
-
-pub(super) const ADD_DELIVERIES: &str = "INSERT INTO deliveries
-        (handler, position, day, lane, state, due_at)
-    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::smallint[],
-        $6::timestamptz[])";
-
-pub(super) const ADD_TALLY: &str = "INSERT INTO tally (handler, open, parked)
-    SELECT handler, open, 0 FROM unnest($1::integer[], $2::bigint[]) AS t (handler, open)";
+            topics, first_topic, last_topic, first_dedupe, last_dedupe, body)";
 
 /// The way to the committers.
 pub(super) struct Inbox {
@@ -279,63 +273,12 @@ async fn try_commit(
         .collect();
     let active = parts.roster.active();
     let batch = Batch::new(notifications(), known, &positions, &active);
-    write(session, &batch).await?;
+    // A batch of copies alone is added as well, empty as it is: what they are copies of may have been
+    // committed here, and be on no standby yet.
+    let add = session.prepare(ADD).await?;
+    session.client.execute(&add, &batch.columns()).await?;
     if !batch.deliveries.position.is_empty() {
         parts.stir();
     }
     Ok(batch.copies)
-}
-
-/// Adds `batch` in one transaction, all of whose statements are sent before the first is answered.
-/// After one that fails the others do, and its COMMIT takes it back.
-///
-/// A batch of copies alone is committed as well: what they are copies of may have been committed
-/// here, and be on no standby yet.
-async fn write(session: &mut Session, batch: &Batch<'_>) -> Result<(), Fault> {
-    let Batch {
-        events,
-        seen,
-        topics,
-        deliveries,
-        added,
-        ..
-    } = batch;
-    let counted = added.iter().map(|(handler, count)| (*handler, *count));
-    let (handlers, counts): (Vec<_>, Vec<_>) = counted.chain([NOTHING]).unzip();
-    let add_seen = session.prepare(ADD_SEEN).await?;
-    let add_events = session.prepare(ADD_EVENTS).await?;
-    let add_topics = session.prepare(ADD_TOPICS).await?;
-    let add_deliveries = session.prepare(ADD_DELIVERIES).await?;
-    let add_tally = session.prepare(ADD_TALLY).await?;
-    let client = &session.client;
-    let seen: &[&(dyn ToSql + Sync)] = &[&seen.dedupe, &seen.position];
-    let topics: &[&(dyn ToSql + Sync)] = &[&topics.topic, &topics.latest];
-    let tally: &[&(dyn ToSql + Sync)] = &[&handlers, &counts];
-    let events: &[&(dyn ToSql + Sync)] = &events.columns();
-    let deliveries: &[&(dyn ToSql + Sync)] = &[
-        &deliveries.handler,
-        &deliveries.position,
-        &deliveries.day,
-        &deliveries.lane,
-        &deliveries.state,
-        &deliveries.due_at,
-    ];
-    // In this order: locks on dedupe keys are taken before those on topics, by everybody.
-    let (begun, seen, topics, events, deliveries, tally, committed) = tokio::join!(
-        biased;
-        client.batch_execute("BEGIN"),
-        client.execute(&add_seen, seen),
-        client.execute(&add_topics, topics),
-        client.execute(&add_events, events),
-        client.execute(&add_deliveries, deliveries),
-        client.execute(&add_tally, tally),
-        client.batch_execute("COMMIT"),
-    );
-    begun?;
-    seen?;
-    topics?;
-    events?;
-    deliveries?;
-    tally?;
-    Ok(committed?)
 }

@@ -16,15 +16,17 @@ use super::{
 };
 use crate::event::{DedupeKey, Notification};
 
-/// Rows by column, as the statements take them.
+/// A line of the tally that changes nothing, so that each transaction has something to write.
+const NOTHING: (HandlerId, i64) = (0, 0);
+
+/// Rows by column, as the statement takes them.
 #[derive(Debug, Default)]
 pub(super) struct Batch<'a> {
     pub(super) events: Events<'a>,
     pub(super) seen: Seen,
     pub(super) topics: Topics,
     pub(super) deliveries: Deliveries,
-    /// Deliveries by handler.
-    pub(super) added: BTreeMap<HandlerId, i64>,
+    pub(super) tally: Tally,
     /// Notifications that are copies of others, here or in the database.
     pub(super) copies: u64,
 }
@@ -42,9 +44,27 @@ pub(super) struct Events<'a> {
     pub(super) occurred_at: Vec<Option<Timestamp>>,
     pub(super) received_at: Vec<Timestamp>,
     pub(super) topics: Vec<Option<String>>,
-    pub(super) topic_keys: Vec<String>,
-    pub(super) dedupe: Vec<String>,
+    pub(super) topic_keys: Lists,
+    pub(super) dedupe: Lists,
     pub(super) body: Vec<&'a [u8]>,
+}
+
+/// Lists of ids, one behind another, with the numbers of the first and the last id of each, from 1
+/// on: an array of arrays cannot be given to the database.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    ids: Vec<Uuid>,
+    first: Vec<i32>,
+    last: Vec<i32>,
+}
+
+impl Lists {
+    fn push(&mut self, ids: impl Iterator<Item = Uuid>) {
+        let count = |ids: &Vec<Uuid>| i32::try_from(ids.len()).unwrap_or(i32::MAX);
+        self.first.push(count(&self.ids).saturating_add(1));
+        self.ids.extend(ids);
+        self.last.push(count(&self.ids));
+    }
 }
 
 /// Ascending, so that two transactions that learn the same keys wait for each other in one order.
@@ -59,6 +79,13 @@ pub(super) struct Seen {
 pub(super) struct Topics {
     pub(super) topic: Vec<Uuid>,
     pub(super) latest: Vec<Timestamp>,
+}
+
+/// Deliveries by handler.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) handler: Vec<HandlerId>,
+    pub(super) open: Vec<i64>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +120,7 @@ impl<'a> Batch<'a> {
         let mut seen = BTreeMap::new();
         let mut topics = BTreeMap::new();
         let mut begun = HashSet::new();
+        let mut tally = BTreeMap::from([NOTHING]);
         for (notification, position) in notifications.zip(positions) {
             // A copy's other keys are not learnt: one of them may come from a part of the request
             // that nobody has signed.
@@ -113,12 +141,58 @@ impl<'a> Batch<'a> {
             for handler in active {
                 if handler.asked.takes(&notification.name) {
                     batch.deliver(handler, notification, *position, &mut begun);
+                    *tally.entry(handler.id).or_default() += 1;
                 }
             }
         }
         (batch.seen.dedupe, batch.seen.position) = seen.into_iter().unzip();
         (batch.topics.topic, batch.topics.latest) = topics.into_iter().unzip();
+        (batch.tally.handler, batch.tally.open) = tally.into_iter().unzip();
         batch
+    }
+
+    /// In the order of the statement that adds it.
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 30] {
+        let Self {
+            events,
+            seen,
+            topics,
+            deliveries,
+            tally,
+            copies: _,
+        } = self;
+        [
+            &seen.dedupe,
+            &seen.position,
+            &topics.topic,
+            &topics.latest,
+            &deliveries.handler,
+            &deliveries.position,
+            &deliveries.day,
+            &deliveries.lane,
+            &deliveries.state,
+            &deliveries.due_at,
+            &tally.handler,
+            &tally.open,
+            &events.topic_keys.ids,
+            &events.dedupe.ids,
+            &events.day,
+            &events.position,
+            &events.id,
+            &events.name,
+            &events.endpoint,
+            &events.key,
+            &events.lane,
+            &events.subject,
+            &events.occurred_at,
+            &events.received_at,
+            &events.topics,
+            &events.topic_keys.first,
+            &events.topic_keys.last,
+            &events.dedupe.first,
+            &events.dedupe.last,
+            &events.body,
+        ]
     }
 
     /// Adds a delivery. `begun` are the lanes that have one in this batch: the next one is queued
@@ -139,31 +213,10 @@ impl<'a> Batch<'a> {
         to.lane.push(lane);
         to.state.push(i16::from(!is_first));
         to.due_at.push(notification.received_at);
-        *self.added.entry(handler.id).or_default() += 1;
     }
 }
 
 impl<'a> Events<'a> {
-    /// In the order of the statement that adds them.
-    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 14] {
-        [
-            &self.day,
-            &self.position,
-            &self.id,
-            &self.name,
-            &self.endpoint,
-            &self.key,
-            &self.lane,
-            &self.subject,
-            &self.occurred_at,
-            &self.received_at,
-            &self.topics,
-            &self.topic_keys,
-            &self.dedupe,
-            &self.body,
-        ]
-    }
-
     fn add(&mut self, notification: &'a Notification, position: i64) {
         let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
         let topic_keys = notification.topics.iter().map(rows::topic_key);
@@ -181,8 +234,8 @@ impl<'a> Events<'a> {
         self.occurred_at.push(notification.occurred_at);
         self.received_at.push(notification.received_at);
         self.topics.push(rows::topics(notification));
-        self.topic_keys.push(rows::array(topic_keys));
-        self.dedupe.push(rows::array(dedupe));
+        self.topic_keys.push(topic_keys);
+        self.dedupe.push(dedupe);
         self.body.push(&notification.body);
     }
 }

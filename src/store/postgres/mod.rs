@@ -28,8 +28,8 @@
 //! # Appends
 //!
 //! What waits is taken together (see `append`). One query draws a position for each event and says
-//! which dedupe keys are known; then one transaction, whose statements are all sent before the
-//! first is answered, adds keys, topics, events, deliveries and counts. Two replicas that store
+//! which dedupe keys are known; then one statement, a transaction of its own, adds keys, topics,
+//! events, deliveries and counts. Two replicas that store
 //! copies at once meet in the unique key of `seen`: the later one fails, looks again, and finds a
 //! copy. Copies are answered behind a commit as well, since what they are copies of may have been
 //! committed here and not on a standby yet.

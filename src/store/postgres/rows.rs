@@ -92,10 +92,3 @@ pub(super) fn day(received_at: Timestamp) -> Date {
 pub(super) fn lane_of(notification: &Notification, position: i64) -> i64 {
     notification.key.as_ref().map_or(position, lane::of)
 }
-
-/// An array of ids as the text from which the database reads one. Arrays of arrays cannot be given
-/// to it otherwise.
-pub(super) fn array(ids: impl Iterator<Item = Uuid>) -> String {
-    let ids: Vec<_> = ids.map(|id| id.simple().to_string()).collect();
-    format!("{{{}}}", ids.join(","))
-}

@@ -7,7 +7,7 @@ use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{
-    append::{ADD_EVENTS, ADD_SEEN, ADD_TOPICS, LOOK},
+    append::{ADD, LOOK},
     batch::{self, Batch},
     fault::Fault,
     partition,
@@ -90,7 +90,7 @@ async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, F
         .copied()
         .zip(batch.events.position.iter().copied())
         .collect();
-    write(&change, &batch).await?;
+    change.execute(ADD, &batch.columns()).await?;
     let (mut moved, mut copies) = (Moved::default(), Vec::new());
     for stored in new {
         let id = stored.notification.id;
@@ -159,23 +159,6 @@ async fn places(
         .into_iter()
         .map(|key| DedupeKey::from_bytes(*key.as_bytes()));
     Ok((looked.try_get(0)?, known.collect()))
-}
-
-async fn write(change: &Transaction<'_>, batch: &Batch<'_>) -> Result<(), Fault> {
-    let Batch {
-        events,
-        seen,
-        topics,
-        ..
-    } = batch;
-    change
-        .execute(ADD_SEEN, &[&seen.dedupe, &seen.position])
-        .await?;
-    change
-        .execute(ADD_TOPICS, &[&topics.topic, &topics.latest])
-        .await?;
-    change.execute(ADD_EVENTS, &events.columns()).await?;
-    Ok(())
 }
 
 /// Deliveries by column.
