@@ -22,7 +22,7 @@ use super::{
 use crate::{
     event::Notification,
     handler::{DeliveryContext, Outcome, Panicked},
-    store::{Claim, Settlement, StoreError, Verdict},
+    store::{Claim, Claims, Settlement, StoreError, Verdict},
     telemetry::{ByHandler, ByOutcome},
 };
 
@@ -100,12 +100,9 @@ impl Worker {
     pub(super) async fn run(mut self) {
         let mut work = self.parts.store.work();
         while !self.stop.is_cancelled() {
-            self.settle().await;
-            if self.has_room() {
-                // Before the claim: what arrives during it must wake us again.
-                work.borrow_and_update();
-                self.claim().await;
-            }
+            // Before the claim: what arrives during it must wake us again.
+            work.borrow_and_update();
+            self.exchange().await;
             self.begin();
             let (has_room, pause) = (self.has_room(), self.until_next_look());
             tokio::select! {
@@ -158,15 +155,16 @@ impl Worker {
 
     /// How many deliveries are in hand.
     fn held(&self) -> usize {
-        self.waiting.len() + self.attempts.len() + self.unsettled.len()
+        self.waiting.len() + self.attempts.len()
     }
 
     /// Whether it is worth asking for more: not for each one that ends, but once half of what was
-    /// claimed ahead has been begun.
+    /// claimed ahead has been begun; and not while the store takes none back.
     fn has_room(&self) -> bool {
         !self.is_troubled()
             && self.held() < self.capacity()
             && self.waiting.len() <= self.ahead() / 2
+            && self.unsettled.len() <= self.capacity()
     }
 
     fn is_troubled(&self) -> bool {
@@ -185,27 +183,57 @@ impl Worker {
         self.troubled_until = Some(Instant::now() + LOOK_EVERY);
     }
 
-    /// Tells the store what has ended since the last time, in one batch.
-    async fn settle(&mut self) {
-        if self.unsettled.is_empty() || self.is_troubled() {
-            return;
+    /// Tells the store what has ended, and asks it for more: at once, or, where nothing is in hand,
+    /// one after the other, since what comes next may be waiting for what has ended.
+    async fn exchange(&mut self) {
+        if self.held() == 0 {
+            self.settle().await;
         }
-        match self.parts.store.settle(self.unsettled.clone()).await {
-            Ok(()) => self.unsettled.clear(),
-            Err(error) => self.trouble("recording how deliveries went", &error),
+        let (settled, claimed) = tokio::join!(self.ask_to_settle(), self.ask_for_claims());
+        self.take_settled(settled);
+        self.take_claims(claimed);
+    }
+
+    async fn settle(&mut self) {
+        let settled = self.ask_to_settle().await;
+        self.take_settled(settled);
+    }
+
+    /// Tells the store what has ended since the last time, in one batch, if anything has.
+    async fn ask_to_settle(&self) -> Option<Result<(), StoreError>> {
+        if self.unsettled.is_empty() || self.is_troubled() {
+            return None;
+        }
+        Some(self.parts.store.settle(self.unsettled.clone()).await)
+    }
+
+    fn take_settled(&mut self, settled: Option<Result<(), StoreError>>) {
+        match settled {
+            Some(Ok(())) => self.unsettled.clear(),
+            Some(Err(error)) => self.trouble("recording how deliveries went", &error),
+            None => {}
         }
     }
 
-    async fn claim(&mut self) {
+    /// Asks the store for as much as there is room for, if there is any.
+    async fn ask_for_claims(&self) -> Option<Result<Claims, StoreError>> {
+        if !self.has_room() {
+            return None;
+        }
         let at_most = self.capacity().saturating_sub(self.held());
         let now = (self.parts.clock)();
-        let claimed = self.parts.store.claim(&self.consumer.name, at_most, now);
-        match claimed.await {
-            Ok(claims) => {
+        let claiming = self.parts.store.claim(&self.consumer.name, at_most, now);
+        Some(claiming.await)
+    }
+
+    fn take_claims(&mut self, claimed: Option<Result<Claims, StoreError>>) {
+        match claimed {
+            Some(Ok(claims)) => {
                 self.waiting.extend(claims.claims);
                 self.next_due = claims.next_due;
             }
-            Err(error) => self.trouble("claiming deliveries", &error),
+            Some(Err(error)) => self.trouble("claiming deliveries", &error),
+            None => {}
         }
     }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** only whoever still has the lease changes anything: all of a settlement hangs on
 //! the row of `held` that is deleted with it.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{cmp::Reverse, collections::BTreeMap, time::Instant};
 
 use jiff::{Timestamp, civil::Date};
 use uuid::Uuid;
@@ -25,14 +25,20 @@ pub(super) const PARKED: i16 = 2;
 pub(super) const DONE: i16 = 3;
 pub(super) const SKIPPED: i16 = 4;
 
-/// Settles all of one handler. Gives back the positions whose delivery was not there, or not as it
-/// was when it was claimed.
+/// Settles all of one handler, each slot once. Gives back the positions whose delivery was not there,
+/// or not as it was when it was claimed.
+///
+/// What is told of a slot is found by its place in the arrays: a join would compare all with all,
+/// since the planner takes `held` for empty.
 pub(super) const SETTLE: &str = "WITH
-    mine AS (DELETE FROM held h USING unnest($2::bigint[], $3::uuid[], $4::bigint[], $5::integer[],
-            $6::smallint[], $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::text[])
-            AS t (slot, token, position, replays, verdict, started_at, finished_at, due_at, why)
-        WHERE h.handler = $1 AND h.slot = ANY($2) AND h.slot = t.slot AND h.token = t.token
-        RETURNING t.position, t.replays, t.verdict, t.started_at, t.finished_at, t.due_at, t.why),
+    freed AS (DELETE FROM held WHERE handler = $1 AND slot = ANY($2::bigint[])
+            AND token = ($3::uuid[])[array_position($2::bigint[], slot)]
+        RETURNING array_position($2::bigint[], slot) AS n),
+    mine AS MATERIALIZED (SELECT ($4::bigint[])[n] AS position, ($5::integer[])[n] AS replays,
+            ($6::smallint[])[n] AS verdict, ($7::timestamptz[])[n] AS started_at,
+            ($8::timestamptz[])[n] AS finished_at, ($9::timestamptz[])[n] AS due_at,
+            ($10::text[])[n] AS why
+        FROM freed),
     over AS (DELETE FROM deliveries d USING mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict > 1
         RETURNING d.day, d.position, d.lane, d.attempts, d.replays, d.replay, m.verdict,
@@ -54,7 +60,7 @@ pub(super) const SETTLE: &str = "WITH
         ON CONFLICT DO NOTHING),
     next AS (UPDATE deliveries d SET state = 0
         FROM over o CROSS JOIN LATERAL (SELECT n.position, n.state FROM deliveries n
-            WHERE n.handler = $1 AND n.lane = o.lane AND n.position <> o.position
+            WHERE n.handler = $1 AND n.lane = o.lane AND n.position > o.position
             ORDER BY n.handler, n.lane, n.position LIMIT 1) n
         WHERE d.handler = $1 AND d.position = n.position AND n.state = 1),
     counted AS (INSERT INTO tally (handler, open, parked)
@@ -115,8 +121,10 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
         }
     }
     for (handler, told) in &mut by_handler {
-        // In one order, so that two that wait for each other do not do so for ever.
-        told.sort_unstable_by_key(|told| told.held.slot);
+        // In one order, so that two that wait for each other do not do so for ever. Of two claims of
+        // one slot the later one is ours: tokens ascend.
+        told.sort_unstable_by_key(|told| (told.held.slot, Reverse(told.held.token)));
+        told.dedup_by_key(|told| told.held.slot);
         let began = Instant::now();
         loop {
             let mut taken = parts.pool.take().await?;

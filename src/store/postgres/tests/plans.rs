@@ -93,7 +93,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
                 "((handler = $1) AND (slot = ANY ($2)))",
                 "((handler = $1) AND (\"position\" = m.\"position\"))",
                 "((handler = $1) AND (\"position\" = m_1.\"position\"))",
-                "((handler = $1) AND (lane = o.lane))",
+                "((handler = $1) AND (lane = o.lane) AND (\"position\" > o.\"position\"))",
             ],
         ),
         (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),
