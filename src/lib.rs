@@ -26,7 +26,7 @@
 //! | [`store`] | remember it |
 //! | [`provider`] | who said it |
 //! | [`event`] | what was said |
-//! | [`secret`], [`authorities`], [`quantity`], [`telemetry`] | foundations that every floor may use: secrets by reference, who vouches for a server, amounts, logs and metrics |
+//! | [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`telemetry`] | foundations that every floor may use: secrets by reference, who vouches for a server, how its URL is read, amounts, logs and metrics |
 //!
 //! # Words
 //!
@@ -68,6 +68,8 @@ pub mod provider;
 pub mod event;
 
 pub mod authorities;
+#[cfg(any(feature = "postgres", feature = "sql"))]
+pub(crate) mod postgres_url;
 pub mod quantity;
 pub mod secret;
 pub mod telemetry;

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::BuildError;
+use super::{BuildError, broker};
 use crate::authorities::Authorities;
 
 /// The way to one broker.
@@ -39,6 +39,22 @@ pub(super) struct Schemes {
     pub(super) plain: (&'static str, u16),
     /// With TLS.
     pub(super) tls: (&'static str, u16),
+}
+
+impl Schemes {
+    /// Reads the URL of a broker, which has no path: what stands there elsewhere has a setting of its
+    /// own here, as `place` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`broker::url`].
+    pub(super) fn url(self, text: &str, example: &str, place: &str) -> Result<Url, String> {
+        let url = broker::url(text, &[self.tls.0, self.plain.0], example)?;
+        if !url.path().trim_start_matches('/').is_empty() {
+            return Err(format!("the URL has a path; {place}"));
+        }
+        Ok(url)
+    }
 }
 
 impl Dial {

@@ -273,36 +273,35 @@ fn a_thousand_copies_at_once_are_one_event(engine: Engine) {
 
 fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
-    let service = Arc::new(home.start());
-    let stop = Arc::new(AtomicBool::new(false));
-    let flood: Vec<_> = (0..8)
-        .map(|_| {
-            let (service, stop) = (service.clone(), stop.clone());
-            thread::spawn(move || {
-                let body = cnam(9, 9);
-                let headers = zoom_headers(body.as_bytes(), "a-guess", unix_now());
-                let mut refused = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = service.post(ZOOM, &as_pairs(&headers), body.as_bytes());
-                    assert_eq!(answer.status, 401);
-                    refused += 1;
-                }
-                refused
-            })
-        })
-        .collect();
-    for serial in 0..200 {
-        // A database that the flood leaves little of the machine to may take longer than an append
-        // may; senders send again.
-        eventually("an honest event is taken", || {
-            let answer = service.zoom(&cnam(1, serial));
-            let may_wait = matches!(engine, Engine::Postgres) && answer.status == 503;
-            assert!(answer.status == 200 || may_wait, "{answer:?}");
-            answer.status == 200
-        });
-    }
-    stop.store(true, Ordering::Relaxed);
-    let refused: usize = flood.into_iter().map(|sender| sender.join().unwrap()).sum();
+    let service = home.start();
+    let over = AtomicBool::new(false);
+    let flood = || {
+        let body = cnam(9, 9);
+        let headers = zoom_headers(body.as_bytes(), "a-guess", unix_now());
+        let mut refused = 0;
+        while !over.load(Ordering::Relaxed) {
+            let answer = service.post(ZOOM, &as_pairs(&headers), body.as_bytes());
+            assert_eq!(answer.status, 401);
+            refused += 1;
+        }
+        refused
+    };
+    let refused: usize = thread::scope(|scope| {
+        let floods: Vec<_> = (0..8).map(|_| scope.spawn(flood)).collect();
+        let end = Raise(&over);
+        for serial in 0..200 {
+            // A database that the flood leaves little of the machine to may take longer than an
+            // append may; senders send again.
+            eventually("an honest event is taken", || {
+                let answer = service.zoom(&cnam(1, serial));
+                let may_wait = matches!(engine, Engine::Postgres) && answer.status == 503;
+                assert!(answer.status == 200 || may_wait, "{answer:?}");
+                answer.status == 200
+            });
+        }
+        drop(end);
+        floods.into_iter().map(|flood| flood.join().unwrap()).sum()
+    });
     assert!(refused > 200, "{refused} forgeries are no flood");
     eventually("each honest event is archived", || {
         home.archived().len() == 200
@@ -312,4 +311,13 @@ fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Eng
         (1..10).contains(&lines),
         "{lines} lines for {refused} forgeries"
     );
+}
+
+/// Raises a flag when it goes, in a panic too: what waits for the flag must not outlive its test.
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["store"],
     &["provider"],
     &["event"],
-    &["secret", "authorities", "quantity"],
+    &["secret", "authorities", "postgres_url", "quantity"],
     &["telemetry"],
 ];
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     authorities::Authorities,
-    handler::{self, broker, dial::Schemes, message::Format, template::Template},
+    handler::{self, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
 };
@@ -57,12 +57,9 @@ impl TryFrom<String> for Address {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let schemes = [SCHEMES.tls.0, SCHEMES.plain.0];
-        let url = broker::url(&text, &schemes, "amqps://rabbitmq.example.com")?;
-        if !url.path().trim_start_matches('/').is_empty() {
-            return Err("the URL has a path; the virtual host is for `vhost` to say".to_owned());
-        }
-        Ok(Self(url))
+        let example = "amqps://rabbitmq.example.com";
+        let place = "the virtual host is for `vhost` to say";
+        SCHEMES.url(&text, example, place).map(Self)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     authorities::Authorities,
-    handler::{self, broker, dial::Schemes, message::Format, template::Template},
+    handler::{self, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
 };
@@ -68,12 +68,9 @@ impl TryFrom<String> for Address {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let schemes = [SCHEMES.tls.0, SCHEMES.plain.0];
-        let url = broker::url(&text, &schemes, "mqtts://mqtt.example.com")?;
-        if !url.path().trim_start_matches('/').is_empty() {
-            return Err("the URL has a path; which topic is for `topic` to say".to_owned());
-        }
-        Ok(Self(url))
+        let example = "mqtts://mqtt.example.com";
+        let place = "which topic is for `topic` to say";
+        SCHEMES.url(&text, example, place).map(Self)
     }
 }
 

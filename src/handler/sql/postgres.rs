@@ -19,7 +19,7 @@ use std::{
 use bytes::BytesMut;
 use tokio_postgres::{
     Client, NoTls, Socket, Statement,
-    config::{Host, SslMode, TargetSessionAttrs},
+    config::{SslMode, TargetSessionAttrs},
     error::{DbError, SqlState},
     tls::{MakeTlsConnect, TlsConnect},
     types::{IsNull, Json, Kind, ToSql, Type},
@@ -32,7 +32,12 @@ use super::{
     field::{Field, Row, Value},
     template::Template,
 };
-use crate::{authorities::Authorities, handler::with_causes, secret::Secret};
+use crate::{
+    authorities::Authorities,
+    handler::with_causes,
+    postgres_url::{is_here, split_ssl_mode},
+    secret::Secret,
+};
 
 /// After how much silence the server is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -59,7 +64,7 @@ impl Config {
         config.ssl_mode(match mode {
             Some("disable") => SslMode::Disable,
             Some("verify-full") => SslMode::Require,
-            None if config.get_hosts().iter().all(is_local) => SslMode::Disable,
+            None if config.get_hosts().iter().all(is_here) => SslMode::Disable,
             None => SslMode::Require,
             Some(_) => {
                 return Err(
@@ -89,29 +94,6 @@ impl Config {
         }
         self.0.password(password.expose());
         Ok(())
-    }
-}
-
-/// Takes `sslmode` out of a URL: the client itself does not know what `verify-full` is.
-fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
-    let Some((base, parameters)) = url.split_once('?') else {
-        return (url.to_owned(), None);
-    };
-    let (modes, others): (Vec<_>, Vec<_>) = parameters
-        .split('&')
-        .partition(|parameter| parameter.starts_with("sslmode="));
-    let mode = modes.last().and_then(|mode| mode.split_once('='));
-    let url = format!("{base}?{}", others.join("&"));
-    (url, mode.map(|(_, mode)| mode))
-}
-
-fn is_local(host: &Host) -> bool {
-    match host {
-        Host::Tcp(name) => {
-            let address = name.parse::<std::net::IpAddr>();
-            name == "localhost" || address.is_ok_and(|address| address.is_loopback())
-        }
-        Host::Unix(_) => true,
     }
 }
 

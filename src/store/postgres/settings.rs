@@ -1,11 +1,16 @@
 //! What the TOML says of a PostgreSQL store.
 
-use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
-use crate::{authorities::Authorities, quantity, secret::Secret};
+use crate::{
+    authorities::Authorities,
+    postgres_url::{is_here, split_ssl_mode},
+    quantity,
+    secret::Secret,
+};
 
 /// How long a connection may take to be made to one of the hosts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -255,35 +260,10 @@ fn complete(config: &mut tokio_postgres::Config, tls: Tls) {
     config.keepalives_retries(2);
 }
 
-/// Takes `sslmode` out of the parameters of a URL: the client knows only some of its values.
-fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
-    let Some((base, parameters)) = url.split_once('?') else {
-        return (url.to_owned(), None);
-    };
-    let (modes, others): (Vec<_>, Vec<_>) = parameters
-        .split('&')
-        .partition(|parameter| parameter.starts_with("sslmode="));
-    let mode = modes
-        .last()
-        .and_then(|parameter| parameter.strip_prefix("sslmode="));
-    (format!("{base}?{}", others.join("&")), mode)
-}
-
 fn host_name(host: &Host) -> String {
     match host {
         Host::Tcp(name) => name.clone(),
         #[cfg(unix)]
         Host::Unix(path) => path.display().to_string(),
-    }
-}
-
-/// Whether a host is on this machine.
-fn is_here(host: &Host) -> bool {
-    match host {
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-        }
-        #[cfg(unix)]
-        Host::Unix(_) => true,
     }
 }
