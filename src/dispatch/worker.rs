@@ -52,6 +52,8 @@ pub(super) struct Worker {
     begun: HashMap<task::Id, Begun>,
     /// What the store has not been told yet. Kept until it has been.
     unsettled: Vec<Settlement>,
+    /// The store did not take it the last time.
+    is_behind: bool,
     /// When something that waits becomes due.
     next_due: Option<Timestamp>,
     /// Until when the store is left alone, after it has failed.
@@ -90,6 +92,7 @@ impl Worker {
             attempts: JoinSet::new(),
             begun: HashMap::new(),
             unsettled: Vec::new(),
+            is_behind: false,
             next_due: None,
             troubled_until: None,
             chance: RandomState::new(),
@@ -164,7 +167,7 @@ impl Worker {
         !self.is_troubled()
             && self.held() < self.capacity()
             && self.waiting.len() <= self.ahead() / 2
-            && self.unsettled.len() <= self.capacity()
+            && !self.is_behind
     }
 
     fn is_troubled(&self) -> bool {
@@ -183,13 +186,14 @@ impl Worker {
         self.troubled_until = Some(Instant::now() + LOOK_EVERY);
     }
 
-    /// Tells the store what has ended, and asks it for more: at once, or, where nothing is in hand,
-    /// one after the other, since what comes next may be waiting for what has ended.
+    /// Tells the store what has ended, and asks it for more: at the same time, or, where nothing is
+    /// in hand or the store is behind, one after the other, since what comes next may be waiting for
+    /// what has ended.
     async fn exchange(&mut self) {
-        if self.held() == 0 {
+        if self.held() == 0 || self.is_behind {
             self.settle().await;
         }
-        let (settled, claimed) = tokio::join!(self.ask_to_settle(), self.ask_for_claims());
+        let (settled, claimed) = tokio::join!(biased; self.ask_to_settle(), self.ask_for_claims());
         self.take_settled(settled);
         self.take_claims(claimed);
     }
@@ -209,8 +213,14 @@ impl Worker {
 
     fn take_settled(&mut self, settled: Option<Result<(), StoreError>>) {
         match settled {
-            Some(Ok(())) => self.unsettled.clear(),
-            Some(Err(error)) => self.trouble("recording how deliveries went", &error),
+            Some(Ok(())) => {
+                self.unsettled.clear();
+                self.is_behind = false;
+            }
+            Some(Err(error)) => {
+                self.is_behind = true;
+                self.trouble("recording how deliveries went", &error);
+            }
             None => {}
         }
     }

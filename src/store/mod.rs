@@ -93,7 +93,7 @@ pub trait Store: Send + Sync + 'static {
         true
     }
 
-    /// Changes whenever there may be something new to claim. A hint: a caller looks now and then
+    /// Changes whenever there may be something new to claim, after a settlement too. A hint: a caller looks now and then
     /// without one as well, since work may also come from another process.
     fn work(&self) -> watch::Receiver<u64>;
 
