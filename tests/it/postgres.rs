@@ -209,6 +209,11 @@ fn what_an_embedded_store_holds_can_be_moved_whole_and_though_it_is_cut_short() 
     assert!(again.status.success(), "{again:?}");
     assert_eq!(String::from_utf8(again.stdout).unwrap(), said);
     assert!(known(&new) == before, "what is known differs");
+
+    let _service = new.start();
+    eventually("the service has taken its place", || {
+        new.run(&migrate).status.code() == Some(69)
+    });
 }
 
 #[test]

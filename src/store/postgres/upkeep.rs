@@ -77,6 +77,13 @@ pub(super) const FORGET: &str = "WITH
         WHERE t.topic = k.topic AND t.latest <= k.latest)
     SELECT max(position) FROM slice";
 
+/// Whether this connection is now the one of the replica that does it: nobody else's is, until it
+/// ends.
+pub(super) async fn elect(session: &Session) -> Result<bool, Fault> {
+    let elected = session.client.query_one(ELECT, &[]).await?;
+    Ok(elected.try_get(0)?)
+}
+
 /// Does it until the store is closed.
 pub(super) async fn run(parts: Arc<Parts>) {
     let mut chores = Chores {
@@ -136,8 +143,7 @@ impl Chores {
             let session = timeout(PATIENCE, connecting)
                 .await
                 .map_err(|_| Fault::Away("the database does not answer".to_owned()))??;
-            let elected = session.client.query_one(ELECT, &[]).await?;
-            if elected.try_get(0)? {
+            if elect(&session).await? {
                 self.session = Some(session);
             }
         }
