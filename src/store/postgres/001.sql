@@ -23,7 +23,6 @@ CREATE TABLE events (
     PRIMARY KEY (day, position)
 ) PARTITION BY LIST (day);
 CREATE INDEX events_by_id ON events (id);
-CREATE INDEX events_by_lane ON events (lane, position) WHERE key IS NOT NULL;
 
 -- By what a copy of an event is known.
 CREATE TABLE seen (

@@ -18,7 +18,7 @@ use crate::{
     event::{EventId, EventName, HandlerName, Key},
     store::{
         Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
-        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError, lane,
+        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
         record::id_range,
     },
 };
@@ -27,7 +27,7 @@ use crate::{
 const SLICE: i64 = 500;
 
 /// What a line of a list is made of, of a table or alias `e`.
-const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.received_at, e.position,
+const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.received_at,
     (SELECT count(*) FROM handlers h JOIN deliveries d ON d.handler = h.id
         AND d.position = e.position),
     (SELECT count(*) FROM ended x WHERE x.day = e.day AND x.position = e.position AND x.state = 2)";
@@ -143,27 +143,17 @@ impl Records for Operator {
 
 /// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
 async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<EventSummary>, Fault> {
-    let by_time = format!(
-        "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2 ORDER BY e.id DESC LIMIT $3"
-    );
-    let by_key = format!(
-        "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2 AND e.key = $4
-             AND e.lane = $5 AND e.key IS NOT NULL AND e.position < $6
-         ORDER BY e.position DESC LIMIT $3"
+    let query = format!(
+        "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2
+             AND ($4::text IS NULL OR e.key = $4) ORDER BY e.id DESC LIMIT $3"
     );
     let (from, to) = id_range(filter.since, filter.until);
     let (from, mut to) = (Uuid::from_bytes(from), Uuid::from_bytes(to));
     let key = filter.key.as_ref().map(|key| text::to_sql(key.as_str()));
-    let lane = filter.key.as_ref().map(lane::of);
-    let mut before = i64::MAX;
     let mut found = Vec::new();
     loop {
-        let (query, parameters): (&str, &[&(dyn ToSql + Sync)]) = if key.is_some() {
-            (&by_key, &[&from, &to, &SLICE, &key, &lane, &before])
-        } else {
-            (&by_time, &[&from, &to, &SLICE])
-        };
-        let page = session.client.query(query, parameters).await?;
+        let parameters: &[&(dyn ToSql + Sync)] = &[&from, &to, &SLICE, &key];
+        let page = session.client.query(&query, parameters).await?;
         for row in &page {
             let event = summary(row)?;
             if filter.takes(&event.name, event.received_at) && found.len() < filter.limit {
@@ -173,13 +163,9 @@ async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<Even
         let Some(last) = page.last().filter(|_| found.len() < filter.limit) else {
             return Ok(found);
         };
-        if key.is_some() {
-            before = last.try_get(6)?;
-        } else {
-            // The range is closed above, and ids are numbers.
-            let last: Uuid = last.try_get(0)?;
-            to = Uuid::from_u128(last.as_u128().saturating_sub(1));
-        }
+        // The range is closed above, and ids are numbers.
+        let last: Uuid = last.try_get(0)?;
+        to = Uuid::from_u128(last.as_u128().saturating_sub(1));
     }
 }
 
@@ -193,8 +179,8 @@ fn summary(row: &Row) -> Result<EventSummary, Fault> {
         key: key.map(|key| Key::new(text::from_sql(key))),
         occurred_at: row.try_get(4)?,
         received_at: row.try_get(5)?,
-        open: row.try_get::<_, i64>(7)?.cast_unsigned(),
-        parked: row.try_get::<_, i64>(8)?.cast_unsigned(),
+        open: row.try_get::<_, i64>(6)?.cast_unsigned(),
+        parked: row.try_get::<_, i64>(7)?.cast_unsigned(),
     })
 }
 
