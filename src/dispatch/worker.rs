@@ -10,6 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::{
+    sync::watch,
     task::{self, JoinError, JoinSet},
     time::{Instant, sleep, timeout_at},
 };
@@ -103,9 +104,7 @@ impl Worker {
     pub(super) async fn run(mut self) {
         let mut work = self.parts.store.work();
         while !self.stop.is_cancelled() {
-            // Before the claim: what arrives during it must wake us again.
-            work.borrow_and_update();
-            self.exchange().await;
+            self.exchange(&mut work).await;
             self.begin();
             let (has_room, pause) = (self.has_room(), self.until_next_look());
             tokio::select! {
@@ -189,10 +188,12 @@ impl Worker {
     /// Tells the store what has ended, and asks it for more: at the same time, or, where nothing is
     /// in hand or the store is behind, one after the other, since what comes next may be waiting for
     /// what has ended.
-    async fn exchange(&mut self) {
+    async fn exchange(&mut self, work: &mut watch::Receiver<u64>) {
         if self.held() == 0 || self.is_behind {
             self.settle().await;
         }
+        // Before the claim: what arrives during it must wake us again.
+        work.borrow_and_update();
         let (settled, claimed) = tokio::join!(biased; self.ask_to_settle(), self.ask_for_claims());
         self.take_settled(settled);
         self.take_claims(claimed);
