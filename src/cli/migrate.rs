@@ -46,11 +46,10 @@ pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    let number = |number| usize::try_from(number).unwrap_or(usize::MAX);
     writeln!(
         io::stdout(),
         "{} with {} moved and compared; checksum {}; {} left out, since the store has copies of them",
-        count(number(moved.events), "event"),
+        count(usize::try_from(moved.events).unwrap_or(usize::MAX), "event"),
         match moved.deliveries {
             1 => "1 delivery".to_owned(),
             deliveries => format!("{deliveries} deliveries"),

@@ -221,7 +221,10 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text += &format!(": {cause}");
+        // Some errors tell their cause themselves.
+        if !text.ends_with(&cause.to_string()) {
+            text += &format!(": {cause}");
+        }
         source = cause.source();
     }
     text

@@ -93,8 +93,8 @@ pub trait Store: Send + Sync + 'static {
         true
     }
 
-    /// Changes whenever there may be something new to claim, after a settlement too. A hint: a caller looks now and then
-    /// without one as well, since work may also come from another process.
+    /// Changes whenever there may be something new to claim, after a settlement too. A hint: a
+    /// caller looks now and then without one as well, since work may also come from another process.
     fn work(&self) -> watch::Receiver<u64>;
 
     /// Whether the store takes appends.

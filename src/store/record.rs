@@ -153,12 +153,8 @@ pub struct ReplaySummary {
 impl EventFilter {
     /// Whether it takes an event of that name, received then.
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
-        takes(
-            self.name.as_ref(),
-            (self.since, self.until),
-            name,
-            received_at,
-        )
+        let times = (self.since, self.until);
+        takes(self.name.as_ref(), times, name, received_at)
     }
 }
 
@@ -166,12 +162,8 @@ impl ReplaySelection {
     /// Whether it takes an event of that name, received then.
     #[cfg(feature = "postgres")]
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
-        takes(
-            self.name.as_ref(),
-            (self.since, self.until),
-            name,
-            received_at,
-        )
+        let times = (self.since, self.until);
+        takes(self.name.as_ref(), times, name, received_at)
     }
 
     /// Whether each handler that it names is one that `is_configured`.

@@ -5,12 +5,13 @@
 //! a new connection and has what comes of it for its reason; how often is then for the delivery's
 //! own pauses to say.
 
-use std::{error::Error as _, sync::Arc};
+use std::sync::Arc;
 
 use async_nats::{Client, ConnectError, Event, connection::State};
 use tokio::sync::{Mutex, broadcast};
 
 use super::Settings;
+use crate::handler::with_causes;
 
 /// How many of a server's complaints may wait to be looked at by one attempt; each attempt in
 /// flight causes at most a few.
@@ -78,14 +79,5 @@ impl Link {
 
 /// What went wrong, down to its first cause.
 fn describe(error: &ConnectError) -> String {
-    let mut text = format!("cannot connect: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // Some errors tell their cause themselves.
-        if !text.ends_with(&cause.to_string()) {
-            text += &format!(": {cause}");
-        }
-        source = cause.source();
-    }
-    text
+    format!("cannot connect: {}", with_causes(error))
 }

@@ -29,10 +29,9 @@
 //!
 //! What waits is taken together (see `append`). One query draws a position for each event and says
 //! which dedupe keys are known; then one statement, a transaction of its own, adds keys, topics,
-//! events, deliveries and counts. Two replicas that store
-//! copies at once meet in the unique key of `seen`: the later one fails, looks again, and finds a
-//! copy. Copies are answered behind a commit as well, since what they are copies of may have been
-//! committed here and not on a standby yet.
+//! events, deliveries and counts. Two replicas that store copies at once meet in the unique key of
+//! `seen`: the later one fails, looks again, and finds a copy. Copies are answered behind a commit as
+//! well, since what they are copies of may have been committed here and not on a standby yet.
 //!
 //! A position is drawn after the events before it in their sender's order have been committed, so
 //! an event that was acknowledged before another was sent has the smaller one. Between events that
@@ -66,7 +65,8 @@
 //!
 //! # Locks
 //!
-//! In this order, each kind ascending: dedupe keys, topics, then rows of `held`, then deliveries.
+//! In this order: dedupe keys and topics, each kind ascending and both by the one statement that adds
+//! them, then rows of `held`, then deliveries, ascending as well.
 //! Deliveries are locked by claims only where nobody else has (`SKIP LOCKED`). Where two
 //! transactions collide in spite of that, one is taken back and made again.
 //!
