@@ -12,6 +12,7 @@
 mod retry;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod worker;
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};

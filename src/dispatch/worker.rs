@@ -1,7 +1,12 @@
 //! One handler's worker: claims, attempts, settles.
+//!
+//! The store is asked for more, and told what has ended, while attempts are under way: neither waits
+//! for the other. Of each kind one question at a time is put to it, and what comes up meanwhile goes
+//! into the next one.
 
 use std::{
     collections::{HashMap, VecDeque},
+    future::pending,
     hash::{BuildHasher, RandomState},
     mem,
     sync::Arc,
@@ -12,31 +17,24 @@ use jiff::Timestamp;
 use tokio::{
     sync::watch,
     task::{self, JoinError, JoinSet},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Consumer, Parts,
-    retry::{Failure, Next},
-};
+use super::{Consumer, Parts, verdict};
 use crate::{
     event::Notification,
     handler::{DeliveryContext, Outcome, Panicked},
-    store::{Claim, Claims, Settlement, StoreError, Verdict},
-    telemetry::{ByHandler, ByOutcome},
+    store::{BoxFuture, Claim, Claims, Settlement, StoreError, Verdict},
 };
 
 /// How often the store is asked for deliveries though nothing says that there are any, and how long
 /// it is left alone after it has failed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The shortest pause between two questions for what is due, should a store name a time in the past
-/// for something that it does not hand out.
+/// The shortest pause between two questions that come to nothing, should a store name a time in the
+/// past for something that it does not hand out.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(10);
-
-/// How much of a reason is stored, in characters: reasons are for people to read.
-const LONGEST_REASON: usize = 1000;
 
 /// One handler's worker. All that it knows is in the store as well, but for what it has claimed.
 pub(super) struct Worker {
@@ -53,14 +51,24 @@ pub(super) struct Worker {
     begun: HashMap<task::Id, Begun>,
     /// What the store has not been told yet. Kept until it has been.
     unsettled: Vec<Settlement>,
-    /// The store did not take it the last time.
+    /// What the store is being told.
+    settling: Question<Told>,
+    /// How many deliveries the store is being asked for.
+    claiming: Question<(usize, Result<Claims, StoreError>)>,
+    /// The store did not take what it was told the last time.
     is_behind: bool,
-    /// When something that waits becomes due.
-    next_due: Option<Timestamp>,
+    /// When the store is asked again though nothing says that there is anything.
+    look_at: Instant,
     /// Until when the store is left alone, after it has failed.
     troubled_until: Option<Instant>,
     /// Where chance comes from. Nobody gains anything by guessing it.
     chance: RandomState,
+}
+
+/// What the store has been told, and its answer.
+struct Told {
+    settlements: Vec<Settlement>,
+    answer: Result<Vec<Claim>, StoreError>,
 }
 
 /// A claim that is being attempted.
@@ -75,6 +83,29 @@ struct Ended {
     outcome: Option<Outcome>,
     at: Timestamp,
     took: Duration,
+}
+
+/// Something that the store may be working on.
+struct Question<T>(Option<BoxFuture<'static, T>>);
+
+impl<T> Question<T> {
+    const fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn put(&mut self, question: impl Future<Output = T> + Send + 'static) {
+        self.0 = Some(Box::pin(question));
+    }
+
+    /// The answer, if there is a question. It may be waited for anew after this was dropped.
+    async fn answer(&mut self) -> T {
+        let Some(question) = &mut self.0 else {
+            return pending().await;
+        };
+        let answer = question.await;
+        self.0 = None;
+        answer
+    }
 }
 
 impl Worker {
@@ -93,8 +124,10 @@ impl Worker {
             attempts: JoinSet::new(),
             begun: HashMap::new(),
             unsettled: Vec::new(),
+            settling: Question(None),
+            claiming: Question(None),
             is_behind: false,
-            next_due: None,
+            look_at: Instant::now(),
             troubled_until: None,
             chance: RandomState::new(),
         }
@@ -104,15 +137,18 @@ impl Worker {
     pub(super) async fn run(mut self) {
         let mut work = self.parts.store.work();
         while !self.stop.is_cancelled() {
-            self.exchange(&mut work).await;
+            self.tell();
+            self.ask(&mut work);
             self.begin();
-            let (has_room, pause) = (self.has_room(), self.until_next_look());
+            let (has_room, pause_ends) = (self.has_room(), self.pause_ends());
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => {}
                 Some(joined) = self.attempts.join_next_with_id() => self.end_all(joined),
-                Ok(()) = work.changed(), if has_room => {}
-                () = sleep(pause) => {}
+                told = self.settling.answer() => self.take_told(told),
+                claimed = self.claiming.answer() => self.take_claimed(claimed),
+                Ok(()) = work.changed(), if has_room => self.look_at = Instant::now(),
+                () = sleep_until(pause_ends) => {}
             }
         }
         self.finish().await;
@@ -120,53 +156,64 @@ impl Worker {
 
     /// Releases what was not begun, and waits for what was.
     async fn finish(mut self) {
-        let now = (self.parts.clock)();
-        for claim in mem::take(&mut self.waiting) {
-            let released = self.settlement(&claim, Verdict::Released, now, now);
-            self.unsettled.push(released);
-        }
         loop {
-            self.settle().await;
-            if self.attempts.is_empty() && self.unsettled.is_empty() {
+            self.release_waiting();
+            self.tell();
+            let is_over = self.attempts.is_empty() && self.unsettled.is_empty();
+            if is_over && !self.settling.is_open() && !self.claiming.is_open() {
                 return;
             }
+            let pause_ends = self.pause_ends();
             tokio::select! {
                 biased;
                 Some(joined) = self.attempts.join_next_with_id() => self.end_all(joined),
+                told = self.settling.answer() => self.take_told(told),
+                claimed = self.claiming.answer() => self.take_claimed(claimed),
                 () = self.abandon.cancelled() => {
                     self.attempts.shutdown().await;
                     return;
                 }
-                () = sleep(LOOK_EVERY), if !self.unsettled.is_empty() => {}
+                () = sleep_until(pause_ends) => {}
             }
         }
     }
 
-    /// How many deliveries may be in hand: those under way, and a few more to go on with.
-    fn capacity(&self) -> usize {
-        self.concurrency() + self.ahead()
+    fn release_waiting(&mut self) {
+        for claim in mem::take(&mut self.waiting) {
+            self.release(&claim);
+        }
     }
 
-    fn ahead(&self) -> usize {
-        self.concurrency().div_ceil(2)
+    /// Has the store take a claim back that was not attempted.
+    fn release(&mut self, claim: &Claim) {
+        let now = (self.parts.clock)();
+        let released = self.settlement(claim, Verdict::Released, now, now);
+        self.unsettled.push(released);
     }
 
     fn concurrency(&self) -> usize {
         self.consumer.settings.concurrency.get()
     }
 
-    /// How many deliveries are in hand.
-    fn held(&self) -> usize {
-        self.waiting.len() + self.attempts.len()
+    /// How many deliveries may wait to be begun.
+    fn ahead(&self) -> usize {
+        self.concurrency().div_ceil(2)
+    }
+
+    /// How many more deliveries may be in hand: those under way, and a few more to go on with.
+    fn room(&self) -> usize {
+        let held = self.waiting.len() + self.attempts.len();
+        (self.concurrency() + self.ahead()).saturating_sub(held)
     }
 
     /// Whether it is worth asking for more: not for each one that ends, but once half of what was
     /// claimed ahead has been begun; and not while the store takes none back.
     fn has_room(&self) -> bool {
         !self.is_troubled()
-            && self.held() < self.capacity()
-            && self.waiting.len() <= self.ahead() / 2
             && !self.is_behind
+            && !self.claiming.is_open()
+            && self.room() > 0
+            && self.waiting.len() <= self.ahead() / 2
     }
 
     fn is_troubled(&self) -> bool {
@@ -185,66 +232,83 @@ impl Worker {
         self.troubled_until = Some(Instant::now() + LOOK_EVERY);
     }
 
-    /// Tells the store what has ended, and asks it for more: at the same time, or, where nothing is
-    /// in hand or the store is behind, one after the other, since what comes next may be waiting for
-    /// what has ended.
-    async fn exchange(&mut self, work: &mut watch::Receiver<u64>) {
-        if self.held() == 0 || self.is_behind {
-            self.settle().await;
+    /// Begins to tell the store what has ended since the last time, in one batch, if anything has.
+    fn tell(&mut self) {
+        if self.unsettled.is_empty() || self.settling.is_open() || self.is_troubled() {
+            return;
+        }
+        let settlements = mem::take(&mut self.unsettled);
+        let store = self.parts.store.clone();
+        self.settling.put(async move {
+            let answer = store.settle(settlements.clone()).await;
+            Told {
+                settlements,
+                answer,
+            }
+        });
+    }
+
+    fn take_told(&mut self, told: Told) {
+        match told.answer {
+            Ok(next) => {
+                self.is_behind = false;
+                // What goes on comes before what would begin.
+                for claim in next.into_iter().rev() {
+                    self.waiting.push_front(claim);
+                }
+            }
+            Err(error) => {
+                self.is_behind = true;
+                self.unsettled.splice(..0, told.settlements);
+                self.trouble("recording how deliveries went", &error);
+            }
+        }
+    }
+
+    /// Begins to ask the store for as much as there is room for, if there is any, and if there may be
+    /// something. Where nothing is in hand, what has ended is told first: what comes next may be
+    /// waiting for it.
+    fn ask(&mut self, work: &mut watch::Receiver<u64>) {
+        let is_idle = self.waiting.is_empty() && self.attempts.is_empty();
+        if !self.has_room() || self.look_at > Instant::now() || is_idle && self.settling.is_open() {
+            return;
         }
         // Before the claim: what arrives during it must wake us again.
         work.borrow_and_update();
-        let (settled, claimed) = tokio::join!(biased; self.ask_to_settle(), self.ask_for_claims());
-        self.take_settled(settled);
-        self.take_claims(claimed);
+        let (store, handler) = (self.parts.store.clone(), self.consumer.name.clone());
+        let (room, now) = (self.room(), (self.parts.clock)());
+        self.claiming
+            .put(async move { (room, store.claim(&handler, room, now).await) });
     }
 
-    async fn settle(&mut self) {
-        let settled = self.ask_to_settle().await;
-        self.take_settled(settled);
-    }
-
-    /// Tells the store what has ended since the last time, in one batch, if anything has.
-    async fn ask_to_settle(&self) -> Option<Result<(), StoreError>> {
-        if self.unsettled.is_empty() || self.is_troubled() {
-            return None;
-        }
-        Some(self.parts.store.settle(self.unsettled.clone()).await)
-    }
-
-    fn take_settled(&mut self, settled: Option<Result<(), StoreError>>) {
-        match settled {
-            Some(Ok(())) => {
-                self.unsettled.clear();
-                self.is_behind = false;
-            }
-            Some(Err(error)) => {
-                self.is_behind = true;
-                self.trouble("recording how deliveries went", &error);
-            }
-            None => {}
-        }
-    }
-
-    /// Asks the store for as much as there is room for, if there is any.
-    async fn ask_for_claims(&self) -> Option<Result<Claims, StoreError>> {
-        if !self.has_room() {
-            return None;
-        }
-        let at_most = self.capacity().saturating_sub(self.held());
-        let now = (self.parts.clock)();
-        let claiming = self.parts.store.claim(&self.consumer.name, at_most, now);
-        Some(claiming.await)
-    }
-
-    fn take_claims(&mut self, claimed: Option<Result<Claims, StoreError>>) {
+    fn take_claimed(&mut self, (asked, claimed): (usize, Result<Claims, StoreError>)) {
         match claimed {
-            Some(Ok(claims)) => {
-                self.waiting.extend(claims.claims);
-                self.next_due = claims.next_due;
+            Ok(Claims { claims, next_due }) => {
+                let pause = match (claims.len(), next_due) {
+                    (all, _) if all >= asked => Duration::ZERO,
+                    (0, Some(due)) => self.until(due).max(LOOK_AT_MOST_EVERY),
+                    (_, Some(due)) => self.until(due),
+                    (_, None) => LOOK_EVERY,
+                };
+                self.look_at = Instant::now() + pause.min(LOOK_EVERY);
+                self.waiting.extend(claims);
             }
-            Some(Err(error)) => self.trouble("claiming deliveries", &error),
-            None => {}
+            Err(error) => self.trouble("claiming deliveries", &error),
+        }
+    }
+
+    fn until(&self, due: Timestamp) -> Duration {
+        let pause = due.duration_since((self.parts.clock)());
+        Duration::try_from(pause).unwrap_or_default()
+    }
+
+    /// Until when to wait where nothing happens.
+    fn pause_ends(&self) -> Instant {
+        let now = Instant::now();
+        match self.troubled_until {
+            Some(until) if until > now => until,
+            _ if self.has_room() && self.look_at > now => self.look_at,
+            _ => now + LOOK_EVERY,
         }
     }
 
@@ -256,6 +320,7 @@ impl Worker {
             };
             // This process may have stood still for so long that somebody else has it by now.
             if !self.parts.store.holds(claim.lease) {
+                self.release(&claim);
                 continue;
             }
             let at = (self.parts.clock)();
@@ -294,60 +359,19 @@ impl Worker {
         let Some(Begun { claim, at }) = self.begun.remove(&id) else {
             return;
         };
-        let (verdict, label) = self.judge(&claim, ended.outcome, ended.at);
-        self.report(&claim, &verdict, label, ended.took);
+        let Consumer { name, settings, .. } = &*self.consumer;
+        let jitter = self.jitter(&claim);
+        let (verdict, label) = verdict::judge(settings, &claim, ended.outcome, ended.at, jitter);
+        verdict::report(
+            &self.parts.metrics,
+            name,
+            &claim,
+            &verdict,
+            label,
+            ended.took,
+        );
         let settlement = self.settlement(&claim, verdict, at, ended.at);
         self.unsettled.push(settlement);
-    }
-
-    /// What the outcome of an attempt comes to, and the word for it in metrics. An attempt that
-    /// makes its delivery parked is counted as that, whatever it failed of.
-    fn judge(
-        &self,
-        claim: &Claim,
-        outcome: Option<Outcome>,
-        now: Timestamp,
-    ) -> (Verdict, &'static str) {
-        let (after, why, label) = match outcome {
-            Some(Outcome::Done) => return (Verdict::Done, "done"),
-            Some(Outcome::Skip { why }) => {
-                let why = bounded(&why);
-                return (Verdict::Skipped { why }, "skipped");
-            }
-            Some(Outcome::Park { why }) => {
-                let why = bounded(&why.to_string());
-                return (Verdict::Parked { why }, "parked");
-            }
-            Some(Outcome::Retry { after, why }) => {
-                let label = if why.is::<Panicked>() {
-                    "panic"
-                } else {
-                    "retry"
-                };
-                (after, why.to_string(), label)
-            }
-            None => {
-                let timeout = humantime::format_duration(self.consumer.settings.timeout);
-                (None, format!("took longer than {timeout}"), "timeout")
-            }
-        };
-        let failure = Failure {
-            attempt: claim.attempt,
-            since: claim.since,
-            now,
-            after,
-            jitter: self.jitter(claim),
-        };
-        match self.consumer.settings.retry.next(failure) {
-            Next::At(due_at) => {
-                let why = bounded(&why);
-                (Verdict::Retry { due_at, why }, label)
-            }
-            Next::Never(limit) => {
-                let why = bounded(&format!("{limit}; the last one: {why}"));
-                (Verdict::Parked { why }, "parked")
-            }
-        }
     }
 
     /// A random number from 0 to 1.
@@ -371,52 +395,6 @@ impl Worker {
             started_at,
             finished_at,
         }
-    }
-
-    /// Counts an attempt, and logs it at the level of what an operator has to do about it.
-    fn report(&self, claim: &Claim, verdict: &Verdict, label: &'static str, took: Duration) {
-        let handler = &self.consumer.name;
-        let by_outcome = ByOutcome {
-            handler: handler.to_string(),
-            outcome: label,
-        };
-        self.parts
-            .metrics
-            .deliveries
-            .get_or_create(&by_outcome)
-            .inc();
-        self.parts
-            .metrics
-            .delivery_seconds
-            .get_or_create(&ByHandler::from(handler))
-            .observe(took.as_secs_f64());
-
-        let Notification { id, name, .. } = &*claim.notification;
-        let attempt = claim.attempt;
-        match verdict {
-            Verdict::Parked { why } => tracing::error!(
-                %handler, event.id = %id, event.name = %name, attempt, reason = %why,
-                "parked the delivery of {id} to {handler}: {why}",
-            ),
-            Verdict::Retry { due_at, why } => tracing::warn!(
-                %handler, event.id = %id, event.name = %name, attempt, %due_at, reason = %why,
-                "the delivery of {id} to {handler} will be tried again: {why}",
-            ),
-            Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => tracing::debug!(
-                %handler, event.id = %id, event.name = %name, attempt, outcome = label,
-                "delivered {id} to {handler}: {label}",
-            ),
-        }
-    }
-
-    /// How long to wait where nothing happens.
-    fn until_next_look(&self) -> Duration {
-        let Some(due) = self.next_due.filter(|_| self.has_room()) else {
-            return LOOK_EVERY;
-        };
-        let pause = due.duration_since((self.parts.clock)());
-        let pause = Duration::try_from(pause).unwrap_or_default();
-        pause.clamp(LOOK_AT_MOST_EVERY, LOOK_EVERY)
     }
 }
 
@@ -446,8 +424,4 @@ async fn attempt(
         at: clock(),
         took: began.elapsed(),
     }
-}
-
-fn bounded(reason: &str) -> String {
-    reason.chars().take(LONGEST_REASON).collect()
 }

@@ -80,12 +80,15 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>>;
 
-    /// Records how claimed deliveries went. What the next in order for a key is becomes claimable.
+    /// Records how claimed deliveries went. What the next in order for a key is becomes claimable, or
+    /// is claimed at once for the caller and given back, where the engine has it at hand: never more
+    /// than one for each that was settled.
     ///
     /// # Errors
     ///
     /// When the ledger cannot be written; the deliveries are then made again.
-    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>>;
+    fn settle(&self, settlements: Vec<Settlement>)
+    -> BoxFuture<'_, Result<Vec<Claim>, StoreError>>;
 
     /// Whether a claim is still the caller's, as far as can be told without asking: to be looked at
     /// before its attempt begins.

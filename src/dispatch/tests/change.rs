@@ -125,3 +125,39 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
             .rows(|rows| matches!(rows[0].state, State::Claimed(_)))
     );
 }
+
+#[tokio::test]
+async fn what_the_last_settlement_brings_is_released() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let (sender, mut taken) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |body, _| {
+        sender.send(body).unwrap();
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    })])
+    .await;
+    stage.store.go_on();
+    stage.store.push(Some("a"), "1");
+    stage.store.push(Some("a"), "2");
+    assert_eq!(next(&mut taken).await, "1");
+    let drained = stage.drain();
+    tokio::pin!(drained);
+    tokio::select! {
+        biased;
+        _ = &mut drained => panic!("it did not wait"),
+        () = std::future::ready(()) => {}
+    }
+    opened.add_permits(1);
+    assert!(drained.await);
+    assert!(stage.store.rows(|rows| rows[0].is(&Verdict::Done)));
+    assert!(
+        stage
+            .store
+            .rows(|rows| matches!(rows[1].state, State::Ready(_)))
+    );
+    assert!(taken.try_recv().is_err());
+}

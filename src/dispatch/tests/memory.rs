@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, atomic::AtomicU32},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32},
+    },
 };
 
 use bytes::Bytes;
@@ -25,6 +28,7 @@ pub(super) struct Memory {
     leases: AtomicU32,
     work: watch::Sender<u64>,
     failing: Failing,
+    goes_on: AtomicBool,
 }
 
 /// How often each method is still to fail.
@@ -119,6 +123,11 @@ impl Memory {
         self.failing.settle.store(times, Ordering::SeqCst);
     }
 
+    /// From now on each delivery that ends brings the next of its key.
+    pub(super) fn go_on(&self) {
+        self.goes_on.store(true, Ordering::SeqCst);
+    }
+
     fn bump(&self) {
         self.work.send_modify(|version| *version += 1);
     }
@@ -142,21 +151,26 @@ impl Memory {
                 claims.next_due = Some(claims.next_due.map_or(due, |next| next.min(due)));
                 continue;
             }
-            let lease = Lease(self.leases.fetch_add(1, Ordering::SeqCst).into());
-            row.state = State::Claimed(lease);
-            claims.claims.push(Claim {
-                notification: row.notification.clone(),
-                lease,
-                attempt: row.attempts + 1,
-                since: row.since,
-                replay: Some(REPLAY.to_owned()),
-                superseded: true,
-            });
+            claims.claims.push(self.hand_out(row));
         }
         claims
     }
 
-    fn put_down(&self, settlement: Settlement) {
+    fn hand_out(&self, row: &mut Row) -> Claim {
+        let lease = Lease(self.leases.fetch_add(1, Ordering::SeqCst).into());
+        row.state = State::Claimed(lease);
+        Claim {
+            notification: row.notification.clone(),
+            lease,
+            attempt: row.attempts + 1,
+            since: row.since,
+            replay: Some(REPLAY.to_owned()),
+            superseded: true,
+        }
+    }
+
+    /// Gives back the next of the key, if it is to go on.
+    fn put_down(&self, settlement: Settlement) -> Option<Claim> {
         let mut rows = self.rows.lock().unwrap();
         let is_meant = |row: &&mut Row| {
             row.handler == settlement.handler
@@ -174,6 +188,16 @@ impl Memory {
             }
             verdict => State::Settled(verdict),
         };
+        let key = row.notification.key.clone()?;
+        let is_over = matches!(row.state, State::Settled(_));
+        let is_next = |row: &&mut Row| {
+            row.handler == settlement.handler
+                && row.notification.key.as_ref() == Some(&key)
+                && matches!(row.state, State::Ready(_))
+        };
+        let next = rows.iter_mut().find(is_next)?;
+        let goes_on = is_over && self.goes_on.load(Ordering::SeqCst);
+        goes_on.then(|| self.hand_out(next))
     }
 }
 
@@ -218,14 +242,16 @@ impl Store for Memory {
         })
     }
 
-    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn settle(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async {
             fail(&self.failing.settle)?;
-            for settlement in settlements {
-                self.put_down(settlement);
-            }
+            let put_down = |settlement| self.put_down(settlement);
+            let next = settlements.into_iter().filter_map(put_down).collect();
             self.bump();
-            Ok(())
+            Ok(next)
         })
     }
 

@@ -381,3 +381,35 @@ async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt(
     assert!(stage.drain().await);
     assert!(taken.try_recv().is_err());
 }
+
+#[tokio::test]
+async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
+    let (sender, mut taken) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |body, context| {
+        let failing = body == "2" && context.attempt == 1;
+        sender.send(body).unwrap();
+        Box::pin(async move {
+            if failing {
+                Outcome::retry("not yet")
+            } else {
+                Outcome::Done
+            }
+        })
+    })])
+    .await;
+    stage.store.go_on();
+    for body in ["1", "2", "3", "4"] {
+        stage.store.push(Some("a"), body);
+    }
+    stage
+        .store
+        .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
+        .await;
+    let mut got = Vec::new();
+    for _ in 0..5 {
+        got.push(next(&mut taken).await);
+    }
+    assert_eq!(got, ["1", "2", "2", "3", "4"]);
+    assert!(stage.drain().await);
+    assert!(taken.try_recv().is_err());
+}

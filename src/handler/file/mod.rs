@@ -95,21 +95,28 @@ impl Handler for Lines {
     type Event = AnyEvent;
 
     async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
-        let (written, answer) = oneshot::channel();
+        let (written, mut answer) = oneshot::channel();
         let event = CloudEvent::new(delivery.notification, delivery.context);
         self.enqueue(Line {
             text: event.to_line() + "\n",
             at: delivery.context.started_at,
             written,
         });
-        let mut writer = self.writer.clone().lock_owned().await;
-        let batch = mem::take(&mut *self.waiting());
-        if !batch.is_empty() {
-            // Not waited for but through `answer`: the writer belongs to the thread until the
-            // batch is written, whatever becomes of this attempt.
-            tokio::task::spawn_blocking(move || write(&mut writer, batch));
-        }
-        let why = match answer.await {
+        let answer = tokio::select! {
+            biased;
+            // Somebody else has written it: we leave the queue, so that the next one in it has lines.
+            answer = &mut answer => answer,
+            mut writer = self.writer.clone().lock_owned() => {
+                let batch = mem::take(&mut *self.waiting());
+                if !batch.is_empty() {
+                    // Not waited for but through `answer`: the writer belongs to the thread until
+                    // the batch is written, whatever becomes of this attempt.
+                    tokio::task::spawn_blocking(move || write(&mut writer, batch));
+                }
+                answer.await
+            }
+        };
+        let why = match answer {
             Ok(Ok(())) => return Outcome::Done,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the writer ended before it answered".to_owned(),
@@ -235,6 +242,22 @@ mod tests {
         drop(held);
         assert!(matches!(deliver(&archive, "2").await, Outcome::Done));
         assert_eq!(bodies(&path), [serde_json::json!(2)]);
+    }
+
+    #[tokio::test]
+    async fn whose_line_somebody_else_has_written_does_not_wait_for_the_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.ndjson");
+        let archive = build(&format!("{{ path = {path:?} }}")).unwrap();
+        let mut held = archive.writer.clone().lock_owned().await;
+        let mut attempt = Box::pin(deliver(&archive, "1"));
+        tokio::select! {
+            biased;
+            _ = &mut attempt => panic!("it wrote without the writer"),
+            () = std::future::ready(()) => {}
+        }
+        write(&mut held, mem::take(&mut *archive.waiting()));
+        assert!(matches!(attempt.await, Outcome::Done));
     }
 
     #[tokio::test]

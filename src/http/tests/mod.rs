@@ -27,7 +27,9 @@ use crate::{
     event::{HandlerName, Notification},
     provider::{Entry, Message, Provider, Verified},
     secret,
-    store::{AppendError, BoxFuture, Claims, Health, Settlement, Store, StoreError, Subscription},
+    store::{
+        AppendError, BoxFuture, Claim, Claims, Health, Settlement, Store, StoreError, Subscription,
+    },
 };
 
 /// Nothing here takes so long unless it hangs.
@@ -168,8 +170,8 @@ impl Store for Memory {
         Box::pin(async { Ok(Claims::default()) })
     }
 
-    fn settle(&self, _: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
+    fn settle(&self, _: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn work(&self) -> watch::Receiver<u64> {

@@ -60,8 +60,8 @@ use self::{
     segment::Position,
 };
 use super::{
-    AppendError, BoxFuture, Claims, Context, Engine, Health, Kind, Records, Settlement, Source,
-    Store, StoreError, Subscription, condition::Condition,
+    AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Records, Settlement,
+    Source, Store, StoreError, Subscription, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -287,8 +287,15 @@ impl Store for Embedded {
         Box::pin(self.parts.ledger.run("claiming deliveries", job))
     }
 
-    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let job = move |books: &mut ledger::Books| books.settle(&settlements);
+    fn settle(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
+        // What comes next is a claim like any other: nothing is far away here.
+        let job = move |books: &mut ledger::Books| {
+            books.settle(&settlements)?;
+            Ok(Vec::new())
+        };
         Box::pin(self.parts.ledger.run("settling deliveries", job))
     }
 

@@ -1,11 +1,15 @@
 //! Handing deliveries out.
 //!
 //! First slots are taken, by what looks ready; then, with nobody else in them, it is seen which
-//! delivery is the oldest of each. What looked ready and is not the oldest is queued, so that
+//! deliveries are the oldest of each. What looked ready and is not the oldest is queued, so that
 //! nobody looks at it again before its turn.
+//!
+//! Of a lane a run of deliveries is claimed. The first one is handed out; each of the others when
+//! the one before it is over, by its settlement. The last of a run is made ready, so that the lane is
+//! found by it if its holder dies on the way.
 
 use std::{
-    collections::HashSet,
+    collections::BTreeMap,
     sync::{Arc, LazyLock},
     time::Instant,
 };
@@ -17,15 +21,25 @@ use uuid::Uuid;
 use super::{
     Parts,
     fault::Fault,
-    leases::Held,
+    leases::{Held, Offer, Run},
     pool::{Session, within},
     roster::{Active, HandlerId},
     rows, text,
 };
-use crate::store::{Claim, Claims};
+use crate::store::Claims;
+
+/// The state of a delivery that is behind another of its lane.
+const QUEUED: i16 = 1;
 
 /// The most deliveries of one lane that are queued at once, so that no claim takes long.
 const QUEUED_AT_ONCE: i64 = 1000;
+
+/// The most deliveries of one run: so many that a claim costs little for each of them, and so few
+/// that what is new waits for the lane no longer than it has to.
+const LONGEST_RUN: i64 = 16;
+
+/// The most bytes of bodies of one run that is more than one delivery.
+const LARGEST_RUN: i64 = 64 << 10;
 
 /// Takes slots for what is ready and due, oldest first. A slot that somebody has is passed over, in
 /// the index and, where somebody takes it at this moment, by its unique key. Where order does not
@@ -66,24 +80,27 @@ pub(super) const TAKE_SINGLY: &str = "WITH due AS MATERIALIZED (
     RETURNING slot";
 
 /// What a delivery tells of itself; [`rows::COLUMNS`] follow.
-const DELIVERY: &str = "h.slot, d.position, d.day, d.attempts, d.since, d.replay, d.replays,
-    d.due_at <= $3,
+const DELIVERY: &str = "h.slot, e.position, e.day, e.attempts, e.since, e.replay, e.replays,
+    e.due_at, e.state,
     e.occurred_at IS NOT NULL AND e.topic_keys <> '{}' AND NOT EXISTS (
         SELECT FROM unnest(e.topic_keys) AS k (topic) LEFT JOIN topics t ON t.topic = k.topic
         WHERE t.latest IS NULL OR t.latest <= e.occurred_at)";
 
 /// How many columns those are, with the one that says from where on others of the lane look ready.
-const DELIVERY_COLUMNS: usize = 10;
+const DELIVERY_COLUMNS: usize = 11;
 
-/// The oldest delivery of each lane that was taken.
+/// The oldest deliveries of each lane that was taken.
 pub(super) static READ_LANES: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT {DELIVERY}, CASE WHEN h.position > d.position THEN h.position ELSE h.crowd END, {}
+        "SELECT {DELIVERY}, CASE WHEN h.position > e.position THEN h.position ELSE h.crowd END, {}
          FROM held h
-         CROSS JOIN LATERAL (SELECT * FROM deliveries o WHERE o.handler = h.handler
-             AND o.lane = h.slot ORDER BY o.handler, o.lane, o.position LIMIT 1) d
-         JOIN events e ON e.day = d.day AND e.position = d.position
-         WHERE h.handler = $1 AND h.token = $2 ORDER BY d.due_at, d.position",
+         CROSS JOIN LATERAL (SELECT o.attempts, o.since, o.replay, o.replays, o.due_at, o.state,
+                row_number() OVER run AS place, sum(octet_length(e.body)) OVER run AS bytes, e.*
+            FROM (SELECT * FROM deliveries d WHERE d.handler = h.handler AND d.lane = h.slot
+                ORDER BY d.handler, d.lane, d.position LIMIT $2) o
+            JOIN events e ON e.day = o.day AND e.position = o.position
+            WINDOW run AS (ORDER BY o.position ROWS UNBOUNDED PRECEDING)) e
+         WHERE h.token = $1 AND (e.place = 1 OR e.bytes <= $3)",
         rows::COLUMNS
     )
 });
@@ -93,10 +110,11 @@ pub(super) static READ_SINGLY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "SELECT {DELIVERY}, NULL::bigint, {}
          FROM held h
-         CROSS JOIN LATERAL (SELECT * FROM deliveries o WHERE o.handler = h.handler
-             AND o.position = h.slot OFFSET 0) d
-         JOIN events e ON e.day = d.day AND e.position = d.position
-         WHERE h.handler = $1 AND h.token = $2 ORDER BY d.due_at, d.position",
+         CROSS JOIN LATERAL (SELECT o.attempts, o.since, o.replay, o.replays, o.due_at, o.state, e.*
+            FROM (SELECT * FROM deliveries d WHERE d.handler = h.handler AND d.position = h.slot
+                OFFSET 0) o
+            JOIN events e ON e.day = o.day AND e.position = o.position) e
+         WHERE h.token = $1",
         rows::COLUMNS
     )
 });
@@ -105,13 +123,17 @@ pub(super) static READ_SINGLY: LazyLock<String> = LazyLock::new(|| {
 pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
     WHERE handler = $1 AND state = 0 AND due_at > $2 ORDER BY due_at LIMIT 1";
 
-/// Queues what looks ready in a lane from some position on, which is behind its oldest.
+/// Queues what looks ready in a lane from some position on, which is behind its oldest, but for one.
 pub(super) const QUEUE: &str = "UPDATE deliveries d SET state = 1
-    FROM unnest($2::bigint[], $3::bigint[]) AS t (lane, crowd)
+    FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS t (lane, crowd, mark)
     CROSS JOIN LATERAL (SELECT o.position FROM deliveries o WHERE o.handler = $1
-        AND o.lane = t.lane AND o.position >= t.crowd AND o.state = 0
-        ORDER BY o.handler, o.lane, o.position LIMIT $4) o
+        AND o.lane = t.lane AND o.position >= t.crowd AND o.state = 0 AND o.position <> t.mark
+        ORDER BY o.handler, o.lane, o.position LIMIT $5) o
     WHERE d.handler = $1 AND d.position = o.position";
+
+/// Makes the last of runs ready.
+pub(super) const MARK: &str = "UPDATE deliveries SET state = 0
+    WHERE handler = $1 AND position = ANY($2) AND state = 1";
 
 /// Gives slots back in which nothing is to be done.
 const RELEASE: &str = "DELETE FROM held WHERE handler = $1 AND token = $2 AND slot = ANY($3)";
@@ -126,7 +148,7 @@ pub(super) async fn claim(
     let since = Instant::now();
     let token = Uuid::now_v7();
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let (slots, found, next_due) = loop {
+    let (slots, rows, next_due) = loop {
         let mut taken = parts.claims.take().await?;
         let deadline = taken.deadline();
         let work = take(parts, &mut taken, handler, at_most, now, token);
@@ -136,42 +158,20 @@ pub(super) async fn claim(
             done => break done?,
         }
     };
-    let mut claims = Vec::with_capacity(found.len());
-    let (mut idle, mut crowded): (HashSet<i64>, _) = (slots.iter().copied().collect(), Vec::new());
-    for row in &found {
-        let (slot, position): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-        if let Some(crowd) = row.try_get::<_, Option<i64>>(9)? {
-            crowded.push((slot, crowd));
-        }
-        // Something younger looked ready, and the oldest waits for its retry.
-        if !row.try_get::<_, bool>(7)? {
-            continue;
-        }
-        idle.remove(&slot);
-        let held = Held {
-            handler: handler.id,
-            slot,
-            token,
-            day: row.try_get(2)?,
-            position,
-            replays: row.try_get(6)?,
-            since,
-        };
-        claims.push((held, row));
-    }
-    if !crowded.is_empty() || !idle.is_empty() {
-        let idle = idle.into_iter().collect();
+    let read = |row| Read::new(row, handler.id, token, since, now);
+    let reads = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let found = Found::new(&slots, reads, now);
+    if !found.is_in_order() {
         let mut taken = parts.pool.take().await?;
         let deadline = taken.deadline();
-        let work = put_in_order(&mut taken, handler.id, token, &crowded, idle);
-        let done = within(deadline, work).await;
+        let done = within(deadline, found.put_in_order(&mut taken, handler.id, token)).await;
         taken.give_back(done)?;
     }
-    let as_claim = |(held, row): (Held, &Row)| as_claim(parts, held, row, now);
-    let is_short = claims.len() < slots.len() || !crowded.is_empty();
+    // There may be more behind what only looked ready.
+    let is_short = found.runs.len() < slots.len() || !found.crowds.is_empty();
+    let hand_out = |(_, run)| parts.leases.hand_out(run);
     Ok(Claims {
-        claims: claims.into_iter().map(as_claim).collect::<Result<_, _>>()?,
-        // There may be more behind what only looked ready.
+        claims: found.runs.into_iter().filter_map(hand_out).collect(),
         next_due: if is_short { Some(now) } else { next_due },
     })
 }
@@ -185,10 +185,12 @@ async fn take(
     now: Timestamp,
     token: Uuid,
 ) -> Result<(Vec<i64>, Vec<Row>, Option<Timestamp>), Fault> {
-    let (take, read) = if handler.asked.ordered {
-        (TAKE_LANES, LazyLock::force(&READ_LANES))
+    let (alone, in_runs): (&[&(dyn ToSql + Sync)], &[&(dyn ToSql + Sync)]) =
+        (&[&token], &[&token, &LONGEST_RUN, &LARGEST_RUN]);
+    let (take, read, reading) = if handler.asked.ordered {
+        (TAKE_LANES, LazyLock::force(&READ_LANES), in_runs)
     } else {
-        (TAKE_SINGLY, LazyLock::force(&READ_SINGLY))
+        (TAKE_SINGLY, LazyLock::force(&READ_SINGLY), alone)
     };
     let take = session.prepare(take).await?;
     let read = session.prepare(read).await?;
@@ -196,7 +198,6 @@ async fn take(
     let client = &session.client;
     let millis = parts.leases.millis();
     let taking: &[&(dyn ToSql + Sync)] = &[&handler.id, &now, &at_most, &token, &millis];
-    let reading: &[&(dyn ToSql + Sync)] = &[&handler.id, &token, &now];
     let looking: &[&(dyn ToSql + Sync)] = &[&handler.id, &now];
     let (begun, taken, found, next_due, committed) = tokio::join!(
         biased;
@@ -215,41 +216,141 @@ async fn take(
     Ok((slots.collect::<Result<_, _>>()?, found, next_due))
 }
 
-/// Queues what only looked ready, and gives idle slots back after that.
-async fn put_in_order(
-    session: &mut Session,
-    handler: HandlerId,
-    token: Uuid,
-    crowded: &[(i64, i64)],
-    idle: Vec<i64>,
-) -> Result<(), Fault> {
-    if !crowded.is_empty() {
-        let (lanes, crowds): (Vec<_>, Vec<_>) = crowded.iter().copied().unzip();
-        let queue = session.prepare(QUEUE).await?;
-        session
-            .client
-            .execute(&queue, &[&handler, &lanes, &crowds, &QUEUED_AT_ONCE])
-            .await?;
-    }
-    if !idle.is_empty() {
-        let release = session.prepare(RELEASE).await?;
-        session
-            .client
-            .execute(&release, &[&handler, &token, &idle])
-            .await?;
-    }
-    Ok(())
+/// One of the oldest deliveries of a slot.
+struct Read {
+    due_at: Timestamp,
+    is_queued: bool,
+    /// From where on others of the lane look ready. Of the oldest one this is true.
+    crowd: Option<i64>,
+    offer: Offer,
 }
 
-fn as_claim(parts: &Parts, held: Held, row: &Row, now: Timestamp) -> Result<Claim, Fault> {
-    let attempts: i32 = row.try_get(3)?;
-    let replay: Option<String> = row.try_get(5)?;
-    Ok(Claim {
-        notification: Arc::new(rows::notification(row, DELIVERY_COLUMNS)?),
-        attempt: attempts.cast_unsigned() + 1,
-        since: row.try_get::<_, Option<Timestamp>>(4)?.unwrap_or(now),
-        replay: replay.map(text::from_sql),
-        superseded: row.try_get(8)?,
-        lease: parts.leases.add(held),
-    })
+impl Read {
+    fn new(
+        row: &Row,
+        handler: HandlerId,
+        token: Uuid,
+        since: Instant,
+        now: Timestamp,
+    ) -> Result<Self, Fault> {
+        let held = Held {
+            handler,
+            slot: row.try_get(0)?,
+            token,
+            position: row.try_get(1)?,
+            day: row.try_get(2)?,
+            replays: row.try_get(6)?,
+            since,
+        };
+        let attempts: i32 = row.try_get(3)?;
+        let replay: Option<String> = row.try_get(5)?;
+        Ok(Self {
+            due_at: row.try_get(7)?,
+            is_queued: row.try_get::<_, i16>(8)? == QUEUED,
+            crowd: row.try_get(10)?,
+            offer: Offer {
+                held,
+                notification: Arc::new(rows::notification(row, DELIVERY_COLUMNS)?),
+                attempt: attempts.cast_unsigned() + 1,
+                since: row.try_get::<_, Option<Timestamp>>(4)?.unwrap_or(now),
+                replay: replay.map(text::from_sql),
+                superseded: row.try_get(9)?,
+            },
+        })
+    }
+}
+
+/// What there is to hand out, and what has to be put in order before that.
+#[derive(Default)]
+struct Found {
+    /// With the time at which the first one of each was due, oldest first.
+    runs: Vec<(Timestamp, Run)>,
+    /// Lanes in which others look ready, from where on, and the one that is to.
+    crowds: Vec<(i64, i64, i64)>,
+    /// What is to look ready, and does not.
+    marks: Vec<i64>,
+    /// Slots in which nothing is due: something younger looked ready, and the oldest waits for its
+    /// retry.
+    idle: Vec<i64>,
+}
+
+impl Found {
+    fn new(slots: &[i64], mut reads: Vec<Read>, now: Timestamp) -> Self {
+        reads.sort_unstable_by_key(|read| read.offer.held.position);
+        let mut by_slot: BTreeMap<i64, Vec<Read>> =
+            slots.iter().map(|slot| (*slot, Vec::new())).collect();
+        for read in reads {
+            by_slot.entry(read.offer.held.slot).or_default().push(read);
+        }
+        let mut found = Self::default();
+        for (slot, reads) in by_slot {
+            found.add(slot, reads, now);
+        }
+        found.runs.sort_by_key(|(due_at, _)| *due_at);
+        found
+    }
+
+    /// `reads` are those of `slot`, oldest first.
+    fn add(&mut self, slot: i64, reads: Vec<Read>, now: Timestamp) {
+        // Nothing overtakes what is not due.
+        let due = reads.iter().take_while(|read| read.due_at <= now).count();
+        if let Some(mark) = reads.get(due.saturating_sub(1)) {
+            let position = mark.offer.held.position;
+            if mark.is_queued {
+                self.marks.push(position);
+            }
+            if let Some(crowd) = reads.first().and_then(|oldest| oldest.crowd) {
+                self.crowds.push((slot, crowd, position));
+            }
+        }
+        match reads.first() {
+            Some(oldest) if due > 0 => {
+                let due_at = oldest.due_at;
+                let run = reads.into_iter().take(due).map(|read| read.offer);
+                self.runs.push((due_at, run.collect()));
+            }
+            _ => self.idle.push(slot),
+        }
+    }
+
+    const fn is_in_order(&self) -> bool {
+        self.crowds.is_empty() && self.marks.is_empty() && self.idle.is_empty()
+    }
+
+    /// Has what looks ready be what is meant to, and gives idle slots back after that.
+    async fn put_in_order(
+        &self,
+        session: &mut Session,
+        handler: HandlerId,
+        token: Uuid,
+    ) -> Result<(), Fault> {
+        if !self.crowds.is_empty() {
+            let lanes: Vec<_> = self.crowds.iter().map(|(lane, ..)| *lane).collect();
+            let crowds: Vec<_> = self.crowds.iter().map(|(_, crowd, _)| *crowd).collect();
+            let marks: Vec<_> = self.crowds.iter().map(|(.., mark)| *mark).collect();
+            let queue = session.prepare(QUEUE).await?;
+            session
+                .client
+                .execute(
+                    &queue,
+                    &[&handler, &lanes, &crowds, &marks, &QUEUED_AT_ONCE],
+                )
+                .await?;
+        }
+        if !self.marks.is_empty() {
+            let mark = session.prepare(MARK).await?;
+            session
+                .client
+                .execute(&mark, &[&handler, &self.marks])
+                .await?;
+        }
+        if !self.idle.is_empty() {
+            let release = session.prepare(RELEASE).await?;
+            session
+                .client
+                .execute(&release, &[&handler, &token, &self.idle])
+                .await?;
+        }
+        Ok(())
+    }
 }

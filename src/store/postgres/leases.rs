@@ -4,19 +4,22 @@
 //! and we say so earlier.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use jiff::civil::Date;
+use jiff::{Timestamp, civil::Date};
 use uuid::Uuid;
 
 use super::{fault::Fault, pool::Session, roster::HandlerId};
-use crate::store::Lease;
+use crate::{
+    event::Notification,
+    store::{Claim, Lease},
+};
 
 /// Keeps claims for another while. Those that somebody else has taken meanwhile stay theirs.
 pub(super) const RENEW: &str =
@@ -30,7 +33,7 @@ const RELEASE: &str = "DELETE FROM held USING unnest($1::integer[], $2::bigint[]
     AS t (handler, slot, token)
     WHERE held.handler = t.handler AND held.slot = t.slot AND held.token = t.token";
 
-/// A delivery that is being attempted.
+/// What the settlement of a delivery has to show.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) handler: HandlerId,
@@ -44,10 +47,30 @@ pub(super) struct Held {
     pub(super) since: Instant,
 }
 
+/// A delivery that can be handed out.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) held: Held,
+    pub(super) notification: Arc<Notification>,
+    pub(super) attempt: u32,
+    pub(super) since: Timestamp,
+    pub(super) replay: Option<String>,
+    pub(super) superseded: bool,
+}
+
+/// Deliveries of one lane that were claimed together, oldest first.
+pub(super) type Run = VecDeque<Offer>;
+
+/// A claim: the delivery that is attempted, and those that come after it.
+struct Hold {
+    held: Held,
+    rest: Run,
+}
+
 /// All of them.
 pub(super) struct Leases {
     term: Duration,
-    held: Mutex<HashMap<Lease, Held>>,
+    holds: Mutex<HashMap<Lease, Hold>>,
     last: AtomicU64,
 }
 
@@ -56,7 +79,7 @@ impl Leases {
     pub(super) fn new(term: Duration) -> Self {
         Self {
             term,
-            held: Mutex::default(),
+            holds: Mutex::default(),
             last: AtomicU64::new(0),
         }
     }
@@ -71,15 +94,36 @@ impl Leases {
         self.term / 3
     }
 
-    /// Notes a claim.
-    pub(super) fn add(&self, held: Held) -> Lease {
+    /// Hands out the first of `run`, if there is any. The others stay behind it.
+    pub(super) fn hand_out(&self, mut run: Run) -> Option<Claim> {
+        let offer = run.pop_front()?;
         let lease = Lease(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        self.lock().insert(lease, held);
-        lease
+        let (held, rest) = (offer.held, run);
+        self.lock().insert(lease, Hold { held, rest });
+        Some(Claim {
+            notification: offer.notification,
+            lease,
+            attempt: offer.attempt,
+            since: offer.since,
+            replay: offer.replay,
+            superseded: offer.superseded,
+        })
     }
 
-    pub(super) fn get(&self, lease: Lease) -> Option<Held> {
-        self.lock().get(&lease).copied()
+    /// What is attempted under a lease, and the position of what comes after it.
+    pub(super) fn get(&self, lease: Lease) -> Option<(Held, Option<i64>)> {
+        let holds = self.lock();
+        let hold = holds.get(&lease)?;
+        Some((hold.held, hold.rest.front().map(|next| next.held.position)))
+    }
+
+    /// Hands out what comes after what has been settled, under a lease that began when this one did.
+    pub(super) fn go_on(&self, lease: Lease) -> Option<Claim> {
+        let mut hold = self.lock().remove(&lease)?;
+        if let Some(next) = hold.rest.front_mut() {
+            next.held.since = hold.held.since;
+        }
+        self.hand_out(hold.rest)
     }
 
     /// Forgets a claim that has been settled.
@@ -89,14 +133,15 @@ impl Leases {
 
     /// Whether a claim is still ours, as far as can be told without asking.
     pub(super) fn holds(&self, lease: Lease) -> bool {
-        let held = self.get(lease);
-        held.is_some_and(|held| held.since.elapsed() < self.term)
+        let holds = self.lock();
+        let hold = holds.get(&lease);
+        hold.is_some_and(|hold| hold.held.since.elapsed() < self.term)
     }
 
     /// Renews what has been held for a while.
     pub(super) async fn renew(&self, session: &mut Session) -> Result<(), Fault> {
         let mut old: HashMap<HandlerId, Vec<(Lease, Held)>> = HashMap::new();
-        for (lease, held) in self.lock().iter() {
+        for (lease, Hold { held, .. }) in self.lock().iter() {
             if held.since.elapsed() >= self.period() {
                 old.entry(held.handler).or_default().push((*lease, *held));
             }
@@ -119,12 +164,12 @@ impl Leases {
             for row in renewed {
                 ours.push((row.try_get::<_, i64>(0)?, row.try_get::<_, Uuid>(1)?));
             }
-            let mut held = self.lock();
+            let mut holds = self.lock();
             for (lease, old) in leases {
-                if let Some(held) = held.get_mut(&lease)
+                if let Some(hold) = holds.get_mut(&lease)
                     && ours.contains(&(old.slot, old.token))
                 {
-                    held.since = since;
+                    hold.held.since = since;
                 }
             }
         }
@@ -133,7 +178,7 @@ impl Leases {
 
     /// Gives every claim up, at the end.
     pub(super) async fn release(&self, session: &mut Session) -> Result<(), Fault> {
-        let all: Vec<Held> = self.lock().values().copied().collect();
+        let all: Vec<Held> = self.lock().values().map(|hold| hold.held).collect();
         if all.is_empty() {
             return Ok(());
         }
@@ -149,7 +194,7 @@ impl Leases {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Hold>> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -32,7 +32,8 @@ pub(super) const SCHEMA: &str = "hookswitch";
 const SETTINGS: &str = "SELECT set_config(name, wanted, false) FROM (VALUES
     ('search_path', 'hookswitch'), ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),
-    ('enable_bitmapscan', 'off'), ('jit', 'off'), ('TimeZone', 'UTC')
+    ('enable_bitmapscan', 'off'), ('enable_memoize', 'off'), ('jit', 'off'),
+    ('TimeZone', 'UTC')
     ) AS ours (name, wanted) WHERE current_setting(name, true) IS NOT NULL";
 
 /// What [`Connector::set_up`] wants to know.

@@ -28,9 +28,10 @@ const STATES: &str = "SELECT handler, position, state FROM deliveries
     SELECT x.handler, x.position, x.state FROM unnest($2::date[], $3::bigint[]) AS t (day, position)
     JOIN ended x ON x.day = t.day AND x.position = t.position WHERE x.handler = ANY($1)";
 
-/// Makes open ones due, at their own place.
-const HURRY: &str = "UPDATE deliveries d SET attempts = 0, due_at = $3, since = NULL, replay = $4,
-        replays = d.replays + 1
+/// Makes open ones due, at their own place: ready, since whoever is at work on a later one of the lane
+/// does not look back.
+const HURRY: &str = "UPDATE deliveries d SET state = 0, attempts = 0, due_at = $3, since = NULL,
+        replay = $4, replays = d.replays + 1
     FROM unnest($1::integer[], $2::bigint[]) AS t (handler, position)
     WHERE d.handler = t.handler AND d.position = t.position
     RETURNING d.handler, d.position";

@@ -1,9 +1,16 @@
 //! Taking in how deliveries went.
 //!
+//! A lane whose run goes on stays held, for the next delivery of the run. It is handed out when
+//! the end of the one before is on record, and so nothing is attempted twice that could not be before.
+//!
 //! **Invariant:** only whoever still has the lease changes anything: all of a settlement hangs on
-//! the row of `held` that is deleted with it.
+//! the row of `held` that is deleted with it, or changed.
 
-use std::{cmp::Reverse, collections::BTreeMap, time::Instant};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashSet},
+    time::Instant,
+};
 
 use jiff::{Timestamp, civil::Date};
 use uuid::Uuid;
@@ -16,7 +23,7 @@ use super::{
     roster::HandlerId,
     text,
 };
-use crate::store::{Settlement, Verdict, shorten};
+use crate::store::{Claim, Lease, Settlement, Verdict, shorten};
 
 /// Verdicts as the statements number them: those that end a delivery as its state.
 const RELEASED: i16 = 0;
@@ -25,29 +32,38 @@ pub(super) const PARKED: i16 = 2;
 pub(super) const DONE: i16 = 3;
 pub(super) const SKIPPED: i16 = 4;
 
-/// Settles all of one handler, each slot once. Gives back the positions whose delivery was not there,
-/// or not as it was when it was claimed.
+/// Settles all of one handler, each slot once. Gives back the number of each whose lease was good,
+/// whether its lane is gone on with, and whether its delivery was missed: not there, or not as it was
+/// when it was claimed.
 ///
 /// What is told of a slot is found by its place in the arrays: a join would compare all with all,
-/// since the planner takes `held` for empty.
+/// since the planner takes `held` for empty. A lane that is given up has its oldest made ready: that
+/// is what comes after the delivery that ended, or the delivery itself.
 pub(super) const SETTLE: &str = "WITH
+    kept AS (UPDATE held SET position = ($11::bigint[])[array_position($2::bigint[], slot)]
+        WHERE handler = $1 AND slot = ANY($2::bigint[])
+            AND token = ($3::uuid[])[array_position($2::bigint[], slot)]
+            AND ($11::bigint[])[array_position($2::bigint[], slot)] IS NOT NULL
+        RETURNING array_position($2::bigint[], slot) AS n),
     freed AS (DELETE FROM held WHERE handler = $1 AND slot = ANY($2::bigint[])
             AND token = ($3::uuid[])[array_position($2::bigint[], slot)]
+            AND ($11::bigint[])[array_position($2::bigint[], slot)] IS NULL
         RETURNING array_position($2::bigint[], slot) AS n),
-    mine AS MATERIALIZED (SELECT ($4::bigint[])[n] AS position, ($5::integer[])[n] AS replays,
-            ($6::smallint[])[n] AS verdict, ($7::timestamptz[])[n] AS started_at,
-            ($8::timestamptz[])[n] AS finished_at, ($9::timestamptz[])[n] AS due_at,
-            ($10::text[])[n] AS why
-        FROM freed),
+    mine AS MATERIALIZED (SELECT n, ($2::bigint[])[n] AS lane, ($4::bigint[])[n] AS position,
+            ($5::integer[])[n] AS replays, ($6::smallint[])[n] AS verdict,
+            ($7::timestamptz[])[n] AS started_at, ($8::timestamptz[])[n] AS finished_at,
+            ($9::timestamptz[])[n] AS due_at, ($10::text[])[n] AS why,
+            ($11::bigint[])[n] IS NOT NULL AS goes_on
+        FROM (SELECT n FROM kept UNION ALL SELECT n FROM freed) AS ours),
     over AS (DELETE FROM deliveries d USING mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict > 1
-        RETURNING d.day, d.position, d.lane, d.attempts, d.replays, d.replay, m.verdict,
-            m.started_at, m.finished_at, m.why),
-    kept AS (INSERT INTO ended
+        RETURNING d.day, d.position, d.attempts, d.replays, d.replay, m.verdict, m.started_at,
+            m.finished_at, m.why),
+    noted AS (INSERT INTO ended
             (day, position, handler, state, attempts, replays, ended_at, replay, why)
         SELECT day, position, $1, verdict, attempts + 1, replays, finished_at, replay, why
         FROM over),
-    again AS (UPDATE deliveries d SET due_at = m.due_at, attempts = d.attempts + 1,
+    again AS (UPDATE deliveries d SET state = 0, due_at = m.due_at, attempts = d.attempts + 1,
             since = coalesce(d.since, m.started_at)
         FROM mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict = 1
@@ -59,15 +75,16 @@ pub(super) const SETTLE: &str = "WITH
             SELECT day, position, started_at, finished_at, why FROM over WHERE verdict = 2) f
         ON CONFLICT DO NOTHING),
     next AS (UPDATE deliveries d SET state = 0
-        FROM over o CROSS JOIN LATERAL (SELECT n.position, n.state FROM deliveries n
-            WHERE n.handler = $1 AND n.lane = o.lane AND n.position > o.position
+        FROM mine m CROSS JOIN LATERAL (SELECT n.position, n.state FROM deliveries n
+            WHERE n.handler = $1 AND n.lane = m.lane AND n.position >= m.position
+                AND (n.position > m.position OR n.position NOT IN (SELECT position FROM over))
             ORDER BY n.handler, n.lane, n.position LIMIT 1) n
-        WHERE d.handler = $1 AND d.position = n.position AND n.state = 1),
+        WHERE NOT m.goes_on AND m.position NOT IN (SELECT position FROM again)
+            AND d.handler = $1 AND d.position = n.position AND n.state = 1),
     counted AS (INSERT INTO tally (handler, open, parked)
         SELECT $1, -count(*), count(*) FILTER (WHERE verdict = 2) FROM over HAVING count(*) > 0)
-    SELECT position FROM mine WHERE verdict > 0
-        AND position NOT IN (SELECT position FROM over)
-        AND position NOT IN (SELECT position FROM again)";
+    SELECT n, goes_on, verdict > 0 AND position NOT IN (SELECT position FROM over)
+        AND position NOT IN (SELECT position FROM again) FROM mine";
 
 /// Ends deliveries that were parked while they were attempted, their handler being gone.
 pub(super) const REDEEM: &str = "WITH
@@ -83,7 +100,10 @@ pub(super) const REDEEM: &str = "WITH
 
 /// One settlement as the database takes it.
 struct Told {
+    lease: Lease,
     held: Held,
+    /// The position of what comes next of its run, when the lane stays held for it.
+    next: Option<i64>,
     verdict: i16,
     started_at: Timestamp,
     finished_at: Timestamp,
@@ -92,7 +112,7 @@ struct Told {
 }
 
 impl Told {
-    fn new(held: Held, settlement: &Settlement) -> Self {
+    fn new(held: Held, next: Option<i64>, settlement: &Settlement) -> Self {
         let (verdict, due_at, why) = match &settlement.verdict {
             Verdict::Released => (RELEASED, None, None),
             Verdict::Retry { due_at, why } => (RETRY, Some(*due_at), Some(why)),
@@ -101,7 +121,9 @@ impl Told {
             Verdict::Skipped { why } => (SKIPPED, None, Some(why)),
         };
         Self {
+            lease: settlement.lease,
             held,
+            next: next.filter(|_| verdict >= PARKED),
             verdict,
             started_at: settlement.started_at,
             finished_at: settlement.finished_at,
@@ -111,22 +133,25 @@ impl Told {
     }
 }
 
-/// Takes in how claimed deliveries went.
-pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<(), Fault> {
+/// Takes in how claimed deliveries went, and hands out what comes after them.
+pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<Vec<Claim>, Fault> {
     let mut by_handler: BTreeMap<HandlerId, Vec<Told>> = BTreeMap::new();
     for settlement in settlements {
-        if let Some(held) = parts.leases.get(settlement.lease) {
-            let told = Told::new(held, settlement);
+        if let Some((held, next)) = parts.leases.get(settlement.lease) {
+            let handler = parts.roster.find(&settlement.handler);
+            let next = next.filter(|_| handler.is_some_and(|handler| handler.asked.ordered));
+            let told = Told::new(held, next, settlement);
             by_handler.entry(held.handler).or_default().push(told);
         }
     }
+    let mut kept = HashSet::new();
     for (handler, told) in &mut by_handler {
         // In one order, so that two that wait for each other do not do so for ever. Of two claims of
         // one slot the later one is ours: tokens ascend.
         told.sort_unstable_by_key(|told| (told.held.slot, Reverse(told.held.token)));
         told.dedup_by_key(|told| told.held.slot);
         let began = Instant::now();
-        loop {
+        kept.extend(loop {
             let mut taken = parts.pool.take().await?;
             let deadline = taken.deadline();
             let work = settle_on(&mut taken, *handler, told);
@@ -135,15 +160,25 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
                 Err(fault) if fault.is_worth_another_try(began) => {}
                 done => break done?,
             }
+        });
+    }
+    let mut next = Vec::with_capacity(kept.len());
+    for Settlement { lease, .. } in settlements {
+        if kept.remove(lease) {
+            next.extend(parts.leases.go_on(*lease));
+        } else {
+            parts.leases.remove(*lease);
         }
     }
-    for settlement in settlements {
-        parts.leases.remove(settlement.lease);
-    }
-    Ok(())
+    Ok(next)
 }
 
-async fn settle_on(session: &mut Session, handler: HandlerId, told: &[Told]) -> Result<(), Fault> {
+/// Settles all of `told`, and gives back the leases of those that are gone on with.
+async fn settle_on(
+    session: &mut Session,
+    handler: HandlerId,
+    told: &[Told],
+) -> Result<Vec<Lease>, Fault> {
     let slots: Vec<_> = told.iter().map(|told| told.held.slot).collect();
     let tokens: Vec<Uuid> = told.iter().map(|told| told.held.token).collect();
     let positions: Vec<_> = told.iter().map(|told| told.held.position).collect();
@@ -153,37 +188,39 @@ async fn settle_on(session: &mut Session, handler: HandlerId, told: &[Told]) -> 
     let finished: Vec<_> = told.iter().map(|told| told.finished_at).collect();
     let due: Vec<_> = told.iter().map(|told| told.due_at).collect();
     let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
+    let next: Vec<_> = told.iter().map(|told| told.next).collect();
     let settle = session.prepare(SETTLE).await?;
-    let left = session
+    let answers = session
         .client
         .query(
             &settle,
             &[
                 &handler, &slots, &tokens, &positions, &replays, &verdicts, &started, &finished,
-                &due, &why,
+                &due, &why, &next,
             ],
         )
         .await?;
-    let mut missed: Vec<i64> = Vec::with_capacity(left.len());
-    for row in left {
-        missed.push(row.try_get(0)?);
+    let (mut kept, mut missed) = (Vec::with_capacity(answers.len()), Vec::new());
+    for row in answers {
+        // Arrays count from 1.
+        let number = usize::try_from(row.try_get::<_, i32>(0)? - 1).ok();
+        let Some(told) = number.and_then(|number| told.get(number)) else {
+            continue;
+        };
+        if row.try_get(1)? {
+            kept.push(told.lease);
+        }
+        if row.try_get(2)? {
+            missed.push(told);
+        }
     }
-    if missed.is_empty() {
-        return Ok(());
+    if !missed.is_empty() {
+        redeem(session, handler, &missed).await?;
     }
-    redeem(session, handler, told, &missed).await
+    Ok(kept)
 }
 
-async fn redeem(
-    session: &mut Session,
-    handler: HandlerId,
-    told: &[Told],
-    missed: &[i64],
-) -> Result<(), Fault> {
-    let told: Vec<_> = told
-        .iter()
-        .filter(|told| missed.contains(&told.held.position))
-        .collect();
+async fn redeem(session: &mut Session, handler: HandlerId, told: &[&Told]) -> Result<(), Fault> {
     let days: Vec<Date> = told.iter().map(|told| told.held.day).collect();
     let positions: Vec<_> = told.iter().map(|told| told.held.position).collect();
     let replays: Vec<_> = told.iter().map(|told| told.held.replays).collect();

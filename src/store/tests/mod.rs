@@ -19,6 +19,7 @@ mod work;
 use std::{
     any::Any,
     collections::HashMap,
+    slice::from_ref,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -240,35 +241,49 @@ impl<S: Store + ?Sized> Opened<S> {
         .await;
     }
 
+    /// Settles a claim. What the store would go on with is not attempted.
     pub(super) async fn settle(&self, handler: &str, claim: &Claim, verdict: Verdict) {
-        let settlement = Settlement {
+        for next in self.settle_all(handler, from_ref(claim), verdict).await {
+            let none = self
+                .settle_all(handler, from_ref(&next), Verdict::Released)
+                .await;
+            assert!(
+                none.is_empty(),
+                "{none:?} comes after what was not attempted"
+            );
+        }
+    }
+
+    /// Settles claims, and gives back what the store goes on with.
+    pub(super) async fn settle_all(
+        &self,
+        handler: &str,
+        claims: &[Claim],
+        verdict: Verdict,
+    ) -> Vec<Claim> {
+        let settlement = |claim: &Claim| Settlement {
             handler: handler.into(),
             lease: claim.lease,
-            verdict,
+            verdict: verdict.clone(),
             started_at: at(100),
             finished_at: at(101),
         };
-        self.store.settle(vec![settlement]).await.unwrap();
+        let settlements = claims.iter().map(settlement).collect();
+        self.store.settle(settlements).await.unwrap()
     }
 
     /// Claims and finishes until nothing is left, and says what came, in the order it came in.
     pub(super) async fn drain(&self, handler: &str) -> Vec<EventId> {
         let mut got = Vec::new();
         loop {
-            let claims = self.claim(handler, at(1_000_000)).await;
+            let mut claims = self.claim(handler, at(1_000_000)).await;
             if claims.is_empty() {
                 return got;
             }
-            got.extend(ids(&claims));
-            let done = |claim: &Claim| Settlement {
-                handler: handler.into(),
-                lease: claim.lease,
-                verdict: Verdict::Done,
-                started_at: at(100),
-                finished_at: at(101),
-            };
-            let settlements = claims.iter().map(done).collect();
-            self.store.settle(settlements).await.unwrap();
+            while !claims.is_empty() {
+                got.extend(ids(&claims));
+                claims = self.settle_all(handler, &claims, Verdict::Done).await;
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod plans;
 #[path = "../../../../tests/support/postgres.rs"]
 mod postgres;
 mod replicas;
+mod runs;
 #[path = "../../../../tests/support/server.rs"]
 mod server;
 mod upkeep;

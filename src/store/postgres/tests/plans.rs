@@ -66,7 +66,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
                 "held_by_token",
                 "deliveries_by_lane",
                 "((handler = h.handler) AND (lane = h.slot))",
-                "((day = o.day) AND (\"position\" = o.\"position\"))",
+                "((day = d.day) AND (\"position\" = d.\"position\"))",
                 "topics_pkey",
             ],
         ),
@@ -75,7 +75,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec![
                 "held_by_token",
                 "((handler = h.handler) AND (\"position\" = h.slot))",
-                "((day = o.day) AND (\"position\" = o.\"position\"))",
+                "((day = d.day) AND (\"position\" = d.\"position\"))",
                 "topics_pkey",
             ],
         ),
@@ -88,12 +88,16 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec!["((handler = $1) AND (lane = t.lane) AND (\"position\" >= t.crowd))"],
         ),
         (
+            claim::MARK,
+            vec!["((handler = $1) AND (\"position\" = ANY ($2)))"],
+        ),
+        (
             settle::SETTLE,
             vec![
                 "((handler = $1) AND (slot = ANY ($2)))",
                 "((handler = $1) AND (\"position\" = m.\"position\"))",
                 "((handler = $1) AND (\"position\" = m_1.\"position\"))",
-                "((handler = $1) AND (lane = o.lane) AND (\"position\" > o.\"position\"))",
+                "((handler = $1) AND (lane = m_2.lane) AND (\"position\" >= m_2.\"position\"))",
             ],
         ),
         (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),

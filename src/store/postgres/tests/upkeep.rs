@@ -71,7 +71,8 @@ async fn a_day_is_dropped_when_it_is_old_and_nothing_of_it_is_needed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_text_column_refuses_is_stored_all_the_same() {
-    let replica = Replica::new(&Database::new()).await;
+    let database = Database::new();
+    let replica = Replica::new(&database).await;
     let odd = Notification {
         key: Some(Key::from("a\0b")),
         subject: Some("\0\\0".to_owned()),
