@@ -69,7 +69,7 @@ impl Fault {
     /// As the error of a command, with what was being done.
     pub(super) fn during(self, what: &str) -> StoreError {
         match self {
-            Self::TooNew(_) => StoreError::TooNew(self.to_string()),
+            Self::TooNew(_) => StoreError::TooNew(format!("{what}: {self}")),
             fault => StoreError::Database {
                 what: what.to_owned(),
                 error: fault.to_string().into(),

@@ -87,6 +87,7 @@
 //! | no partition for a day | it is made, and the transaction done again |
 //! | a replica dies | its claims run out, and others take them |
 //! | a store is moved in while a service runs | it is refused, by the lock of who does the upkeep |
+//! | a service starts while a store is moved in | it answers 503 until that has ended |
 //! | a replica freezes and comes back | its settlements of claims that ran out change nothing |
 //! | notices do not come through | replicas look for work every second |
 //! | a wrong password, no such database, tables of a newer version, `synchronous_commit` off | at the start: the service ends and says so; later: as if there were no server, or, for newer tables, [`Health::Poisoned`] |
@@ -128,6 +129,7 @@ mod rows;
 mod schema;
 mod settings;
 mod settle;
+mod sole;
 mod standing;
 mod steward;
 mod target;

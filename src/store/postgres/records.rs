@@ -12,7 +12,7 @@ use super::{
     pool::{Durability, Session},
     replay, rows, schema,
     settle::{PARKED, SKIPPED},
-    text, upkeep,
+    text,
 };
 use crate::{
     event::{EventId, EventName, HandlerName, Key},
@@ -66,22 +66,8 @@ impl Operator {
         Self::connect(settings, looking)
     }
 
-    /// Connects to the store in the place of a service, and makes it where there is none.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written, or a service has it.
-    pub(super) fn create(settings: &Settings) -> Result<Self, StoreError> {
-        let making = async |session: &mut Session| schema::migrate(session).await;
-        let operator = Self::connect(settings, making)?;
-        match operator.runtime.block_on(upkeep::elect(&operator.session)) {
-            Ok(true) => Ok(operator),
-            Ok(false) => Err(StoreError::Locked(settings.url.to_string())),
-            Err(fault) => Err(fault.during(&format!("opening the store at {}", settings.url))),
-        }
-    }
-
-    fn connect(
+    /// Connects to the database and has `prepare` see to the store in it.
+    pub(super) fn connect(
         settings: &Settings,
         prepare: impl AsyncFnOnce(&mut Session) -> Result<(), Fault>,
     ) -> Result<Self, StoreError> {

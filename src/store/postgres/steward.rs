@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Parts, fault::Fault, pool::within, schema};
+use super::{Parts, fault::Fault, pool::within, schema, sole};
 use crate::store::{Health, StoreError, Subscription};
 
 /// The longest time between two looks while all is well.
@@ -95,6 +95,7 @@ async fn look(parts: &Parts) -> Result<(), Fault> {
     let deadline = taken.deadline();
     let looked = within(deadline, async {
         schema::check(&taken).await?;
+        sole::check(&taken).await?;
         parts.roster.name(&mut taken).await
     })
     .await;
@@ -106,6 +107,7 @@ async fn look(parts: &Parts) -> Result<(), Fault> {
 async fn recover(parts: &Parts) -> Result<(), Fault> {
     let mut taken = parts.appends.take().await?;
     let work = async {
+        sole::check(&taken).await?;
         schema::migrate(&mut taken).await?;
         let asked = parts.roster.asked().take();
         if let Some(asked) = asked {
