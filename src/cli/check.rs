@@ -17,8 +17,8 @@ pub(super) fn run(_args: &Args, path: &Path, config: &Config) -> anyhow::Result<
         io::stdout(),
         "{} is sound: {}, {}",
         path.display(),
-        count(config.endpoints.len(), "endpoint"),
-        count(config.handlers.len(), "handler"),
+        count(config.endpoints.len() as u64, "endpoint"),
+        count(config.handlers.len() as u64, "handler"),
     )?;
     Ok(Answer::Yes)
 }

@@ -167,7 +167,7 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result
         "\nhandler {}: {}, {}",
         delivery.handler,
         state.as_str().unwrap_or_default(),
-        count(delivery.attempts as usize, "attempt")
+        count(delivery.attempts.into(), "attempt")
     )?;
     if let Some(due_at) = delivery.due_at {
         write!(out, ", due {due_at:.0}")?;

@@ -117,6 +117,6 @@ pub(super) fn progress_bar(total: u64) -> ProgressBar {
         ProgressDrawTarget::hidden()
     };
     let bar = ProgressBar::with_draw_target(Some(total), target);
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {eta} left");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg} {eta} left");
     style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
 }

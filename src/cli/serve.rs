@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Answer, replay::progress_bar};
 use crate::{
     app::{App, Builder, End, Reloader},
-    config::Config,
+    config::{Config, Log},
     telemetry,
 };
 
@@ -21,12 +21,7 @@ pub(super) struct Args {}
 
 pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Result<Answer> {
     let config = builder.load(path)?;
-    telemetry::start_logging(
-        config.log.format,
-        &config.log.filter,
-        io::stderr().is_terminal(),
-    )
-    .with_context(|| format!("log.filter {:?} is not a filter", config.log.filter))?;
+    start_logging(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -49,6 +44,13 @@ pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Resul
         End::CutShort => Answer::No,
         End::Failed => Answer::Failed,
     })
+}
+
+/// Sends logs to standard error, as `config` says.
+pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
+    let Log { format, filter } = &config.log;
+    telemetry::start_logging(*format, filter, io::stderr().is_terminal())
+        .with_context(|| format!("log.filter {filter:?} is not a filter"))
 }
 
 async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result<End> {
@@ -95,7 +97,7 @@ fn reload_on_hangup(
 }
 
 /// A progress bar that appears once there is something to rebuild.
-fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
+pub(super) fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
     let bar = Mutex::new(None);
     Arc::new(move |done, total| {
         let Ok(mut bar) = bar.lock() else { return };

@@ -36,7 +36,9 @@ pub use record::{
     ParkedFilter, ReplaySelection, ReplaySummary,
 };
 
-pub use transfer::{Slice, Source, Stored, StoredDelivery, Target, Transferred, transfer};
+pub use transfer::{
+    Reported, Slice, Source, Step, Stored, StoredDelivery, Target, Transferred, transfer,
+};
 
 use record::shorten;
 
@@ -308,8 +310,19 @@ pub enum StoreError {
     #[error("events cannot be moved {0} a store of that kind")]
     Immovable(&'static str),
     /// What was moved is not what is there now.
-    #[error("the two stores differ: {0}; does a service run on one of them?")]
-    Different(String),
+    #[error(
+        "of {events} events that were moved, {missing} are not there and {altered} are there \
+         otherwise; that is as it should be where a service has run on the new store since, and \
+         elsewhere the new store has to be emptied and the move made again"
+    )]
+    Different {
+        /// How many were moved, now or before.
+        events: u64,
+        /// How many of them are not there.
+        missing: u64,
+        /// How many are not what they were.
+        altered: u64,
+    },
     /// A file could not be read or written.
     #[error("{what}: {error}")]
     Io {

@@ -2,6 +2,11 @@
 //!
 //! **Invariant:** what was moved is not moved again: a transfer that was cut short is taken up by
 //! running it again.
+//!
+//! **Invariant:** an event that another one has superseded stays superseded, though that one is
+//! damaged and stays behind: when topics were reported last is moved apart from events. What the
+//! source itself has forgotten is not moved: an embedded ledger that was made anew knows nothing of
+//! events that were damaged before.
 
 use std::collections::HashSet;
 
@@ -9,9 +14,9 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Attempt, DeliveryState, StoreError};
-use crate::event::{EventId, HandlerName, Notification};
+use crate::event::{EventId, HandlerName, Notification, Topic};
 
-/// The most events that are moved at once.
+/// The most events, or topics, that are moved at once.
 const SLICE: usize = 500;
 
 /// An event with its deliveries, as one store gives it to another.
@@ -66,6 +71,13 @@ pub trait Source {
     ///
     /// When the store cannot be read.
     fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError>;
+
+    /// Some of the topics behind `last`, in their order; none when there are no more.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    fn topics(&mut self, last: &str, at_most: usize) -> Result<Vec<Reported>, StoreError>;
 }
 
 /// Events that were read together.
@@ -75,8 +87,17 @@ pub struct Slice {
     pub reached: i64,
     /// Those that could be read.
     pub stored: Vec<Stored>,
-    /// How many are damaged. They stay behind.
-    pub damaged: u64,
+    /// Those that are damaged. They stay behind.
+    pub damaged: Vec<EventId>,
+}
+
+/// When a topic was reported last. Events do not say it all: the newest one may be damaged.
+#[derive(Clone, Debug)]
+pub struct Reported {
+    /// The topic.
+    pub topic: Topic,
+    /// The latest provider time.
+    pub latest: Timestamp,
 }
 
 /// A store that events are moved into.
@@ -95,6 +116,22 @@ pub trait Target {
     ///
     /// When the store cannot be read.
     fn look(&mut self, ids: &[EventId]) -> Result<Vec<Stored>, StoreError>;
+
+    /// Takes in when topics were reported last, where it does not know of a later time.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    fn learn(&mut self, topics: &[Reported]) -> Result<(), StoreError>;
+}
+
+/// What a transfer is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Moving events.
+    Move,
+    /// Comparing what was moved.
+    Compare,
 }
 
 /// What a transfer came to.
@@ -107,13 +144,13 @@ pub struct Transferred {
     /// Events of which the target had a copy, and which were not moved.
     pub copies: u64,
     /// Events that are damaged in the source, and were not moved.
-    pub damaged: u64,
+    pub damaged: Vec<EventId>,
     /// A SHA-256 of all that was moved, the same on both sides, in hexadecimal digits.
     pub checksum: String,
 }
 
 /// Moves everything, and compares both sides after that. Calls `progress` with the number of events
-/// that were moved or compared so far, and with twice their number.
+/// that were moved, or compared, so far, and with their number.
 ///
 /// # Errors
 ///
@@ -121,51 +158,44 @@ pub struct Transferred {
 pub fn transfer(
     source: &mut dyn Source,
     target: &mut dyn Target,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(Step, u64, u64),
 ) -> Result<Transferred, StoreError> {
     let total = source.count()?;
-    let mut done = 0;
-    let mut damaged = 0;
-    let mut copies = HashSet::new();
+    // First, so that no event is ever there that does not know itself superseded.
+    move_topics(source, target)?;
+    let (mut done, mut damaged, mut copies) = (0, Vec::new(), HashSet::new());
     walk(source, |slice| {
         copies.extend(target.add(&slice.stored)?);
-        damaged += slice.damaged;
+        damaged.extend(&slice.damaged);
         done += slice.len();
-        progress(done, 2 * total);
+        progress(Step::Move, done, total);
         Ok(())
     })?;
-    let (mut ours, mut theirs) = (Sum::default(), Sum::default());
+    let (mut done, mut comparison) = (0, Comparison::default());
     walk(source, |slice| {
         let moved = slice.stored.iter();
         let moved: Vec<_> = moved
             .filter(|stored| !copies.contains(&stored.notification.id))
             .collect();
         let ids: Vec<_> = moved.iter().map(|stored| stored.notification.id).collect();
-        moved.iter().for_each(|stored| ours.add(stored));
-        target
-            .look(&ids)?
-            .iter()
-            .for_each(|stored| theirs.add(stored));
+        comparison.add(&moved, &target.look(&ids)?);
         done += slice.len();
-        progress(done, 2 * total);
+        progress(Step::Compare, done, total);
         Ok(())
     })?;
-    let (ours, theirs) = (ours.finish(), theirs.finish());
-    if ours != theirs {
-        return Err(StoreError::Different(format!(
-            "{} events and {} deliveries with checksum {} are {} events and {} deliveries with \
-             checksum {} there",
-            ours.0, ours.1, ours.2, theirs.0, theirs.1, theirs.2
-        )));
+    comparison.finish(copies.len() as u64, damaged)
+}
+
+fn move_topics(source: &mut dyn Source, target: &mut dyn Target) -> Result<(), StoreError> {
+    let mut last = String::new();
+    loop {
+        let topics = source.topics(&last, SLICE)?;
+        let Some(reported) = topics.last() else {
+            return Ok(());
+        };
+        target.learn(&topics)?;
+        reported.topic.as_str().clone_into(&mut last);
     }
-    let (events, deliveries, checksum) = ours;
-    Ok(Transferred {
-        events,
-        deliveries,
-        copies: copies.len() as u64,
-        damaged,
-        checksum,
-    })
 }
 
 /// Gives all events of `source` to `look`, in slices.
@@ -183,77 +213,118 @@ fn walk(
 
 impl Slice {
     fn len(&self) -> u64 {
-        self.stored.len() as u64 + self.damaged
+        (self.stored.len() + self.damaged.len()) as u64
     }
 }
 
-/// Counts and sums events up.
+/// Counts events and compares them.
 #[derive(Default)]
-struct Sum {
+struct Comparison {
     events: u64,
     deliveries: u64,
+    missing: u64,
+    altered: u64,
     hash: Sha256,
 }
 
-impl Sum {
-    fn add(&mut self, stored: &Stored) {
-        self.events += 1;
-        self.deliveries += stored.deliveries.len() as u64;
-        // Stores keep times to the microsecond.
-        let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
-        let event = &stored.notification;
-        self.note(&format!(
-            "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
-            event.id,
-            event.endpoint,
-            event.name,
-            event.key,
-            event.subject,
-            event.topics,
-            event.dedupe,
-            micros(event.occurred_at),
-            micros(Some(event.received_at)),
-        ));
-        self.note(&event.body);
-        for delivery in &stored.deliveries {
-            // Which of the open ones of a key is ready is for each store to say.
-            let (state, since) = match delivery.state {
-                DeliveryState::Ready | DeliveryState::Queued => {
-                    (DeliveryState::Ready, delivery.since)
-                }
-                // Of no use to anybody any more, and not kept everywhere.
-                state => (state, None),
-            };
-            self.note(&format!(
-                "{:?} {state:?} {} {} {:?} {:?} {:?} {:?}",
-                delivery.handler,
-                delivery.attempts,
-                delivery.replays,
-                micros(Some(delivery.at)),
-                micros(since),
-                delivery.replay,
-                delivery.why,
-            ));
-            for failure in &delivery.failures {
-                let started_at = micros(Some(failure.started_at));
-                self.note(&format!(
-                    "{started_at:?} {} {:?}",
-                    failure.took_ms, failure.why
-                ));
+impl Comparison {
+    /// Compares `ours` with those of them that are there, in the same order.
+    fn add(&mut self, ours: &[&Stored], theirs: &[Stored]) {
+        let mut theirs = theirs.iter().peekable();
+        for stored in ours {
+            let id = stored.notification.id;
+            let ours = digest(stored);
+            match theirs.next_if(|found| found.notification.id == id) {
+                None => self.missing += 1,
+                Some(found) if digest(found) != ours => self.altered += 1,
+                Some(_) => {}
             }
+            self.events += 1;
+            self.deliveries += stored.deliveries.len() as u64;
+            self.hash.update(ours);
         }
     }
 
-    /// With its length, so that nothing can stand for two things.
-    fn note(&mut self, text: &(impl AsRef<[u8]> + ?Sized)) {
-        let bytes = text.as_ref();
-        self.hash.update((bytes.len() as u64).to_le_bytes());
-        self.hash.update(bytes);
+    fn finish(self, copies: u64, damaged: Vec<EventId>) -> Result<Transferred, StoreError> {
+        let Self {
+            events,
+            deliveries,
+            missing,
+            altered,
+            hash,
+        } = self;
+        if missing + altered > 0 {
+            return Err(StoreError::Different {
+                events,
+                missing,
+                altered,
+            });
+        }
+        let digits = hash.finalize();
+        let digits = digits.iter().map(|byte| format!("{byte:02x}"));
+        Ok(Transferred {
+            events,
+            deliveries,
+            copies,
+            damaged,
+            checksum: digits.collect(),
+        })
     }
+}
 
-    fn finish(self) -> (u64, u64, String) {
-        let digest = self.hash.finalize();
-        let digits = digest.iter().map(|byte| format!("{byte:02x}"));
-        (self.events, self.deliveries, digits.collect())
+/// A hash of an event and its deliveries that is the same in every store.
+fn digest(stored: &Stored) -> [u8; 32] {
+    let mut notes = Notes::default();
+    // Stores keep times to the microsecond.
+    let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
+    let event = &stored.notification;
+    notes.add(&format!(
+        "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        event.id,
+        event.endpoint,
+        event.name,
+        event.key,
+        event.subject,
+        event.topics,
+        event.dedupe,
+        micros(event.occurred_at),
+        micros(Some(event.received_at)),
+    ));
+    notes.add(&event.body);
+    for delivery in &stored.deliveries {
+        // Which of the open ones of a key is ready is for each store to say.
+        let (state, since) = match delivery.state {
+            DeliveryState::Ready | DeliveryState::Queued => (DeliveryState::Ready, delivery.since),
+            // Of no use to anybody any more, and not kept everywhere.
+            state => (state, None),
+        };
+        notes.add(&format!(
+            "{:?} {state:?} {} {} {:?} {:?} {:?} {:?}",
+            delivery.handler,
+            delivery.attempts,
+            delivery.replays,
+            micros(Some(delivery.at)),
+            micros(since),
+            delivery.replay,
+            delivery.why,
+        ));
+        for failure in &delivery.failures {
+            let started_at = micros(Some(failure.started_at));
+            let took_ms = failure.took_ms;
+            notes.add(&format!("{started_at:?} {took_ms} {:?}", failure.why));
+        }
+    }
+    notes.0.finalize().into()
+}
+
+#[derive(Default)]
+struct Notes(Sha256);
+
+impl Notes {
+    /// With its length, so that nothing can stand for two things.
+    fn add(&mut self, text: &(impl AsRef<[u8]> + ?Sized)) {
+        let bytes = text.as_ref();
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
     }
 }

@@ -19,6 +19,7 @@ mod floors;
 mod harness;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod migrate;
 #[cfg(feature = "mqtt")]
 mod mqtt;
 #[cfg(feature = "nats")]

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use super::{Embedded, Settings, disk::SystemDisk, ledger::Operator};
-use crate::store::{Context, Slice, Source, StoreError, Subscription};
+use super::{Embedded, Parts, Settings, disk::SystemDisk, ledger::Operator};
+use crate::store::{Context, Health, Reported, Slice, Source, StoreError, Subscription};
 
 /// How often it is looked whether the ledger knows the whole journal.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -36,19 +36,31 @@ impl Sole {
             .ledger
             .run_blocking("subscribing", |books| books.subscribe(subscriptions))?;
         parts.progress.subscribed();
-        loop {
-            let reached = parts
-                .ledger
-                .run_blocking("reading the ledger", |books| books.reached())?;
-            if reached.through >= parts.progress.end() {
-                break;
-            }
-            thread::sleep(LOOK_EVERY);
-        }
+        until_known(parts)?;
         Ok(Self {
             operator,
             _store: store,
         })
+    }
+}
+
+/// Waits until the ledger knows the whole journal.
+fn until_known(parts: &Parts) -> Result<(), StoreError> {
+    loop {
+        let reached = parts
+            .ledger
+            .run_blocking("reading the ledger", |books| books.reached())?;
+        if reached.through >= parts.progress.end() {
+            return Ok(());
+        }
+        // Nobody reads the journal any more.
+        if let Health::Poisoned { why } = parts.condition.get() {
+            return Err(StoreError::Database {
+                what: "bringing the ledger up to date".to_owned(),
+                error: why.into(),
+            });
+        }
+        thread::sleep(LOOK_EVERY);
     }
 }
 
@@ -59,5 +71,9 @@ impl Source for Sole {
 
     fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError> {
         self.operator.read(place, at_most)
+    }
+
+    fn topics(&mut self, last: &str, at_most: usize) -> Result<Vec<Reported>, StoreError> {
+        self.operator.topics(last, at_most)
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     event::{DedupeKey, EventId, HandlerName, Notification},
-    store::{Attempt, DeliveryState, StoreError, Stored, StoredDelivery, Target},
+    store::{Attempt, DeliveryState, Reported, StoreError, Stored, StoredDelivery, Target},
 };
 
 const HANDLERS: &str = "INSERT INTO handlers (name, ordered)
@@ -45,6 +45,10 @@ const ADD_FAILED: &str = "INSERT INTO attempts (handler, position, day, started_
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::timestamptz[], $5::bigint[],
         $6::text[])";
 
+const LEARN: &str = "INSERT INTO topics AS t (topic, latest)
+    SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
+    ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest WHERE excluded.latest > t.latest";
+
 const ADD_COUNTS: &str = "INSERT INTO tally (handler, open, parked)
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[])";
 
@@ -65,12 +69,17 @@ const FAILED: &str = "SELECT a.position, a.handler, a.started_at, a.took_ms, a.w
 impl Target for Operator {
     fn add(&mut self, events: &[Stored]) -> Result<Vec<EventId>, StoreError> {
         let added = self.runtime.block_on(add(&mut self.session, events));
-        added.map_err(|fault| fault.during("adding events"))
+        added.map_err(|fault| fault.during("adding events to the database"))
     }
 
     fn look(&mut self, ids: &[EventId]) -> Result<Vec<Stored>, StoreError> {
         let looked = self.runtime.block_on(look(&self.session, ids));
-        looked.map_err(|fault| fault.during("reading events back"))
+        looked.map_err(|fault| fault.during("reading events back from the database"))
+    }
+
+    fn learn(&mut self, topics: &[Reported]) -> Result<(), StoreError> {
+        let learnt = self.runtime.block_on(learn(&self.session, topics));
+        learnt.map_err(|fault| fault.during("adding topics to the database"))
     }
 }
 
@@ -306,6 +315,16 @@ const fn state(state: DeliveryState) -> i16 {
         DeliveryState::Skipped => SKIPPED,
         DeliveryState::Done | DeliveryState::Ready | DeliveryState::Queued => DONE,
     }
+}
+
+async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
+    let ascending: BTreeMap<_, _> = topics
+        .iter()
+        .map(|reported| (rows::topic_key(&reported.topic), reported.latest))
+        .collect();
+    let (keys, latest): (Vec<_>, Vec<_>) = ascending.into_iter().unzip();
+    session.client.execute(LEARN, &[&keys, &latest]).await?;
+    Ok(())
 }
 
 async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> {

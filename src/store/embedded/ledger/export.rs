@@ -4,15 +4,19 @@ use rusqlite::{Connection, Result};
 
 use super::{Operator, delivery, record::failures, time};
 use crate::{
-    event::HandlerName,
+    event::{EventId, HandlerName, Topic},
     store::{
-        Slice, StoreError, Stored, StoredDelivery,
+        Reported, Slice, StoreError, Stored, StoredDelivery,
         embedded::{
             reader::{Bodies, Unread},
             segment::Position,
         },
     },
 };
+
+/// The most bytes of bodies that are read at once, besides the last one: an event can have a large
+/// one, and many have to be in memory together.
+const SLICE_BYTES: usize = 4 << 20;
 
 impl Operator {
     /// How many events there are.
@@ -32,21 +36,26 @@ impl Operator {
     ) -> std::result::Result<Option<Slice>, StoreError> {
         let failed = StoreError::database("reading events");
         let positions = positions(&self.db, place, at_most).map_err(failed)?;
-        let Some(&reached) = positions.last() else {
+        if positions.is_empty() {
             return Ok(None);
-        };
+        }
         let mut bodies = Bodies::new(self.journal.clone());
         let mut slice = Slice {
-            reached,
+            reached: place,
             stored: Vec::with_capacity(positions.len()),
-            damaged: 0,
+            damaged: Vec::new(),
         };
-        for place in positions {
+        let mut bytes = 0;
+        for (place, id) in positions {
+            if bytes >= SLICE_BYTES {
+                break;
+            }
+            slice.reached = place;
             let failed = StoreError::database("reading deliveries");
             let notification = match bodies.read(Position::from_sql(place)) {
                 Ok(notification) => notification,
                 Err(Unread::Missing | Unread::Damaged) => {
-                    slice.damaged += 1;
+                    slice.damaged.push(id);
                     continue;
                 }
                 Err(Unread::Io(error)) => {
@@ -55,6 +64,7 @@ impl Operator {
                     ));
                 }
             };
+            bytes += notification.body.len();
             slice.stored.push(Stored {
                 place,
                 notification,
@@ -63,15 +73,40 @@ impl Operator {
         }
         Ok(Some(slice))
     }
+
+    /// Topics behind `last`, in the order of their texts.
+    pub(in super::super) fn topics(
+        &self,
+        last: &str,
+        at_most: usize,
+    ) -> std::result::Result<Vec<Reported>, StoreError> {
+        topics(&self.db, last, at_most).map_err(StoreError::database("reading topics"))
+    }
 }
 
-fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<i64>> {
+fn topics(db: &Connection, last: &str, at_most: usize) -> Result<Vec<Reported>> {
     let mut list = db.prepare_cached(
-        "SELECT position FROM events WHERE position > ?1 ORDER BY position LIMIT ?2",
+        "SELECT topic, latest FROM topics WHERE topic > ?1 ORDER BY topic LIMIT ?2",
     )?;
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    list.query_map((after, at_most), |row| row.get(0))?
-        .collect()
+    let rows = list.query_map((last, at_most), |row| {
+        Ok(Reported {
+            topic: Topic::new(row.get::<_, String>(0)?),
+            latest: time(row.get(1)?),
+        })
+    })?;
+    rows.collect()
+}
+
+fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<(i64, EventId)>> {
+    let mut list = db.prepare_cached(
+        "SELECT position, id FROM events WHERE position > ?1 ORDER BY position LIMIT ?2",
+    )?;
+    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+    let rows = list.query_map((after, at_most), |row| {
+        Ok((row.get(0)?, EventId::from_bytes(row.get(1)?)))
+    })?;
+    rows.collect()
 }
 
 fn deliveries(db: &Connection, position: i64) -> Result<Vec<StoredDelivery>> {

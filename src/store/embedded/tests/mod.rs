@@ -6,6 +6,7 @@ mod ledger;
 mod recovery;
 mod retention;
 mod seen;
+mod source;
 mod spare;
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -1,0 +1,136 @@
+//! A move of a large store that is cut short in the middle, by a kill and by a crash of the database.
+
+use std::thread;
+
+use super::{begin, crm, gate::Gated, listed, migrate, said, stop};
+use crate::{
+    harness::{ARCHIVE, ENDPOINTS, Home, Receiver, Service, cnam, eventually, serials},
+    postgres::home_with,
+};
+
+/// Carriers, and so keys, that events of a large store are of.
+const CARRIERS: u32 = 8;
+
+/// Events of each.
+const OF_EACH: u64 = 400;
+
+/// The carrier whose events the receiver does not take.
+const REFUSED: u32 = 3;
+
+/// A large store, whose service has ended: all is archived, and all is with `receiver`, but for what
+/// it refuses, and one event that is parked.
+fn large(receiver: &Receiver) -> Home {
+    receiver.answer(&refused(), 503);
+    receiver.answer("serial 804\"", 410);
+    let home = Home::new(&[ENDPOINTS, ARCHIVE, &crm(receiver)]);
+    let service = home.start();
+    fill(&service);
+    #[expect(clippy::cast_precision_loss, reason = "there are a few hundred")]
+    eventually("deliveries have got as far as they can", || {
+        service.metric("hookswitch_ledger_lag") == 0.0
+            && service.metric("hookswitch_open_deliveries{handler=\"archive\"}") == 0.0
+            && service.metric("hookswitch_open_deliveries{handler=\"crm\"}") == OF_EACH as f64
+    });
+    stop(service);
+    home
+}
+
+/// What the bodies of the events hold that the receiver does not take.
+fn refused() -> String {
+    format!("\"carrier_code\":{REFUSED},")
+}
+
+/// Kills a move in the middle; how many events have been moved then.
+fn kill_a_move(gated: &Gated, old: &Home, new: &Home) -> u64 {
+    gated.set(1200);
+    let mut moving = begin(old, new);
+    gated.until_somebody_waits(1);
+    moving.kill().unwrap();
+    moving.wait().unwrap();
+    let moved = gated.events();
+    assert!((1..=1200).contains(&moved), "{moved} were moved");
+    moved
+}
+
+/// Takes the database away from a move that has got further than `moved` and not to the end, and
+/// brings it back.
+fn crash_the_database(gated: &mut Gated, old: &Home, new: &Home, moved: u64) {
+    let moving = begin(old, new);
+    // It meets what the server still does for the one that was killed.
+    gated.until_connected(2);
+    gated.set(2200);
+    gated.until_somebody_waits(moved + 1);
+    gated.postgres.server().stop("QUIT");
+    let output = moving.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{output:?}");
+    for wanted in ["run it again", "adding events to the database: "] {
+        assert!(said(&output).contains(wanted), "{output:?}");
+    }
+    gated.postgres.restart(&[]);
+    let more = gated.events();
+    assert!((moved + 1..=2200).contains(&more), "{more} were moved");
+}
+
+/// Posts the events of a large store, those of each carrier one after the other.
+fn fill(service: &Service) {
+    thread::scope(|scope| {
+        for carrier in 0..CARRIERS {
+            scope.spawn(move || {
+                for serial in serials_of(carrier) {
+                    assert_eq!(service.zoom(&cnam(carrier, serial)).status, 200);
+                }
+            });
+        }
+    });
+}
+
+fn serials_of(carrier: u32) -> impl Iterator<Item = u64> {
+    (0..OF_EACH).map(move |turn| turn * u64::from(CARRIERS) + u64::from(carrier))
+}
+
+fn sayings_of(carrier: u32) -> Vec<String> {
+    serials_of(carrier)
+        .map(|serial| format!("serial {serial}"))
+        .collect()
+}
+
+#[test]
+fn a_move_that_is_killed_and_loses_its_database_is_finished_by_running_it_again() {
+    let receiver = Receiver::start();
+    let old = large(&receiver);
+    let (before, parked, delivered) = (listed(&old), old.parked(), receiver.taken().len());
+    assert_eq!(before.len() as u64, u64::from(CARRIERS) * OF_EACH);
+    assert_eq!(delivered as u64, u64::from(CARRIERS - 1) * OF_EACH - 1);
+    assert_eq!(parked.len(), 1);
+    let mut gated = Gated::new();
+    let new = home_with(&gated.url(), &crm(&receiver));
+    stop(new.start()); // The tables are there.
+    gated.put_up();
+    let moved = kill_a_move(&gated, &old, &new);
+    crash_the_database(&mut gated, &old, &new, moved);
+
+    gated.set(u64::from(CARRIERS) * OF_EACH);
+    let whole = migrate(&old, &new);
+    assert!(whole.status.success(), "{whole:?}");
+    let all = "3200 events with 6400 deliveries moved and compared";
+    assert!(said(&whole).starts_with(all), "{whole:?}");
+    for told in ["3200 of 3200 events moved", "3200 of 3200 events compared"] {
+        assert!(said(&whole).contains(told), "{whole:?}");
+    }
+    assert!(listed(&new) == before, "the lists of events differ");
+    assert_eq!(new.parked(), parked);
+
+    receiver.answer(&refused(), 200);
+    let service = new.start();
+    eventually("what was open is delivered", || {
+        service.metric("hookswitch_open_deliveries{handler=\"crm\"}") == 0.0
+            && receiver.taken().len() as u64 >= delivered as u64 + OF_EACH
+    });
+    stop(service);
+    // All of them in order, and nothing besides.
+    let taken = receiver.taken().split_off(delivered);
+    assert_eq!(serials(&taken, REFUSED), sayings_of(REFUSED));
+    assert_eq!(taken.len() as u64, OF_EACH);
+    assert!(new.archived().is_empty());
+    assert_eq!(new.parked(), parked);
+}

@@ -1,0 +1,276 @@
+//! Moving an embedded store into PostgreSQL: whole, cut short, damaged, and where something is in the
+//! way.
+
+mod gate;
+mod interrupted;
+
+use std::{
+    fs,
+    process::{Child, Output, Stdio},
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use self::gate::Gated;
+use crate::{
+    harness::{ARCHIVE, ENDPOINTS, Home, Receiver, Service, cnam, eventually, hookswitch},
+    postgres::home_with,
+    support::postgres::{Database, PASSWORD},
+};
+
+/// A handler that posts to `receiver`, and tries again at once and for long.
+fn crm(receiver: &Receiver) -> String {
+    format!(
+        "[handlers.crm]\nkind = \"http\"\nevents = [\"zoom.*\"]\nurl = \"http://{}/\"\n\
+         retry = {{ attempts = 100000, first = \"100ms\", ceiling = \"1s\" }}\n",
+        receiver.address
+    )
+}
+
+/// Runs `migrate` of the store of `old` with the configuration of `new`.
+fn migrate(old: &Home, new: &Home) -> Output {
+    begin(old, new).wait_with_output().unwrap()
+}
+
+fn begin(old: &Home, new: &Home) -> Child {
+    hookswitch()
+        .args(["migrate", "embedded-to-postgres", "--from"])
+        .arg(old.config())
+        .arg("--config")
+        .arg(new.config())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    [out, err]
+        .map(|text| String::from_utf8_lossy(text))
+        .concat()
+}
+
+/// Every event as `events list` has it, as far as all stores keep it: no time beyond the
+/// microsecond.
+fn listed(home: &Home) -> Vec<Value> {
+    let mut events = home.json(&["events", "list", "--limit", "100000"]);
+    let events = events.as_array_mut().unwrap();
+    for event in &mut *events {
+        round(&mut event["received_at"]);
+    }
+    std::mem::take(events)
+}
+
+fn round(time: &mut Value) {
+    let exact: Timestamp = time.as_str().unwrap().parse().unwrap();
+    *time = exact.as_microsecond().into();
+}
+
+/// What is known of every event, as far as all stores keep it: not whose turn it is either.
+fn known(home: &Home) -> Vec<Value> {
+    let events = listed(home);
+    let ids = events.iter().map(|event| event["id"].as_str().unwrap());
+    ids.map(|id| {
+        let mut event = home.json(&["events", "show", id]);
+        round(&mut event["received_at"]);
+        for delivery in event["deliveries"].as_array_mut().unwrap() {
+            if delivery["state"] == "queued" {
+                delivery["state"] = "ready".into();
+            }
+        }
+        event
+    })
+    .collect()
+}
+
+/// Stops `service` in order.
+fn stop(mut service: Service) {
+    service.signal("TERM");
+    assert_eq!(service.wait(), Some(0));
+}
+
+#[test]
+fn what_an_embedded_store_holds_can_be_moved_whole() {
+    let receiver = Receiver::start();
+    receiver.answer("serial 3\"", 503);
+    receiver.answer("serial 7\"", 410);
+    let patient = crm(&receiver).replace("100ms", "1h").replace("1s", "1h");
+    let old = Home::new(&[ENDPOINTS, ARCHIVE, &patient]);
+    let service = old.start();
+    for serial in 0..30 {
+        let carrier = u32::try_from(serial % 4).unwrap();
+        assert_eq!(service.zoom(&cnam(carrier, serial)).status, 200);
+    }
+    eventually("deliveries have got as far as they can", || {
+        service.metric("hookswitch_open_deliveries{handler=\"archive\"}") == 0.0
+            && service.metric("hookswitch_ledger_lag") == 0.0
+            && old
+                .json(&["events", "list"])
+                .to_string()
+                .contains("\"open\":1")
+    });
+    let database = Database::new();
+    let new = home_with(&database.url(), "");
+    let busy = migrate(&old, &new);
+    assert_eq!(busy.status.code(), Some(69), "{busy:?}");
+    assert!(said(&busy).contains("in use"), "{busy:?}");
+    let wrong = migrate(&old, &old);
+    assert!(
+        said(&wrong).contains("(--config): events cannot be moved into"),
+        "{wrong:?}"
+    );
+    let wrong = migrate(&new, &new);
+    assert!(
+        said(&wrong).contains("(--from): events cannot be moved out of"),
+        "{wrong:?}"
+    );
+    stop(service);
+    let before = known(&old);
+    assert_eq!(before.len(), 30);
+
+    let moved = migrate(&old, &new);
+    assert!(moved.status.success(), "{moved:?}");
+    assert!(
+        said(&moved).starts_with("30 events with 60 deliveries"),
+        "{moved:?}"
+    );
+    assert!(known(&new) == before, "what is known differs");
+    let again = migrate(&old, &new);
+    assert_eq!(again.stdout, moved.stdout, "a second run changes nothing");
+
+    let _service = new.start();
+    eventually("the service has taken its place", || {
+        migrate(&old, &new).status.code() == Some(69)
+    });
+}
+
+#[test]
+fn a_store_that_a_service_has_worked_on_since_is_not_taken_for_a_bad_copy() {
+    let receiver = Receiver::start();
+    receiver.answer("serial", 503);
+    let old = Home::new(&[ENDPOINTS, ARCHIVE, &crm(&receiver)]);
+    let service = old.start();
+    for serial in 0..5 {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    eventually("all are archived", || old.archived().len() == 5);
+    stop(service);
+    let database = Database::new();
+    let new = home_with(&database.url(), &crm(&receiver));
+    assert!(migrate(&old, &new).status.success());
+    receiver.answer("serial", 200);
+    let service = new.start();
+    eventually("all are delivered", || receiver.taken().len() == 5);
+    stop(service);
+
+    let again = migrate(&old, &new);
+    assert_eq!(again.status.code(), Some(69), "{again:?}");
+    let wanted = "of 5 events that were moved, 0 are not there and 5 are there otherwise";
+    assert!(said(&again).contains(wanted), "{again:?}");
+    assert!(!said(&again).contains("run it again"), "{again:?}");
+}
+
+#[test]
+fn a_service_that_is_started_during_a_move_waits_for_its_end() {
+    let old = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = old.start();
+    for serial in [1, 2] {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    stop(service);
+    let gated = Gated::new();
+    let new = home_with(&gated.url(), "");
+    stop(new.start()); // The tables are there.
+    gated.put_up();
+    gated.set(1);
+    let moving = begin(&old, &new);
+    gated.until_somebody_waits(0);
+
+    let service = new.start();
+    eventually("it says why it waits", || {
+        service.log().contains("is being moved into")
+    });
+    assert_eq!(service.zoom(&cnam(1, 3)).status, 503);
+    gated.set(9);
+    let moved = moving.wait_with_output().unwrap();
+    assert!(moved.status.success(), "{moved:?}");
+    eventually("events are taken", || {
+        service.zoom(&cnam(1, 3)).status == 200
+    });
+}
+
+#[test]
+fn tables_of_a_newer_version_are_left_alone() {
+    let old = Home::new(&[ENDPOINTS, ARCHIVE]);
+    stop(old.start());
+    let database = Database::new();
+    let new = home_with(&database.url(), "");
+    assert!(migrate(&old, &new).status.success());
+    database.sql("UPDATE hookswitch.schema_version SET version = 99, needs = 99");
+    let refused = migrate(&old, &new);
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    for wanted in [
+        "(--config)",
+        "opening the store at 127.0.0.1",
+        "version 99",
+        "run that one",
+    ] {
+        assert!(said(&refused).contains(wanted), "{wanted}: {refused:?}");
+    }
+    assert!(!said(&refused).contains(PASSWORD), "{refused:?}");
+}
+
+/// Flips a bit of the record of the event with `serial`.
+fn damage(home: &Home, serial: u64) {
+    let segment = home.path().join("data/journal/0000000001.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    let text = format!("serial {serial}\"");
+    let at = bytes
+        .windows(text.len())
+        .position(|bytes| bytes == text.as_bytes());
+    bytes[at.unwrap()] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+}
+
+#[test]
+fn an_event_that_is_damaged_stays_behind_and_still_supersedes_older_ones() {
+    let receiver = Receiver::start();
+    receiver.answer("serial", 503);
+    let old = Home::new(&[ENDPOINTS, ARCHIVE, &crm(&receiver)]);
+    let service = old.start();
+    // Serials 5 and 1005 are of one number; 1005 is the newer one.
+    for serial in [4, 5, 6, 1005] {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    eventually("all are archived", || old.archived().len() == 4);
+    stop(service);
+    let newest = listed(&old)[0]["id"].clone();
+    damage(&old, 1005);
+
+    let database = Database::new();
+    let new = home_with(&database.url(), &crm(&receiver));
+    let moved = migrate(&old, &new);
+    assert_eq!(moved.status.code(), Some(1), "{moved:?}");
+    assert!(
+        said(&moved).starts_with("3 events with 6 deliveries"),
+        "{moved:?}"
+    );
+    let named = format!(
+        "1 event is damaged in the embedded store, and left there; ask the provider \
+         for what is missing:\n{}\n",
+        newest.as_str().unwrap()
+    );
+    assert!(said(&moved).contains(&named), "{moved:?}");
+    assert_eq!(known(&new).len(), 3);
+
+    receiver.answer("serial", 200);
+    let _service = new.start();
+    eventually("what was open is delivered", || receiver.taken().len() == 3);
+    let superseded = receiver
+        .taken()
+        .into_iter()
+        .map(|event| event["superseded"] == true);
+    assert_eq!(superseded.collect::<Vec<_>>(), [false, true, false]);
+}
