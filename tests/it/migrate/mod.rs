@@ -3,6 +3,7 @@
 
 mod gate;
 mod interrupted;
+mod room;
 
 use std::{
     fs,

@@ -8,7 +8,7 @@
 mod cluster;
 mod desk;
 mod load;
-mod namespace;
+pub(crate) mod namespace;
 mod proof;
 
 use std::{sync::Arc, time::Instant};
