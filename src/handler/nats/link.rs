@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use async_nats::{Client, ConnectError, Event, connection::State};
+use async_nats::{Client, ConnectError, ConnectErrorKind, Event, connection::State};
 use tokio::sync::{Mutex, broadcast};
 
 use super::Settings;
@@ -77,7 +77,13 @@ impl Link {
     }
 }
 
-/// What went wrong, down to its first cause.
+/// What went wrong, down to its first cause, and what to do where a server will not know us.
 fn describe(error: &ConnectError) -> String {
-    format!("cannot connect: {}", with_causes(error))
+    let cure = match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => {
+            "; the server does not accept what `auth` shows it"
+        }
+        _ => "",
+    };
+    format!("cannot connect: {}{cure}", with_causes(error))
 }

@@ -32,6 +32,7 @@
 //!
 //! **Invariant:** no subject, which may hold a key, is in a reason.
 
+mod auth;
 mod link;
 mod settings;
 mod subject;
@@ -65,7 +66,9 @@ servers = ["tls://nats-1.example.com:4222", "tls://nats-2.example.com:4222"]
 subject = "telephony.{type}"                            # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
 format = "structured"                                   # or "binary", "raw"
 auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
-# auth = { token = { env = "NATS_TOKEN" } }
+# auth = { token = { env = "NATS_TOKEN" } }             # one of the four, or none
+# auth = { nkey = { file = "/run/secrets/nats.nk" } }    # a user's seed
+# auth = { credentials = { file = "/run/secrets/nats.creds" } }
 # ca = "/etc/hookswitch/nats-ca.pem"                    # in place of the system's
 connect_timeout = "5s"
 "#;

@@ -1,5 +1,8 @@
 //! The `nats` kind, with a real server and its streams.
 
+mod auth;
+mod tls;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -13,9 +16,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{
-        ENDPOINTS, Home, PATIENCE, certificate, cnam, distinct_serials, eventually, serials,
-    },
+    harness::{ENDPOINTS, Home, PATIENCE, cnam, distinct_serials, eventually, serials},
     support::server::Server,
 };
 
@@ -76,14 +77,21 @@ impl Client {
         Self::connect_as(to, json!({}))
     }
 
-    fn connect_as(to: SocketAddr, mut user: Value) -> Self {
+    fn connect_as(to: SocketAddr, user: Value) -> Self {
+        Self::connect_signing(to, |_| user)
+    }
+
+    /// Connects as the user that `user` makes of the server's nonce, which some have to sign.
+    fn connect_signing(to: SocketAddr, user: impl FnOnce(&[u8]) -> Value) -> Self {
         let stream = TcpStream::connect(to).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut client = Self {
             stream: BufReader::new(stream),
             inboxes: 0,
         };
-        assert!(client.line().starts_with("INFO "));
+        let info = client.line();
+        let info: Value = serde_json::from_str(info.strip_prefix("INFO ").unwrap()).unwrap();
+        let mut user = user(info["nonce"].as_str().unwrap_or_default().as_bytes());
         user["verbose"] = json!(false);
         client.send(&format!("CONNECT {user}\r\nPING\r\n"));
         assert_eq!(client.line(), "PONG");
@@ -439,80 +447,4 @@ fn a_subject_that_is_too_long_is_parked_and_breaks_no_connection() {
     });
     assert_eq!(service.zoom(&cnam(2, 2)).status, 200);
     eventually("another is delivered", || client.count("telephony") == 1);
-}
-
-#[test]
-fn wrong_credentials_are_named_and_not_shown() {
-    let server = start("authorization { token: sesame }");
-    Client::connect_as(server.address(), json!({ "auth_token": "sesame" })).create(
-        "telephony",
-        &["telephony"],
-        &json!({}),
-    );
-    let handler = |name: &str, token: &str| {
-        let more = format!("subject = \"telephony\"\nauth = {{ token = {token:?} }}");
-        bus(name, &server, &more).replace("attempts = 100000", "attempts = 3")
-    };
-    let home = Home::new(&[
-        ENDPOINTS,
-        &handler("right", "sesame"),
-        &handler("wrong", "hush-hush"),
-    ]);
-    let service = home.start();
-    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is parked in the end", || !reasons(&home).is_empty());
-    let parked = reasons(&home);
-    assert_eq!(parked.len(), 1, "{parked:?}");
-    assert!(
-        parked["wrong"].contains("authorization violation"),
-        "{parked:?}"
-    );
-    for secret in ["hush-hush", "sesame"] {
-        assert!(!service.log().contains(secret), "{}", service.log());
-        assert!(!parked["wrong"].contains(secret), "{parked:?}");
-    }
-}
-
-#[test]
-fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
-    // Others may come without TLS, such as the test itself.
-    let server = Server::start(|dir, port| {
-        let (certificate, key) = certificate();
-        fs::write(dir.join("cert.pem"), certificate).unwrap();
-        fs::write(dir.join("key.pem"), key).unwrap();
-        let tls = "tls { cert_file: \"{dir}/cert.pem\", key_file: \"{dir}/key.pem\" }\n\
-                   allow_non_tls: true";
-        command(dir, port, tls)
-    });
-    let mut client = Client::connect(server.address());
-    client.create("telephony", &["telephony"], &json!({}));
-    let known = server.dir().join("cert.pem");
-    let unknown = server.dir().join("other.pem");
-    fs::write(&unknown, certificate().0).unwrap();
-    let handler = |name: &str, ca: &Path| {
-        bus(
-            name,
-            &server,
-            &format!("subject = \"telephony\"\nca = {ca:?}"),
-        )
-    };
-    let home = Home::new(&[
-        ENDPOINTS,
-        &handler("trusting", &known),
-        &handler("wary", &unknown),
-    ]);
-    let service = home.start();
-    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("the one that knows the server delivers", || {
-        client.count("telephony") == 1
-    });
-    eventually("the one that does not says so", || {
-        service.log().contains("invalid peer certificate")
-    });
-    assert_eq!(
-        client.stored("telephony")[0].headers["Nats-Msg-Id"]
-            .split('/')
-            .nth(1),
-        Some("trusting")
-    );
 }
