@@ -6,11 +6,9 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
+    RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
-use rustls_platform_verifier::BuilderVerifierExt;
 use serde::Deserialize;
 
 /// The certificates of authorities in a PEM file, which is read while the settings are.
@@ -30,27 +28,6 @@ impl Authorities {
     /// What was in it.
     pub fn roots(&self) -> Arc<RootCertStore> {
         self.roots.clone()
-    }
-
-    /// TLS 1.2 and 1.3 with a server that `authorities` vouch for; those of the system, where there
-    /// are none.
-    ///
-    /// # Errors
-    ///
-    /// Says so when the system has no authorities.
-    pub fn client_config(authorities: Option<&Self>) -> Result<ClientConfig, String> {
-        let refuse = |problem: rustls::Error| {
-            format!("TLS cannot be set up: {problem}; are the system's CA certificates installed?")
-        };
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(refuse)?;
-        let builder = match authorities {
-            Some(authorities) => builder.with_root_certificates(authorities.roots()),
-            None => builder.with_platform_verifier().map_err(refuse)?,
-        };
-        Ok(builder.with_no_client_auth())
     }
 }
 

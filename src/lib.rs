@@ -26,7 +26,7 @@
 //! | [`store`] | remember it |
 //! | [`provider`] | who said it |
 //! | [`event`] | what was said |
-//! | [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`telemetry`] | foundations that every floor may use: secrets by reference, who vouches for a server, how its URL is read, amounts, logs and metrics |
+//! | [`client_tls`], [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, who vouches for a server, how its URL is read, amounts, logs and metrics |
 //!
 //! # Words
 //!
@@ -68,6 +68,7 @@ pub mod provider;
 pub mod event;
 
 pub mod authorities;
+pub mod client_tls;
 #[cfg(any(feature = "postgres", feature = "sql"))]
 pub(crate) mod postgres_url;
 pub mod quantity;

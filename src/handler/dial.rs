@@ -12,7 +12,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{BuildError, broker};
-use crate::authorities::Authorities;
+use crate::client_tls::ClientTls;
 
 /// The way to one broker.
 #[derive(Clone)]
@@ -58,33 +58,23 @@ impl Schemes {
 }
 
 impl Dial {
-    /// The way to `url`, which is of one of `schemes`. With TLS, `authorities` vouch for the broker,
-    /// or those of the system, where there are none.
+    /// The way to `url`, which is of one of `schemes`, over `tls` if it is the one with TLS.
     ///
     /// # Errors
     ///
-    /// When nobody can vouch for the broker, or there is nothing to vouch for.
-    pub(super) fn new(
-        url: &Url,
-        schemes: Schemes,
-        authorities: Option<&Authorities>,
-    ) -> Result<Self, BuildError> {
+    /// When nobody can vouch for the broker, or something was said of TLS and there is none.
+    pub(super) fn new(url: &Url, schemes: Schemes, tls: &ClientTls) -> Result<Self, BuildError> {
         let is_tls = url.scheme() == schemes.tls.0;
         let (_, port) = if is_tls { schemes.tls } else { schemes.plain };
         let host = url.host_str().unwrap_or_default();
         let host = host.trim_matches(['[', ']']).to_owned();
-        let tls = match (is_tls, authorities) {
-            (true, authorities) => {
-                let config = Authorities::client_config(authorities).map_err(BuildError)?;
-                Some((Arc::new(config).into(), server_name(&host)?))
-            }
-            (false, None) => None,
-            (false, Some(_)) => {
-                return Err(BuildError(format!(
-                    "`ca` is given, and `url` is not one with TLS; begin it with \"{}://\"",
-                    schemes.tls.0
-                )));
-            }
+        let tls = if is_tls {
+            let config = tls.config().map_err(BuildError)?;
+            Some((Arc::new(config).into(), server_name(&host)?))
+        } else {
+            let cure = format!("begin `url` with \"{}://\"", schemes.tls.0);
+            tls.forgo(&cure).map_err(BuildError)?;
+            None
         };
         Ok(Self {
             host,

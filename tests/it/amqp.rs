@@ -249,7 +249,7 @@ fn a_broker_that_does_not_let_us_in_is_tried_again_and_says_why_without_the_pass
 }
 
 #[test]
-fn over_tls_the_broker_is_who_the_authority_says() {
+fn over_tls_each_side_is_who_an_authority_says() {
     let broker = RabbitMq::shared();
     let reader = Reader::new(broker);
     reader.queue("tls", None);
@@ -257,13 +257,16 @@ fn over_tls_the_broker_is_who_the_authority_says() {
         "url = \"amqps://localhost:{}\"",
         broker.tls_address().port()
     );
-    let known = format!("{url}\nca = \"{{dir}}/ca.pem\"\nrouting_key = \"tls\"");
-    let unknown = format!("{url}\nrouting_key = \"tls\"");
     let home = Home::new(&[]);
+    let shown = broker.visitor.settings(home.path());
+    let unknown = format!("{url}\nrouting_key = \"tls\"");
+    let nameless = format!("{unknown}\nca = \"{{dir}}/ca.pem\"");
+    let known = format!("{nameless}\n{shown}");
     std::fs::write(home.path().join("ca.pem"), &broker.authority).unwrap();
     home.configure(&[
         ENDPOINTS,
         &handler("known", broker, &known),
+        &handler("nameless", broker, &nameless),
         &handler("unknown", broker, &unknown),
     ]);
     let service = home.start();
@@ -274,6 +277,11 @@ fn over_tls_the_broker_is_who_the_authority_says() {
             "to unknown will be tried again: cannot connect to the broker: \
                                 IO error: invalid peer certificate",
         )
+    });
+    eventually("the broker does not believe the nameless one", || {
+        let log = service.log();
+        let mut reasons = log.lines().filter(|line| line.contains(" to nameless "));
+        reasons.any(|reason| reason.contains("received fatal alert: CertificateRequired"))
     });
     assert!(reader.take("tls").is_none());
 }

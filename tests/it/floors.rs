@@ -18,6 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["store"],
     &["provider"],
     &["event"],
+    &["client_tls"],
     &["secret", "authorities", "postgres_url", "quantity"],
     &["telemetry"],
 ];

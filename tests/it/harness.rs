@@ -529,6 +529,43 @@ pub(crate) fn certificate() -> (String, String) {
     (made.cert.pem(), made.signing_key.serialize_pem())
 }
 
+/// A client's certificate with its key, and the authority that vouches for it, in PEM.
+pub(crate) struct Identity {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+    pub(crate) authority: String,
+}
+
+impl Identity {
+    pub(crate) fn new() -> Self {
+        let named = |name: &str| {
+            let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+            let holder = &mut params.distinguished_name;
+            holder.push(rcgen::DnType::CommonName, name);
+            params
+        };
+        let mut authority = named("authority");
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let authority = rcgen::CertifiedIssuer::self_signed(authority, key).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = named("hookswitch").signed_by(&key, &authority).unwrap();
+        Self {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            authority: authority.pem(),
+        }
+    }
+
+    /// Writes certificate and key into a folder, and returns the settings that name them.
+    pub(crate) fn settings(&self, dir: &Path) -> String {
+        let (certificate, key) = (dir.join("client.pem"), dir.join("client-key.pem"));
+        fs::write(&certificate, &self.certificate).unwrap();
+        fs::write(&key, &self.key).unwrap();
+        format!("certificate = {certificate:?}\nkey = {key:?}")
+    }
+}
+
 /// The body of the next request on a connection; `None` when there is none, or no whole one.
 pub(crate) fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
     let mut length = 0;

@@ -270,6 +270,33 @@ fn over_tls_the_broker_is_who_the_authority_says() {
 }
 
 #[test]
+fn a_broker_that_asks_for_a_certificate_is_shown_it() {
+    let broker = Mosquitto::start();
+    let subscriber = Subscriber::new(&broker, "telephony/#");
+    let home = Home::new(&[]);
+    fs::write(home.path().join("ca.pem"), &broker.authority).unwrap();
+    let shown = broker.visitor.settings(home.path());
+    let nameless = format!(
+        "url = \"mqtts://localhost:{}\"\nca = \"{{dir}}/ca.pem\"",
+        broker.mutual_port
+    );
+    home.configure(&[
+        ENDPOINTS,
+        &handler("named", &broker, &format!("{nameless}\n{shown}")),
+        &handler("nameless", &broker, &nameless),
+    ]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(3, 1)).status, 200);
+    assert_eq!(cnam_of(&subscriber.wait("telephony/named")), (3, 1));
+    eventually("the broker does not believe the nameless one", || {
+        let log = service.log();
+        let mut reasons = log.lines().filter(|line| line.contains(" to nameless "));
+        reasons.any(|reason| reason.contains("received fatal alert: CertificateRequired"))
+    });
+    assert_eq!(subscriber.messages().len(), 1);
+}
+
+#[test]
 fn nothing_is_lost_when_the_broker_freezes_and_is_killed_and_is_away() {
     let mut broker = Mosquitto::start();
     let subscriber = Subscriber::new(&broker, "telephony/#");

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::{
     harness::{
-        ENDPOINTS, Home, PATIENCE, Service, certificate, cnam, distinct_serials, eventually,
-        serials,
+        ENDPOINTS, Home, Identity, PATIENCE, Service, certificate, cnam, distinct_serials,
+        eventually, serials,
     },
     support::server::{Server, free_port},
 };
@@ -387,25 +387,29 @@ fn what_goes_on_failing_is_parked_with_its_reason() {
     eventually("the other is there", || client.count("known") == 1);
 }
 
-#[test]
-fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
+/// A server with its certificate in `cert.pem`, where the test itself comes without TLS, and the
+/// port of the others. `more` is said of TLS besides.
+fn start_secure(more: &[&str]) -> (Server, u16) {
     let secure = free_port();
     let server = Server::start(|dir, port| {
         let (certificate, key) = certificate();
         fs::write(dir.join("cert.pem"), certificate).unwrap();
         fs::write(dir.join("key.pem"), key).unwrap();
+        let files = ["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem"];
         let secure = secure.to_string();
         command(
             dir,
             port,
-            &[
-                &["--tls-port", &secure, "--tls-auth-clients", "no"][..],
-                &["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem"],
-                &["--tls-ca-cert-file", "cert.pem"],
-            ]
-            .concat(),
+            &[&["--tls-port", &secure], &files[..], more].concat(),
         )
     });
+    (server, secure)
+}
+
+#[test]
+fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
+    let more = ["--tls-auth-clients", "no", "--tls-ca-cert-file", "cert.pem"];
+    let (server, secure) = start_secure(&more);
     let known = server.dir().join("cert.pem");
     let unknown = server.dir().join("other.pem");
     fs::write(&unknown, certificate().0).unwrap();
@@ -423,4 +427,33 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
     });
     says(&service, "invalid peer certificate");
     assert_eq!(client.count("wary"), 0);
+}
+
+#[test]
+fn a_server_that_asks_for_a_certificate_is_shown_it() {
+    let identity = Identity::new();
+    let authority = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&authority, &identity.authority).unwrap();
+    let authority = authority.path().to_str().unwrap();
+    let more = ["--tls-auth-clients", "yes", "--tls-ca-cert-file", authority];
+    let (server, secure) = start_secure(&more);
+    let shown = identity.settings(server.dir());
+    let at = format!("rediss://127.0.0.1:{secure}");
+    let ca = format!("ca = {:?}", server.dir().join("cert.pem"));
+    let home = Home::new(&[
+        ENDPOINTS,
+        &handler("named", &at, &format!("{ca}\n{shown}")),
+        &handler("nameless", &at, &ca),
+    ]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    let mut client = Client::connect(server.address());
+    eventually("the one with a certificate delivers", || {
+        client.count("named") == 1
+    });
+    says(
+        &service,
+        "to nameless will be tried again: cannot connect: received fatal alert: CertificateRequired",
+    );
+    assert_eq!(client.count("nameless"), 0);
 }

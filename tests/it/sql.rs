@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    harness::{ENDPOINTS, Home, Service, cnam, eventually},
+    harness::{ENDPOINTS, Home, Identity, Service, cnam, eventually},
     support::postgres::{Database, PASSWORD, Postgres},
 };
 
@@ -343,12 +343,19 @@ fn a_schema_that_changes_and_a_server_that_takes_no_writes_lose_nothing() {
 }
 
 #[test]
-fn tls_is_verified() {
+fn over_tls_each_side_is_who_an_authority_says() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let visitor = Identity::new();
     let tls = ["ssl=on", "ssl_cert_file=cert.pem", "ssl_key_file=key.pem"];
+    let tls = [&tls[..], &["ssl_ca_file=visitors.pem"]].concat();
     let postgres = Postgres::start_in(&tls, |data| {
-        for (name, pem) in [("cert.pem", &certificate), ("key.pem", &key)] {
+        let visitors = &visitor.authority;
+        for (name, pem) in [
+            ("cert.pem", &certificate),
+            ("key.pem", &key),
+            ("visitors.pem", visitors),
+        ] {
             let path = data.join(name);
             fs::write(&path, pem).unwrap();
             fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
@@ -358,10 +365,10 @@ fn tls_is_verified() {
         }
     });
     let database = postgres.create_database();
-    let table = "CREATE TABLE events (id uuid PRIMARY KEY, ssl boolean)";
+    let table = "CREATE TABLE events (id uuid PRIMARY KEY, visitor text)";
     postgres.sql(&database, table);
     let statement =
-        "INSERT INTO events SELECT :id, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        "INSERT INTO events SELECT :id, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let url = postgres.url(&database).replace("127.0.0.1", "localhost");
     let url = url.replace("sslmode=disable", "sslmode=verify-full");
     let home = Home::new(&[ENDPOINTS, &warehouse(&url, statement, "")]);
@@ -370,13 +377,18 @@ fn tls_is_verified() {
     says(&service, "invalid peer certificate");
 
     fs::write(home.path().join("ca.pem"), certificate).unwrap();
+    let shown = visitor.settings(home.path());
     home.configure(&[
         ENDPOINTS,
-        &warehouse(&url, statement, "ca = \"{dir}/ca.pem\""),
+        &warehouse(
+            &url,
+            statement,
+            &format!("ca = \"{{dir}}/ca.pem\"\n{shown}"),
+        ),
     ]);
     service.signal("HUP");
-    let over_tls = || postgres.sql(&database, "SELECT ssl FROM events");
-    eventually("it is there", || over_tls() == "t");
+    let shown = || postgres.sql(&database, "SELECT visitor FROM events");
+    eventually("it is there", || shown() == "/CN=hookswitch");
 }
 
 #[test]

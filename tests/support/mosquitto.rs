@@ -13,7 +13,7 @@ use rumqttc::{AsyncClient, Event, Incoming, MqttOptions, Publish, QoS, SessionMo
 use tokio::runtime::Runtime;
 
 use crate::{
-    harness::{certificate, eventually},
+    harness::{Identity, certificate, eventually},
     support::server::{Server, free_port},
 };
 
@@ -24,8 +24,12 @@ pub(crate) const LONGEST_PACKET: usize = 20_000;
 pub(crate) struct Mosquitto {
     pub(crate) server: Server,
     pub(crate) tls_port: u16,
+    /// Where it wants to be shown a certificate besides.
+    pub(crate) mutual_port: u16,
     /// The authority that vouches for it, in PEM.
     pub(crate) authority: String,
+    /// What it wants to be shown.
+    pub(crate) visitor: Identity,
 }
 
 impl Mosquitto {
@@ -35,13 +39,15 @@ impl Mosquitto {
 
     /// One with more lines of configuration, and with other rights for everybody.
     pub(crate) fn with(more: &str, rights: &str) -> Self {
-        let tls_port = free_port();
+        let (tls_port, mutual_port) = (free_port(), free_port());
+        let visitor = Identity::new();
         let mut authority = String::new();
         let server = Server::start(|dir, port| {
             let (certificate, key) = certificate();
             fs::write(dir.join("certificate.pem"), &certificate).unwrap();
             fs::write(dir.join("key.pem"), key).unwrap();
             authority = certificate;
+            fs::write(dir.join("visitors.pem"), &visitor.authority).unwrap();
             fs::write(dir.join("rights"), rights).unwrap();
             let passwords = dir.join("passwords");
             fs::write(&passwords, "").unwrap();
@@ -67,6 +73,11 @@ listener {port} 127.0.0.1
 listener {tls_port} 127.0.0.1
 certfile {folder}/certificate.pem
 keyfile {folder}/key.pem
+listener {mutual_port} 127.0.0.1
+certfile {folder}/certificate.pem
+keyfile {folder}/key.pem
+cafile {folder}/visitors.pem
+require_certificate true
 "
             );
             fs::write(dir.join("mosquitto.conf"), config).unwrap();
@@ -75,7 +86,9 @@ keyfile {folder}/key.pem
         Self {
             server,
             tls_port,
+            mutual_port,
             authority,
+            visitor,
         }
     }
 

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 
 use crate::{
-    harness::{certificate, eventually},
+    harness::{Identity, certificate, eventually},
     support::server::{Server, free_port},
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct RabbitMq {
     ports: Ports,
     /// The authority that vouches for it, in PEM.
     pub(crate) authority: String,
+    /// What it wants to be shown over TLS.
+    pub(crate) visitor: Identity,
 }
 
 /// What it listens on besides.
@@ -72,11 +74,13 @@ impl RabbitMq {
             names: free_port(),
         };
         let mut authority = String::new();
+        let visitor = Identity::new();
         let server = Server::start(|dir, port| {
             let (certificate, key) = certificate();
             fs::write(dir.join("certificate.pem"), &certificate).unwrap();
             fs::write(dir.join("key.pem"), key).unwrap();
             authority = certificate;
+            fs::write(dir.join("visitors.pem"), &visitor.authority).unwrap();
             fs::write(dir.join("definitions.json"), definitions().to_string()).unwrap();
             fs::write(dir.join("rabbitmq.conf"), config(dir, port, ports)).unwrap();
             fs::write(dir.join("enabled_plugins"), "[].").unwrap();
@@ -86,6 +90,7 @@ impl RabbitMq {
             server,
             ports,
             authority,
+            visitor,
         }
     }
 
@@ -170,10 +175,11 @@ fn config(dir: &Path, port: u16, ports: Ports) -> String {
     format!(
         "listeners.tcp.1 = 127.0.0.1:{port}
 listeners.ssl.1 = 127.0.0.1:{tls}
-ssl_options.cacertfile = {dir}/certificate.pem
+ssl_options.cacertfile = {dir}/visitors.pem
 ssl_options.certfile = {dir}/certificate.pem
 ssl_options.keyfile = {dir}/key.pem
-ssl_options.verify = verify_none
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
 load_definitions = {dir}/definitions.json
 max_message_size = {LONGEST_MESSAGE}
 disk_free_limit.absolute = 1MB

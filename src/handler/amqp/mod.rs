@@ -53,7 +53,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::secret::Secret;
+use crate::{client_tls::ClientTls, secret::Secret};
 use session::{Publication, Session};
 use settings::SCHEMES;
 
@@ -81,6 +81,8 @@ vhost = "/"
 username = "hookswitch"                         # "guest" by default, as is the password
 password = { env = "AMQP_PASSWORD" }
 # ca = "/etc/hookswitch/rabbitmq-ca.pem"         # in place of the system's authorities
+# certificate = "/etc/hookswitch/rabbitmq.pem"   # shown to a broker that asks for one
+# key = "/etc/hookswitch/rabbitmq-key.pem"
 exchange = "telephony"                          # must be there; "" routes by the queue's name
 routing_key = "{type}"                          # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
 format = "structured"                           # or "binary", "raw"
@@ -90,7 +92,12 @@ connect_timeout = "5s"
 
     fn build(self, context: &BuildContext) -> Result<Amqp, BuildError> {
         let patience = self.connect_timeout.min(context.timeout);
-        let dial = Dial::new(&self.url.0, SCHEMES, self.ca.as_ref())?;
+        let tls = ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        );
+        let dial = Dial::new(&self.url.0, SCHEMES, &tls.map_err(BuildError)?)?;
         Ok(Amqp {
             uri: self.uri(&dial),
             dial,
@@ -274,7 +281,7 @@ mod tests {
 
     fn uri(url: &str, more: &str) -> AMQPUri {
         let settings = settings(url, more).unwrap();
-        let dial = Dial::new(&settings.url.0, SCHEMES, None).unwrap();
+        let dial = Dial::new(&settings.url.0, SCHEMES, &ClientTls::default()).unwrap();
         settings.uri(&dial)
     }
 

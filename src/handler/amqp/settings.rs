@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     authorities::Authorities,
+    client_tls::{Certificate, Key},
     handler::{self, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
@@ -28,6 +29,10 @@ pub(in crate::handler) struct Settings {
     pub(super) password: Option<Secret>,
     /// Who vouches for the broker.
     pub(super) ca: Option<Authorities>,
+    /// What the broker is shown, if it asks for a certificate.
+    pub(super) certificate: Option<Certificate>,
+    /// The key of that.
+    pub(super) key: Option<Key>,
     /// The exchange, which must be there; `""` is the broker's own, which routes to the queue that
     /// the routing key names.
     pub(super) exchange: Name,

@@ -41,6 +41,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
+use crate::client_tls::ClientTls;
 use session::{Failure, Publication, Session};
 use settings::{SCHEMES, is_text};
 
@@ -60,6 +61,8 @@ url = "mqtts://mqtt.example.com"
 username = "hookswitch"                         # none by default, and no password
 password = { env = "MQTT_PASSWORD" }
 # ca = "/etc/hookswitch/mqtt-ca.pem"             # in place of the system's authorities
+# certificate = "/etc/hookswitch/mqtt.pem"       # shown to a broker that asks for one
+# key = "/etc/hookswitch/mqtt-key.pem"
 # client_id = "hookswitch-1"                     # one's own for each replica; random by default
 topic = "telephony/{type}"                      # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
 format = "structured"                           # or "binary", "raw"
@@ -70,7 +73,12 @@ connect_timeout = "5s"
     type Handler = Mqtt;
 
     fn build(self, context: &BuildContext) -> Result<Mqtt, BuildError> {
-        let dial = Dial::new(&self.url.0, SCHEMES, self.ca.as_ref())?;
+        let tls = ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        );
+        let dial = Dial::new(&self.url.0, SCHEMES, &tls.map_err(BuildError)?)?;
         let patience = self.connect_timeout.min(context.timeout);
         Ok(Mqtt {
             options: self.options(dial, patience),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     authorities::Authorities,
+    client_tls::{Certificate, Key},
     handler::{self, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
@@ -24,6 +25,10 @@ pub(in crate::handler) struct Settings {
     pub(super) password: Option<Secret>,
     /// Who vouches for the broker.
     pub(super) ca: Option<Authorities>,
+    /// What the broker is shown, if it asks for a certificate.
+    pub(super) certificate: Option<Certificate>,
+    /// The key of that.
+    pub(super) key: Option<Key>,
     /// What the broker knows this client by; one of its own making, where nothing is said.
     pub(super) client_id: Option<Text>,
     /// Where to in the broker.

@@ -70,13 +70,16 @@ auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
 # auth = { nkey = { file = "/run/secrets/nats.nk" } }    # a user's seed
 # auth = { credentials = { file = "/run/secrets/nats.creds" } }
 # ca = "/etc/hookswitch/nats-ca.pem"                    # in place of the system's
+# certificate = "/etc/hookswitch/nats.pem"              # shown to a server that asks for one
+# key = "/etc/hookswitch/nats-key.pem"
 connect_timeout = "5s"
 "#;
     type Handler = Nats;
 
     fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {
+        let tls = self.tls().map_err(BuildError)?;
         Ok(Nats {
-            links: Links::new(self),
+            links: Links::new(self, tls),
         })
     }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::{auth::Auth, subject::Subject};
 use crate::{
     authorities::Authorities,
+    client_tls::{Certificate, ClientTls, Key},
     handler::{self, broker, message::Format},
     quantity,
 };
@@ -27,6 +28,10 @@ pub(in crate::handler) struct Settings {
     auth: Option<Auth>,
     /// Who may vouch for a server; there is no connection without TLS then.
     ca: Option<Authorities>,
+    /// What a server is shown, if it asks for a certificate; nor is there one without TLS then.
+    certificate: Option<Certificate>,
+    /// The key of that.
+    key: Option<Key>,
     /// How long a connection to one server may take to be made.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     connect_timeout: Duration,
@@ -67,20 +72,39 @@ impl TryFrom<String> for Server {
 }
 
 impl Settings {
+    /// What was said of TLS.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientTls::new`].
+    pub(super) fn tls(&self) -> Result<ClientTls, String> {
+        ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        )
+    }
+
     /// How a connection is made.
-    pub(super) fn options(&self) -> ConnectOptions {
+    pub(super) fn options(&self, tls: &ClientTls) -> ConnectOptions {
         // A server may name others of its cluster, and without a scheme, so one that asks for TLS
         // asks for it everywhere.
         let is_tls = self.servers.0.iter().any(ServerAddr::tls_required);
         let options = ConnectOptions::new()
             .name("hookswitch")
-            .require_tls(is_tls || self.ca.is_some())
+            .require_tls(is_tls || tls.ca().is_some() || tls.identity().is_some())
             .connection_timeout(self.connect_timeout)
             .ping_interval(PING_INTERVAL)
             // One try at each: see [`super::link`].
             .max_reconnects(self.servers.0.len());
-        let options = match &self.ca {
-            Some(ca) => options.add_root_certificates(ca.path().to_owned()),
+        let options = match tls.ca() {
+            Some(ca) => options.add_root_certificates(ca.to_owned()),
+            None => options,
+        };
+        let options = match tls.identity() {
+            Some((certificate, key)) => {
+                options.add_client_certificate(certificate.to_owned(), key.to_owned())
+            }
             None => options,
         };
         match &self.auth {

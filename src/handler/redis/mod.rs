@@ -60,6 +60,8 @@ url = "rediss://redis.example.com:6379/0"               # "redis://" without TLS
 username = "hookswitch"                                 # an ACL user; leave it out for `requirepass`
 password = { env = "REDIS_PASSWORD" }
 # ca = "/etc/hookswitch/redis-ca.pem"                   # in place of the system's
+# certificate = "/etc/hookswitch/redis.pem"             # shown to a server that asks for one
+# key = "/etc/hookswitch/redis-key.pem"
 stream = "telephony"
 maxlen = 1_000_000                                      # about; without it, the stream is never cut
 format = "structured"                                   # or "binary", "raw"
@@ -72,8 +74,7 @@ connect_timeout = "5s"
         if let Some(contradiction) = self.contradiction(context.timeout) {
             return Err(BuildError(contradiction.to_owned()));
         }
-        let client = self.client();
-        let client = client.map_err(|error| BuildError(error.category().to_owned()))?;
+        let client = self.client().map_err(BuildError)?;
         Ok(Redis {
             pool: Pool::new(client, self.connect_timeout),
             settings: self,

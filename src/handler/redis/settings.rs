@@ -1,13 +1,16 @@
 //! What the TOML says of a `redis` handler.
 
-use std::{fs, num::NonZeroU64, time::Duration};
+use std::{fs, io, num::NonZeroU64, time::Duration};
 
-use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisResult, TlsCertificates};
+use redis::{
+    Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, RedisError, TlsCertificates,
+};
 use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
     authorities::Authorities,
+    client_tls::{Certificate, ClientTls, Key},
     handler::{self, broker, message::Format},
     quantity,
     secret::Secret,
@@ -25,6 +28,10 @@ pub(in crate::handler) struct Settings {
     password: Option<Secret>,
     /// Who may vouch for the server.
     ca: Option<Authorities>,
+    /// What the server is shown, if it asks for a certificate.
+    certificate: Option<Certificate>,
+    /// The key of that.
+    key: Option<Key>,
     /// The key of the stream.
     pub(super) stream: Stream,
     /// About how many entries the stream is cut down to; it grows for ever where nothing is said.
@@ -133,7 +140,16 @@ impl TryFrom<WaitTable> for Wait {
 
 impl Settings {
     /// What makes connections.
-    pub(super) fn client(&self) -> RedisResult<Client> {
+    ///
+    /// # Errors
+    ///
+    /// When what was said of TLS goes ill together, or its files can no longer be read.
+    pub(super) fn client(&self) -> Result<Client, String> {
+        let tls = ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        )?;
         let Address(info, scheme) = self.url.clone();
         let mut redis = info.redis_settings().clone();
         if let Some(username) = &self.username {
@@ -143,17 +159,16 @@ impl Settings {
             redis = redis.set_password(password.expose());
         }
         let info = info.set_redis_settings(redis);
-        match scheme {
-            Scheme::Plain => Client::open(info),
-            Scheme::Tls => {
-                let ca = self.ca.as_ref().map(|ca| fs::read(ca.path()));
-                let certificates = TlsCertificates {
-                    client_tls: None,
-                    root_cert: ca.transpose()?,
-                };
-                Client::build_with_tls(info, certificates)
+        let client = match scheme {
+            Scheme::Plain => {
+                tls.forgo("write the URL's scheme as \"rediss\"")?;
+                Client::open(info)
             }
-        }
+            Scheme::Tls => certificates(&tls)
+                .map_err(RedisError::from)
+                .and_then(|certificates| Client::build_with_tls(info, certificates)),
+        };
+        client.map_err(|error| error.category().to_owned())
     }
 
     /// What of the settings goes ill together.
@@ -161,14 +176,25 @@ impl Settings {
         if self.username.is_some() && self.password.is_none() {
             return Some("`username` is there without `password`; add it, or take both away");
         }
-        if self.ca.is_some() && self.url.1 == Scheme::Plain {
-            return Some("`ca` is there without TLS; write the URL's scheme as \"rediss\"");
-        }
         if self.wait.is_some_and(|wait| wait.timeout >= timeout) {
             return Some("`wait.timeout` is not shorter than `timeout`; make it so");
         }
         None
     }
+}
+
+/// The files of `tls`, read.
+fn certificates(tls: &ClientTls) -> io::Result<TlsCertificates> {
+    let identity = tls.identity().map(|(certificate, key)| {
+        io::Result::Ok(ClientTlsConfig {
+            client_cert: fs::read(certificate)?,
+            client_key: fs::read(key)?,
+        })
+    });
+    Ok(TlsCertificates {
+        client_tls: identity.transpose()?,
+        root_cert: tls.ca().map(fs::read).transpose()?,
+    })
 }
 
 #[cfg(test)]
@@ -217,16 +243,10 @@ mod tests {
 
     #[test]
     fn settings_that_contradict_each_other_are_told() {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&file, made.cert.pem()).unwrap();
-        let ca = format!("ca = {:?}", file.path());
         for (more, why) in [
             ("username = \"a\"", Some("without `password`")),
             ("username = \"a\", password = { env = \"A\" }", None),
             ("password = { env = \"A\" }", None),
-            (&*ca, Some("without TLS")),
-            (&*format!("{ca}, url = \"rediss://a\""), None),
             (
                 "wait = { replicas = 1, timeout = \"10s\" }",
                 Some("not shorter"),
@@ -236,6 +256,26 @@ mod tests {
             let told = read(more).unwrap().contradiction(Duration::from_secs(10));
             assert_eq!(told.is_some(), why.is_some(), "{more}: {told:?}");
             assert!(told.unwrap_or_default().contains(why.unwrap_or_default()));
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_tls_is_refused_without_it() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let setting = |name: &str, pem: String| {
+            let path = folder.path().join(name);
+            fs::write(&path, pem).unwrap();
+            format!("{name} = {path:?}")
+        };
+        let ca = setting("ca", made.cert.pem());
+        let certificate = setting("certificate", made.cert.pem());
+        let key = setting("key", made.signing_key.serialize_pem());
+        for more in [ca, format!("{certificate}, {key}")] {
+            let refused = read(&more).unwrap().client().err().unwrap();
+            assert!(refused.contains("as \"rediss\""), "{refused}");
+            let secure = format!("{more}, url = \"rediss://a\"");
+            assert!(read(&secure).unwrap().client().is_ok());
         }
     }
 

@@ -49,7 +49,11 @@ use serde::{Deserialize, Deserializer, de};
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
 };
-use crate::{authorities::Authorities, secret::Secret};
+use crate::{
+    authorities::Authorities,
+    client_tls::{Certificate, ClientTls, Key},
+    secret::Secret,
+};
 use field::Row;
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -67,6 +71,10 @@ pub(super) struct Settings {
     password: Option<Secret>,
     /// Whose certificates are believed, in place of the system's authorities.
     ca: Option<Authorities>,
+    /// What the server is shown, if it asks for a certificate.
+    certificate: Option<Certificate>,
+    /// The key of that.
+    key: Option<Key>,
 }
 
 /// A database, by the scheme of its URL.
@@ -109,6 +117,8 @@ VALUES (:id, :type, :subject, :time, :data)
 ON CONFLICT (id) DO NOTHING
 """
 # ca = "/etc/hookswitch/ca.pem"     # in place of the system's certificate authorities
+# certificate = "/etc/hookswitch/warehouse.pem" # shown to a server that asks for one
+# key = "/etc/hookswitch/warehouse-key.pem"
 retry = { attempts = 12, first = "1s", ceiling = "1h" }
 order = "key"                       # or "none"
 concurrency = 8                     # for PostgreSQL, connections as well
@@ -117,27 +127,31 @@ timeout = "10s"
     type Handler = Sql;
 
     fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {
+        let tls = ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        )
+        .map_err(BuildError)?;
         Ok(match self.url {
             Database::Postgres(mut config) => {
                 if let Some(password) = &self.password {
                     config.set_password(password)?;
                 }
-                let ca = self.ca.as_ref();
-                Sql::Postgres(Box::new(Postgres::new(
-                    *config,
-                    &self.statement,
-                    ca,
-                    context,
-                )?))
+                let postgres = Postgres::new(*config, &self.statement, &tls, context)?;
+                Sql::Postgres(Box::new(postgres))
             }
-            Database::Sqlite(_) if self.ca.is_some() || self.password.is_some() => {
+            Database::Sqlite(_) if self.password.is_some() => {
                 return Err(BuildError(
-                    "`ca` and `password` are for PostgreSQL, and SQLite has no use for them; leave \
-                     them out"
+                    "`password` is for PostgreSQL, and SQLite has no use for it; leave it out"
                         .to_owned(),
                 ));
             }
-            Database::Sqlite(config) => Sql::Sqlite(Sqlite::new(config, &self.statement, context)),
+            Database::Sqlite(config) => {
+                let cure = "SQLite has no use for it; leave it out";
+                tls.forgo(cure).map_err(BuildError)?;
+                Sql::Sqlite(Sqlite::new(config, &self.statement, context))
+            }
         })
     }
 }

@@ -33,7 +33,7 @@ use super::{
     template::Template,
 };
 use crate::{
-    authorities::Authorities,
+    client_tls::ClientTls,
     handler::with_causes,
     postgres_url::{is_here, split_ssl_mode},
     secret::Secret,
@@ -113,7 +113,7 @@ impl Postgres {
     pub(super) fn new(
         Config(mut config): Config,
         statement: &Template,
-        ca: Option<&Authorities>,
+        tls: &ClientTls,
         context: &BuildContext,
     ) -> Result<Self, BuildError> {
         let limit = context.timeout.as_millis().clamp(1, LONGEST_TIMEOUT);
@@ -128,8 +128,12 @@ impl Postgres {
             config.connect_timeout(context.timeout);
         }
         let tls = match config.get_ssl_mode() {
-            SslMode::Disable => None,
-            _ => Some(Authorities::client_config(ca).map_err(BuildError)?),
+            SslMode::Disable => {
+                let cure = "add \"sslmode=verify-full\" to the URL's parameters";
+                tls.forgo(cure).map_err(BuildError)?;
+                None
+            }
+            _ => Some(tls.config().map_err(BuildError)?),
         };
         Ok(Self {
             tls: tls.map(MakeRustlsConnect::new),

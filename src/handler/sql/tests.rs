@@ -211,11 +211,19 @@ fn settings_that_cannot_work_together_are_refused() {
     for (more, why) in [
         (
             format!("url = 'sqlite:x.db'\nca = {ca:?}"),
-            "leave them out",
+            "`ca` is given, but there is no TLS; SQLite has no use for it",
+        ),
+        (
+            format!("url = 'postgres://u@db/x?sslmode=disable'\nca = {ca:?}"),
+            "`ca` is given, but there is no TLS; add \"sslmode=verify-full\"",
+        ),
+        (
+            format!("url = 'postgres://u@db/x'\ncertificate = {ca:?}"),
+            "without `key`",
         ),
         (
             "url = 'sqlite:x.db'\npassword = 'hush'".to_owned(),
-            "leave them out",
+            "`password` is for PostgreSQL",
         ),
         (
             "url = 'postgres://u:hush@db/x'\npassword = 'hush'".to_owned(),

@@ -5,19 +5,24 @@ use std::{fs, path::Path};
 use serde_json::json;
 
 use super::{Client, Server, bus, command};
-use crate::harness::{ENDPOINTS, Home, certificate, cnam, eventually};
+use crate::harness::{ENDPOINTS, Home, Identity, certificate, cnam, eventually};
 
-#[test]
-fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
-    // Others may come without TLS, such as the test itself.
-    let server = Server::start(|dir, port| {
+/// A server that others may come to without TLS, such as the test itself, with `more` in what is
+/// said of TLS.
+fn start(more: &str) -> Server {
+    Server::start(|dir, port| {
         let (certificate, key) = certificate();
         fs::write(dir.join("cert.pem"), certificate).unwrap();
         fs::write(dir.join("key.pem"), key).unwrap();
-        let tls = "tls { cert_file: \"{dir}/cert.pem\", key_file: \"{dir}/key.pem\" }\n\
-                   allow_non_tls: true";
-        command(dir, port, tls)
-    });
+        let files = "cert_file: \"{dir}/cert.pem\", key_file: \"{dir}/key.pem\"";
+        let tls = format!("tls {{ {files} {more} }}\nallow_non_tls: true");
+        command(dir, port, &tls)
+    })
+}
+
+#[test]
+fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
+    let server = start("");
     let mut client = Client::connect(server.address());
     client.create("telephony", &["telephony"], &json!({}));
     let known = server.dir().join("cert.pem");
@@ -49,4 +54,36 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
             .nth(1),
         Some("trusting")
     );
+}
+
+#[test]
+fn a_server_that_asks_for_a_certificate_is_shown_it() {
+    let identity = Identity::new();
+    let authority = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&authority, &identity.authority).unwrap();
+    let server = start(&format!(", verify: true, ca_file: {:?}", authority.path()));
+    let mut client = Client::connect(server.address());
+    client.create("telephony", &["telephony"], &json!({}));
+    let shown = identity.settings(server.dir());
+    let handler = |name: &str, more: &str| {
+        let ca = server.dir().join("cert.pem");
+        let more = format!("subject = \"telephony\"\nca = {ca:?}\n{more}");
+        bus(name, &server, &more)
+    };
+    let home = Home::new(&[
+        ENDPOINTS,
+        &handler("named", &shown),
+        &handler("nameless", ""),
+    ]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("the one with a certificate delivers", || {
+        client.count("telephony") == 1
+    });
+    eventually("the one without says so", || {
+        service
+            .log()
+            .contains("to nameless will be tried again: cannot connect: IO error: received fatal alert: BadCertificate")
+    });
+    assert_eq!(client.count("telephony"), 1);
 }

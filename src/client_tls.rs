@@ -1,0 +1,293 @@
+//! TLS with a server, on the side of its client.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    ClientConfig, Error, InconsistentKeys,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_platform_verifier::BuilderVerifierExt;
+use serde::Deserialize;
+
+use crate::authorities::Authorities;
+
+/// Who may vouch for the server, and what the server is shown where it asks who we are.
+///
+/// In the TOML, the parts are called `ca`, `certificate` and `key` wherever there is a client.
+#[derive(Clone, Default)]
+pub struct ClientTls {
+    authorities: Option<Authorities>,
+    identity: Option<Identity>,
+}
+
+/// A certificate and a key that have been seen to belong together.
+#[derive(Clone)]
+struct Identity {
+    certificate: PathBuf,
+    key: PathBuf,
+    certified: Arc<CertifiedKey>,
+}
+
+impl ClientTls {
+    /// TLS with a server that `ca` vouches for, or one of the system's authorities, to which
+    /// `certificate` is shown if it asks for one.
+    ///
+    /// # Errors
+    ///
+    /// When there is a certificate without its key, a key without its certificate, or either is not
+    /// of the other.
+    pub fn new(
+        ca: Option<&Authorities>,
+        certificate: Option<&Certificate>,
+        key: Option<&Key>,
+    ) -> Result<Self, String> {
+        let identity = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(Identity::new(certificate, key)?),
+            (None, None) => None,
+            (Some(_), None) => return Err(half("certificate", "key")),
+            (None, Some(_)) => return Err(half("key", "certificate")),
+        };
+        Ok(Self {
+            authorities: ca.cloned(),
+            identity,
+        })
+    }
+
+    /// Agrees that there is no TLS, if nothing was said of it.
+    ///
+    /// # Errors
+    ///
+    /// Names what was said, and `cure`, which is how to have TLS.
+    pub fn forgo(&self, cure: &str) -> Result<(), String> {
+        let given = match (&self.authorities, &self.identity) {
+            (Some(_), _) => "ca",
+            (None, Some(_)) => "certificate",
+            (None, None) => return Ok(()),
+        };
+        Err(format!("`{given}` is given, but there is no TLS; {cure}"))
+    }
+
+    /// TLS 1.2 and 1.3.
+    ///
+    /// # Errors
+    ///
+    /// Says so when the system's authorities are needed and it has none.
+    pub fn config(&self) -> Result<ClientConfig, String> {
+        let refuse = |problem: Error| {
+            format!("TLS cannot be set up: {problem}; are the system's CA certificates installed?")
+        };
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(refuse)?;
+        let builder = match &self.authorities {
+            Some(authorities) => builder.with_root_certificates(authorities.roots()),
+            None => builder.with_platform_verifier().map_err(refuse)?,
+        };
+        Ok(match &self.identity {
+            Some(identity) => {
+                let certified = SingleCertAndKey::from(identity.certified.clone());
+                builder.with_client_cert_resolver(Arc::new(certified))
+            }
+            None => builder.with_no_client_auth(),
+        })
+    }
+
+    /// The file of authorities, for clients that read it themselves.
+    pub fn ca(&self) -> Option<&Path> {
+        self.authorities.as_ref().map(Authorities::path)
+    }
+
+    /// The files of our certificate and its key, for clients that read them themselves.
+    pub fn identity(&self) -> Option<(&Path, &Path)> {
+        let identity = self.identity.as_ref()?;
+        Some((&identity.certificate, &identity.key))
+    }
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls")
+            .field("ca", &self.ca())
+            .field("identity", &self.identity())
+            .finish()
+    }
+}
+
+fn half(given: &str, missing: &str) -> String {
+    format!("`{given}` is given without `{missing}`; name the file of that, or leave both out")
+}
+
+impl Identity {
+    fn new(certificate: &Certificate, key: &Key) -> Result<Self, String> {
+        let (chain, der) = (certificate.chain.clone(), key.key.clone_key());
+        let certified = CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider());
+        let certified = certified.map_err(|error| {
+            let (certificate, key) = (certificate.path.display(), key.path.display());
+            match error {
+                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => format!(
+                    "the key in {key} is not that of the certificate in {certificate}; name the \
+                     two files that belong together"
+                ),
+                error => format!(
+                    "the certificate in {certificate} and the key in {key} cannot be used: {error}"
+                ),
+            }
+        })?;
+        Ok(Self {
+            certificate: certificate.path.clone(),
+            key: key.path.clone(),
+            certified: Arc::new(certified),
+        })
+    }
+}
+
+/// Our certificate and then its intermediates in a PEM file, which is read while the settings are.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub struct Certificate {
+    path: PathBuf,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl TryFrom<PathBuf> for Certificate {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        let wrong = |problem: &dyn fmt::Display| {
+            let path = path.display();
+            format!("{path} cannot be read as a PEM file with a certificate: {problem}")
+        };
+        let chain = CertificateDer::pem_file_iter(&path).map_err(|error| wrong(&error))?;
+        let chain: Vec<_> = chain
+            .collect::<Result<_, _>>()
+            .map_err(|error| wrong(&error))?;
+        if chain.is_empty() {
+            return Err(wrong(&"there is none in it"));
+        }
+        Ok(Self { path, chain })
+    }
+}
+
+/// The key of a certificate in a PEM file, which is read while the settings are.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "PathBuf")]
+pub struct Key {
+    path: PathBuf,
+    /// Shows nothing of itself.
+    key: Arc<PrivateKeyDer<'static>>,
+}
+
+impl TryFrom<PathBuf> for Key {
+    type Error = String;
+
+    fn try_from(path: PathBuf) -> Result<Self, String> {
+        match PrivateKeyDer::from_pem_file(&path) {
+            Ok(key) => Ok(Self {
+                path,
+                key: Arc::new(key),
+            }),
+            Err(problem) => {
+                let path = path.display();
+                Err(format!(
+                    "{path} cannot be read as a PEM file with a private key that is not \
+                     encrypted: {problem}"
+                ))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What becomes of the settings `ca`, `certificate` and `key` that name these texts.
+    fn read(texts: [Option<&str>; 3]) -> Result<ClientTls, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: Option<&str>| {
+            let path = folder.path().join(name);
+            text.map(|text| fs::write(&path, text).map(|()| path).unwrap())
+        };
+        let [ca, certificate, key] = texts;
+        let ca = file("ca.pem", ca).map(Authorities::try_from).transpose()?;
+        let certificate = file("certificate.pem", certificate).map(Certificate::try_from);
+        let certificate = certificate.transpose()?;
+        let key = file("key.pem", key).map(Key::try_from).transpose()?;
+        ClientTls::new(ca.as_ref(), certificate.as_ref(), key.as_ref())
+    }
+
+    #[test]
+    fn a_certificate_comes_with_its_key_and_both_with_tls() {
+        let make = || rcgen::generate_simple_self_signed(["client".to_owned()]).unwrap();
+        let (made, other) = (make(), make());
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let (certificate, key) = (Some(&*certificate), Some(&*key));
+        let other = other.signing_key.serialize_pem();
+        for (texts, why) in [
+            ([None, certificate, None], "without `key`"),
+            ([None, None, key], "without `certificate`"),
+            (
+                [None, certificate, Some(&*other)],
+                "is not that of the certificate",
+            ),
+            ([None, key, key], "there is none in it"),
+            (
+                [None, certificate, certificate],
+                "private key that is not encrypted",
+            ),
+        ] {
+            let refused = read(texts).unwrap_err();
+            assert!(refused.contains(why), "{why}: {refused}");
+        }
+        for (texts, given) in [
+            ([None, None, None], None),
+            ([certificate, None, None], Some("`ca` is given")),
+            ([None, certificate, key], Some("`certificate` is given")),
+            ([certificate, certificate, key], Some("`ca` is given")),
+        ] {
+            let tls = read(texts).unwrap();
+            let refused = tls.forgo("add it").err();
+            assert_eq!(refused.is_some(), given.is_some(), "{refused:?}");
+            assert!(
+                refused
+                    .unwrap_or_default()
+                    .contains(given.unwrap_or_default())
+            );
+            let has_resolver = tls.config().unwrap().client_auth_cert_resolver.has_certs();
+            assert_eq!(has_resolver, tls.identity().is_some());
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        let nowhere = PathBuf::from("/nonexistent/client.pem");
+        let refused = [
+            Certificate::try_from(nowhere.clone()).unwrap_err(),
+            Key::try_from(nowhere).unwrap_err(),
+        ];
+        for refused in refused {
+            assert!(
+                refused.starts_with("/nonexistent/client.pem cannot"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_is_not_shown() {
+        let made = rcgen::generate_simple_self_signed(["client".to_owned()]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, made.signing_key.serialize_pem()).unwrap();
+        let shown = format!("{:?}", Key::try_from(file.path().to_owned()).unwrap());
+        assert!(shown.contains("secret key elided"), "{shown}");
+    }
+}
