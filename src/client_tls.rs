@@ -59,6 +59,11 @@ impl ClientTls {
         })
     }
 
+    /// Whether something was said of it, which asks for TLS where nothing else does.
+    pub const fn is_given(&self) -> bool {
+        self.authorities.is_some() || self.identity.is_some()
+    }
+
     /// Agrees that there is no TLS, if nothing was said of it.
     ///
     /// # Errors

@@ -17,7 +17,10 @@ use rdkafka::{
 };
 use serde_json::Value;
 
-use crate::harness::{ENDPOINTS, Home, Service, cnam, eventually};
+use crate::{
+    harness::{ENDPOINTS, Home, Service, cnam, eventually},
+    support::relay::Relay,
+};
 
 const TOPIC: &str = "telephony";
 const PARTITIONS: i32 = 3;
@@ -75,21 +78,8 @@ impl Kafka {
         }
     }
 
-    /// A handler with quick retries.
     fn handler(&self, extra: &str) -> String {
-        let brokers = self.cluster.bootstrap_servers();
-        format!(
-            r#"
-[handlers.bus]
-kind = "kafka"
-events = ["zoom.number-management.*"]
-brokers = ["{brokers}"]
-topic = "{TOPIC}"
-timeout = "2s"
-retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
-{extra}
-"#
-        )
+        handler("bus", &self.cluster.bootstrap_servers(), extra)
     }
 
     /// What has come so far.
@@ -120,6 +110,22 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
         }
         serials
     }
+}
+
+/// A handler with quick retries.
+fn handler(name: &str, broker: &str, extra: &str) -> String {
+    format!(
+        r#"
+[handlers.{name}]
+kind = "kafka"
+events = ["zoom.number-management.*"]
+brokers = ["{broker}"]
+topic = "{TOPIC}"
+timeout = "2s"
+retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
+{extra}
+"#
+    )
 }
 
 fn key(carrier: u32) -> String {
@@ -270,4 +276,43 @@ fn too_few_replicas_are_waited_for() {
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     eventually("it is there", || kafka.serials(&key(1)) == ["serial 1"]);
     assert_eq!(home.json(&["parked", "list"]), serde_json::json!([]));
+}
+
+#[test]
+fn over_tls_each_side_is_who_an_authority_says() {
+    let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
+    let mut kafka = Kafka::start();
+    let relay = Relay::start(kafka.cluster.bootstrap_servers().parse().unwrap());
+    let broker = relay.address.to_string();
+    let home = Home::new(&[]);
+    std::fs::write(home.path().join("ca.pem"), &relay.authority).unwrap();
+    let shown = relay.visitor.settings(home.path());
+    let ca = "ca = \"{dir}/ca.pem\"";
+    home.configure(&[
+        ENDPOINTS,
+        &handler("known", &broker, &format!("{ca}\n{shown}")),
+        &handler("nameless", &broker, ca),
+        &handler("wary", &broker, "tls = true"),
+    ]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    let done = r#"hookswitch_deliveries_total{handler="known",outcome="done"}"#;
+    eventually("it is confirmed", || service.metric(done) == 1.0);
+    for (name, why) in [
+        ("nameless", "alert certificate required"),
+        (
+            "wary",
+            "broker certificate could not be verified, verify that `ca` is correctly configured",
+        ),
+    ] {
+        eventually(why, || {
+            let log = service.log();
+            let mut reasons = log
+                .lines()
+                .filter(|line| line.contains(&format!(" to {name} ")));
+            reasons.any(|reason| reason.contains(why))
+        });
+    }
+    assert_eq!(kafka.serials(&key(1)), ["serial 1"]);
+    assert_eq!(kafka.taken().len(), 1);
 }

@@ -40,5 +40,7 @@ mod support {
     pub(crate) mod postgres;
     #[cfg(feature = "amqp")]
     pub(crate) mod rabbitmq;
+    #[cfg(feature = "kafka")]
+    pub(crate) mod relay;
     pub(crate) mod server;
 }

@@ -92,7 +92,7 @@ impl Settings {
         let is_tls = self.servers.0.iter().any(ServerAddr::tls_required);
         let options = ConnectOptions::new()
             .name("hookswitch")
-            .require_tls(is_tls || tls.ca().is_some() || tls.identity().is_some())
+            .require_tls(is_tls || tls.is_given())
             .connection_timeout(self.connect_timeout)
             .ping_interval(PING_INTERVAL)
             // One try at each: see [`super::link`].

@@ -1,0 +1,344 @@
+//! What the TOML says of a `kafka` handler.
+
+use std::net::IpAddr;
+
+use rdkafka::ClientConfig;
+use serde::Deserialize;
+
+use crate::{
+    authorities::Authorities,
+    client_tls::{Certificate, ClientTls, Key},
+    handler::{BuildContext, message::Format},
+    secret::Secret,
+};
+
+/// The largest values that librdkafka takes: milliseconds for a message, milliseconds for a topic
+/// that is not there, messages.
+const LONGEST_TIMEOUT: u128 = 2_147_483_647;
+const LONGEST_PATIENCE: u128 = 3_600_000;
+const LARGEST_QUEUE: usize = 10_000_000;
+
+/// Settings, which are checked while they are read as far as each one can be by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::handler) struct Settings {
+    /// Some brokers, who name the others.
+    brokers: Brokers,
+    /// Whether TLS is spoken with them; where nothing is said, with those on other machines.
+    tls: Option<bool>,
+    /// Who may vouch for a broker.
+    ca: Option<Authorities>,
+    /// What a broker is shown, if it asks for a certificate.
+    certificate: Option<Certificate>,
+    /// The key of that.
+    key: Option<Key>,
+    /// As whom.
+    username: Option<String>,
+    /// What proves it.
+    password: Option<Secret>,
+    /// How it proves it.
+    mechanism: Option<Mechanism>,
+    /// Where messages go.
+    pub(super) topic: Topic,
+    /// What a message is.
+    #[serde(default)]
+    pub(super) format: Format,
+}
+
+/// How a password is shown. By default in the way that shows the least of it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+enum Mechanism {
+    #[serde(rename = "PLAIN")]
+    Plain,
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[default]
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+impl Mechanism {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "PLAIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// At least one broker.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+struct Brokers {
+    /// As librdkafka has them: with commas between.
+    list: String,
+    /// Whether all are on this machine, so that nobody listens on the way to them.
+    are_here: bool,
+}
+
+impl TryFrom<Vec<String>> for Brokers {
+    type Error = String;
+
+    fn try_from(brokers: Vec<String>) -> Result<Self, String> {
+        let looks = "a broker looks like \"kafka-1.example.com:9092\"";
+        if brokers.is_empty() {
+            return Err(format!("no broker is named; {looks}"));
+        }
+        let mut are_here = true;
+        for broker in &brokers {
+            let is_odd = |c: char| c.is_whitespace() || ",/@".contains(c);
+            match broker.rsplit_once(':') {
+                Some((host, port)) if port.parse::<u16>().is_ok() && !broker.contains(is_odd) => {
+                    are_here &= is_here(host);
+                }
+                _ => return Err(format!("a broker is not a host and a port; {looks}")),
+            }
+        }
+        Ok(Self {
+            list: brokers.join(","),
+            are_here,
+        })
+    }
+}
+
+fn is_here(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The name of a topic.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Topic(pub(super) String);
+
+impl TryFrom<String> for Topic {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if (1..=249).contains(&name.len()) && name.bytes().all(fits) && name != "." && name != ".."
+        {
+            return Ok(Self(name));
+        }
+        Err(format!(
+            "{name:?} is not the name of a topic: 1 to 249 letters, digits, full stops, underscores and hyphens"
+        ))
+    }
+}
+
+impl Settings {
+    /// What makes clients.
+    ///
+    /// # Errors
+    ///
+    /// When what was said of TLS or of the user goes ill together.
+    pub(super) fn client(&self, context: &BuildContext) -> Result<ClientConfig, String> {
+        let timeout = context.timeout.as_millis().clamp(10, LONGEST_TIMEOUT);
+        let queue = context.concurrency.saturating_mul(4).min(LARGEST_QUEUE);
+        let patience = (timeout / 2).min(LONGEST_PATIENCE);
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", self.brokers.list.as_str())
+            .set("client.id", "hookswitch")
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            // As Java's clients do, so that all of them put one key into one partition.
+            .set("partitioner", "murmur2_random")
+            // A worker waits for each message: there are no others to wait for.
+            .set("linger.ms", "0")
+            // Less than an attempt has, so that it ends with the client's own reason. The client looks
+            // once a second for what has had its time.
+            .set("message.timeout.ms", (timeout * 8 / 10).to_string())
+            // How long a topic that is not there may turn out to be a new one.
+            .set("topic.metadata.propagation.max.ms", patience.to_string())
+            .set("reconnect.backoff.max.ms", "1000")
+            // The broker's limit is the one that counts; this is the largest one there can be.
+            .set("message.max.bytes", "1000000000")
+            // Attempts that were given up leave theirs behind for a moment.
+            .set("queue.buffering.max.messages", queue.to_string());
+        let is_tls = self.set_tls(&mut config)?;
+        let is_user = self.set_user(&mut config)?;
+        if is_user && !is_tls && !self.brokers.are_here {
+            return Err(
+                "a password goes to another machine over TLS alone; leave `tls = false` \
+                        out"
+                .to_owned(),
+            );
+        }
+        let protocol = match (is_user, is_tls) {
+            (false, false) => "plaintext",
+            (false, true) => "ssl",
+            (true, false) => "sasl_plaintext",
+            (true, true) => "sasl_ssl",
+        };
+        config.set("security.protocol", protocol);
+        Ok(config)
+    }
+
+    /// Whether TLS is spoken, and how.
+    fn set_tls(&self, config: &mut ClientConfig) -> Result<bool, String> {
+        let (ca, certificate, key) = (&self.ca, &self.certificate, &self.key);
+        let tls = ClientTls::new(ca.as_ref(), certificate.as_ref(), key.as_ref())?;
+        let is_tls = self.tls.unwrap_or(tls.is_given() || !self.brokers.are_here);
+        if !is_tls {
+            tls.forgo("leave `tls = false` out")?;
+            return Ok(false);
+        }
+        if let Some(ca) = tls.ca() {
+            config.set("ssl.ca.location", ca.to_string_lossy());
+        }
+        if let Some((certificate, key)) = tls.identity() {
+            config
+                .set("ssl.certificate.location", certificate.to_string_lossy())
+                .set("ssl.key.location", key.to_string_lossy());
+        }
+        Ok(true)
+    }
+
+    /// Whether we are somebody, and who.
+    fn set_user(&self, config: &mut ClientConfig) -> Result<bool, String> {
+        let problem = match (&self.username, &self.password) {
+            (Some(username), Some(password)) => {
+                config
+                    .set("sasl.mechanism", self.mechanism.unwrap_or_default().name())
+                    .set("sasl.username", username)
+                    .set("sasl.password", password.expose());
+                return Ok(true);
+            }
+            (None, None) if self.mechanism.is_none() => return Ok(false),
+            (None, None) => "`mechanism` is given without `username` and `password`",
+            (Some(_), None) => "`username` is given without `password`",
+            (None, Some(_)) => "`password` is given without `username`",
+        };
+        Err(format!("{problem}; they come together, or not at all"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+    use crate::secret::{self, Sources};
+
+    fn settings(text: &str) -> Result<Settings, String> {
+        let sources = Sources {
+            env: |_| Some("hush".to_owned()),
+            inline: false,
+        };
+        let table = toml::Deserializer::parse(text).unwrap();
+        secret::with(sources, || Settings::deserialize(table))
+            .map_err(|error| error.message().to_owned())
+    }
+
+    /// What the client is told for a broker at `broker`.
+    fn client(broker: &str, more: &str) -> Result<ClientConfig, String> {
+        let text = format!("brokers = ['{broker}:9093']\ntopic = 't'\n{more}");
+        settings(&text)?.client(&BuildContext {
+            name: "bus".into(),
+            concurrency: 8,
+            timeout: Duration::from_secs(10),
+        })
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_while_they_are_read() {
+        let sound = |brokers: &str, topic: &str| {
+            settings(&format!("brokers = {brokers}\ntopic = {topic:?}"))
+                .map(|settings| settings.brokers.list)
+        };
+        let two = sound("['one:9092', '[::1]:9093']", "a.b_c-D1");
+        assert_eq!(two.as_deref(), Ok("one:9092,[::1]:9093"));
+        for (brokers, topic, why) in [
+            ("[]", "t", "no broker"),
+            ("['hush']", "t", "a broker looks like"),
+            ("['one:9092,two:9092']", "t", "a broker looks like"),
+            ("['SASL://u:hush@one:9092']", "t", "a broker looks like"),
+            ("['one:9092']", "", "name of a topic"),
+            ("['one:9092']", "a b", "name of a topic"),
+            ("['one:9092']", "..", "name of a topic"),
+        ] {
+            let refused = sound(brokers, topic).unwrap_err();
+            assert!(refused.contains(why), "{brokers} {topic}: {refused}");
+            assert!(!refused.contains("hush"), "{refused}");
+        }
+    }
+
+    const USER: &str = "username = 'a'\npassword = { env = 'A' }";
+
+    #[test]
+    fn tls_is_spoken_beyond_this_machine_and_passwords_do_not_leave_it_otherwise() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, made.cert.pem()).unwrap();
+        let ca = format!("ca = {:?}", file.path());
+        let user_without_tls = format!("{USER}\ntls = false");
+        for (broker, more, expected) in [
+            ("kafka", "", Ok("ssl")),
+            ("127.0.0.1", "", Ok("plaintext")),
+            ("[::1]", "", Ok("plaintext")),
+            ("localhost", "", Ok("plaintext")),
+            ("localhost", "tls = true", Ok("ssl")),
+            ("localhost", &ca, Ok("ssl")),
+            ("kafka", "tls = false", Ok("plaintext")),
+            ("kafka", USER, Ok("sasl_ssl")),
+            ("localhost", USER, Ok("sasl_plaintext")),
+            ("kafka", &user_without_tls, Err("over TLS alone")),
+            (
+                "kafka",
+                &format!("{ca}\ntls = false"),
+                Err("`ca` is given, but there is no TLS; leave `tls = false` out"),
+            ),
+        ] {
+            let client = client(broker, more);
+            match expected {
+                Ok(protocol) => assert_eq!(
+                    client.unwrap().get("security.protocol"),
+                    Some(protocol),
+                    "{broker} {more}"
+                ),
+                Err(why) => assert!(client.unwrap_err().contains(why), "{broker} {more}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_user_has_a_password_and_a_mechanism() {
+        for (mechanism, told) in [
+            ("", "SCRAM-SHA-512"),
+            ("mechanism = 'SCRAM-SHA-512'", "SCRAM-SHA-512"),
+            ("mechanism = 'SCRAM-SHA-256'", "SCRAM-SHA-256"),
+            ("mechanism = 'PLAIN'", "PLAIN"),
+        ] {
+            let client = client("kafka", &format!("{USER}\n{mechanism}")).unwrap();
+            assert_eq!(client.get("sasl.mechanism"), Some(told));
+            assert_eq!(client.get("sasl.username"), Some("a"));
+            assert_eq!(client.get("sasl.password"), Some("hush"));
+            // The library takes it, which it does only if it was built with what it takes.
+            let made = client.create::<rdkafka::producer::BaseProducer>();
+            assert!(made.is_ok(), "{mechanism}: {:?}", made.err());
+        }
+        for (more, why) in [
+            ("username = 'a'", "without `password`"),
+            ("password = { env = 'A' }", "without `username`"),
+            ("mechanism = 'PLAIN'", "`mechanism` is given without"),
+            ("mechanism = 'GSSAPI'", "unknown variant"),
+            (
+                "username = 'a'\npassword = 'hush'",
+                "only while every listener",
+            ),
+        ] {
+            let refused = client("kafka", more).unwrap_err();
+            assert!(refused.contains(why), "{more}: {refused}");
+            assert!(!refused.contains("hush"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let text = format!("brokers = ['kafka:9093']\ntopic = 't'\n{USER}");
+        let settings = settings(&text).unwrap();
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
+    }
+}
