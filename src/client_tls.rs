@@ -167,7 +167,10 @@ impl TryFrom<PathBuf> for Certificate {
     fn try_from(path: PathBuf) -> Result<Self, String> {
         let wrong = |problem: &dyn fmt::Display| {
             let path = path.display();
-            format!("{path} cannot be read as a PEM file with a certificate: {problem}")
+            format!(
+                "{path} cannot be read as a PEM file with a certificate: {problem}; it should hold \
+                 ours and then its intermediates, where this user may read them"
+            )
         };
         let chain = CertificateDer::pem_file_iter(&path).map_err(|error| wrong(&error))?;
         let chain: Vec<_> = chain
@@ -201,8 +204,8 @@ impl TryFrom<PathBuf> for Key {
             Err(problem) => {
                 let path = path.display();
                 Err(format!(
-                    "{path} cannot be read as a PEM file with a private key that is not \
-                     encrypted: {problem}"
+                    "{path} cannot be read as a PEM file with a private key: {problem}; it \
+                     should hold one that is not encrypted, where this user may read it"
                 ))
             }
         }
@@ -247,7 +250,7 @@ mod tests {
             ([None, key, key], "there is none in it"),
             (
                 [None, certificate, certificate],
-                "private key that is not encrypted",
+                "one that is not encrypted",
             ),
         ] {
             let refused = read(texts).unwrap_err();

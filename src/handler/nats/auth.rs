@@ -110,8 +110,8 @@ impl TryFrom<Secret> for Seed {
             // Not the library's own words for what is wrong: they may quote the seed.
             Ok(pair) if matches!(pair.key_pair_type(), KeyPairType::User) => Ok(Self(seed)),
             _ => Err(
-                "the secret is not the seed of a user's nkey: 58 letters and digits that begin \
-                 with SU, as `nk -gen user` writes them",
+                "the secret is not the seed of a user's nkey; it is 58 letters and digits that \
+                 begin with SU, as `nk -gen user` writes them",
             ),
         }
     }
@@ -127,8 +127,8 @@ impl TryFrom<Secret> for Credentials {
         match (jwt, seed) {
             (Some(jwt), Some(Ok(seed))) => Ok(Self { jwt, seed }),
             _ => Err(
-                "the secret is not a user's credentials: a JWT and a seed, each below its BEGIN \
-                 line, as `nsc generate creds` writes them",
+                "the secret is not a user's credentials; they are a JWT and a seed, each below \
+                 its BEGIN line, as `nsc generate creds` writes them",
             ),
         }
     }
