@@ -20,14 +20,16 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::timeout,
 };
+use tokio_postgres::{GenericClient, Statement};
 use uuid::Uuid;
 
 use super::{
     Parts,
-    batch::{self, Batch},
+    batch::Batch,
     fault::Fault,
     partition,
     pool::{Session, within},
+    roster::Active,
     rows,
 };
 use crate::{
@@ -53,35 +55,70 @@ const WAITING_BYTES: usize = 16 << 20;
 /// How long a transaction is waited for when nobody waits for its events any more.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// Draws a position for each of a number of events, and says which dedupe keys are known. What is
-/// seen here has been committed, and waited for as its own sender asked.
-pub(super) const LOOK: &str = "SELECT
-    ARRAY(SELECT nextval('positions') FROM generate_series(1, $1::integer)),
-    ARRAY(SELECT dedupe FROM seen WHERE dedupe = ANY($2::uuid[]))";
-
-/// Adds a [`Batch`], or nothing of it. Rows are added in one order by everybody, so that two that
+/// Adds a [`Batch`], unless some of its dedupe keys are known: then nothing of it. Gives back those
+/// keys, and the positions of the events. Rows are added in one order by everybody, so that two that
 /// learn the same keys or topics wait for each other and not in a circle.
+///
+/// A key that is seen here has been committed, and waited for as its own sender asked.
 pub(super) const ADD: &str = "WITH
+    known AS MATERIALIZED (SELECT dedupe FROM seen WHERE dedupe = ANY($1::uuid[])),
+    drawn AS MATERIALIZED (SELECT ARRAY(SELECT nextval('positions')
+            FROM generate_series(1, cardinality($17::uuid[]))) AS positions
+        WHERE NOT EXISTS (SELECT FROM known)),
     to_seen AS (INSERT INTO seen (dedupe, position)
-        SELECT * FROM unnest($1::uuid[], $2::bigint[])),
+        SELECT dedupe, positions[place] FROM drawn, unnest($1::uuid[], $2::integer[])
+            AS t (dedupe, place)),
     to_topics AS (INSERT INTO topics AS t (topic, latest)
-        SELECT * FROM unnest($3::uuid[], $4::timestamptz[])
+        SELECT topic, latest FROM drawn, unnest($3::uuid[], $4::timestamptz[]) AS n (topic, latest)
         ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest
             WHERE excluded.latest > t.latest),
     to_deliveries AS (INSERT INTO deliveries (handler, position, day, lane, state, due_at)
-        SELECT * FROM unnest($5::integer[], $6::bigint[], $7::date[], $8::bigint[],
-            $9::smallint[], $10::timestamptz[])),
+        SELECT handler, positions[place], day, coalesce(lane, positions[place]), state, due_at
+        FROM drawn, unnest($5::integer[], $6::integer[], $7::date[], $8::bigint[], $9::smallint[],
+            $10::timestamptz[]) AS t (handler, place, day, lane, state, due_at)),
     to_tally AS (INSERT INTO tally (handler, open, parked)
-        SELECT handler, open, 0 FROM unnest($11::integer[], $12::bigint[]) AS t (handler, open))
-    INSERT INTO events (day, position, id, name, endpoint, key, lane, subject, occurred_at,
-        received_at, topics, topic_keys, dedupe, body)
-    SELECT day, position, id, name, endpoint, key, lane, subject, occurred_at, received_at, topics,
-        ($13::uuid[])[first_topic:last_topic], ($14::uuid[])[first_dedupe:last_dedupe], body
-    FROM unnest($15::date[], $16::bigint[], $17::uuid[], $18::text[], $19::text[], $20::text[],
-        $21::bigint[], $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[],
-        $26::integer[], $27::integer[], $28::integer[], $29::integer[], $30::bytea[])
-        AS e (day, position, id, name, endpoint, key, lane, subject, occurred_at, received_at,
-            topics, first_topic, last_topic, first_dedupe, last_dedupe, body)";
+        SELECT handler, open, 0 FROM drawn, unnest($11::integer[], $12::bigint[])
+            AS t (handler, open)),
+    to_events AS (INSERT INTO events (day, position, id, name, endpoint, key, lane, subject,
+            occurred_at, received_at, topics, topic_keys, dedupe, body)
+        SELECT day, positions[place], id, name, endpoint, key, coalesce(lane, positions[place]),
+            subject, occurred_at, received_at, topics, ($13::uuid[])[first_topic:last_topic],
+            ($14::uuid[])[first_dedupe:last_dedupe], body
+        FROM drawn, unnest($15::date[], $16::bigint[], $17::uuid[], $18::text[], $19::text[],
+            $20::text[], $21::text[], $22::timestamptz[], $23::timestamptz[], $24::text[],
+            $25::integer[], $26::integer[], $27::integer[], $28::integer[], $29::bytea[])
+            WITH ORDINALITY AS e (day, lane, id, name, endpoint, key, subject, occurred_at,
+                received_at, topics, first_topic, last_topic, first_dedupe, last_dedupe, body, place))
+    SELECT ARRAY(SELECT dedupe FROM known), (SELECT positions FROM drawn)";
+
+/// What became of notifications that were to be added.
+pub(super) struct Added<'a> {
+    pub(super) batch: Batch<'a>,
+    /// Of the batch's events.
+    pub(super) positions: Vec<i64>,
+}
+
+/// Adds what is new of `notifications` with `statement`, which is [`ADD`], and its deliveries to those
+/// of `active` that take it. Where copies are among them that is tried again without them.
+pub(super) async fn add<'a, I: Iterator<Item = &'a Notification>>(
+    client: &impl GenericClient,
+    statement: &Statement,
+    notifications: impl Fn() -> I,
+    active: &[Active],
+) -> Result<Added<'a>, Fault> {
+    let mut known = HashSet::new();
+    loop {
+        let batch = Batch::new(notifications(), known.clone(), active);
+        let row = client.query_one(statement, &batch.columns()).await?;
+        let found: Vec<Uuid> = row.try_get(0)?;
+        if found.is_empty() {
+            let positions = row.try_get(1)?;
+            return Ok(Added { batch, positions });
+        }
+        let key = |key: Uuid| DedupeKey::from_bytes(*key.as_bytes());
+        known.extend(found.into_iter().map(key));
+    }
+}
 
 /// The way to the committers.
 pub(super) struct Inbox {
@@ -261,23 +298,12 @@ async fn try_commit(
     waiting: &[Waiting],
 ) -> Result<u64, Fault> {
     let notifications = || waiting.iter().map(|waiting| &waiting.notification);
-    let look = session.prepare(LOOK).await?;
-    let count = i32::try_from(waiting.len()).unwrap_or(i32::MAX);
-    let keys = batch::dedupe_keys(notifications());
-    let looked = session.client.query_one(&look, &[&count, &keys]).await?;
-    let positions: Vec<i64> = looked.try_get(0)?;
-    let known: Vec<Uuid> = looked.try_get(1)?;
-    let known: HashSet<_> = known
-        .into_iter()
-        .map(|key| DedupeKey::from_bytes(*key.as_bytes()))
-        .collect();
-    let active = parts.roster.active();
-    let batch = Batch::new(notifications(), known, &positions, &active);
+    let statement = session.prepare(ADD).await?;
     // A batch of copies alone is added as well, empty as it is: what they are copies of may have been
     // committed here, and be on no standby yet.
-    let add = session.prepare(ADD).await?;
-    session.client.execute(&add, &batch.columns()).await?;
-    if !batch.deliveries.position.is_empty() {
+    let active = parts.roster.active();
+    let Added { batch, .. } = add(&session.client, &statement, notifications, &active).await?;
+    if !batch.deliveries.place.is_empty() {
         parts.stir();
     }
     Ok(batch.copies)

@@ -1,5 +1,6 @@
-//! What one transaction is to add: pure, from a batch of notifications and what the database said
-//! of them.
+//! What one transaction is to add: pure, from a batch of notifications and what is known of their
+//! dedupe keys. The database gives each event its position: until then the others know it by its
+//! place in the batch, from 1.
 
 use std::{
     borrow::Cow,
@@ -34,12 +35,11 @@ pub(super) struct Batch<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Events<'a> {
     pub(super) day: Vec<Date>,
-    pub(super) position: Vec<i64>,
+    pub(super) lane: Vec<Option<i64>>,
     pub(super) id: Vec<Uuid>,
     pub(super) name: Vec<Cow<'a, str>>,
     pub(super) endpoint: Vec<Cow<'a, str>>,
     pub(super) key: Vec<Option<Cow<'a, str>>>,
-    pub(super) lane: Vec<i64>,
     pub(super) subject: Vec<Option<Cow<'a, str>>>,
     pub(super) occurred_at: Vec<Option<Timestamp>>,
     pub(super) received_at: Vec<Timestamp>,
@@ -71,7 +71,7 @@ impl Lists {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) dedupe: Vec<Uuid>,
-    pub(super) position: Vec<i64>,
+    pub(super) place: Vec<i32>,
 }
 
 /// Ascending, each once.
@@ -91,29 +91,18 @@ pub(super) struct Tally {
 #[derive(Debug, Default)]
 pub(super) struct Deliveries {
     pub(super) handler: Vec<HandlerId>,
-    pub(super) position: Vec<i64>,
+    pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
-    pub(super) lane: Vec<i64>,
+    pub(super) lane: Vec<Option<i64>>,
     pub(super) state: Vec<i16>,
     pub(super) due_at: Vec<Timestamp>,
 }
 
-/// Every dedupe key of `notifications`, each once.
-pub(super) fn dedupe_keys<'a>(notifications: impl Iterator<Item = &'a Notification>) -> Vec<Uuid> {
-    let keys = notifications.flat_map(|notification| &notification.dedupe);
-    let mut keys: Vec<_> = keys.map(rows::dedupe_key).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    keys
-}
-
 impl<'a> Batch<'a> {
-    /// `known` are those of the dedupe keys that the database has; there is a position for each
-    /// notification, ascending.
+    /// `known` are those of the dedupe keys that the database is known to have.
     pub(super) fn new(
         notifications: impl Iterator<Item = &'a Notification>,
         mut known: HashSet<DedupeKey>,
-        positions: &[i64],
         active: &[Active],
     ) -> Self {
         let mut batch = Self::default();
@@ -121,7 +110,7 @@ impl<'a> Batch<'a> {
         let mut topics = BTreeMap::new();
         let mut begun = HashSet::new();
         let mut tally = BTreeMap::from([NOTHING]);
-        for (notification, position) in notifications.zip(positions) {
+        for notification in notifications {
             // A copy's other keys are not learnt: one of them may come from a part of the request
             // that nobody has signed.
             if notification.dedupe.iter().any(|key| known.contains(key)) {
@@ -129,30 +118,30 @@ impl<'a> Batch<'a> {
                 continue;
             }
             known.extend(&notification.dedupe);
+            let place = batch.events.add(notification);
             let keys = notification.dedupe.iter().map(rows::dedupe_key);
-            seen.extend(keys.map(|key| (key, *position)));
+            seen.extend(keys.map(|key| (key, place)));
             if let Some(occurred_at) = notification.occurred_at {
                 for topic in &notification.topics {
                     let latest = topics.entry(rows::topic_key(topic)).or_insert(occurred_at);
                     *latest = occurred_at.max(*latest);
                 }
             }
-            batch.events.add(notification, *position);
             for handler in active {
                 if handler.asked.takes(&notification.name) {
-                    batch.deliver(handler, notification, *position, &mut begun);
+                    batch.deliver(handler, notification, place, &mut begun);
                     *tally.entry(handler.id).or_default() += 1;
                 }
             }
         }
-        (batch.seen.dedupe, batch.seen.position) = seen.into_iter().unzip();
+        (batch.seen.dedupe, batch.seen.place) = seen.into_iter().unzip();
         (batch.topics.topic, batch.topics.latest) = topics.into_iter().unzip();
         (batch.tally.handler, batch.tally.open) = tally.into_iter().unzip();
         batch
     }
 
     /// In the order of the statement that adds it.
-    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 30] {
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 29] {
         let Self {
             events,
             seen,
@@ -163,11 +152,11 @@ impl<'a> Batch<'a> {
         } = self;
         [
             &seen.dedupe,
-            &seen.position,
+            &seen.place,
             &topics.topic,
             &topics.latest,
             &deliveries.handler,
-            &deliveries.position,
+            &deliveries.place,
             &deliveries.day,
             &deliveries.lane,
             &deliveries.state,
@@ -177,12 +166,11 @@ impl<'a> Batch<'a> {
             &events.topic_keys.ids,
             &events.dedupe.ids,
             &events.day,
-            &events.position,
+            &events.lane,
             &events.id,
             &events.name,
             &events.endpoint,
             &events.key,
-            &events.lane,
             &events.subject,
             &events.occurred_at,
             &events.received_at,
@@ -201,34 +189,34 @@ impl<'a> Batch<'a> {
         &mut self,
         handler: &Active,
         notification: &Notification,
-        position: i64,
+        place: i32,
         begun: &mut HashSet<(HandlerId, i64)>,
     ) {
-        let lane = rows::lane_of(notification, position);
-        let is_first = begun.insert((handler.id, lane)) || !handler.asked.ordered;
+        let lane = rows::lane(notification);
+        let is_first = lane.is_none_or(|lane| begun.insert((handler.id, lane)));
         let to = &mut self.deliveries;
         to.handler.push(handler.id);
-        to.position.push(position);
+        to.place.push(place);
         to.day.push(rows::day(notification.received_at));
         to.lane.push(lane);
-        to.state.push(i16::from(!is_first));
+        to.state.push(i16::from(!is_first && handler.asked.ordered));
         to.due_at.push(notification.received_at);
     }
 }
 
 impl<'a> Events<'a> {
-    fn add(&mut self, notification: &'a Notification, position: i64) {
+    /// Gives back its place.
+    fn add(&mut self, notification: &'a Notification) -> i32 {
         let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
         let topic_keys = notification.topics.iter().map(rows::topic_key);
         self.day.push(rows::day(notification.received_at));
-        self.position.push(position);
+        self.lane.push(rows::lane(notification));
         self.id.push(rows::uuid(notification.id));
         self.name.push(text::to_sql(notification.name.as_str()));
         self.endpoint
             .push(text::to_sql(notification.endpoint.as_str()));
         let key = notification.key.as_ref();
         self.key.push(key.map(|key| text::to_sql(key.as_str())));
-        self.lane.push(rows::lane_of(notification, position));
         let subject = notification.subject.as_deref();
         self.subject.push(subject.map(text::to_sql));
         self.occurred_at.push(notification.occurred_at);
@@ -237,5 +225,6 @@ impl<'a> Events<'a> {
         self.topic_keys.push(topic_keys);
         self.dedupe.push(dedupe);
         self.body.push(&notification.body);
+        i32::try_from(self.body.len()).unwrap_or(i32::MAX)
     }
 }

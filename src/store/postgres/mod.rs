@@ -27,11 +27,12 @@
 //!
 //! # Appends
 //!
-//! What waits is taken together (see `append`). One query draws a position for each event and says
-//! which dedupe keys are known; then one statement, a transaction of its own, adds keys, topics,
-//! events, deliveries and counts. Two replicas that store copies at once meet in the unique key of
-//! `seen`: the later one fails, looks again, and finds a copy. Copies are answered behind a commit as
-//! well, since what they are copies of may have been committed here and not on a standby yet.
+//! What waits is taken together (see `append`). One statement, a transaction of its own, looks for the
+//! dedupe keys, and where it finds none of them draws a position for each event and adds keys, topics,
+//! events, deliveries and counts. Where it finds some it adds nothing, and is made again without the
+//! copies. Two replicas that store copies at once meet in the unique key of `seen`: the later one fails,
+//! looks again, and finds a copy. Copies are answered behind a commit as well, since what they are
+//! copies of may have been committed here and not on a standby yet.
 //!
 //! A position is drawn after the events before it in their sender's order have been committed, so
 //! an event that was acknowledged before another was sent has the smaller one. Between events that

@@ -88,7 +88,7 @@ pub(super) fn day(received_at: Timestamp) -> Date {
     Offset::UTC.to_datetime(received_at).date()
 }
 
-/// The lane of an event at `position`: its own where it has no key.
-pub(super) fn lane_of(notification: &Notification, position: i64) -> i64 {
-    notification.key.as_ref().map_or(position, lane::of)
+/// The lane of an event. One that has no key has its position in place of it.
+pub(super) fn lane(notification: &Notification) -> Option<i64> {
+    notification.key.as_ref().map(lane::of)
 }

@@ -7,8 +7,7 @@ use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{
-    append::{ADD, LOOK},
-    batch::{self, Batch},
+    append::{self, ADD},
     fault::Fault,
     partition,
     pool::Session,
@@ -19,7 +18,7 @@ use super::{
     text,
 };
 use crate::{
-    event::{DedupeKey, EventId, HandlerName, Notification},
+    event::{EventId, HandlerName, Notification},
     store::{Attempt, DeliveryState, Reported, StoreError, Stored, StoredDelivery, Target},
 };
 
@@ -90,16 +89,10 @@ async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, F
     let handlers = handlers(&change, events).await?;
     let new = absent(&change, events).await?;
     let notifications = || new.iter().map(|stored| &stored.notification);
-    let (positions, known) = places(&change, &new).await?;
-    let batch = Batch::new(notifications(), known, &positions, &[]);
-    let added: HashMap<Uuid, i64> = batch
-        .events
-        .id
-        .iter()
-        .copied()
-        .zip(batch.events.position.iter().copied())
-        .collect();
-    change.execute(ADD, &batch.columns()).await?;
+    let statement = change.prepare(ADD).await?;
+    let added = append::add(&change, &statement, notifications, &[]).await?;
+    let ids = added.batch.events.id.iter().copied();
+    let added: HashMap<Uuid, i64> = ids.zip(added.positions).collect();
     let (mut moved, mut copies) = (Moved::default(), Vec::new());
     for stored in new {
         let id = stored.notification.id;
@@ -155,21 +148,6 @@ async fn absent<'a>(
     Ok(absent.collect())
 }
 
-/// A position for each of `events`, and those of their dedupe keys that are known.
-async fn places(
-    change: &Transaction<'_>,
-    events: &[&Stored],
-) -> Result<(Vec<i64>, HashSet<DedupeKey>), Fault> {
-    let keys = batch::dedupe_keys(events.iter().map(|stored| &stored.notification));
-    let count = i32::try_from(events.len()).unwrap_or(i32::MAX);
-    let looked = change.query_one(LOOK, &[&count, &keys]).await?;
-    let known: Vec<Uuid> = looked.try_get(1)?;
-    let known = known
-        .into_iter()
-        .map(|key| DedupeKey::from_bytes(*key.as_bytes()));
-    Ok((looked.try_get(0)?, known.collect()))
-}
-
 /// Deliveries by column.
 #[derive(Default)]
 struct Moved<'a> {
@@ -223,7 +201,9 @@ impl<'a> Moved<'a> {
         let handlers: Vec<_> = rows().map(|row| row.0).collect();
         let positions: Vec<_> = rows().map(|row| row.1).collect();
         let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
-        let lanes: Vec<_> = rows().map(|row| rows::lane_of(row.2, row.1)).collect();
+        let lanes: Vec<_> = rows()
+            .map(|row| rows::lane(row.2).unwrap_or(row.1))
+            .collect();
         let attempts: Vec<_> = rows().map(|row| row.3.attempts.cast_signed()).collect();
         let replays: Vec<_> = rows().map(|row| row.3.replays.cast_signed()).collect();
         let due: Vec<_> = rows().map(|row| row.3.at).collect();

@@ -41,7 +41,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
     let database = Database::new();
     let session = session(&database).await;
     for (statement, steps) in [
-        (append::LOOK, vec!["seen_pkey", "(dedupe = ANY ($2))"]),
+        (append::ADD, vec!["seen_pkey", "(dedupe = ANY ($1))"]),
         (
             claim::TAKE_LANES,
             vec![
