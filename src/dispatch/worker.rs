@@ -49,10 +49,11 @@ pub(super) struct Worker {
     attempts: JoinSet<Ended>,
     /// What each task of `attempts` is about.
     begun: HashMap<task::Id, Begun>,
-    /// What the store has not been told yet. Kept until it has been.
+    /// What the store has not taken in yet.
     unsettled: Vec<Settlement>,
-    /// What the store is being told.
-    settling: Question<Told>,
+    /// The store is being told the first so many of `unsettled`.
+    told: usize,
+    settling: Question<Result<Vec<Claim>, StoreError>>,
     /// How many deliveries the store is being asked for.
     claiming: Question<(usize, Result<Claims, StoreError>)>,
     /// The store did not take what it was told the last time.
@@ -63,12 +64,6 @@ pub(super) struct Worker {
     troubled_until: Option<Instant>,
     /// Where chance comes from. Nobody gains anything by guessing it.
     chance: RandomState,
-}
-
-/// What the store has been told, and its answer.
-struct Told {
-    settlements: Vec<Settlement>,
-    answer: Result<Vec<Claim>, StoreError>,
 }
 
 /// A claim that is being attempted.
@@ -124,6 +119,7 @@ impl Worker {
             attempts: JoinSet::new(),
             begun: HashMap::new(),
             unsettled: Vec::new(),
+            told: 0,
             settling: Question(None),
             claiming: Question(None),
             is_behind: false,
@@ -200,9 +196,10 @@ impl Worker {
         self.concurrency().div_ceil(2)
     }
 
-    /// How many more deliveries may be in hand: those under way, and a few more to go on with.
+    /// How many more deliveries may be in hand: those under way, and a few more to go on with. What
+    /// has ended is in hand as well until that is on record: it comes again if this process dies.
     fn room(&self) -> usize {
-        let held = self.waiting.len() + self.attempts.len();
+        let held = self.waiting.len() + self.attempts.len() + self.unsettled.len();
         (self.concurrency() + self.ahead()).saturating_sub(held)
     }
 
@@ -237,20 +234,16 @@ impl Worker {
         if self.unsettled.is_empty() || self.settling.is_open() || self.is_troubled() {
             return;
         }
-        let settlements = mem::take(&mut self.unsettled);
-        let store = self.parts.store.clone();
-        self.settling.put(async move {
-            let answer = store.settle(settlements.clone()).await;
-            Told {
-                settlements,
-                answer,
-            }
-        });
+        self.told = self.unsettled.len();
+        let (store, settlements) = (self.parts.store.clone(), self.unsettled.clone());
+        self.settling
+            .put(async move { store.settle(settlements).await });
     }
 
-    fn take_told(&mut self, told: Told) {
-        match told.answer {
+    fn take_told(&mut self, answer: Result<Vec<Claim>, StoreError>) {
+        match answer {
             Ok(next) => {
+                self.unsettled.drain(..self.told);
                 self.is_behind = false;
                 // What goes on comes before what would begin.
                 for claim in next.into_iter().rev() {
@@ -259,7 +252,6 @@ impl Worker {
             }
             Err(error) => {
                 self.is_behind = true;
-                self.unsettled.splice(..0, told.settlements);
                 self.trouble("recording how deliveries went", &error);
             }
         }

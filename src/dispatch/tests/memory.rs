@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as Gate, watch};
 
 use super::*;
 use crate::{
@@ -29,6 +29,8 @@ pub(super) struct Memory {
     work: watch::Sender<u64>,
     failing: Failing,
     goes_on: AtomicBool,
+    /// Settlements wait while somebody else holds it.
+    pub(super) gate: Gate<()>,
 }
 
 /// How often each method is still to fail.
@@ -247,6 +249,7 @@ impl Store for Memory {
         settlements: Vec<Settlement>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async {
+            let _open = self.gate.lock().await;
             fail(&self.failing.settle)?;
             let put_down = |settlement| self.put_down(settlement);
             let next = settlements.into_iter().filter_map(put_down).collect();

@@ -413,3 +413,36 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
     assert!(stage.drain().await);
     assert!(taken.try_recv().is_err());
 }
+
+#[tokio::test]
+async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
+    let (sender, mut taken) = mpsc::unbounded_channel();
+    let stage = Stage::new(vec![consumer("crm", move |body, _| {
+        sender.send(body).unwrap();
+        done()
+    })])
+    .await;
+    let store_is_slow = stage.store.gate.lock().await;
+    for _ in 0..50 {
+        stage.store.push(None, "{}");
+    }
+    // Of 8 at once and half as many ahead.
+    for _ in 0..12 {
+        next(&mut taken).await;
+    }
+    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    let claimed = || {
+        let count = |rows: &[memory::Row]| rows.iter().filter(|row| is_claimed(row)).count();
+        stage.store.rows(count)
+    };
+    assert_eq!(claimed(), 12);
+    stage.store.push(None, "{}");
+    tokio::task::yield_now().await;
+    assert_eq!(claimed(), 12);
+    drop(store_is_slow);
+    stage
+        .store
+        .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
+        .await;
+    assert!(stage.drain().await);
+}
