@@ -160,12 +160,14 @@ pub(super) async fn claim(
     };
     let read = |row| Read::new(row, handler.id, token, since, now);
     let reads = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let found = Found::new(&slots, reads, now);
-    if !found.is_in_order() {
-        let mut taken = parts.pool.take().await?;
-        let deadline = taken.deadline();
-        let done = within(deadline, found.put_in_order(&mut taken, handler.id, token)).await;
-        taken.give_back(done)?;
+    let mut found = Found::new(&slots, reads, now);
+    if let Err(fault) = put_in_order(parts, &found, handler.id, token).await {
+        // They are ours all the same; but nobody would find the rest of a run if we died.
+        tracing::debug!("deliveries are handed out one by one: {fault}");
+        parts.alarm.notify_one();
+        for (_, run) in &mut found.runs {
+            run.truncate(1);
+        }
     }
     // There may be more behind what only looked ready.
     let is_short = found.runs.len() < slots.len() || !found.crowds.is_empty();
@@ -174,6 +176,21 @@ pub(super) async fn claim(
         claims: found.runs.into_iter().filter_map(hand_out).collect(),
         next_due: if is_short { Some(now) } else { next_due },
     })
+}
+
+async fn put_in_order(
+    parts: &Parts,
+    found: &Found,
+    handler: HandlerId,
+    token: Uuid,
+) -> Result<(), Fault> {
+    if found.is_in_order() {
+        return Ok(());
+    }
+    let mut taken = parts.pool.take().await?;
+    let deadline = taken.deadline();
+    let done = within(deadline, found.put_in_order(&mut taken, handler, token)).await;
+    taken.give_back(done)
 }
 
 /// Takes slots and reads what is in them, in one round trip.
@@ -317,13 +334,21 @@ impl Found {
         self.crowds.is_empty() && self.marks.is_empty() && self.idle.is_empty()
     }
 
-    /// Has what looks ready be what is meant to, and gives idle slots back after that.
+    /// Has what looks ready be what is meant to, and gives idle slots back after that. Wherever this
+    /// is cut short, something of each lane looks ready.
     async fn put_in_order(
         &self,
         session: &mut Session,
         handler: HandlerId,
         token: Uuid,
     ) -> Result<(), Fault> {
+        if !self.marks.is_empty() {
+            let mark = session.prepare(MARK).await?;
+            session
+                .client
+                .execute(&mark, &[&handler, &self.marks])
+                .await?;
+        }
         if !self.crowds.is_empty() {
             let lanes: Vec<_> = self.crowds.iter().map(|(lane, ..)| *lane).collect();
             let crowds: Vec<_> = self.crowds.iter().map(|(_, crowd, _)| *crowd).collect();
@@ -335,13 +360,6 @@ impl Found {
                     &queue,
                     &[&handler, &lanes, &crowds, &marks, &QUEUED_AT_ONCE],
                 )
-                .await?;
-        }
-        if !self.marks.is_empty() {
-            let mark = session.prepare(MARK).await?;
-            session
-                .client
-                .execute(&mark, &[&handler, &self.marks])
                 .await?;
         }
         if !self.idle.is_empty() {

@@ -1,13 +1,16 @@
 //! Deliveries of one lane that are claimed together.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
-use super::{Replica, postgres::Database};
+use super::{Replica, postgres::Database, settings};
 use crate::{
     event::Notification,
     store::{
         Claim, Verdict,
-        tests::{at, ids, keyed, parked, retry},
+        postgres::pool::Durability,
+        tests::{at, clock, ids, keyed, parked, retry},
     },
 };
 
@@ -130,4 +133,27 @@ async fn large_events_come_one_by_one() {
     let next = one.store.settle_all("crm", &first, Verdict::Done).await;
     assert_eq!(ids(&next), []);
     assert_eq!(one.store.drain("crm").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_put_in_order_is_handed_out_one_by_one() {
+    let database = Database::new();
+    let mut settings = settings(&database.url());
+    settings.statement_timeout = Duration::from_secs(1);
+    let one = Replica::open(settings.clone(), clock).await;
+    one.store.subscribe(&["crm"]).await;
+    let events = lane_of(&one, 20).await;
+    follow(&one, one.store.claim("crm", at(10)).await).await;
+    // The last of the next run cannot be made ready.
+    let connector = settings.connector(Default::default()).unwrap();
+    let other = connector.connect(Durability::Full).await.unwrap();
+    let lock = "BEGIN; SELECT FROM deliveries ORDER BY position DESC LIMIT 1 FOR UPDATE";
+    other.client.batch_execute(lock).await.unwrap();
+    let first = one.store.claim("crm", at(10)).await;
+    assert_eq!(ids(&first), [events[16].id]);
+    let next = one.store.settle_all("crm", &first, Verdict::Done).await;
+    assert_eq!(ids(&next), []);
+    other.client.batch_execute("ROLLBACK").await.unwrap();
+    let rest: Vec<_> = events[17..].iter().map(|event| event.id).collect();
+    assert_eq!(one.store.drain("crm").await, rest);
 }
