@@ -33,7 +33,7 @@ use super::{
     rows,
 };
 use crate::{
-    event::{DedupeKey, Notification},
+    event::Notification,
     store::{APPEND_BUDGET, AppendError},
 };
 
@@ -115,8 +115,7 @@ pub(super) async fn add<'a, I: Iterator<Item = &'a Notification>>(
             let positions = row.try_get(1)?;
             return Ok(Added { batch, positions });
         }
-        let key = |key: Uuid| DedupeKey::from_bytes(*key.as_bytes());
-        known.extend(found.into_iter().map(key));
+        known.extend(found.into_iter().map(rows::read_dedupe_key));
     }
 }
 

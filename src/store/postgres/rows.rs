@@ -40,10 +40,7 @@ pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, toki
         topics: topics
             .map(|topics| read_topics(&topics))
             .unwrap_or_default(),
-        dedupe: dedupe
-            .into_iter()
-            .map(|key| DedupeKey::from_bytes(*key.as_bytes()))
-            .collect(),
+        dedupe: dedupe.into_iter().map(read_dedupe_key).collect(),
         body: Bytes::from(body),
     })
 }
@@ -81,6 +78,10 @@ pub(super) fn event_id(id: Uuid) -> EventId {
 /// The database's form of a dedupe key.
 pub(super) fn dedupe_key(key: &DedupeKey) -> Uuid {
     Uuid::from_bytes(*key.as_bytes())
+}
+
+pub(super) fn read_dedupe_key(key: Uuid) -> DedupeKey {
+    DedupeKey::from_bytes(*key.as_bytes())
 }
 
 /// The day, by UTC, whose partition an event is in.
