@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Move everything from an embedded store into the PostgreSQL store of the configuration, while
-    /// no service runs on either; run it again if it was cut short
+    /// no service runs on either; run it again if it was cut short, or to move what is new since
     EmbeddedToPostgres(Args),
 }
 
@@ -75,11 +75,21 @@ fn advise(error: StoreError) -> Error {
 
 fn report(moved: &Transferred) -> anyhow::Result<Answer> {
     let mut out = io::stdout().lock();
+    let seen = moved.events + moved.copies + moved.damaged.len() as u64;
+    if moved.is_rest && seen == 0 {
+        writeln!(out, "nothing to move: all of it was moved before")?;
+        return Ok(Answer::Yes);
+    }
     writeln!(
         out,
-        "{} with {} moved and compared; checksum {}",
+        "{} with {} moved and compared{}; checksum {}",
         count(moved.events, "event"),
         count(moved.deliveries, "delivery"),
+        if moved.is_rest {
+            ", new since the last move"
+        } else {
+            ""
+        },
         moved.checksum,
     )?;
     if moved.copies > 0 {

@@ -37,7 +37,7 @@ pub use record::{
 };
 
 pub use transfer::{
-    Reported, Slice, Source, Step, Stored, StoredDelivery, Target, Transferred, transfer,
+    Milestone, Reported, Slice, Source, Step, Stored, StoredDelivery, Target, Transferred, transfer,
 };
 
 use record::shorten;

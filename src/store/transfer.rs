@@ -1,7 +1,11 @@
 //! Moving events from one store to another, with all that is known of them.
 //!
 //! **Invariant:** what was moved is not moved again: a transfer that was cut short is taken up by
-//! running it again.
+//! running it again, and one that has ended is gone on with behind its last event, whatever the
+//! target has deleted of it since.
+//!
+//! **Invariant:** nothing is delivered out of a target before all of the source is there: what is
+//! older may still be to come.
 //!
 //! **Invariant:** an event that another one has superseded stays superseded, though that one is
 //! damaged and stays behind: when topics were reported last is moved apart from events. What the
@@ -57,12 +61,12 @@ pub struct StoredDelivery {
 
 /// A store that events are moved out of. Nobody else has it meanwhile.
 pub trait Source {
-    /// How many events there are.
+    /// How many events there are behind `place`.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
-    fn count(&self) -> Result<u64, StoreError>;
+    fn count(&self, place: i64) -> Result<u64, StoreError>;
 
     /// Some of the events behind `place`, in the order in which they were stored; `None` when there
     /// are none.
@@ -83,8 +87,8 @@ pub trait Source {
 /// Events that were read together.
 #[derive(Clone, Debug)]
 pub struct Slice {
-    /// The place of the last one, whether it could be read or not.
-    pub reached: i64,
+    /// The last one, whether it could be read or not.
+    pub last: Milestone,
     /// Those that could be read.
     pub stored: Vec<Stored>,
     /// Those that are damaged. They stay behind.
@@ -100,8 +104,34 @@ pub struct Reported {
     pub latest: Timestamp,
 }
 
+/// An event, and where it stands in the store that it came from. What comes before it there never
+/// changes, so a store that has this event at this place is the same one, grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Milestone {
+    /// Its place in the store that it came from.
+    pub place: i64,
+    /// The event.
+    pub event: EventId,
+}
+
 /// A store that events are moved into.
 pub trait Target {
+    /// Begins to move a store in, and keeps services from working until [`end`](Self::end), though
+    /// this process should end before. Returns how far stores were moved in before, the latest
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    fn begin(&mut self) -> Result<Vec<Milestone>, StoreError>;
+
+    /// Everything was moved, up to `last`, and services may work. `None` where there was nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written.
+    fn end(&mut self, last: Option<Milestone>) -> Result<(), StoreError>;
+
     /// Adds events in their order, all or none. Passes over those that are there, and over those of
     /// which there is a copy; returns the ids of the latter.
     ///
@@ -137,6 +167,8 @@ pub enum Step {
 /// What a transfer came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transferred {
+    /// Whether the source was moved before, and only what is new there was to be moved.
+    pub is_rest: bool,
     /// Events that are in the target now.
     pub events: u64,
     /// Their deliveries.
@@ -160,19 +192,23 @@ pub fn transfer(
     target: &mut dyn Target,
     progress: &mut dyn FnMut(Step, u64, u64),
 ) -> Result<Transferred, StoreError> {
-    let total = source.count()?;
+    let before = reached_before(source, &target.begin()?)?;
+    let from = before.unwrap_or(i64::MIN);
+    let total = source.count(from)?;
     // First, so that no event is ever there that does not know itself superseded.
     move_topics(source, target)?;
     let (mut done, mut damaged, mut copies) = (0, Vec::new(), HashSet::new());
-    walk(source, |slice| {
+    let mut last = None;
+    walk(source, from, |slice| {
         copies.extend(target.add(&slice.stored)?);
         damaged.extend(&slice.damaged);
+        last = Some(slice.last);
         done += slice.len();
         progress(Step::Move, done, total);
         Ok(())
     })?;
     let (mut done, mut comparison) = (0, Comparison::default());
-    walk(source, |slice| {
+    walk(source, from, |slice| {
         let moved = slice.stored.iter();
         let moved: Vec<_> = moved
             .filter(|stored| !copies.contains(&stored.notification.id))
@@ -183,7 +219,23 @@ pub fn transfer(
         progress(Step::Compare, done, total);
         Ok(())
     })?;
-    comparison.finish(copies.len() as u64, damaged)
+    let transferred = comparison.finish(before.is_some(), copies.len() as u64, damaged)?;
+    target.end(last)?;
+    Ok(transferred)
+}
+
+/// Up to which place `source` was moved before.
+fn reached_before(
+    source: &mut dyn Source,
+    milestones: &[Milestone],
+) -> Result<Option<i64>, StoreError> {
+    for milestone in milestones {
+        let there = source.read(milestone.place.saturating_sub(1), 1)?;
+        if there.is_some_and(|slice| slice.last == *milestone) {
+            return Ok(Some(milestone.place));
+        }
+    }
+    Ok(None)
 }
 
 fn move_topics(source: &mut dyn Source, target: &mut dyn Target) -> Result<(), StoreError> {
@@ -198,14 +250,14 @@ fn move_topics(source: &mut dyn Source, target: &mut dyn Target) -> Result<(), S
     }
 }
 
-/// Gives all events of `source` to `look`, in slices.
+/// Gives all events of `source` behind `place` to `look`, in slices.
 fn walk(
     source: &mut dyn Source,
+    mut place: i64,
     mut look: impl FnMut(&Slice) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut place = i64::MIN;
     while let Some(slice) = source.read(place, SLICE)? {
-        place = slice.reached;
+        place = slice.last.place;
         look(&slice)?;
     }
     Ok(())
@@ -245,7 +297,12 @@ impl Comparison {
         }
     }
 
-    fn finish(self, copies: u64, damaged: Vec<EventId>) -> Result<Transferred, StoreError> {
+    fn finish(
+        self,
+        is_rest: bool,
+        copies: u64,
+        damaged: Vec<EventId>,
+    ) -> Result<Transferred, StoreError> {
         let Self {
             events,
             deliveries,
@@ -263,6 +320,7 @@ impl Comparison {
         let digits = hash.finalize();
         let digits = digits.iter().map(|byte| format!("{byte:02x}"));
         Ok(Transferred {
+            is_rest,
             events,
             deliveries,
             copies,

@@ -65,8 +65,8 @@ fn until_known(parts: &Parts) -> Result<(), StoreError> {
 }
 
 impl Source for Sole {
-    fn count(&self) -> Result<u64, StoreError> {
-        self.operator.count()
+    fn count(&self, place: i64) -> Result<u64, StoreError> {
+        self.operator.count(place)
     }
 
     fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError> {

@@ -9,7 +9,7 @@
 //!
 //! # Tables
 //!
-//! They are in the schema `hookswitch`; `001.sql` has them with their columns.
+//! They are in the schema `hookswitch`; `001.sql` and its successors have them with their columns.
 //!
 //! | table | a row is | it changes |
 //! |---|---|---|
@@ -22,6 +22,7 @@
 //! | `ended` | a delivery that is parked, done or skipped; by day, as its event | when it is replayed |
 //! | `attempts` | an attempt that did not end well; by day, as its event | never |
 //! | `tally` | a change of the counts of open and parked deliveries | added up every few seconds |
+//! | `moves` | a store that was moved in, or is being moved | with each move |
 //!
 //! So what changes often is small, however much is stored, and old days are dropped whole.
 //!
@@ -88,7 +89,7 @@
 //! | no partition for a day | it is made, and the transaction done again |
 //! | a replica dies | its claims run out, and others take them |
 //! | a store is moved in while a service runs | it is refused, by the lock of who does the upkeep |
-//! | a service starts while a store is moved in | it answers 503 until that has ended |
+//! | a service starts while a store is moved in, or after that was cut short | it answers 503 until all of it is there |
 //! | a replica freezes and comes back | its settlements of claims that ran out change nothing |
 //! | notices do not come through | replicas look for work every second |
 //! | a wrong password, no such database, tables of a newer version, `synchronous_commit` off | at the start: the service ends and says so; later: as if there were no server, or, for newer tables, [`Health::Poisoned`] |

@@ -19,10 +19,17 @@ struct Migration {
 }
 
 /// All of them; the first one makes version 1.
-const MIGRATIONS: &[Migration] = &[Migration {
-    sql: include_str!("001.sql"),
-    needs: 1,
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        sql: include_str!("001.sql"),
+        needs: 1,
+    },
+    // A program of version 1 does not wait for the end of a move.
+    Migration {
+        sql: include_str!("002.sql"),
+        needs: 1,
+    },
+];
 
 /// The version of the tables that this program knows.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;

@@ -1,12 +1,14 @@
 //! Having the store to oneself, to move events in: no service runs on it, and none that is started
-//! takes part until the move has ended.
+//! takes part until the move has ended. A lock keeps them away for as long as it is under way, and a
+//! row of `moves` where it was cut short.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_postgres::Row;
 
-use super::{Settings, fault::Fault, pool::Session, records::Operator, schema, upkeep};
-use crate::store::StoreError;
+use super::{Settings, fault::Fault, pool::Session, records::Operator, rows, schema, upkeep};
+use crate::store::{Milestone, StoreError};
 
 /// How long a store is waited for that somebody has: the server takes a moment to notice that a
 /// process was killed.
@@ -17,6 +19,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Held until the connection ends.
 const TAKE: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.move'))";
+
+const BEGIN: &str = "INSERT INTO moves (began_at) SELECT clock_timestamp()
+    WHERE NOT EXISTS (SELECT FROM moves WHERE ended_at IS NULL)";
+
+const BEFORE: &str = "SELECT place, event FROM moves WHERE place IS NOT NULL ORDER BY id DESC";
+
+const END: &str = "UPDATE moves SET ended_at = clock_timestamp(), place = $1, event = $2
+    WHERE ended_at IS NULL";
+
+const CUT_SHORT: &str = "SELECT EXISTS (SELECT FROM moves WHERE ended_at IS NULL)";
 
 /// Held for a moment only.
 const LOOK: &str = "SELECT pg_try_advisory_xact_lock_shared(hashtext('hookswitch.move'))";
@@ -50,6 +62,25 @@ async fn take(session: &Session) -> Result<bool, Fault> {
     Ok(true)
 }
 
+/// Notes that a store is being moved in; how far others were before, the latest first.
+pub(super) async fn begin(session: &Session) -> Result<Vec<Milestone>, Fault> {
+    session.client.execute(BEGIN, &[]).await?;
+    let rows = session.client.query(BEFORE, &[]).await?;
+    let milestone = |row: &Row| {
+        let (place, event) = (row.try_get(0)?, rows::event_id(row.try_get(1)?));
+        Ok(Milestone { place, event })
+    };
+    rows.iter().map(milestone).collect()
+}
+
+/// Notes that everything was moved.
+pub(super) async fn end(session: &Session, last: Option<Milestone>) -> Result<(), Fault> {
+    let place = last.map(|last| last.place);
+    let event = last.map(|last| rows::uuid(last.event));
+    session.client.execute(END, &[&place, &event]).await?;
+    Ok(())
+}
+
 /// Looks whether nobody has the store to himself.
 pub(super) async fn check(session: &Session) -> Result<(), Fault> {
     if ask(session, LOOK).await? {
@@ -59,6 +90,16 @@ pub(super) async fn check(session: &Session) -> Result<(), Fault> {
     Err(Fault::Away(why.to_owned()))
 }
 
-async fn ask(session: &Session, lock: &str) -> Result<bool, Fault> {
-    Ok(session.client.query_one(lock, &[]).await?.try_get(0)?)
+/// Looks whether all is there of what was being moved in.
+pub(super) async fn check_whole(session: &Session) -> Result<(), Fault> {
+    if !ask(session, CUT_SHORT).await? {
+        return Ok(());
+    }
+    let why = "a move of a store into the database was cut short; run `hookswitch migrate` again \
+               to finish it, or delete its row from hookswitch.moves to give up the rest";
+    Err(Fault::Away(why.to_owned()))
+}
+
+async fn ask(session: &Session, question: &str) -> Result<bool, Fault> {
+    Ok(session.client.query_one(question, &[]).await?.try_get(0)?)
 }

@@ -96,6 +96,7 @@ async fn look(parts: &Parts) -> Result<(), Fault> {
     let looked = within(deadline, async {
         schema::check(&taken).await?;
         sole::check(&taken).await?;
+        sole::check_whole(&taken).await?;
         parts.roster.name(&mut taken).await
     })
     .await;
@@ -109,6 +110,7 @@ async fn recover(parts: &Parts) -> Result<(), Fault> {
     let work = async {
         sole::check(&taken).await?;
         schema::migrate(&mut taken).await?;
+        sole::check_whole(&taken).await?;
         let asked = parts.roster.asked().take();
         if let Some(asked) = asked {
             let enrolled = parts.roster.enrol(&mut taken, asked.clone()).await;

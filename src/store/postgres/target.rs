@@ -15,11 +15,13 @@ use super::{
     roster::HandlerId,
     rows,
     settle::{DONE, PARKED, SKIPPED},
-    text,
+    sole, text,
 };
 use crate::{
     event::{EventId, HandlerName, Notification},
-    store::{Attempt, DeliveryState, Reported, StoreError, Stored, StoredDelivery, Target},
+    store::{
+        Attempt, DeliveryState, Milestone, Reported, StoreError, Stored, StoredDelivery, Target,
+    },
 };
 
 const HANDLERS: &str = "INSERT INTO handlers (name, ordered)
@@ -66,6 +68,16 @@ const FAILED: &str = "SELECT a.position, a.handler, a.started_at, a.took_ms, a.w
     JOIN attempts a ON a.day = t.day AND a.position = t.position ORDER BY a.started_at";
 
 impl Target for Operator {
+    fn begin(&mut self) -> Result<Vec<Milestone>, StoreError> {
+        let begun = self.runtime.block_on(sole::begin(&self.session));
+        begun.map_err(|fault| fault.during("beginning to move a store into the database"))
+    }
+
+    fn end(&mut self, last: Option<Milestone>) -> Result<(), StoreError> {
+        let ended = self.runtime.block_on(sole::end(&self.session, last));
+        ended.map_err(|fault| fault.during("ending the move of a store into the database"))
+    }
+
     fn add(&mut self, events: &[Stored]) -> Result<Vec<EventId>, StoreError> {
         let added = self.runtime.block_on(add(&mut self.session, events));
         added.map_err(|fault| fault.during("adding events to the database"))

@@ -108,6 +108,14 @@ fn a_move_that_is_killed_and_loses_its_database_is_finished_by_running_it_again(
     gated.put_up();
     let moved = kill_a_move(&gated, &old, &new);
     crash_the_database(&mut gated, &old, &new, moved);
+    let service = new.start();
+    eventually("it says why it does not work", || {
+        let log = service.log();
+        log.contains("was cut short; run `hookswitch migrate` again")
+    });
+    assert_eq!(service.zoom(&cnam(REFUSED, 1_000_000)).status, 503);
+    stop(service);
+    assert_eq!(receiver.taken().len(), delivered);
 
     gated.set(u64::from(CARRIERS) * OF_EACH);
     let whole = migrate(&old, &new);

@@ -6,7 +6,7 @@ use super::{Operator, delivery, record::failures, time};
 use crate::{
     event::{EventId, HandlerName, Topic},
     store::{
-        Reported, Slice, StoreError, Stored, StoredDelivery,
+        Milestone, Reported, Slice, StoreError, Stored, StoredDelivery,
         embedded::{
             reader::{Bodies, Unread},
             segment::Position,
@@ -19,11 +19,10 @@ use crate::{
 const SLICE_BYTES: usize = 4 << 20;
 
 impl Operator {
-    /// How many events there are.
-    pub(in super::super) fn count(&self) -> std::result::Result<u64, StoreError> {
-        let counted: Result<i64> = self
-            .db
-            .query_row("SELECT count(*) FROM events", [], |row| row.get(0));
+    /// How many events there are behind `place`.
+    pub(in super::super) fn count(&self, place: i64) -> std::result::Result<u64, StoreError> {
+        let count = "SELECT count(*) FROM events WHERE position > ?1";
+        let counted: Result<i64> = self.db.query_row(count, [place], |row| row.get(0));
         let counted = counted.map_err(StoreError::database("counting events"))?;
         Ok(counted.cast_unsigned())
     }
@@ -36,12 +35,12 @@ impl Operator {
     ) -> std::result::Result<Option<Slice>, StoreError> {
         let failed = StoreError::database("reading events");
         let positions = positions(&self.db, place, at_most).map_err(failed)?;
-        if positions.is_empty() {
+        let Some(&(place, event)) = positions.first() else {
             return Ok(None);
-        }
+        };
         let mut bodies = Bodies::new(self.journal.clone());
         let mut slice = Slice {
-            reached: place,
+            last: Milestone { place, event },
             stored: Vec::with_capacity(positions.len()),
             damaged: Vec::new(),
         };
@@ -50,7 +49,7 @@ impl Operator {
             if bytes >= SLICE_BYTES {
                 break;
             }
-            slice.reached = place;
+            slice.last = Milestone { place, event: id };
             let failed = StoreError::database("reading deliveries");
             let notification = match bodies.read(Position::from_sql(place)) {
                 Ok(notification) => notification,

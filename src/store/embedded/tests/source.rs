@@ -29,7 +29,7 @@ fn slices(place: &Place) -> Vec<Vec<EventId>> {
     let source = place.settings.source(context, vec![everything("crm")]);
     let (mut source, mut reached, mut slices) = (source.unwrap(), i64::MIN, Vec::new());
     while let Some(slice) = source.read(reached, 500).unwrap() {
-        reached = slice.reached;
+        reached = slice.last.place;
         let stored = slice.stored.iter();
         slices.push(stored.map(|stored| stored.notification.id).collect());
     }
