@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    env,
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr},
     process::Command,
     sync::{Arc, atomic::AtomicU64},
@@ -15,7 +17,7 @@ use super::{
     proof::Figures,
 };
 use crate::{
-    harness::{Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, eventually, hookswitch},
+    harness::{Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, eventually},
     support::postgres::{PASSWORD, Postgres, USER},
 };
 
@@ -73,9 +75,29 @@ pub(super) struct Cluster {
     serials: Arc<AtomicU64>,
 }
 
+/// Which version of the program a replica runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Version {
+    /// The one that `HOOKSWITCH_PREVIOUS` names, which `tests/run` builds, or else this one.
+    Previous,
+    /// This one.
+    Current,
+}
+
+impl Version {
+    fn program(self) -> OsString {
+        let current = env!("CARGO_BIN_EXE_hookswitch").into();
+        match self {
+            Self::Previous => env::var_os("HOOKSWITCH_PREVIOUS").unwrap_or(current),
+            Self::Current => current,
+        }
+    }
+}
+
 /// One service and what it needs to be started again.
 struct Replica {
     service: Service,
+    version: Version,
     home: Home,
     url: String,
     island: Option<Arc<Island>>,
@@ -83,7 +105,12 @@ struct Replica {
 
 impl Cluster {
     pub(super) fn start() -> Self {
-        Self::of(Postgres::start(&SYNCHRONOUS), None)
+        Self::start_as(Version::Current)
+    }
+
+    /// With all replicas of a version.
+    pub(super) fn start_as(version: Version) -> Self {
+        Self::of(Postgres::start(&SYNCHRONOUS), None, version)
     }
 
     /// With the first replica on `island`.
@@ -96,7 +123,7 @@ impl Cluster {
             let rule = format!("host all all {}/32 scram-sha-256\n", island.far());
             std::fs::write(&rules, std::fs::read_to_string(&rules).unwrap() + &rule).unwrap();
         });
-        Self::of(primary, Some(island))
+        Self::of(primary, Some(island), Version::Current)
     }
 
     /// With the primary's data on a disk of `mebibytes`.
@@ -111,10 +138,10 @@ impl Cluster {
         let primary = Postgres::start_under(&settings, |data| {
             disk.insert(Disk::new(data, mebibytes)).enter()
         });
-        (Self::of(primary, None), disk.unwrap())
+        (Self::of(primary, None, Version::Current), disk.unwrap())
     }
 
-    fn of(primary: Postgres, island: Option<&Arc<Island>>) -> Self {
+    fn of(primary: Postgres, island: Option<&Arc<Island>>, version: Version) -> Self {
         let standby = primary.standby("standby", &STANDBY);
         let database = primary.create_database();
         let desk = Desk::default();
@@ -134,10 +161,11 @@ impl Cluster {
                     "postgres://{USER}:{PASSWORD}@{near}:{first},{near}:{second}/{database}\
                      ?sslmode=disable&target_session_attrs=read-write"
                 );
-                let service = Service::spawn(&home, command(&url, island.as_deref()));
+                let service = Service::spawn(&home, command(version, &url, island.as_deref()));
                 balancer.put_in(number, service.address);
                 Replica {
                     service,
+                    version,
                     home,
                     url,
                     island,
@@ -166,14 +194,16 @@ impl Cluster {
     /// Starts a replica that has ended.
     pub(super) fn start_again(&mut self, number: usize) {
         let replica = &mut self.replicas[number];
-        let command = command(&replica.url, replica.island.as_deref());
+        let command = command(replica.version, &replica.url, replica.island.as_deref());
         replica.service = Service::spawn(&replica.home, command);
         self.balancer.put_in(number, replica.service.address);
     }
 
-    /// Ends a replica in order, as a rolling restart does: first nothing is sent to it any more.
-    pub(super) fn stop(&mut self, number: usize) {
+    /// Ends a replica in order, as a rolling restart does: first nothing is sent to it any more. It
+    /// comes back as `next`.
+    pub(super) fn stop(&mut self, number: usize, next: Version) {
         self.balancer.take_out(number);
+        self.replicas[number].version = next;
         let service = self.replica(number);
         service.signal("TERM");
         assert_eq!(service.wait(), Some(0), "{}", service.log());
@@ -211,13 +241,19 @@ impl Cluster {
 }
 
 /// What runs a replica on the database at `url`.
-fn command(url: &str, island: Option<&Island>) -> Command {
-    let mut command = hookswitch();
-    if let Some(island) = island {
-        command = island.enter();
-        command.arg(env!("CARGO_BIN_EXE_hookswitch"));
-    }
+fn command(version: Version, url: &str, island: Option<&Island>) -> Command {
+    let program = version.program();
+    let mut command = match island {
+        Some(island) => {
+            let mut command = island.enter();
+            command.arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
     command
+        .env_remove("RUST_LOG")
+        .env_remove("HOOKSWITCH_CONFIG")
         .env("DATABASE_URL", url)
         .env("RINGCENTRAL_TOKEN", RINGCENTRAL_TOKEN)
         .env("ZOOM_SECRET", ZOOM_SECRET);

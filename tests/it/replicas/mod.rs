@@ -14,7 +14,7 @@ mod proof;
 use std::{sync::Arc, time::Instant};
 
 use self::{
-    cluster::{Cluster, IN_HAND, REPLICAS},
+    cluster::{Cluster, IN_HAND, REPLICAS, Version},
     load::Load,
     namespace::Island,
 };
@@ -139,20 +139,25 @@ fn a_database_whose_disk_is_full_refuses_until_there_is_room() {
 
 #[test]
 fn everything_can_be_restarted_one_after_the_other() {
-    let mut cluster = Cluster::start();
-    let load = cluster.load(0);
-    acknowledged(&load, 100);
-    let began_at = Instant::now();
-    for number in 0..REPLICAS {
-        cluster.stop(number);
-        acknowledged(&load, 50);
-        cluster.start_again(number);
-        acknowledged(&load, 50);
+    let mut cluster = Cluster::start_as(Version::Previous);
+    for (next, scenario) in [
+        (Version::Current, "rolling upgrade of the replicas"),
+        (Version::Previous, "rolling return to the version before"),
+    ] {
+        let load = cluster.load(0);
+        acknowledged(&load, 100);
+        let began_at = Instant::now();
+        for number in 0..REPLICAS {
+            cluster.stop(number, next);
+            acknowledged(&load, 50);
+            cluster.start_again(number);
+            acknowledged(&load, 50);
+        }
+        let figures = cluster.prove(load, began_at);
+        figures.show(scenario);
+        assert_eq!((figures.duplicates, figures.refused), (0, 0));
+        assert!(figures.unanswered.is_empty());
     }
-    let figures = cluster.prove(load, began_at);
-    figures.show("rolling restart of the replicas");
-    assert_eq!((figures.duplicates, figures.refused), (0, 0));
-    assert!(figures.unanswered.is_empty());
 
     let load = cluster.load(0);
     acknowledged(&load, 100);
