@@ -22,7 +22,7 @@ use super::{
     Parts,
     fault::Fault,
     leases::{Held, Offer, Run},
-    pool::{Session, within},
+    pool::Session,
     roster::{Active, HandlerId},
     rows, text,
 };
@@ -148,16 +148,11 @@ pub(super) async fn claim(
     let since = Instant::now();
     let token = Uuid::now_v7();
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let (slots, rows, next_due) = loop {
-        let mut taken = parts.claims.take().await?;
-        let deadline = taken.deadline();
-        let work = take(parts, &mut taken, handler, at_most, now, token);
-        let done = within(deadline, work).await;
-        match taken.give_back(done) {
-            Err(fault) if fault.is_worth_another_try(since) => {}
-            done => break done?,
-        }
-    };
+    let taking = parts.claims.with(async |mut taken| {
+        let done = take(parts, &mut taken, handler, at_most, now, token).await;
+        (taken, done)
+    });
+    let (slots, rows, next_due) = taking.await?;
     let read = |row| Read::new(row, handler.id, token, since, now);
     let reads = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let mut found = Found::new(&slots, reads, now);
@@ -187,10 +182,11 @@ async fn put_in_order(
     if found.is_in_order() {
         return Ok(());
     }
-    let mut taken = parts.pool.take().await?;
-    let deadline = taken.deadline();
-    let done = within(deadline, found.put_in_order(&mut taken, handler, token)).await;
-    taken.give_back(done)
+    let ordering = parts.pool.with(async |mut taken| {
+        let done = found.put_in_order(&mut taken, handler, token).await;
+        (taken, done)
+    });
+    ordering.await
 }
 
 /// Takes slots and reads what is in them, in one round trip.

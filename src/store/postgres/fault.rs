@@ -1,11 +1,8 @@
 //! What can go wrong between us and the database, and what to do about each.
 
-use std::{
-    error::Error,
-    io,
-    time::{Duration, Instant},
-};
+use std::{error::Error, io, time::Duration};
 
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use crate::store::StoreError;
@@ -44,6 +41,11 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// There was no answer by the time that it was waited for.
+    pub(super) fn late() -> Self {
+        Self::Away("the database does not answer in time".to_owned())
+    }
+
     /// Whether the connection can be used again.
     pub(super) const fn spares_the_connection(&self) -> bool {
         matches!(

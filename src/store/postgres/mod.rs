@@ -160,7 +160,7 @@ use self::{
     append::{COMMITTERS, Inbox},
     fault::Fault,
     leases::Leases,
-    pool::{Connector, Durability, Pool, within},
+    pool::{Connector, Durability, Pool},
     roster::Roster,
 };
 use super::{
@@ -419,11 +419,11 @@ impl Parts {
     }
 
     async fn measure(&self, now: Timestamp) -> Result<(), Fault> {
-        let mut taken = self.pool.take().await?;
-        let deadline = taken.deadline();
-        let work = standing::measure(&mut taken, self.metrics(), now);
-        let measured = within(deadline, work).await;
-        taken.give_back(measured)
+        let measuring = self.pool.with(async |mut taken| {
+            let measured = standing::measure(&mut taken, self.metrics(), now).await;
+            (taken, measured)
+        });
+        measuring.await
     }
 
     /// Stores what waits, gives every claim up, and ends the tasks.
@@ -431,11 +431,12 @@ impl Parts {
         self.inbox.close();
         let closing = async {
             self.committers.wait().await;
-            if let Ok(mut taken) = self.pool.take().await {
+            let releasing = self.pool.with(async |mut taken| {
                 let released = self.leases.release(&mut taken).await;
-                if let Err(fault) = taken.give_back(released) {
-                    tracing::debug!("claims are left to run out: {fault}");
-                }
+                (taken, released)
+            });
+            if let Err(fault) = releasing.await {
+                tracing::debug!("claims are left to run out: {fault}");
             }
         };
         if timeout(CLOSING, closing).await.is_err() {

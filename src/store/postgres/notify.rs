@@ -9,11 +9,7 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 
-use super::{
-    Parts,
-    fault::Fault,
-    pool::{Session, within},
-};
+use super::{Parts, fault::Fault, pool::Session};
 
 /// The channel has our name; what is said on it is who says it.
 const ANNOUNCE: &str = "SELECT pg_notify('hookswitch', $1)";
@@ -46,10 +42,11 @@ async fn notify(parts: &Parts) -> Result<(), Fault> {
     if !parts.is_sound() {
         return Ok(());
     }
-    let mut taken = parts.pool.take().await?;
-    let deadline = taken.deadline();
-    let sent = within(deadline, announce(&mut taken, &parts.replica)).await;
-    taken.give_back(sent)
+    let sending = parts.pool.with(async |mut taken| {
+        let sent = announce(&mut taken, &parts.replica).await;
+        (taken, sent)
+    });
+    sending.await
 }
 
 /// Tells every replica but `teller` that there is work.

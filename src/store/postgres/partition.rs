@@ -9,7 +9,7 @@ use jiff::civil::Date;
 
 use super::{
     fault::Fault,
-    pool::{Pool, Session, within},
+    pool::{Pool, Session},
 };
 
 /// The tables that have them.
@@ -31,10 +31,11 @@ pub(super) async fn days(session: &Session) -> Result<Vec<Date>, Fault> {
 /// Makes sure that there are partitions for `days`.
 pub(super) async fn make(pool: &Pool, days: impl Iterator<Item = Date>) -> Result<(), Fault> {
     let days: BTreeSet<_> = days.collect();
-    let mut taken = pool.take().await?;
-    let deadline = taken.deadline();
-    let made = within(deadline, make_on(&mut taken, &days)).await;
-    taken.give_back(made)
+    let making = pool.with(async |mut taken| {
+        let made = make_on(&mut taken, &days).await;
+        (taken, made)
+    });
+    making.await
 }
 
 pub(super) async fn make_on(session: &mut Session, days: &BTreeSet<Date>) -> Result<(), Fault> {

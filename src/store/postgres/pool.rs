@@ -185,6 +185,28 @@ impl Pool {
         }
     }
 
+    /// Does `work` on a connection, which it gives back, and does it again for a while when it
+    /// collides with what others do.
+    pub(super) async fn with<T, W>(&self, mut work: impl FnMut(Taken) -> W) -> Result<T, Fault>
+    where
+        W: Future<Output = (Taken, Result<T, Fault>)>,
+    {
+        let began = Instant::now();
+        loop {
+            let taken = self.take().await?;
+            let deadline = taken.deadline;
+            // What is dropped at the deadline has the connection in it, which must not be used again.
+            let done = match timeout_at(deadline, work(taken)).await {
+                Ok((taken, done)) => taken.give_back(done),
+                Err(_) => Err(Fault::late()),
+            };
+            match done {
+                Err(fault) if fault.is_worth_another_try(began) => {}
+                done => return done,
+            }
+        }
+    }
+
     /// A connection that is idle, or a new one.
     pub(super) async fn take(&self) -> Result<Taken, Fault> {
         let deadline = Instant::now() + self.patience;
@@ -238,11 +260,6 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Until when what is done on it is waited for.
-    pub(super) const fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
     /// Gives it back after `result`, if that leaves it in order.
     pub(super) fn give_back<T>(self, result: Result<T, Fault>) -> Result<T, Fault> {
         let sound = match &result {
@@ -276,9 +293,7 @@ pub(super) async fn within<T>(
     deadline: Instant,
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
-    timeout_at(deadline, work).await.unwrap_or_else(|_| {
-        Err(Fault::Away(
-            "the database does not answer in time".to_owned(),
-        ))
-    })
+    timeout_at(deadline, work)
+        .await
+        .unwrap_or_else(|_| Err(Fault::late()))
 }

@@ -9,20 +9,12 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashSet},
-    time::Instant,
 };
 
 use jiff::{Timestamp, civil::Date};
 use uuid::Uuid;
 
-use super::{
-    Parts,
-    fault::Fault,
-    leases::Held,
-    pool::{Session, within},
-    roster::HandlerId,
-    text,
-};
+use super::{Parts, fault::Fault, leases::Held, pool::Session, roster::HandlerId, text};
 use crate::store::{Claim, Lease, Settlement, Verdict, shorten};
 
 /// Verdicts as the statements number them: those that end a delivery as its state.
@@ -150,17 +142,12 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
         // one slot the later one is ours: tokens ascend.
         told.sort_unstable_by_key(|told| (told.held.slot, Reverse(told.held.token)));
         told.dedup_by_key(|told| told.held.slot);
-        let began = Instant::now();
-        kept.extend(loop {
-            let mut taken = parts.pool.take().await?;
-            let deadline = taken.deadline();
-            let work = settle_on(&mut taken, *handler, told);
-            let done = within(deadline, work).await;
-            match taken.give_back(done) {
-                Err(fault) if fault.is_worth_another_try(began) => {}
-                done => break done?,
-            }
+        let (handler, told) = (*handler, told.as_slice());
+        let settled = parts.pool.with(async |mut taken| {
+            let settled = settle_on(&mut taken, handler, told).await;
+            (taken, settled)
         });
+        kept.extend(settled.await?);
     }
     let mut next = Vec::with_capacity(kept.len());
     for Settlement { lease, .. } in settlements {

@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Parts, fault::Fault, pool::within, schema, sole};
+use super::{
+    Parts,
+    fault::Fault,
+    pool::{Session, within},
+    schema, sole,
+};
 use crate::store::{Health, StoreError, Subscription};
 
 /// The longest time between two looks while all is well.
@@ -87,20 +92,23 @@ async fn look(parts: &Parts) -> Result<(), Fault> {
     if !parts.is_sound() {
         recover(parts).await?;
     }
-    let mut taken = parts.claims.take().await?;
-    let deadline = taken.deadline();
-    let renewed = within(deadline, parts.leases.renew(&mut taken)).await;
-    taken.give_back(renewed)?;
-    let mut taken = parts.pool.take().await?;
-    let deadline = taken.deadline();
-    let looked = within(deadline, async {
-        schema::check(&taken).await?;
-        sole::check(&taken).await?;
-        sole::check_whole(&taken).await?;
-        parts.roster.name(&mut taken).await
-    })
-    .await;
-    taken.give_back(looked)
+    let renewing = parts.claims.with(async |mut taken| {
+        let renewed = parts.leases.renew(&mut taken).await;
+        (taken, renewed)
+    });
+    renewing.await?;
+    let looking = parts.pool.with(async |mut taken| {
+        let looked = look_around(parts, &mut taken).await;
+        (taken, looked)
+    });
+    looking.await
+}
+
+async fn look_around(parts: &Parts, session: &mut Session) -> Result<(), Fault> {
+    schema::check(session).await?;
+    sole::check(session).await?;
+    sole::check_whole(session).await?;
+    parts.roster.name(session).await
 }
 
 /// Makes the tables where there are none, our handlers known, and sure that a transaction can be
@@ -139,13 +147,10 @@ pub(super) async fn subscribe(
             return Ok(());
         }
     }
-    let enrolling = async {
-        let mut taken = parts.pool.take().await?;
-        let deadline = taken.deadline();
-        let work = parts.roster.enrol(&mut taken, subscriptions.clone());
-        let enrolled = within(deadline, work).await;
-        taken.give_back(enrolled)
-    };
+    let enrolling = parts.pool.with(async |mut taken| {
+        let enrolled = parts.roster.enrol(&mut taken, subscriptions.clone()).await;
+        (taken, enrolled)
+    });
     match enrolling.await {
         Ok(()) => {}
         Err(fault @ Fault::Away(_)) => {
