@@ -175,6 +175,9 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result
     if let Some(reason) = &delivery.replay {
         write!(out, ", replayed: {reason}")?;
     }
+    if let Some(why) = &delivery.why {
+        write!(out, ", since {why}")?;
+    }
     writeln!(out)?;
     for failure in &delivery.failures {
         writeln!(

@@ -79,7 +79,7 @@ enum Command {
     /// Look at stored events
     #[command(subcommand)]
     Events(events::Command),
-    /// Look at deliveries that were given up and wait for a person
+    /// Look at deliveries that were given up and wait for a person, or do without them
     #[command(subcommand)]
     Parked(parked::Command),
     /// Make deliveries again, on purpose
@@ -123,7 +123,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Answer> {
         Command::Send(args) => send::run(args, config()?),
         Command::Healthcheck(args) => healthcheck::run(args, &cli.config),
         Command::Events(command) => events::run(command, &*records()?),
-        Command::Parked(command) => parked::run(command, &*records()?),
+        Command::Parked(command) => parked::run(command, &mut *records()?),
         Command::Replay(args) => replay::run(args, &mut *records()?),
         Command::Migrate(command) => migrate::run(command, &cli.config, builder),
         Command::Schema(args) => schema::run(args),

@@ -43,7 +43,7 @@ pub use transfer::{
 use record::shorten;
 
 use crate::{
-    event::{EventName, HandlerName, Notification, Pattern},
+    event::{EventId, EventName, HandlerName, Notification, Pattern},
     provider::Verified,
     telemetry::Metrics,
 };
@@ -164,6 +164,20 @@ pub trait Records: Send {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError>;
+
+    /// Does without parked deliveries, for `reason`: they are skipped from now on, and no longer keep
+    /// their events from being deleted. Passes over those that are not parked any more; returns how
+    /// many were.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be written; what was skipped by then stays so.
+    fn skip(
+        &mut self,
+        parked: &[(EventId, HandlerName)],
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError>;
 }
 
 /// Which events a handler gets.

@@ -64,6 +64,8 @@ pub struct DeliveryRecord {
     pub due_at: Option<Timestamp>,
     /// Why it was replayed last, if it was.
     pub replay: Option<String>,
+    /// Why it is parked or was skipped.
+    pub why: Option<String>,
     /// The attempts that did not end well, oldest first.
     pub failures: Vec<Attempt>,
 }
@@ -78,7 +80,7 @@ pub enum DeliveryState {
     Queued,
     /// The handler has it.
     Done,
-    /// The handler chose to do without it.
+    /// The handler chose to do without it, or an operator did.
     Skipped,
     /// Waits for a person.
     Parked,

@@ -10,6 +10,7 @@ on_every_engine![
     a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other,
     a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand,
     a_final_answer_parks_at_once,
+    what_is_parked_for_a_handler_that_is_gone_can_be_skipped,
     a_handler_whose_server_is_gone_delays_no_other,
     order_holds_for_many_keys_at_once,
     an_old_event_that_comes_late_is_marked_as_superseded,
@@ -121,6 +122,50 @@ fn a_final_answer_parks_at_once(engine: Engine) {
         service.metric(r#"hookswitch_deliveries_total{handler="crm",outcome="parked"}"#),
         1.0
     );
+}
+
+fn what_is_parked_for_a_handler_that_is_gone_can_be_skipped(engine: Engine) {
+    let receiver = Receiver::start();
+    receiver.answer("serial", 422);
+    let home = engine.home(&[ENDPOINTS, ARCHIVE, &crm(&receiver, "")]);
+    let service = home.start();
+    for serial in [1, 2] {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    eventually("both are parked", || home.parked().len() == 2);
+    home.configure(&[ENDPOINTS, ARCHIVE]);
+    service.signal("HUP");
+    eventually("the handler is gone", || {
+        service.log().contains("the configuration was reloaded")
+    });
+    let counted = || service.metric("hookswitch_parked_deliveries{handler=\"crm\"}");
+    eventually("they still count", || counted() == 2.0);
+    let why = "the new one asks for what it lacks";
+    let skip = |more: &[&str]| {
+        let command = ["parked", "skip", "--reason", why];
+        home.json(&[&command[..], more].concat())
+    };
+    let refused = home.run(&["parked", "skip", "--reason", why]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+
+    let first = home.json(&["parked", "list"])[0]["id"].clone();
+    let first = first.as_str().unwrap();
+    assert_eq!(skip(&[first, "--dry-run"]).as_array().unwrap().len(), 1);
+    assert_eq!(home.parked().len(), 2, "a dry run skips nothing");
+    assert_eq!(skip(&[first])[0]["id"], first);
+    assert_eq!(home.parked().len(), 1);
+    assert_eq!(skip(&["--handler", "crm"]).as_array().unwrap().len(), 1);
+    assert_eq!(skip(&["--handler", "crm"]), serde_json::json!([]));
+    assert!(home.parked().is_empty());
+    let event = home.json(&["events", "show", first]);
+    let deliveries = event["deliveries"].as_array().unwrap();
+    let crm = deliveries.iter().find(|one| one["handler"] == "crm");
+    let crm = crm.unwrap();
+    assert_eq!(
+        (&crm["state"], &crm["why"]),
+        (&"skipped".into(), &why.into())
+    );
+    eventually("it counts as parked no more", || counted() == 0.0);
 }
 
 fn a_handler_whose_server_is_gone_delays_no_other(engine: Engine) {

@@ -19,7 +19,7 @@ use crate::{
     store::{
         Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
         ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
-        record::id_range,
+        record::id_range, shorten,
     },
 };
 
@@ -32,10 +32,10 @@ const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.receive
         AND d.position = e.position),
     (SELECT count(*) FROM ended x WHERE x.day = e.day AND x.position = e.position AND x.state = 2)";
 
-const DELIVERIES: &str = "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, h.id
+const DELIVERIES: &str = "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, NULL AS why, h.id
     FROM handlers h JOIN deliveries d ON d.handler = h.id AND d.position = $2
     UNION ALL
-    SELECT h.name, x.state, x.attempts, NULL, x.replay, h.id
+    SELECT h.name, x.state, x.attempts, NULL, x.replay, x.why, h.id
     FROM ended x JOIN handlers h ON h.id = x.handler WHERE x.day = $1 AND x.position = $2
     ORDER BY 1";
 
@@ -48,6 +48,17 @@ const PARKED_LIST: &str =
     JOIN events e ON e.day = x.day AND e.position = x.position
     WHERE x.state = 2 AND ($1::text IS NULL OR h.name = $1)
     ORDER BY x.position, h.name LIMIT $2";
+
+/// Skips those that still are parked.
+pub(super) const SKIP: &str = "WITH
+    skipped AS (UPDATE ended x SET state = 4, ended_at = $3, why = $4
+        FROM unnest($1::uuid[], $2::text[]) AS t (id, name)
+        JOIN events e ON e.id = t.id JOIN handlers h ON h.name = t.name
+        WHERE x.day = e.day AND x.position = e.position AND x.handler = h.id AND x.state = 2
+        RETURNING x.handler),
+    counted AS (INSERT INTO tally (handler, open, parked)
+        SELECT handler, 0, -count(*) FROM skipped GROUP BY handler)
+    SELECT count(*) FROM skipped";
 
 /// An operator's connection to a store.
 pub(super) struct Operator {
@@ -125,6 +136,17 @@ impl Records for Operator {
         let making = replay::make(&mut self.session, selection, reason, now, progress);
         self.runtime.block_on(making)
     }
+
+    fn skip(
+        &mut self,
+        parked: &[(EventId, HandlerName)],
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let skipping = skip(&self.session, parked, reason, now);
+        let skipped = self.runtime.block_on(skipping);
+        skipped.map_err(|fault| fault.during("skipping parked deliveries"))
+    }
 }
 
 /// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
@@ -183,7 +205,7 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
     let position: i64 = event.try_get(rows::COLUMN_COUNT + 1)?;
     let mut deliveries = Vec::new();
     for row in client.query(DELIVERIES, &[&day, &position]).await? {
-        let handler: i32 = row.try_get(5)?;
+        let handler: i32 = row.try_get(6)?;
         let failed = client.query(FAILURES, &[&day, &position, &handler]).await?;
         deliveries.push(delivery(&row, &failed)?);
     }
@@ -206,7 +228,7 @@ pub(super) const fn state(state: i16) -> DeliveryState {
 
 fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     let name: String = row.try_get(0)?;
-    let replay: Option<String> = row.try_get(4)?;
+    let (replay, why): (Option<String>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
     let failures = failed.iter().map(|row| {
         let why: String = row.try_get(2)?;
         Ok(Attempt {
@@ -221,6 +243,7 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
         replay: replay.map(text::from_sql),
+        why: why.map(text::from_sql),
         failures: failures.collect::<Result<_, Fault>>()?,
     })
 }
@@ -249,4 +272,23 @@ async fn list_parked(
         })
     };
     listed.into_iter().map(parked).collect()
+}
+
+async fn skip(
+    session: &Session,
+    parked: &[(EventId, HandlerName)],
+    reason: &str,
+    now: Timestamp,
+) -> Result<u64, Fault> {
+    let reason = text::to_sql(shorten(reason));
+    let mut skipped = 0;
+    for parked in parked.chunks(SLICE as usize) {
+        let ids: Vec<_> = parked.iter().map(|(id, _)| rows::uuid(*id)).collect();
+        let handlers = parked.iter().map(|(_, handler)| handler.as_str());
+        let handlers: Vec<_> = handlers.map(text::to_sql).collect();
+        let parameters: &[&(dyn ToSql + Sync)] = &[&ids, &handlers, &now, &reason];
+        let row = session.client.query_one(SKIP, parameters).await?;
+        skipped += row.try_get::<_, i64>(0)?.cast_unsigned();
+    }
+    Ok(skipped)
 }

@@ -13,6 +13,7 @@ on_every_engine![
     events_are_listed_newest_first_and_by_what_is_asked,
     one_event_is_shown_whole_with_its_deliveries,
     parked_deliveries_are_listed_with_their_reason,
+    what_is_parked_can_be_done_without,
     a_replay_comes_at_its_own_place_marked_as_one,
     a_replay_of_what_is_being_attempted_is_made_after_it,
     a_replay_never_runs_beside_another_of_its_key,
@@ -156,6 +157,33 @@ async fn parked_deliveries_are_listed_with_their_reason(place: Place) {
         limit: 10,
     };
     assert!(list(other).is_empty());
+}
+
+async fn what_is_parked_can_be_done_without(place: Place) {
+    let (store, events) = with_parked(&place).await;
+    let skip = |asked: &[(usize, &str)]| {
+        let asked = asked.iter();
+        let asked: Vec<_> = asked
+            .map(|(number, handler)| (events[*number].id, HandlerName::from(*handler)))
+            .collect();
+        let skipped = place.operator(|records| records.skip(&asked, "it is known there", at(30)));
+        skipped.unwrap()
+    };
+    // One that is not parked, one that nobody gets, and the parked one twice.
+    let all = [(1, "crm"), (0, "nobody"), (0, "crm"), (0, "crm")];
+    assert_eq!(skip(&all), 1);
+    assert_eq!(skip(&all), 0);
+    let listed = place.operator(|records| records.parked(&all_parked()));
+    assert!(listed.unwrap().is_empty());
+    store.store.measure(at(31)).await.unwrap();
+    let crm = (&HandlerName::from("crm")).into();
+    let counted = place.metrics.parked_deliveries.get_or_create(&crm).get();
+    assert_eq!(counted, 0);
+    let shown = place.operator(|records| records.event(events[0].id));
+    let delivery = &shown.unwrap().unwrap().deliveries[0];
+    assert_eq!(delivery.state, DeliveryState::Skipped);
+    assert_eq!(delivery.why.as_deref(), Some("it is known there"));
+    assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
 }
 
 async fn a_replay_comes_at_its_own_place_marked_as_one(place: Place) {

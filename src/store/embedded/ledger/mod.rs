@@ -14,6 +14,7 @@ mod delivery;
 mod export;
 mod intake;
 mod record;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod upkeep;

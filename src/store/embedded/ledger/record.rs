@@ -1,6 +1,6 @@
 //! The operator's side: the same database on a connection of its own, beside a running service.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use jiff::Timestamp;
 use rusqlite::{
@@ -9,8 +9,8 @@ use rusqlite::{
 
 use super::{
     database,
-    delivery::{self, HandlerId, PARKED, QUEUED, READY, Tally},
-    micros, time,
+    delivery::{self, HandlerId, PARKED, QUEUED, READY, SKIPPED, Tally},
+    micros, replay, time,
 };
 use crate::{
     event::{EventId, EventName, HandlerName, Key},
@@ -21,12 +21,11 @@ use crate::{
             reader::{Bodies, Directory},
             segment::Position,
         },
-        lane,
         record::id_range,
     },
 };
 
-/// Events looked at in one transaction of a replay, so that the service is never held up long.
+/// Deliveries that are skipped in one transaction, so that the service is never held up long.
 const SLICE: usize = 256;
 
 /// An operator's connection to a store.
@@ -77,19 +76,7 @@ impl Records for Operator {
     }
 
     fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError> {
-        let failed = StoreError::database("planning a replay");
-        let plan = Plan::new(&self.db, selection)?;
-        let mut count = BTreeMap::new();
-        plan.walk(&self.db, |page| {
-            page.into_iter().try_for_each(|event| {
-                plan.each(&self.db, &event, |chosen| {
-                    *count.entry(chosen.handler).or_default() += 1;
-                    Ok(())
-                })
-            })
-        })
-        .map_err(failed)?;
-        Ok(plan.summary(&count))
+        replay::plan(&self.db, selection)
     }
 
     fn replay(
@@ -99,190 +86,22 @@ impl Records for Operator {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
-        let failed = StoreError::database("making a replay");
-        let plan = Plan::new(&self.db, selection)?;
-        let mut count: BTreeMap<HandlerId, u64> = BTreeMap::new();
-        let db = &self.db;
-        plan.walk(db, |page| {
-            let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-            let mut tally = Tally::default();
-            for event in &page {
-                plan.each(&change, event, |chosen| {
-                    *count.entry(chosen.handler).or_default() += 1;
-                    chosen.replay(&change, &mut tally, reason, micros(now))
-                })?;
-            }
-            tally.write(&change)?;
-            change.commit()?;
-            progress(count.values().sum());
-            Ok(())
-        })
-        .map_err(failed)?;
-        Ok(plan.summary(&count))
+        replay::make(&self.db, selection, reason, now, progress)
     }
-}
 
-/// What a [`ReplaySelection`] means in this ledger.
-struct Plan<'a> {
-    selection: &'a ReplaySelection,
-    /// Handlers that are configured, and whether each is ordered.
-    handlers: Vec<(HandlerId, HandlerName, bool)>,
-}
-
-/// One event that a replay looks at.
-struct Event {
-    position: Position,
-    key: Option<Key>,
-}
-
-/// One delivery that a replay makes.
-struct Chosen {
-    handler: HandlerId,
-    position: Position,
-    lane: Option<lane::Lane>,
-    /// Its state; `None` when there is no such delivery yet.
-    state: Option<i64>,
-}
-
-impl Chosen {
-    fn replay(&self, db: &Connection, tally: &mut Tally, reason: &str, now: i64) -> Result<()> {
-        if self.state.is_none() {
-            delivery::insert_done(db, (self.handler, self.position), now)?;
+    fn skip(
+        &mut self,
+        parked: &[(EventId, HandlerName)],
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let mut skipped = 0;
+        for parked in parked.chunks(SLICE) {
+            let slice = skip(&self.db, parked, reason, micros(now));
+            skipped += slice.map_err(StoreError::database("skipping parked deliveries"))?;
         }
-        let Some(row) = delivery::find(db, self.handler, self.position)? else {
-            return Ok(());
-        };
-        // The lane that it belongs to now, which need not be the one that it was in.
-        let row = delivery::Row {
-            lane: self.lane,
-            ..row
-        };
-        delivery::replay(db, tally, row, reason, now)
+        Ok(skipped)
     }
-}
-
-impl<'a> Plan<'a> {
-    fn new(db: &Connection, selection: &'a ReplaySelection) -> Result<Self, StoreError> {
-        let handlers = configured(db).map_err(StoreError::database("reading handlers"))?;
-        selection.check(|asked| handlers.iter().any(|(_, name, _)| name == asked))?;
-        Ok(Self {
-            selection,
-            handlers,
-        })
-    }
-
-    fn summary(&self, count: &BTreeMap<HandlerId, u64>) -> ReplaySummary {
-        let handlers = self.handlers.iter();
-        ReplaySummary::new(handlers.map(|(id, name, _)| (name.clone(), count.get(id).copied())))
-    }
-
-    /// Gives all events that may be meant to `look`, oldest first, in slices.
-    fn walk(&self, db: &Connection, mut look: impl FnMut(Vec<Event>) -> Result<()>) -> Result<()> {
-        if !self.selection.ids.is_empty() {
-            for ids in self.selection.ids.chunks(SLICE) {
-                let mut page = Vec::new();
-                for id in ids {
-                    page.extend(self.by_id(db, *id)?);
-                }
-                look(page)?;
-            }
-            return Ok(());
-        }
-        let (mut from, to) = id_range(self.selection.since, self.selection.until);
-        loop {
-            let (page, last) = self.page(db, from, to)?;
-            look(page)?;
-            match last {
-                Some(last) => from = last,
-                None => return Ok(()),
-            }
-        }
-    }
-
-    fn by_id(&self, db: &Connection, id: EventId) -> Result<Option<Event>> {
-        let found = db
-            .prepare_cached("SELECT position, name, key, received_at FROM events WHERE id = ?1")?
-            .query_row([id.as_bytes()], |row| self.event(row))
-            .optional()?;
-        Ok(found.flatten())
-    }
-
-    /// The events of one slice that are meant, and where the next slice begins.
-    fn page(
-        &self,
-        db: &Connection,
-        after: [u8; 16],
-        to: [u8; 16],
-    ) -> Result<(Vec<Event>, Option<[u8; 16]>)> {
-        let mut slice = db.prepare_cached(
-            "SELECT position, name, key, received_at, id FROM events
-             WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
-        )?;
-        let mut rows = slice.query(params![after, to, SLICE as i64])?;
-        let (mut page, mut last) = (Vec::new(), None);
-        while let Some(row) = rows.next()? {
-            last = Some(row.get(4)?);
-            page.extend(self.event(row)?);
-        }
-        Ok((page, last))
-    }
-
-    /// The event in `row`, if it is meant.
-    fn event(&self, row: &Row<'_>) -> Result<Option<Event>> {
-        let name = EventName::new(row.get::<_, String>(1)?);
-        let received_at: i64 = row.get(3)?;
-        let selection = self.selection;
-        let meant = selection.name.as_ref().is_none_or(|p| p.matches(&name))
-            && selection.since.is_none_or(|t| received_at >= micros(t))
-            && selection.until.is_none_or(|t| received_at < micros(t));
-        if !meant {
-            return Ok(None);
-        }
-        Ok(Some(Event {
-            position: Position::from_sql(row.get(0)?),
-            key: row.get::<_, Option<String>>(2)?.map(Key::new),
-        }))
-    }
-
-    /// Gives each delivery of `event` that is meant to `make`.
-    fn each(
-        &self,
-        db: &Connection,
-        event: &Event,
-        mut make: impl FnMut(&Chosen) -> Result<()>,
-    ) -> Result<()> {
-        let named = &self.selection.handlers;
-        for (id, name, ordered) in &self.handlers {
-            if !named.is_empty() && !named.contains(name) {
-                continue;
-            }
-            let state = delivery::find(db, *id, event.position)?.map(|row| row.state);
-            let meant = match state {
-                Some(state) => state == PARKED || !self.selection.parked_only,
-                None => !named.is_empty() && !self.selection.parked_only,
-            };
-            if meant {
-                let key = event.key.as_ref().filter(|_| *ordered);
-                make(&Chosen {
-                    handler: *id,
-                    position: event.position,
-                    lane: key.map(lane::of),
-                    state,
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn configured(db: &Connection) -> Result<Vec<(HandlerId, HandlerName, bool)>> {
-    let mut handlers =
-        db.prepare_cached("SELECT id, name, ordered FROM handlers WHERE configured = 1")?;
-    let rows = handlers.query_map([], |row| {
-        let name: String = row.get(1)?;
-        Ok((row.get(0)?, HandlerName::new(name), row.get(2)?))
-    })?;
-    rows.collect()
 }
 
 /// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
@@ -337,7 +156,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
         return Ok(None);
     };
     let mut list = db.prepare_cached(
-        "SELECT name, state, attempts, due_at, replay, id FROM handlers CROSS JOIN deliveries
+        "SELECT name, state, attempts, due_at, replay, why, id FROM handlers CROSS JOIN deliveries
          ON handler = id WHERE position = ?1 ORDER BY name",
     )?;
     let rows = list.query_map([position], |row| {
@@ -349,7 +168,8 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
             attempts: row.get(2)?,
             due_at: due_at.map(time),
             replay: row.get(4)?,
-            failures: failures(db, row.get(5)?, position)?,
+            why: row.get(5)?,
+            failures: failures(db, row.get(6)?, position)?,
         })
     })?;
     Ok(Some((
@@ -397,4 +217,32 @@ fn list_parked(db: &Connection, filter: &ParkedFilter) -> Result<Vec<ParkedDeliv
         })
     })?;
     rows.collect()
+}
+
+/// Skips those of `parked` that still are.
+fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i64) -> Result<u64> {
+    let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+    let (mut skipped, mut tally) = (0, Tally::default());
+    for (id, handler) in parked {
+        let found = change
+            .prepare_cached(
+                "SELECT h.id, e.position FROM events e JOIN handlers h ON h.name = ?2
+                 WHERE e.id = ?1",
+            )?
+            .query_row((id.as_bytes(), handler.as_str()), |row| {
+                Ok((row.get(0)?, Position::from_sql(row.get(1)?)))
+            })
+            .optional()?;
+        let Some((handler, position)) = found else {
+            continue;
+        };
+        let row = delivery::find(&change, handler, position)?;
+        if let Some(row) = row.filter(|row| row.state == PARKED) {
+            delivery::end(&change, &mut tally, row, SKIPPED, now, Some(reason))?;
+            skipped += 1;
+        }
+    }
+    tally.write(&change)?;
+    change.commit()?;
+    Ok(skipped)
 }
