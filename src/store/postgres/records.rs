@@ -50,7 +50,7 @@ const PARKED_LIST: &str =
     ORDER BY x.position, h.name LIMIT $2";
 
 /// Skips those that still are parked.
-pub(super) const SKIP: &str = "WITH
+const SKIP: &str = "WITH
     skipped AS (UPDATE ended x SET state = 4, ended_at = $3, why = $4
         FROM unnest($1::uuid[], $2::text[]) AS t (id, name)
         JOIN events e ON e.id = t.id JOIN handlers h ON h.name = t.name
