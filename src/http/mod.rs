@@ -17,6 +17,7 @@ mod answer;
 mod body;
 mod certificate;
 mod connection;
+mod descriptors;
 mod expiry;
 mod listener;
 mod presence;
@@ -55,6 +56,7 @@ impl Door {
     ///
     /// When the address cannot be had, or the certificate or its key cannot be used.
     pub fn bind(settings: &Settings, metrics: &Metrics) -> Result<Self, Error> {
+        descriptors::make_room(settings.max_connections);
         let tally = Tally {
             open: metrics.connections.clone(),
             refused: metrics.connections_refused.clone(),

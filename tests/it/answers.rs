@@ -1,6 +1,8 @@
 //! The answers table, on the wire of the real service.
 
 use std::{
+    net::TcpStream,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,8 +11,8 @@ use std::{
 };
 
 use crate::harness::{
-    ARCHIVE, Answer, ENDPOINTS, Engine, Home, RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, cnam,
-    eventually, on_every_engine, phone_number, request, unix_now, zoom_headers,
+    ARCHIVE, Answer, ENDPOINTS, Engine, Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, as_pairs,
+    cnam, eventually, on_every_engine, phone_number, request, unix_now, zoom_headers,
 };
 
 on_every_engine![
@@ -311,6 +313,50 @@ fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Eng
         (1..10).contains(&lines),
         "{lines} lines for {refused} forgeries"
     );
+}
+
+/// A service that may have so many files open: to begin with, and at most.
+fn with_files(home: &Home, soft: u32, hard: u32) -> Service {
+    let mut command = Command::new("sh");
+    let limits = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" \"$@\"");
+    command.args(["-c", &limits, env!("CARGO_BIN_EXE_hookswitch")]);
+    Service::spawn(home, command)
+}
+
+fn connect(service: &Service, count: usize) -> Vec<TcpStream> {
+    let connect = |_| TcpStream::connect(service.address).unwrap();
+    (0..count).map(connect).collect()
+}
+
+#[test]
+fn silent_peers_who_take_every_file_descriptor_keep_no_event_out() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = with_files(&home, 64, 64);
+    assert!(service.log().contains("fewer files can be open at once"));
+    let silent = connect(&service, 80);
+    eventually("there are no more", || {
+        service.log().contains("a connection cannot be accepted")
+    });
+    for serial in 0..5 {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+    }
+    eventually("each is archived", || home.archived().len() == 5);
+    drop(silent);
+}
+
+#[test]
+fn as_many_files_may_be_open_as_connections_need() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = with_files(&home, 64, 4096);
+    let silent = connect(&service, 200);
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("each is archived", || home.archived().len() == 1);
+    let log = service.log();
+    assert!(
+        !log.contains("fewer files") && !log.contains("cannot be accepted"),
+        "{log}"
+    );
+    drop(silent);
 }
 
 /// Raises a flag when it goes, in a panic too: what waits for the flag must not outlive its test.
