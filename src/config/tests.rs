@@ -1,7 +1,10 @@
 use std::{env, fs, path::Path};
 
 use super::*;
-use crate::handler::KINDS;
+use crate::{
+    handler::{KINDS, LEFT_OUT},
+    store::ENGINES,
+};
 
 /// An environment in which everything is set but the two variables that the fixtures want otherwise.
 fn env(name: &str) -> Option<String> {
@@ -32,7 +35,31 @@ secret_tokens = [{ env = "ZOOM" }]
 
 const LOG: &str = "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n";
 
-/// Set `HOOKSWITCH_UPDATE=1` to write the reports anew; then read what changed.
+/// What a report lists depends on what hookswitch was built with. The lists, behind the words that
+/// stand for them in a fixture's report.
+fn lists() -> [(&'static str, String); 2] {
+    let kinds = KINDS.iter().map(|kind| kind.kind);
+    let engines = ENGINES.iter().map(|engine| engine.kind);
+    [
+        ("{kinds}", wording::list(kinds)),
+        ("{engines}", wording::list(engines)),
+    ]
+}
+
+/// Whether `text` has a handler or a store that this hookswitch was built without.
+fn needs_more_features(text: &str) -> bool {
+    let is_left_out = |kind: &str| {
+        let is_engine = ENGINES.iter().any(|engine| engine.kind == kind);
+        LEFT_OUT.contains(&kind) || (kind == "postgres" && !is_engine)
+    };
+    let mut kinds = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("kind = \"")?.strip_suffix('"'));
+    kinds.any(is_left_out)
+}
+
+/// Set `HOOKSWITCH_UPDATE=1` to write the reports anew, with the features that are on by default; then
+/// read what changed.
 #[test]
 fn every_fixture_gets_exactly_its_report() {
     let update = env::var_os("HOOKSWITCH_UPDATE").is_some();
@@ -43,6 +70,9 @@ fn every_fixture_gets_exactly_its_report() {
         if path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
+        if needs_more_features(&fs::read_to_string(&path).unwrap()) {
+            continue;
+        }
         cases += 1;
         let report = match load(&path, KINDS, env) {
             Ok(_) => panic!("{} is sound", path.display()),
@@ -51,9 +81,17 @@ fn every_fixture_gets_exactly_its_report() {
         assert!(!report.contains("hunter2"), "a secret got out:\n{report}");
         let expected = path.with_extension("report");
         if update {
-            fs::write(&expected, &report).unwrap();
+            let mut short = report.clone();
+            for (word, list) in lists() {
+                short = short.replace(&list, word);
+            }
+            fs::write(&expected, short).unwrap();
         }
-        if fs::read_to_string(&expected).unwrap_or_default() != report {
+        let mut expected = fs::read_to_string(&expected).unwrap_or_default();
+        for (word, list) in lists() {
+            expected = expected.replace(word, &list);
+        }
+        if expected != report {
             wrong.push(report);
         }
     }
