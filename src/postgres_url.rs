@@ -1,9 +1,9 @@
 //! What the client of PostgreSQL leaves to its users in URLs of servers: `sslmode`, of which it knows
 //! only some values, and what holds where nothing is said.
 
-use std::net::IpAddr;
+use tokio_postgres::{Config, config::Host};
 
-use tokio_postgres::config::Host;
+use crate::wire;
 
 /// Takes `sslmode` out of the parameters of a URL.
 pub(crate) fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
@@ -19,13 +19,16 @@ pub(crate) fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
     (format!("{base}?{}", others.join("&")), mode)
 }
 
-/// Whether a host is on this machine, so that nobody listens on the way to it.
-pub(crate) fn is_here(host: &Host) -> bool {
-    match host {
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-        }
+/// The servers that `config` names beyond this machine, by name or address. Where both are given,
+/// neither may be beyond it.
+pub(crate) fn beyond(config: &Config) -> Vec<String> {
+    let names = config.get_hosts().iter().filter_map(|host| match host {
+        Host::Tcp(name) => Some(name.clone()),
         #[cfg(unix)]
-        Host::Unix(_) => true,
-    }
+        Host::Unix(_) => None,
+    });
+    let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
+    let mut servers: Vec<_> = names.chain(addresses).collect();
+    servers.retain(|server| !wire::is_here(server));
+    servers
 }

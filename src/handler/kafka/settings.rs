@@ -1,7 +1,5 @@
 //! What the TOML says of a `kafka` handler.
 
-use std::net::IpAddr;
-
 use rdkafka::ClientConfig;
 use serde::Deserialize;
 
@@ -10,6 +8,7 @@ use crate::{
     client_tls::{Certificate, ClientTls, Key},
     handler::{BuildContext, message::Format},
     secret::Secret,
+    wire,
 };
 
 /// The largest values that librdkafka takes: milliseconds for a message, milliseconds for a topic
@@ -90,7 +89,7 @@ impl TryFrom<Vec<String>> for Brokers {
             let is_odd = |c: char| c.is_whitespace() || ",/@".contains(c);
             match broker.rsplit_once(':') {
                 Some((host, port)) if port.parse::<u16>().is_ok() && !broker.contains(is_odd) => {
-                    are_here &= is_here(host);
+                    are_here &= wire::is_here(host);
                 }
                 _ => return Err(format!("a broker is not a host and a port; {looks}")),
             }
@@ -100,11 +99,6 @@ impl TryFrom<Vec<String>> for Brokers {
             are_here,
         })
     }
-}
-
-fn is_here(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// The name of a topic.

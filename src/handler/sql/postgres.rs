@@ -35,7 +35,7 @@ use super::{
 use crate::{
     client_tls::ClientTls,
     handler::with_causes,
-    postgres_url::{is_here, split_ssl_mode},
+    postgres_url::{beyond, split_ssl_mode},
     secret::Secret,
 };
 
@@ -64,7 +64,7 @@ impl Config {
         config.ssl_mode(match mode {
             Some("disable") => SslMode::Disable,
             Some("verify-full") => SslMode::Require,
-            None if config.get_hosts().iter().all(is_here) => SslMode::Disable,
+            None if beyond(&config).is_empty() => SslMode::Disable,
             None => SslMode::Require,
             Some(_) => {
                 return Err(
@@ -406,6 +406,11 @@ mod tests {
             ("postgres://127.0.0.1:5433/x", SslMode::Disable),
             ("postgres://[::1]/x", SslMode::Disable),
             ("postgres://%2Frun%2Fpostgresql/x", SslMode::Disable),
+            (
+                "postgres://localhost/x?hostaddr=127.0.0.1",
+                SslMode::Disable,
+            ),
+            ("postgres://localhost/x?hostaddr=10.0.0.1", SslMode::Require),
             (
                 "postgres://db.example.com/x?sslmode=disable",
                 SslMode::Disable,

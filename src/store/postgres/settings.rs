@@ -7,7 +7,7 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::{
     authorities::Authorities,
-    postgres_url::{is_here, split_ssl_mode},
+    postgres_url::{beyond, split_ssl_mode},
     quantity,
     secret::Secret,
 };
@@ -239,7 +239,7 @@ impl FromStr for Address {
             Some("require") => Tls::Require,
             Some("verify-full") => Tls::VerifyFull,
             Some(_) => return Err(BadAddress::SslMode),
-            None if config.get_hosts().iter().all(is_here) => Tls::Disable,
+            None if beyond(&config).is_empty() => Tls::Disable,
             None => Tls::VerifyFull,
         };
         Ok(Self { config, tls })
