@@ -140,6 +140,7 @@ impl App {
         config: Config,
         rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     ) -> Result<Self, Error> {
+        warn(&config.warnings);
         let fixed = config.fixed;
         let metrics = Arc::new(Metrics::default());
         let readiness = Arc::new(Readiness::default());
@@ -274,6 +275,13 @@ impl std::fmt::Debug for App {
     }
 }
 
+/// Logs what the configuration in force is warned of.
+fn warn(warnings: &config::Report) {
+    for problem in warnings.problems() {
+        tracing::warn!("{problem}");
+    }
+}
+
 async fn until_poisoned(health: &mut watch::Receiver<Health>) {
     let poisoned = |health: &Health| matches!(health, Health::Poisoned { .. });
     match health.wait_for(poisoned).await {
@@ -320,6 +328,7 @@ impl Reloader {
             .get_or_create(&ByResult { result: "applied" })
             .inc();
         tracing::info!("the configuration was reloaded");
+        warn(&config.warnings);
     }
 
     /// Says that a reload changed nothing, and why.

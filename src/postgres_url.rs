@@ -3,7 +3,7 @@
 
 use tokio_postgres::{Config, config::Host};
 
-use crate::wire;
+use crate::wire::{self, Exposure};
 
 /// Takes `sslmode` out of the parameters of a URL.
 pub(crate) fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
@@ -31,4 +31,12 @@ pub(crate) fn beyond(config: &Config) -> Vec<String> {
     let mut servers: Vec<_> = names.chain(addresses).collect();
     servers.retain(|server| !wire::is_here(server));
     servers
+}
+
+/// How to have TLS.
+pub(crate) const TLS: &str = "write \"sslmode=verify-full\" in the URL's parameters";
+
+/// What there is to tell of a password that goes to the servers of `config` without TLS.
+pub(crate) fn exposure(config: &Config) -> Option<Exposure> {
+    Exposure::new("url", "its password", beyond(config), TLS)
 }

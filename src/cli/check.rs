@@ -1,7 +1,7 @@
 //! `check`: what `serve` would say of the configuration, without serving.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     path::Path,
 };
 
@@ -11,8 +11,14 @@ use crate::config::Config;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 
-/// Reports that all is well: a configuration with problems does not get here.
+/// Reports that all is well, and what there is to warn of: a configuration with problems does not get
+/// here.
 pub(super) fn run(_args: &Args, path: &Path, config: &Config) -> anyhow::Result<Answer> {
+    if !config.warnings.problems().is_empty() {
+        let mut stderr = io::stderr().lock();
+        let color = stderr.is_terminal();
+        writeln!(stderr, "{}", config.warnings.render(color))?;
+    }
     writeln!(
         io::stdout(),
         "{} is sound: {}, {}",

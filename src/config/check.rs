@@ -8,8 +8,9 @@ use super::{
     Log,
     report::{Problem, Span},
     section::{Findings, Section, Value},
+    wording,
 };
-use crate::{admin, dispatch, http};
+use crate::{admin, dispatch, http, wire::Exposure};
 
 /// Reports what is no TOML. Of several errors in one value or line, the first one is the cause.
 pub(super) fn syntax(
@@ -375,6 +376,18 @@ pub(super) fn dispatch(
             (None, None) => problem,
         };
         findings.add(problem);
+    }
+}
+
+/// Warns of credentials that others could read on their way.
+pub(super) fn exposures(
+    exposures: impl IntoIterator<Item = Exposure>,
+    section: &Section<'_>,
+    findings: &mut Findings,
+) {
+    for Exposure { key, message } in exposures {
+        let warning = wording::problem(&format!("[{}] {message}", section.name)).warning();
+        add(section, &[key], warning, findings);
     }
 }
 

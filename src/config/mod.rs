@@ -29,7 +29,7 @@ use std::{fs, path::Path};
 use serde::Deserialize;
 
 pub use fixed::Fixed;
-pub use report::{Problem, Report};
+pub use report::{Problem, Report, Severity};
 
 use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
 
@@ -50,6 +50,8 @@ pub struct Config {
     pub handlers: Vec<dispatch::Consumer>,
     /// What cannot change while the service runs.
     pub fixed: Fixed,
+    /// What is worth a second look before it is used; empty where there is nothing.
+    pub warnings: Report,
 }
 
 /// What the TOML's `[log]` says.
@@ -96,7 +98,8 @@ pub fn parse(
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
 ) -> Result<Config, Report> {
-    part(path, text, kinds, env, |reader| reader.config())
+    let (config, warnings) = part(path, text, kinds, env, |reader| reader.config())?;
+    Ok(Config { warnings, ..config })
 }
 
 /// Reads only `[store]`, for commands that work where the endpoints' secrets are not at hand.
@@ -105,9 +108,8 @@ pub fn parse(
 ///
 /// A report of what is wrong with that section.
 pub fn load_store(path: &Path) -> Result<Box<dyn store::Engine>, Report> {
-    part(path, &text(path)?, &[], environment, |reader| {
-        reader.store()
-    })
+    let store = |reader: &mut reader::Reader<'_, '_>| reader.store();
+    Ok(part(path, &text(path)?, &[], environment, store)?.0)
 }
 
 /// Reads only `[admin]`, for commands that ask a running service.
@@ -117,20 +119,24 @@ pub fn load_store(path: &Path) -> Result<Box<dyn store::Engine>, Report> {
 /// A report of what is wrong with that section.
 pub fn load_admin(path: &Path) -> Result<admin::Settings, Report> {
     let admin = |reader: &mut reader::Reader<'_, '_>| Some(reader.admin()?.0);
-    part(path, &text(path)?, &[], environment, admin)
+    Ok(part(path, &text(path)?, &[], environment, admin)?.0)
 }
 
+/// Reads what `part` reads, and what there is to warn of in it.
 fn part<T>(
     path: &Path,
     text: &str,
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
     part: impl FnOnce(&mut reader::Reader<'_, '_>) -> Option<T>,
-) -> Result<T, Report> {
-    reader::read(text, kinds, env, part).map_err(|findings| {
-        let path = path.display().to_string();
-        Report::new(path, text, &findings.mask, findings.problems)
-    })
+) -> Result<(T, Report), Report> {
+    let (value, findings) = reader::read(text, kinds, env, part);
+    let path = path.display().to_string();
+    let report = Report::new(path, text, &findings.mask, findings.problems);
+    match value {
+        Some(value) => Ok((value, report)),
+        None => Err(report),
+    }
 }
 
 /// The text of the file at `path`.

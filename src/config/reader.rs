@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Config, Log, check,
     fixed::Fixed,
-    report::{Problem, Span},
+    report::{Problem, Report, Severity, Span},
     section::{Findings, Hints, Section, Value},
     wording,
 };
@@ -25,13 +25,14 @@ const SECTIONS: &[&str] = &["log", "server", "admin", "store", "endpoints", "han
 
 const STORE_EXAMPLE: &str = "[store]\nkind = \"embedded\"\npath = \"data\"";
 
-/// Reads `text` as far as `part` does, or finds everything that is wrong with that.
+/// Reads `text` as far as `part` does, and finds everything that there is to say of that. Where any of
+/// it is an error, there is nothing but the findings.
 pub(super) fn read<T>(
     text: &str,
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
     part: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>,
-) -> Result<T, Findings> {
+) -> (Option<T>, Findings) {
     let (document, errors) = DeTable::parse_recoverable(text);
     let table = document.into_inner();
     let mut findings = Findings::default();
@@ -50,13 +51,10 @@ pub(super) fn read<T>(
     };
     let (value, secrets) = secret::watch(sources, || part(&mut reader));
     let mut findings = reader.findings;
-    match value {
-        Some(value) if findings.problems.is_empty() => Ok(value),
-        _ => {
-            findings.mask.add_read(&table, &secrets);
-            Err(findings)
-        }
-    }
+    findings.mask.add_read(&table, &secrets);
+    let mut problems = findings.problems.iter();
+    let is_wrong = problems.any(|problem| problem.severity == Severity::Error);
+    (value.filter(|_| !is_wrong), findings)
 }
 
 /// Whether the listener of `section` is on loopback. One that cannot be read is a problem of its
@@ -97,6 +95,8 @@ impl<'i> Reader<'_, 'i> {
             endpoints,
             handlers,
             fixed,
+            // They are a report once everything has been read.
+            warnings: Report::default(),
         })
     }
 
@@ -198,7 +198,9 @@ impl<'i> Reader<'_, 'i> {
             section.hide(&mut self.findings);
             return None;
         };
-        section.read(hints, &mut self.findings, entry.read)
+        let store = section.read(hints, &mut self.findings, entry.read)?;
+        check::exposures(store.exposure(), &section, &mut self.findings);
+        Some(store)
     }
 
     /// What was looked up, or the report that there is no such thing.
@@ -362,7 +364,9 @@ impl<'i> Reader<'_, 'i> {
             example: kind.example,
             ..hints
         };
-        section.read(hints, &mut self.findings, |settings| kind.read(settings))
+        let factory = section.read(hints, &mut self.findings, |settings| kind.read(settings))?;
+        check::exposures(factory.exposures(), section, &mut self.findings);
+        Some(factory)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Everything that is wrong with one file, each with its place, a caret and what to do.
+//! Everything that there is to say of one file, each with its place, a caret and what to do.
 
 use std::{fmt, ops::Range};
 
@@ -9,9 +9,20 @@ use super::mask::Mask;
 /// A run of bytes in the file.
 pub(super) type Span = Range<usize>;
 
+/// What a problem comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The file is no configuration.
+    Error,
+    /// It is one, and may do what nobody wants.
+    Warning,
+}
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// What it comes to.
+    pub severity: Severity,
     /// What is wrong, readable alone.
     pub message: String,
     /// Where, in bytes from the start of the file; `None` when it is wrong as a whole.
@@ -25,11 +36,17 @@ pub struct Problem {
 impl Problem {
     pub(super) fn new(message: impl Into<String>) -> Self {
         Self {
+            severity: Severity::Error,
             message: message.into(),
             place: None,
             other: None,
             help: None,
         }
+    }
+
+    pub(super) const fn warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
     }
 
     pub(super) fn at(mut self, place: Span) -> Self {
@@ -48,9 +65,22 @@ impl Problem {
     }
 }
 
-/// Why a file is no configuration: all of it at once, in the order of the file.
+impl fmt::Display for Problem {
+    /// In one line, for those who do not have the file before them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.help {
+            Some(help) => write!(f, "; {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a file is no configuration, or what of it is worth a second look before it is used: all of it at
+/// once, in the order of the file.
 ///
 /// **Invariant:** no text in it, the file's own included, shows a secret.
+#[derive(Default)]
 pub struct Report {
     path: String,
     source: String,
@@ -73,7 +103,7 @@ impl Report {
         }
     }
 
-    /// What is wrong, in the order of the file; never empty.
+    /// What is wrong, in the order of the file.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -90,16 +120,26 @@ impl Report {
             text.push_str(&self.render_one(problem, &renderer));
             text.push_str("\n\n");
         }
-        let count = match self.problems.len() {
-            1 => "1 problem".to_owned(),
-            many => format!("{many} problems"),
-        };
-        text.push_str(&format!("{}: {count}\n", self.path));
+        let counts = [(Severity::Error, "problem"), (Severity::Warning, "warning")];
+        let counts = counts.iter().filter_map(|(severity, name)| {
+            let all = self.problems.iter();
+            match all.filter(|problem| problem.severity == *severity).count() {
+                0 => None,
+                1 => Some(format!("1 {name}")),
+                many => Some(format!("{many} {name}s")),
+            }
+        });
+        let counts: Vec<_> = counts.collect();
+        text.push_str(&format!("{}: {}\n", self.path, counts.join(" and ")));
         text
     }
 
     fn render_one(&self, problem: &Problem, renderer: &Renderer) -> String {
-        let title = Level::ERROR.primary_title(problem.message.as_str());
+        let level = match problem.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let title = level.primary_title(problem.message.as_str());
         let mut group = match &problem.place {
             Some(place) => {
                 let mut snippet = Snippet::source(self.source.as_str())

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{BuildError, broker};
-use crate::client_tls::ClientTls;
+use crate::{client_tls::ClientTls, secret::Secret, wire::Exposure};
 
 /// The way to one broker.
 #[derive(Clone)]
@@ -55,6 +55,19 @@ impl Schemes {
         }
         Ok(url)
     }
+
+    /// What there is to tell of `password` on its way to `url`.
+    pub(super) fn exposure(self, url: &Url, password: Option<&Secret>) -> Option<Exposure> {
+        if password.is_none() || url.scheme() == self.tls.0 {
+            return None;
+        }
+        Exposure::new("url", "its password", url.host_str(), &self.cure())
+    }
+
+    /// How to have TLS.
+    fn cure(self) -> String {
+        format!("begin `url` with \"{}://\"", self.tls.0)
+    }
 }
 
 impl Dial {
@@ -72,8 +85,7 @@ impl Dial {
             let config = tls.config().map_err(BuildError)?;
             Some((Arc::new(config).into(), server_name(&host)?))
         } else {
-            let cure = format!("begin `url` with \"{}://\"", schemes.tls.0);
-            tls.forgo(&cure).map_err(BuildError)?;
+            tls.forgo(&schemes.cure()).map_err(BuildError)?;
             None
         };
         Ok(Self {

@@ -58,7 +58,10 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::event::{self, EventFamily, EventId, HandlerName, Notification, Unreadable};
+use crate::{
+    event::{self, EventFamily, EventId, HandlerName, Notification, Unreadable},
+    wire::Exposure,
+};
 
 /// What a handler can be given: an event of one family, or [`AnyEvent`].
 pub trait Event: Sized + Send + Sync + 'static {
@@ -186,6 +189,11 @@ pub trait HandlerKind: DeserializeOwned + 'static {
     /// What it builds.
     type Handler: Handler;
 
+    /// Credentials that others could read on their way, because these settings say so.
+    fn exposures(&self) -> Vec<Exposure> {
+        Vec::new()
+    }
+
     /// Builds a handler. Must not wait for other machines: a handler that cannot reach its
     /// destination is built all the same, and its deliveries are retried.
     ///
@@ -308,6 +316,9 @@ impl fmt::Debug for Kind {
 
 /// Settings that have been read and can be built: a [`HandlerKind`] with its type erased.
 pub trait Factory {
+    /// See [`HandlerKind::exposures`].
+    fn exposures(&self) -> Vec<Exposure>;
+
     /// Builds the handler.
     ///
     /// # Errors
@@ -319,6 +330,10 @@ pub trait Factory {
 struct Settings<K>(K);
 
 impl<K: HandlerKind> Factory for Settings<K> {
+    fn exposures(&self) -> Vec<Exposure> {
+        self.0.exposures()
+    }
+
     fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError> {
         self.0.build(context).map(AnyHandler::new)
     }

@@ -46,6 +46,7 @@ use crate::{
     event::{EventId, EventName, HandlerName, Notification, Pattern},
     provider::Verified,
     telemetry::Metrics,
+    wire::Exposure,
 };
 
 /// What the methods of a store that is not known by type return.
@@ -372,6 +373,11 @@ pub struct Context {
 
 /// The settings of one engine: what the TOML's `[store]` says besides `kind`.
 pub trait Engine: Send + std::fmt::Debug {
+    /// A credential that others could read on its way, because these settings say so.
+    fn exposure(&self) -> Option<Exposure> {
+        None
+    }
+
     /// Opens the store for a service, creating it where there is none.
     ///
     /// # Errors

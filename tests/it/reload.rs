@@ -102,3 +102,42 @@ fn open_deliveries_of_a_handler_that_is_gone_are_parked_and_can_be_had_again() {
         archived_serials(&home).len() == 1
     });
 }
+
+#[test]
+fn a_credential_in_the_clear_is_warned_of_once_wherever_the_configuration_is_read() {
+    let crm = |name: &str| {
+        format!(
+            "[handlers.{name}]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://crm.invalid/\"\n\
+             headers = {{ authorization = \"hunter2\" }}\n"
+        )
+    };
+    let warning = |name: &str| format!("[handlers.{name}] sends `authorization` to crm.invalid");
+    let home = Home::new(&[ENDPOINTS, &crm("first")]);
+    let checked = home.run(&["check"]);
+    let said = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!(checked.status.code(), Some(0), "{said}");
+    assert_eq!(said.matches(&warning("first")).count(), 1, "{said}");
+    assert!(
+        said.contains("begin `url` with \"https://\"") && !said.contains("hunter2"),
+        "{said}"
+    );
+    assert!(
+        String::from_utf8(checked.stdout)
+            .unwrap()
+            .contains("is sound")
+    );
+
+    let service = home.start();
+    let count = |name: &str| service.log().matches(&warning(name)).count();
+    assert_eq!(count("first"), 1, "{}", service.log());
+    home.configure(&[ENDPOINTS, &crm("second")]);
+    service.signal("HUP");
+    eventually("the reload warns", || count("second") == 1);
+    assert_eq!(count("first"), 1, "{}", service.log());
+    assert!(
+        service.log().contains("begin `url` with \"https://\"")
+            && !service.log().contains("hunter2"),
+        "{}",
+        service.log()
+    );
+}

@@ -53,7 +53,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::{client_tls::ClientTls, secret::Secret};
+use crate::{client_tls::ClientTls, secret::Secret, wire::Exposure};
 use session::{Publication, Session};
 use settings::SCHEMES;
 
@@ -89,6 +89,11 @@ format = "structured"                           # or "binary", "raw"
 connect_timeout = "5s"
 "#;
     type Handler = Amqp;
+
+    fn exposures(&self) -> Vec<Exposure> {
+        let exposure = SCHEMES.exposure(&self.url.0, self.password.as_ref());
+        exposure.into_iter().collect()
+    }
 
     fn build(self, context: &BuildContext) -> Result<Amqp, BuildError> {
         let patience = self.connect_timeout.min(context.timeout);

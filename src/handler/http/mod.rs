@@ -33,6 +33,7 @@ use super::{
     signature::Signer,
     with_causes,
 };
+use crate::wire::Exposure;
 use settings::Destination;
 
 pub(super) use settings::Settings;
@@ -69,6 +70,10 @@ timeout = "10s"
 "#;
     type Handler = Http;
 
+    fn exposures(&self) -> Vec<Exposure> {
+        self.every_exposure()
+    }
+
     fn build(self, context: &BuildContext) -> Result<Http, BuildError> {
         let builder = Client::builder()
             .user_agent(concat!("hookswitch/", env!("CARGO_PKG_VERSION")))
@@ -92,7 +97,7 @@ timeout = "10s"
             headers: self
                 .headers
                 .into_iter()
-                .map(|(name, value)| (name.0, value.0))
+                .map(|(name, value)| (name.0, value.header))
                 .collect(),
         })
     }

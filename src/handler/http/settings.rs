@@ -10,7 +10,11 @@ use crate::{
     handler::{self, message::Format, text::Text},
     quantity,
     secret::Secret,
+    wire::Exposure,
 };
+
+/// How to have TLS.
+const TLS: &str = "begin `url` with \"https://\"";
 
 /// Settings, which are checked while they are read as far as each one can be by itself.
 #[derive(Debug, Deserialize)]
@@ -31,6 +35,51 @@ pub(in crate::handler) struct Settings {
     pub(super) connect_timeout: Duration,
     /// What requests go through. The environment's proxies are not asked.
     pub(super) proxy: Option<Destination>,
+}
+
+impl Settings {
+    /// What there is to tell of what proves who we are: to the receiver, and to the proxy.
+    pub(super) fn every_exposure(&self) -> Vec<Exposure> {
+        let Destination(url) = &self.url;
+        let proxy = self.proxy.as_ref().map(|Destination(proxy)| proxy);
+        let clear_proxy = proxy.filter(|proxy| proxy.scheme() == "http");
+        let mut exposures = Vec::new();
+        if let Some(credentials) = self.credentials().filter(|_| url.scheme() == "http") {
+            let hops = [Some(url), clear_proxy].into_iter().flatten();
+            let hops = hops.filter_map(Url::host_str);
+            exposures.extend(Exposure::new("url", &credentials, hops, TLS));
+        }
+        if let Some(proxy) = clear_proxy.filter(|proxy| has_user(proxy)) {
+            let cure = "begin `proxy` with \"https://\"";
+            let user = "the user in `proxy`";
+            exposures.extend(Exposure::new("proxy", user, proxy.host_str(), cure));
+        }
+        exposures
+    }
+
+    /// What is sent that proves who we are, in words: headers that are secrets or meant for this, and
+    /// the user in the URL. The signing secret is not sent, and what it signs is there to be read.
+    fn credentials(&self) -> Option<String> {
+        let meant = [
+            header::AUTHORIZATION,
+            header::COOKIE,
+            header::PROXY_AUTHORIZATION,
+        ];
+        let headers = self
+            .headers
+            .iter()
+            .filter(|(Name(name), value)| value.is_reference || meant.contains(name));
+        let mut names: Vec<_> = headers.map(|(Name(name), _)| format!("`{name}`")).collect();
+        names.sort();
+        if has_user(&self.url.0) {
+            names.push("the user in `url`".to_owned());
+        }
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+fn has_user(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 /// A URL, which may hold a token.
@@ -92,7 +141,10 @@ impl TryFrom<String> for Name {
 /// The value of a header, treated as a secret.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Text")]
-pub(super) struct Value(pub(super) HeaderValue);
+pub(super) struct Value {
+    pub(super) header: HeaderValue,
+    is_reference: bool,
+}
 
 impl TryFrom<Text> for Value {
     type Error = &'static str;
@@ -101,6 +153,9 @@ impl TryFrom<Text> for Value {
         let mut value = HeaderValue::from_str(text.expose())
             .map_err(|_| "the text holds a character that no header can hold")?;
         value.set_sensitive(true);
-        Ok(Self(value))
+        Ok(Self {
+            header: value,
+            is_reference: text.is_reference(),
+        })
     }
 }

@@ -17,7 +17,8 @@
 //!
 //! **TLS** is spoken with brokers on other machines unless `tls = false` says otherwise. It is
 //! librdkafka's own, by the system's OpenSSL, the one library that it can do TLS with; the system's
-//! authorities are OpenSSL's. A password goes by SASL, and never without TLS to another machine.
+//! authorities are OpenSSL's. A password goes by SASL, and to
+//! another machine without TLS only where `tls = false` says so.
 //!
 //! The tests have no broker but librdkafka's mock one, which knows neither TLS nor SASL. TLS is
 //! tested through a relay in front of it. Of SASL, only what the client is told is tested.
@@ -47,6 +48,8 @@ use super::{
     message::{Format, Message},
 };
 
+use crate::wire::Exposure;
+
 pub(super) use settings::Settings;
 
 impl HandlerKind for Settings {
@@ -71,6 +74,10 @@ concurrency = 8
 timeout = "10s"
 "#;
     type Handler = Kafka;
+
+    fn exposures(&self) -> Vec<Exposure> {
+        self.exposure().into_iter().collect()
+    }
 
     fn build(self, context: &BuildContext) -> Result<Kafka, BuildError> {
         let config = self.client(context).map_err(BuildError)?;

@@ -8,7 +8,7 @@ use crate::{
     client_tls::{Certificate, ClientTls, Key},
     handler::{BuildContext, message::Format},
     secret::Secret,
-    wire,
+    wire::{self, Exposure},
 };
 
 /// The largest values that librdkafka takes: milliseconds for a message, milliseconds for a topic
@@ -72,8 +72,8 @@ impl Mechanism {
 struct Brokers {
     /// As librdkafka has them: with commas between.
     list: String,
-    /// Whether all are on this machine, so that nobody listens on the way to them.
-    are_here: bool,
+    /// Where they are, by name or address.
+    hosts: Vec<String>,
 }
 
 impl TryFrom<Vec<String>> for Brokers {
@@ -84,22 +84,25 @@ impl TryFrom<Vec<String>> for Brokers {
         if brokers.is_empty() {
             return Err(format!("no broker is named; {looks}"));
         }
-        let mut are_here = true;
+        let mut hosts = Vec::new();
         for broker in &brokers {
             let is_odd = |c: char| c.is_whitespace() || ",/@".contains(c);
             match broker.rsplit_once(':') {
                 Some((host, port)) if port.parse::<u16>().is_ok() && !broker.contains(is_odd) => {
-                    are_here &= wire::is_here(host);
+                    hosts.push(host.to_owned());
                 }
                 _ => return Err(format!("a broker is not a host and a port; {looks}")),
             }
         }
         Ok(Self {
             list: brokers.join(","),
-            are_here,
+            hosts,
         })
     }
 }
+
+/// How to have TLS.
+const TLS: &str = "leave `tls = false` out";
 
 /// The name of a topic.
 #[derive(Debug, Deserialize)]
@@ -153,13 +156,6 @@ impl Settings {
             .set("queue.buffering.max.messages", queue.to_string());
         let is_tls = self.set_tls(&mut config)?;
         let is_user = self.set_user(&mut config)?;
-        if is_user && !is_tls && !self.brokers.are_here {
-            return Err(
-                "a password goes to another machine over TLS alone; leave `tls = false` \
-                        out"
-                .to_owned(),
-            );
-        }
         let protocol = match (is_user, is_tls) {
             (false, false) => "plaintext",
             (false, true) => "ssl",
@@ -170,13 +166,24 @@ impl Settings {
         Ok(config)
     }
 
+    /// What there is to tell of the password on its way.
+    pub(super) fn exposure(&self) -> Option<Exposure> {
+        if self.password.is_none() || self.tls != Some(false) {
+            return None;
+        }
+        Exposure::new("tls", "its password", &self.brokers.hosts, TLS)
+    }
+
     /// Whether TLS is spoken, and how.
     fn set_tls(&self, config: &mut ClientConfig) -> Result<bool, String> {
         let (ca, certificate, key) = (&self.ca, &self.certificate, &self.key);
         let tls = ClientTls::new(ca.as_ref(), certificate.as_ref(), key.as_ref())?;
-        let is_tls = self.tls.unwrap_or(tls.is_given() || !self.brokers.are_here);
+        let is_tls = self.tls.unwrap_or_else(|| {
+            let are_here = self.brokers.hosts.iter().all(|host| wire::is_here(host));
+            tls.is_given() || !are_here
+        });
         if !is_tls {
-            tls.forgo("leave `tls = false` out")?;
+            tls.forgo(TLS)?;
             return Ok(false);
         }
         if let Some(ca) = tls.ca() {
@@ -262,7 +269,7 @@ mod tests {
     const USER: &str = "username = 'a'\npassword = { env = 'A' }";
 
     #[test]
-    fn tls_is_spoken_beyond_this_machine_and_passwords_do_not_leave_it_otherwise() {
+    fn tls_is_spoken_beyond_this_machine_unless_told_otherwise() {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(&file, made.cert.pem()).unwrap();
@@ -278,7 +285,7 @@ mod tests {
             ("kafka", "tls = false", Ok("plaintext")),
             ("kafka", USER, Ok("sasl_ssl")),
             ("localhost", USER, Ok("sasl_plaintext")),
-            ("kafka", &user_without_tls, Err("over TLS alone")),
+            ("kafka", &user_without_tls, Ok("sasl_plaintext")),
             (
                 "kafka",
                 &format!("{ca}\ntls = false"),

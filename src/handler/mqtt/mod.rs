@@ -41,7 +41,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::client_tls::ClientTls;
+use crate::{client_tls::ClientTls, wire::Exposure};
 use session::{Failure, Publication, Session};
 use settings::{SCHEMES, is_text};
 
@@ -71,6 +71,11 @@ retain = false
 connect_timeout = "5s"
 "#;
     type Handler = Mqtt;
+
+    fn exposures(&self) -> Vec<Exposure> {
+        let exposure = SCHEMES.exposure(&self.url.0, self.password.as_ref());
+        exposure.into_iter().collect()
+    }
 
     fn build(self, context: &BuildContext) -> Result<Mqtt, BuildError> {
         let tls = ClientTls::new(

@@ -47,6 +47,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message, to_header},
 };
+use crate::wire::Exposure;
 use link::Links;
 
 pub(super) use settings::Settings;
@@ -75,6 +76,10 @@ auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
 connect_timeout = "5s"
 "#;
     type Handler = Nats;
+
+    fn exposures(&self) -> Vec<Exposure> {
+        self.exposure().into_iter().collect()
+    }
 
     fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {
         let tls = self.tls().map_err(BuildError)?;

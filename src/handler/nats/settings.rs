@@ -11,6 +11,7 @@ use crate::{
     client_tls::{Certificate, ClientTls, Key},
     handler::{self, broker, message::Format},
     quantity,
+    wire::Exposure,
 };
 
 /// Settings, which are checked while they are read as far as each one can be by itself.
@@ -36,6 +37,9 @@ pub(in crate::handler) struct Settings {
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     connect_timeout: Duration,
 }
+
+/// How to have TLS.
+const TLS: &str = "begin the URLs of `servers` with \"tls://\"";
 
 /// How often a connection that says nothing is asked whether it still stands.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -85,14 +89,27 @@ impl Settings {
         )
     }
 
+    /// Whether TLS is asked for. A server may name others of its cluster, and without a scheme, so one
+    /// that asks for it asks for it everywhere.
+    fn is_tls(&self) -> bool {
+        self.servers.0.iter().any(ServerAddr::tls_required)
+    }
+
+    /// What there is to tell of what proves who we are, on its way.
+    pub(super) fn exposure(&self) -> Option<Exposure> {
+        let credential = self.auth.as_ref()?.credential()?;
+        if self.is_tls() {
+            return None;
+        }
+        let servers = self.servers.0.iter().map(ServerAddr::host);
+        Exposure::new("servers", credential, servers, TLS)
+    }
+
     /// How a connection is made.
     pub(super) fn options(&self, tls: &ClientTls) -> ConnectOptions {
-        // A server may name others of its cluster, and without a scheme, so one that asks for TLS
-        // asks for it everywhere.
-        let is_tls = self.servers.0.iter().any(ServerAddr::tls_required);
         let options = ConnectOptions::new()
             .name("hookswitch")
-            .require_tls(is_tls || tls.is_given())
+            .require_tls(self.is_tls() || tls.is_given())
             .connection_timeout(self.connect_timeout)
             .ping_interval(PING_INTERVAL)
             // One try at each: see [`super::link`].

@@ -45,6 +45,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message},
 };
+use crate::wire::Exposure;
 use pool::Pool;
 use settings::Wait;
 
@@ -69,6 +70,10 @@ wait = { replicas = 1, timeout = "1s" }                 # and `fsync = true` fro
 connect_timeout = "5s"
 "#;
     type Handler = Redis;
+
+    fn exposures(&self) -> Vec<Exposure> {
+        self.exposure().into_iter().collect()
+    }
 
     fn build(self, context: &BuildContext) -> Result<Redis, BuildError> {
         if let Some(contradiction) = self.contradiction(context.timeout) {

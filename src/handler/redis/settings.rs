@@ -14,6 +14,7 @@ use crate::{
     handler::{self, broker, message::Format},
     quantity,
     secret::Secret,
+    wire::Exposure,
 };
 
 /// Settings, which are checked while they are read as far as each one can be by itself.
@@ -49,12 +50,15 @@ pub(in crate::handler) struct Settings {
 /// A server, and the number of a database in it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-struct Address(ConnectionInfo, Scheme);
+struct Address(Url, ConnectionInfo);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scheme {
-    Plain,
-    Tls,
+/// How to have TLS.
+const TLS: &str = "begin `url` with \"rediss://\"";
+
+impl Address {
+    fn is_tls(&self) -> bool {
+        self.0.scheme() == "rediss"
+    }
 }
 
 impl TryFrom<String> for Address {
@@ -63,15 +67,11 @@ impl TryFrom<String> for Address {
     fn try_from(text: String) -> Result<Self, String> {
         let example = "rediss://redis.example.com:6379/0";
         let url: Url = broker::url(&text, &["rediss", "redis"], example)?;
-        let scheme = match url.scheme() {
-            "rediss" => Scheme::Tls,
-            _ => Scheme::Plain,
-        };
-        let info = url.into_connection_info().map_err(|error| {
+        let info = url.clone().into_connection_info().map_err(|error| {
             let problem = error.to_string();
             format!("the URL cannot be used: {problem}; it looks like {example:?}")
         })?;
-        Ok(Self(info, scheme))
+        Ok(Self(url, info))
     }
 }
 
@@ -150,7 +150,7 @@ impl Settings {
             self.certificate.as_ref(),
             self.key.as_ref(),
         )?;
-        let Address(info, scheme) = self.url.clone();
+        let Address(_, info) = self.url.clone();
         let mut redis = info.redis_settings().clone();
         if let Some(username) = &self.username {
             redis = redis.set_username(username);
@@ -159,16 +159,23 @@ impl Settings {
             redis = redis.set_password(password.expose());
         }
         let info = info.set_redis_settings(redis);
-        let client = match scheme {
-            Scheme::Plain => {
-                tls.forgo("write the URL's scheme as \"rediss\"")?;
-                Client::open(info)
-            }
-            Scheme::Tls => certificates(&tls)
+        let client = if self.url.is_tls() {
+            certificates(&tls)
                 .map_err(RedisError::from)
-                .and_then(|certificates| Client::build_with_tls(info, certificates)),
+                .and_then(|certificates| Client::build_with_tls(info, certificates))
+        } else {
+            tls.forgo(TLS)?;
+            Client::open(info)
         };
         client.map_err(|error| error.category().to_owned())
+    }
+
+    /// What there is to tell of the password on its way.
+    pub(super) fn exposure(&self) -> Option<Exposure> {
+        if self.password.is_none() || self.url.is_tls() {
+            return None;
+        }
+        Exposure::new("url", "its password", self.url.0.host_str(), TLS)
     }
 
     /// What of the settings goes ill together.
@@ -273,7 +280,7 @@ mod tests {
         let key = setting("key", made.signing_key.serialize_pem());
         for more in [ca, format!("{certificate}, {key}")] {
             let refused = read(&more).unwrap().client().err().unwrap();
-            assert!(refused.contains("as \"rediss\""), "{refused}");
+            assert!(refused.contains("with \"rediss://\""), "{refused}");
             let secure = format!("{more}, url = \"rediss://a\"");
             assert!(read(&secure).unwrap().client().is_ok());
         }

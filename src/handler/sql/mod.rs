@@ -53,6 +53,7 @@ use crate::{
     authorities::Authorities,
     client_tls::{Certificate, ClientTls, Key},
     secret::Secret,
+    wire::Exposure,
 };
 use field::Row;
 use postgres::Postgres;
@@ -125,6 +126,14 @@ concurrency = 8                     # for PostgreSQL, connections as well
 timeout = "10s"
 "#;
     type Handler = Sql;
+
+    fn exposures(&self) -> Vec<Exposure> {
+        let exposure = match &self.url {
+            Database::Postgres(config) => config.exposure(self.password.as_ref()),
+            Database::Sqlite(_) => None,
+        };
+        exposure.into_iter().collect()
+    }
 
     fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {
         let tls = ClientTls::new(

@@ -35,8 +35,9 @@ use super::{
 use crate::{
     client_tls::ClientTls,
     handler::with_causes,
-    postgres_url::{beyond, split_ssl_mode},
+    postgres_url::{self, beyond, split_ssl_mode},
     secret::Secret,
+    wire::Exposure,
 };
 
 /// After how much silence the server is asked whether it is still there.
@@ -85,6 +86,13 @@ impl Config {
         Ok(Self(config))
     }
 
+    /// What there is to tell of its password, or of one `beside` it, on its way.
+    pub(super) fn exposure(&self, beside: Option<&Secret>) -> Option<Exposure> {
+        let has_password = self.0.get_password().is_some() || beside.is_some();
+        let is_clear = self.0.get_ssl_mode() == SslMode::Disable;
+        (has_password && is_clear).then(|| postgres_url::exposure(&self.0))?
+    }
+
     pub(super) fn set_password(&mut self, password: &Secret) -> Result<(), BuildError> {
         if self.0.get_password().is_some() {
             return Err(BuildError(
@@ -129,8 +137,7 @@ impl Postgres {
         }
         let tls = match config.get_ssl_mode() {
             SslMode::Disable => {
-                let cure = "add \"sslmode=verify-full\" to the URL's parameters";
-                tls.forgo(cure).map_err(BuildError)?;
+                tls.forgo(postgres_url::TLS).map_err(BuildError)?;
                 None
             }
             _ => Some(tls.config().map_err(BuildError)?),

@@ -215,7 +215,7 @@ fn settings_that_cannot_work_together_are_refused() {
         ),
         (
             format!("url = 'postgres://u@db/x?sslmode=disable'\nca = {ca:?}"),
-            "`ca` is given, but there is no TLS; add \"sslmode=verify-full\"",
+            "`ca` is given, but there is no TLS; write \"sslmode=verify-full\"",
         ),
         (
             format!("url = 'postgres://u@db/x'\ncertificate = {ca:?}"),

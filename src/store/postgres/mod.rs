@@ -167,7 +167,7 @@ use super::{
     AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Lease, Records,
     Settlement, Store, StoreError, Subscription, Target, condition::Condition,
 };
-use crate::{event::HandlerName, provider::Verified, telemetry::Metrics};
+use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
 
 /// How long the end of everything may take.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -177,6 +177,10 @@ impl Kind for Settings {
 }
 
 impl Engine for Settings {
+    fn exposure(&self) -> Option<Exposure> {
+        self.url.exposure()
+    }
+
     fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError> {
         let store = Handle::current().block_on(Postgres::open(self.clone(), context))?;
         Ok(Arc::new(store))

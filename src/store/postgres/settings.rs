@@ -7,9 +7,10 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::{
     authorities::Authorities,
-    postgres_url::{beyond, split_ssl_mode},
+    postgres_url::{self, beyond, split_ssl_mode},
     quantity,
     secret::Secret,
+    wire::Exposure,
 };
 
 /// How long a connection may take to be made to one of the hosts.
@@ -131,6 +132,12 @@ pub struct Address {
 }
 
 impl Address {
+    /// What there is to tell of the password on its way.
+    pub(super) fn exposure(&self) -> Option<Exposure> {
+        let is_exposed = self.tls == Tls::Disable && self.config.get_password().is_some();
+        is_exposed.then(|| postgres_url::exposure(&self.config))?
+    }
+
     /// What to connect with: one for each host, in the order of the URL.
     pub(super) fn hosts(&self) -> Vec<tokio_postgres::Config> {
         let all = &self.config;
