@@ -27,9 +27,9 @@ pub(in crate::handler) struct Settings {
     pub(super) format: Format,
     /// Who we are; nobody where nothing is said.
     auth: Option<Auth>,
-    /// Who may vouch for a server; there is no connection without TLS then.
+    /// Who may vouch for a server.
     ca: Option<Authorities>,
-    /// What a server is shown, if it asks for a certificate; nor is there one without TLS then.
+    /// What a server is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
     key: Option<Key>,
@@ -80,13 +80,17 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// See [`ClientTls::new`].
+    /// See [`ClientTls::new`]; and when TLS is not asked for.
     pub(super) fn tls(&self) -> Result<ClientTls, String> {
-        ClientTls::new(
+        let tls = ClientTls::new(
             self.ca.as_ref(),
             self.certificate.as_ref(),
             self.key.as_ref(),
-        )
+        )?;
+        if !self.is_tls() {
+            tls.forgo(TLS)?;
+        }
+        Ok(tls)
     }
 
     /// Whether TLS is asked for. A server may name others of its cluster, and without a scheme, so one
@@ -109,7 +113,7 @@ impl Settings {
     pub(super) fn options(&self, tls: &ClientTls) -> ConnectOptions {
         let options = ConnectOptions::new()
             .name("hookswitch")
-            .require_tls(self.is_tls() || tls.is_given())
+            .require_tls(self.is_tls())
             .connection_timeout(self.connect_timeout)
             .ping_interval(PING_INTERVAL)
             // One try at each: see [`super::link`].

@@ -5,17 +5,23 @@ use std::{fs, path::Path};
 use serde_json::json;
 
 use super::{Client, Server, bus, command};
-use crate::harness::{ENDPOINTS, Home, Identity, certificate, cnam, eventually};
+use crate::harness::{
+    ENDPOINTS, Home, Identity, Service, certificate, cnam, eventually, hookswitch,
+};
 
 /// A server that others may come to without TLS, such as the test itself, with `more` in what is
 /// said of TLS.
 fn start(more: &str) -> Server {
+    start_with(more, "allow_non_tls: true")
+}
+
+fn start_with(more: &str, beside: &str) -> Server {
     Server::start(|dir, port| {
         let (certificate, key) = certificate();
         fs::write(dir.join("cert.pem"), certificate).unwrap();
         fs::write(dir.join("key.pem"), key).unwrap();
         let files = "cert_file: \"{dir}/cert.pem\", key_file: \"{dir}/key.pem\"";
-        let tls = format!("tls {{ {files} {more} }}\nallow_non_tls: true");
+        let tls = format!("tls {{ {files} {more} }}\n{beside}");
         command(dir, port, &tls)
     })
 }
@@ -54,6 +60,22 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
             .nth(1),
         Some("trusting")
     );
+}
+
+/// The server is known by an authority of the system, which is made of the environment here.
+#[test]
+fn a_server_that_insists_on_tls_has_it_although_nothing_asks_for_it() {
+    let server = start_with("", "");
+    let handler = bus("plain", &server, "subject = \"telephony\"");
+    let home = Home::new(&[ENDPOINTS, &handler]);
+    assert!(handler.contains("nats://"), "{handler}");
+    let mut command = hookswitch();
+    command.env("SSL_CERT_FILE", server.dir().join("cert.pem"));
+    let service = Service::spawn(&home, command);
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("it is connected, and told that there is no stream", || {
+        service.log().contains("no stream takes the message")
+    });
 }
 
 #[test]
