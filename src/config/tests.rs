@@ -126,6 +126,7 @@ fn every_shipped_file_is_sound() {
         let path = format!("config/{name}.toml");
         let config = load(Path::new(&path), KINDS, env).unwrap();
         assert_eq!(config.endpoints.len(), 3, "{path}");
+        assert_eq!(config.warnings.problems(), [], "{path}");
     }
 }
 

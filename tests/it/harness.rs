@@ -17,7 +17,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tempfile::TempDir;
 
-use crate::support::postgres::Database;
+use crate::support::{door::Door, postgres::Database};
 
 /// Long enough for anything that is going to happen, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -460,12 +460,28 @@ fn parse_answer(bytes: &[u8]) -> Option<Answer> {
 /// A server for `http` handlers: it keeps what it was sent and answers as it is told.
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
-    seen: Arc<Mutex<Vec<serde_json::Value>>>,
-    statuses: Arc<Mutex<HashMap<String, u16>>>,
+    seen: Arc<Seen>,
+    statuses: Arc<Statuses>,
 }
+
+type Seen = Mutex<Vec<serde_json::Value>>;
+type Statuses = Mutex<HashMap<String, u16>>;
 
 impl Receiver {
     pub(crate) fn start() -> Self {
+        Self::listen(serve_one::<TcpStream>)
+    }
+
+    /// One that is behind `door`.
+    pub(crate) fn start_behind(door: &Door) -> Self {
+        let config = door.config.clone();
+        Self::listen(move |stream, seen, statuses| {
+            let session = rustls::ServerConnection::new(config.clone()).unwrap();
+            serve_one(rustls::StreamOwned::new(session, stream), seen, statuses);
+        })
+    }
+
+    fn listen(serve: impl Fn(TcpStream, &Seen, &Statuses) + Clone + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let receiver = Self {
             address: listener.local_addr().unwrap(),
@@ -476,7 +492,8 @@ impl Receiver {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (seen, statuses) = (seen.clone(), statuses.clone());
-                thread::spawn(move || serve_one(stream, &seen, &statuses));
+                let serve = serve.clone();
+                thread::spawn(move || serve(stream, &seen, &statuses));
             }
         });
         receiver
@@ -496,11 +513,7 @@ impl Receiver {
     }
 }
 
-fn serve_one(
-    stream: TcpStream,
-    seen: &Mutex<Vec<serde_json::Value>>,
-    statuses: &Mutex<HashMap<String, u16>>,
-) {
+fn serve_one<S: Read + Write>(stream: S, seen: &Seen, statuses: &Statuses) {
     let mut reader = BufReader::new(stream);
     while let Some(text) = read_request(&mut reader) {
         let status = {
@@ -567,7 +580,7 @@ impl Identity {
 }
 
 /// The body of the next request on a connection; `None` when there is none, or no whole one.
-pub(crate) fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
+pub(crate) fn read_request(reader: &mut impl BufRead) -> Option<String> {
     let mut length = 0;
     loop {
         let mut line = String::new();

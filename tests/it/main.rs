@@ -17,6 +17,7 @@ mod disk;
 mod drain;
 mod floors;
 mod harness;
+mod http;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod migrate;
@@ -35,6 +36,7 @@ mod shipped;
 mod sql;
 #[path = "../support"]
 mod support {
+    pub(crate) mod door;
     #[cfg(feature = "mqtt")]
     pub(crate) mod mosquitto;
     pub(crate) mod postgres;

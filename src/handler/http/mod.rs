@@ -24,6 +24,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::{Client, Response, redirect::Policy};
+use rustls::ClientConfig;
 use tokio::time::timeout;
 
 use super::{
@@ -33,7 +34,7 @@ use super::{
     signature::Signer,
     with_causes,
 };
-use crate::wire::Exposure;
+use crate::{client_tls::ClientTls, wire::Exposure};
 use settings::Destination;
 
 pub(super) use settings::Settings;
@@ -61,6 +62,9 @@ url = "https://crm.example.com/hooks"                   # or { env = "CRM_URL" }
 format = "structured"                                   # or "binary", "raw"
 signing_secret = { env = "CRM_SIGNING_SECRET" }         # Standard Webhooks
 headers = { x-tenant = "acme", authorization = { env = "CRM_AUTHORIZATION" } }
+# ca = "/etc/hookswitch/crm-ca.pem"                     # in place of the system's authorities
+# certificate = "/etc/hookswitch/crm.pem"               # shown to a receiver that asks for one
+# key = "/etc/hookswitch/crm-key.pem"
 connect_timeout = "5s"
 # proxy = "http://proxy.example.com:3128"
 retry = { attempts = 12, first = "1s", ceiling = "1h" }
@@ -76,6 +80,7 @@ timeout = "10s"
 
     fn build(self, context: &BuildContext) -> Result<Http, BuildError> {
         let builder = Client::builder()
+            .tls_backend_preconfigured(self.tls().and_then(|tls| speak(&tls)).map_err(BuildError)?)
             .user_agent(concat!("hookswitch/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())
             .no_proxy()
@@ -103,11 +108,16 @@ timeout = "10s"
     }
 }
 
+/// TLS as HTTP has it: the newest version that both sides speak is agreed on by the way.
+fn speak(tls: &ClientTls) -> Result<ClientConfig, String> {
+    let mut config = tls.config()?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 fn refuse(error: reqwest::Error) -> BuildError {
     let problem = describe(error);
-    BuildError(format!(
-        "the HTTP client cannot be built: {problem}; are the system's CA certificates installed?"
-    ))
+    BuildError(format!("the HTTP client cannot be built: {problem}"))
 }
 
 /// The handler.

@@ -1,12 +1,14 @@
 //! What the TOML says of an `http` handler.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, iter, time::Duration};
 
 use http::{HeaderName, HeaderValue, header};
 use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
+    authorities::Authorities,
+    client_tls::{Certificate, ClientTls, Key},
     handler::{self, message::Format, text::Text},
     quantity,
     secret::Secret,
@@ -30,6 +32,12 @@ pub(in crate::handler) struct Settings {
     /// What is sent besides.
     #[serde(default)]
     pub(super) headers: HashMap<Name, Value>,
+    /// Who may vouch for the receiver, and for the proxy.
+    ca: Option<Authorities>,
+    /// What the receiver or the proxy is shown, if it asks for a certificate.
+    certificate: Option<Certificate>,
+    /// The key of that.
+    key: Option<Key>,
     /// How long a connection may take to be made.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     pub(super) connect_timeout: Duration,
@@ -38,6 +46,24 @@ pub(in crate::handler) struct Settings {
 }
 
 impl Settings {
+    /// What was said of TLS.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientTls::new`]; and when it is spoken with neither the receiver nor the proxy.
+    pub(super) fn tls(&self) -> Result<ClientTls, String> {
+        let tls = ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        )?;
+        let mut hops = iter::once(&self.url).chain(&self.proxy);
+        if !hops.any(|Destination(url)| url.scheme() == "https") {
+            tls.forgo(TLS)?;
+        }
+        Ok(tls)
+    }
+
     /// What there is to tell of what proves who we are: to the receiver, and to the proxy.
     pub(super) fn every_exposure(&self) -> Vec<Exposure> {
         let Destination(url) = &self.url;
