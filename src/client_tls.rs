@@ -7,7 +7,8 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, Error, InconsistentKeys,
+    ClientConfig, ConfigBuilder, Error, InconsistentKeys, WantsVerifier,
+    client::{WantsClientCert, danger::ServerCertVerifier},
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -84,24 +85,36 @@ impl ClientTls {
     ///
     /// Says so when the system's authorities are needed and it has none.
     pub fn config(&self) -> Result<ClientConfig, String> {
-        let refuse = |problem: Error| {
-            format!("TLS cannot be set up: {problem}; are the system's CA certificates installed?")
-        };
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(refuse)?;
-        let builder = match &self.authorities {
+        let builder = builder()?;
+        Ok(self.identify(match &self.authorities {
             Some(authorities) => builder.with_root_certificates(authorities.roots()),
-            None => builder.with_platform_verifier().map_err(refuse)?,
-        };
-        Ok(match &self.identity {
+            None => builder
+                .with_platform_verifier()
+                .map_err(|error| refuse(&error))?,
+        }))
+    }
+
+    /// The same, but it is for `verifier` to say whether the server is believed.
+    ///
+    /// # Errors
+    ///
+    /// When TLS cannot be set up.
+    pub fn config_with(
+        &self,
+        verifier: Arc<dyn ServerCertVerifier>,
+    ) -> Result<ClientConfig, String> {
+        let builder = builder()?.dangerous();
+        Ok(self.identify(builder.with_custom_certificate_verifier(verifier)))
+    }
+
+    fn identify(&self, builder: ConfigBuilder<ClientConfig, WantsClientCert>) -> ClientConfig {
+        match &self.identity {
             Some(identity) => {
                 let certified = SingleCertAndKey::from(identity.certified.clone());
                 builder.with_client_cert_resolver(Arc::new(certified))
             }
             None => builder.with_no_client_auth(),
-        })
+        }
     }
 
     /// The file of authorities, for clients that read it themselves.
@@ -123,6 +136,18 @@ impl fmt::Debug for ClientTls {
             .field("identity", &self.identity())
             .finish()
     }
+}
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    builder
+        .with_safe_default_protocol_versions()
+        .map_err(|error| refuse(&error))
+}
+
+fn refuse(problem: &Error) -> String {
+    format!("TLS cannot be set up: {problem}; are the system's CA certificates installed?")
 }
 
 fn half(given: &str, missing: &str) -> String {

@@ -28,7 +28,7 @@ mod transfer;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
+use serde::de::{self, DeserializeOwned};
 use tokio::sync::watch;
 
 pub use record::{
@@ -420,6 +420,15 @@ pub trait Engine: Send + std::fmt::Debug {
 pub trait Kind: DeserializeOwned + Engine + 'static {
     /// Its `kind` in the TOML.
     const KIND: &'static str;
+
+    /// Looks for what no setting can tell by itself.
+    ///
+    /// # Errors
+    ///
+    /// Says which settings go ill together, and what to do.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// One line of [`ENGINES`]: a [`Kind`] with its type erased.
@@ -442,7 +451,11 @@ impl Entry {
     const fn of<K: Kind>() -> Self {
         Self {
             kind: K::KIND,
-            read: |settings| Ok(Box::new(K::deserialize(settings)?)),
+            read: |settings| {
+                let settings = K::deserialize(settings)?;
+                settings.check().map_err(de::Error::custom)?;
+                Ok(Box::new(settings))
+            },
         }
     }
 

@@ -1,11 +1,11 @@
 //! The service on PostgreSQL: its database comes and goes, and so do its replicas.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
 use crate::{
-    harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
+    harness::{ARCHIVE, ENDPOINTS, Home, Identity, Service, certificate, cnam, eventually},
     support::postgres::{Database, PASSWORD, Postgres},
 };
 
@@ -16,10 +16,15 @@ fn home(url: &str) -> Home {
 
 /// The same with more handlers than the archive.
 pub(crate) fn home_with(url: &str, handlers: &str) -> Home {
+    Home::new(&[&config(&format!("url = \"{url}\"")), handlers])
+}
+
+/// A configuration with `store` said of the database.
+fn config(store: &str) -> String {
     let (before, after) = ENDPOINTS.split_once("[store]").unwrap();
     let (_, after) = after.split_once("\n\n").unwrap();
-    let store = format!("[store]\nkind = \"postgres\"\nurl = \"{url}\"\nlease = \"5s\"\n\n");
-    Home::new(&[before, &store, after, ARCHIVE, handlers])
+    let store = format!("[store]\nkind = \"postgres\"\n{store}\nlease = \"5s\"\n\n");
+    [before, &store, after, ARCHIVE].concat()
 }
 
 /// What the events say that are in the archives of `homes`.
@@ -126,5 +131,49 @@ fn a_wrong_password_ends_the_start_and_is_not_shown() {
             "{stderr}"
         );
         assert!(!stderr.contains("not-the-password"), "{stderr}");
+    }
+}
+
+/// Who is there over TLS, by the database's own account.
+const VISITORS: &str = "SELECT string_agg(DISTINCT client_dn, ' ') FROM pg_stat_ssl
+    JOIN pg_stat_activity USING (pid) WHERE ssl";
+
+#[test]
+fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
+    let visitor = Identity::new();
+    let (authority, key) = certificate();
+    let own = (authority.as_str(), key.as_str());
+    let postgres = Postgres::start_with_tls(own, &visitor.authority, |data| {
+        // The test itself comes without TLS.
+        let rules = "hostssl all all all scram-sha-256 clientcert=verify-full\n\
+                     hostnossl all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    });
+    let database = postgres.create_database();
+    let url = postgres.url(&database).replace("127.0.0.1", "localhost");
+    let url = url.replace("sslmode=disable", "sslmode=verify-full");
+    let home = Home::new(&[]);
+    fs::write(home.path().join("ca.pem"), authority).unwrap();
+    let known = format!("url = \"{url}\"\nca = \"{{dir}}/ca.pem\"\n");
+
+    home.configure(&[&config(&known)]);
+    let refused = home.run(&["serve"]);
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(69), "{told}");
+    assert!(
+        told.contains("connection requires a valid client certificate"),
+        "{told}"
+    );
+
+    let shown = visitor.settings(home.path());
+    let believing = format!("url = \"{}\"", url.replace("verify-full", "require"));
+    for (serial, store) in (1..).zip([known, believing]) {
+        home.configure(&[&config(&format!("{store}\n{shown}"))]);
+        let service = home.start();
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        eventually("it is delivered", || {
+            archived(&[&home]) == said(1..serial + 1)
+        });
+        assert_eq!(postgres.sql(&database, VISITORS), "/CN=hookswitch");
     }
 }

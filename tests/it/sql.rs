@@ -1,16 +1,15 @@
 //! The handler kind `sql`, through the real service and a real PostgreSQL.
 
 use std::{
-    fs::{self, Permissions},
+    fs,
     io::Write,
-    os::unix::fs::PermissionsExt,
     process::{Child, Command, Stdio},
 };
 
 use serde_json::Value;
 
 use crate::{
-    harness::{ENDPOINTS, Home, Identity, Service, cnam, eventually},
+    harness::{ENDPOINTS, Home, Identity, Service, certificate, cnam, eventually},
     support::postgres::{Database, PASSWORD, Postgres},
 };
 
@@ -344,26 +343,9 @@ fn a_schema_that_changes_and_a_server_that_takes_no_writes_lose_nothing() {
 
 #[test]
 fn over_tls_each_side_is_who_an_authority_says() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let visitor = Identity::new();
-    let tls = ["ssl=on", "ssl_cert_file=cert.pem", "ssl_key_file=key.pem"];
-    let tls = [&tls[..], &["ssl_ca_file=visitors.pem"]].concat();
-    let postgres = Postgres::start_in(&tls, |data| {
-        let visitors = &visitor.authority;
-        for (name, pem) in [
-            ("cert.pem", &certificate),
-            ("key.pem", &key),
-            ("visitors.pem", visitors),
-        ] {
-            let path = data.join(name);
-            fs::write(&path, pem).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-            let mut give = Command::new("chown");
-            let given = give.arg("--reference").arg(data).arg(path).status();
-            assert!(given.unwrap().success());
-        }
-    });
+    let (authority, key) = certificate();
+    let postgres = Postgres::start_with_tls((&authority, &key), &visitor.authority, |_| {});
     let database = postgres.create_database();
     let table = "CREATE TABLE events (id uuid PRIMARY KEY, visitor text)";
     postgres.sql(&database, table);
@@ -376,7 +358,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     says(&service, "invalid peer certificate");
 
-    fs::write(home.path().join("ca.pem"), certificate).unwrap();
+    fs::write(home.path().join("ca.pem"), authority).unwrap();
     let shown = visitor.settings(home.path());
     home.configure(&[
         ENDPOINTS,

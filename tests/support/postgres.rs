@@ -59,6 +59,36 @@ impl Postgres {
         Self::of(server, Vec::new())
     }
 
+    /// The same with TLS: it shows `certificate`, which has `key`, and believes visitors for whom the
+    /// authority `visitors` vouches, all of them PEM.
+    pub(crate) fn start_with_tls(
+        (certificate, key): (&str, &str),
+        visitors: &str,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        let settings = [
+            "ssl=on",
+            "ssl_cert_file=cert.pem",
+            "ssl_key_file=key.pem",
+            "ssl_ca_file=visitors.pem",
+        ];
+        Self::start_in(&settings, |data| {
+            for (name, pem) in [
+                ("cert.pem", certificate),
+                ("key.pem", key),
+                ("visitors.pem", visitors),
+            ] {
+                let path = data.join(name);
+                fs::write(&path, pem).unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+                let mut give = Command::new("chown");
+                let given = give.arg("--reference").arg(data).arg(path).status();
+                assert!(given.unwrap().success());
+            }
+            prepare(data);
+        })
+    }
+
     /// The same, run by a command that `runner` makes of the folder of its data.
     pub(crate) fn start_under(settings: &[&str], runner: impl FnOnce(&Path) -> Command) -> Self {
         let mut words = Vec::new();

@@ -174,6 +174,10 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 impl Kind for Settings {
     const KIND: &'static str = "postgres";
+
+    fn check(&self) -> Result<(), String> {
+        self.tls().map(|_| ())
+    }
 }
 
 impl Engine for Settings {

@@ -7,6 +7,7 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::{
     authorities::Authorities,
+    client_tls::{Certificate, ClientTls, Key},
     postgres_url::{self, beyond, split_ssl_mode},
     quantity,
     secret::Secret,
@@ -29,6 +30,11 @@ pub struct Settings {
     /// Certificates of the authorities that may vouch for the server, in a PEM file. The system's
     /// are asked where nothing is said.
     pub ca: Option<Authorities>,
+    /// What the server is shown, if it asks for a certificate: ours and then its intermediates, in a
+    /// PEM file.
+    pub certificate: Option<Certificate>,
+    /// The key of that, in a PEM file.
+    pub key: Option<Key>,
     /// The most connections for claims, settlements and upkeep: 2 to 100, half of them for claims.
     /// Each replica has five more, for events that arrive, for being woken and for upkeep.
     #[serde(default = "default_connections", deserialize_with = "connections")]
@@ -51,6 +57,32 @@ pub struct Settings {
     /// least 1 minute.
     #[serde(default = "default_abandon_after", deserialize_with = "abandon_after")]
     pub abandon_after: Duration,
+}
+
+impl Settings {
+    /// What was said of TLS.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientTls::new`]; and when the URL wants no TLS, or nobody to be vouched for.
+    pub(super) fn tls(&self) -> Result<ClientTls, String> {
+        let tls = ClientTls::new(
+            self.ca.as_ref(),
+            self.certificate.as_ref(),
+            self.key.as_ref(),
+        )?;
+        match self.url.tls {
+            Tls::Disable => tls.forgo(postgres_url::TLS)?,
+            Tls::Require if self.ca.is_some() => {
+                let cure = postgres_url::TLS;
+                return Err(format!(
+                    "`ca` is given, but with the URL's sslmode whoever answers is believed; {cure}"
+                ));
+            }
+            Tls::Require | Tls::VerifyFull => {}
+        }
+        Ok(tls)
+    }
 }
 
 const fn default_connections() -> usize {

@@ -3,51 +3,30 @@
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
+    DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::settings::{Settings, Tls};
 use crate::store::StoreError;
 
-/// What connections are encrypted with.
+/// What connections are encrypted with, where they are.
 ///
 /// # Errors
 ///
-/// When the system has no authorities, or the settings contradict each other.
+/// When the system's authorities are needed and it has none.
 pub(super) fn connector(settings: &Settings) -> Result<MakeRustlsConnect, StoreError> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match (settings.url.tls, &settings.ca) {
-        (Tls::VerifyFull, Some(ca)) => {
-            WebPkiServerVerifier::builder_with_provider(ca.roots(), provider.clone())
-                .build()
-                .map_err(|error| wrong(format!("{} is of no use: {error}", ca.path().display())))?
+    let tls = settings.tls().map_err(wrong)?;
+    let config = match settings.url.tls {
+        Tls::VerifyFull => tls.config(),
+        Tls::Require | Tls::Disable => {
+            tls.config_with(Arc::new(Anyone(Arc::new(aws_lc_rs::default_provider()))))
         }
-        (Tls::VerifyFull, None) => Arc::new(
-            Verifier::new(provider.clone())
-                .map_err(|error| wrong(format!("the system's authorities: {error}")))?,
-        ),
-        (Tls::Require | Tls::Disable, Some(_)) => {
-            let why = "store.ca is given, but the URL's sslmode verifies nothing; \
-                       write sslmode=verify-full";
-            return Err(wrong(why.to_owned()));
-        }
-        (Tls::Require | Tls::Disable, None) => Arc::new(Anyone(provider.clone())),
     };
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(error.to_string()))?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    Ok(MakeRustlsConnect::new(config))
+    config.map(MakeRustlsConnect::new).map_err(wrong)
 }
 
 fn wrong(why: String) -> StoreError {

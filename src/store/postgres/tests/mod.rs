@@ -33,6 +33,8 @@ fn settings(url: &str) -> Settings {
     Settings {
         url: url.parse().unwrap(),
         ca: None,
+        certificate: None,
+        key: None,
         connections: 4,
         statement_timeout: Duration::from_secs(30),
         lease: Duration::from_secs(3),
