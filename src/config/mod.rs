@@ -18,6 +18,7 @@ mod mask;
 mod reader;
 mod report;
 mod section;
+mod syntax;
 mod way;
 mod wording;
 

@@ -8,9 +8,9 @@ use toml::de::{DeTable, DeValue};
 use super::{
     Config, Log, check,
     fixed::Fixed,
-    report::{Problem, Report, Severity, Span},
+    report::{Problem, Report, Severity},
     section::{Findings, Hints, Section, Value},
-    wording,
+    syntax, wording,
 };
 use crate::{
     admin,
@@ -37,7 +37,7 @@ pub(super) fn read<T>(
     let table = document.into_inner();
     let mut findings = Findings::default();
     findings.mask.add_named(&table);
-    check::syntax(text, &table, errors, &mut findings);
+    syntax::report(text, &table, errors, &mut findings);
     let sources = secret::Sources {
         env,
         inline: ["server", "admin"]
@@ -191,7 +191,7 @@ impl<'i> Reader<'_, 'i> {
         let entry = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
             let known = store::ENGINES.iter().map(|entry| entry.kind);
-            let problem = || unknown("kind of store", name, known, place);
+            let problem = || wording::unknown("kind of store", name, known, place);
             self.found(store::Entry::named(name), problem)
         });
         let Some(entry) = entry else {
@@ -262,7 +262,7 @@ impl<'i> Reader<'_, 'i> {
         let family = family.and_then(|family| {
             let (name, place) = (family.get_ref(), family.span());
             let known = FAMILIES.iter().map(|family| family.name);
-            let problem = || unknown("family", name, known, place);
+            let problem = || wording::unknown("family", name, known, place);
             self.found(Family::named(name), problem)
         });
         let path = section.take_text("path", hints, &mut self.findings);
@@ -351,8 +351,8 @@ impl<'i> Reader<'_, 'i> {
         let kind = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
             let problem = || match handler::LEFT_OUT.contains(&name.as_ref()) {
-                true => left_out(name, place),
-                false => unknown("kind of handler", name, names, place),
+                true => wording::left_out(name, place),
+                false => wording::unknown("kind of handler", name, names, place),
             };
             self.found(kinds.iter().find(|kind| kind.kind == *name), problem)
         });
@@ -375,34 +375,6 @@ fn endpoint_example() -> &'static str {
     provider::PROVIDERS
         .first()
         .map_or("", |entry| entry.example.trim())
-}
-
-/// A name that no table knows.
-fn unknown<'a>(
-    what: &str,
-    name: &str,
-    known: impl Iterator<Item = &'a str> + Clone,
-    place: Span,
-) -> Problem {
-    let choices = format!("the choices are {}", wording::list(known.clone()));
-    let help = match wording::nearest(name, known) {
-        Some(near) => format!("did you mean `{near}`? {choices}"),
-        None => choices,
-    };
-    Problem::new(format!("unknown {what} {name:?}"))
-        .at(place)
-        .help(help)
-}
-
-/// A kind of handler that was not asked for when hookswitch was built.
-fn left_out(kind: &str, place: Span) -> Problem {
-    Problem::new(format!(
-        "this hookswitch was built without the kind of handler {kind:?}"
-    ))
-    .at(place)
-    .help(format!(
-        "build one with `cargo build --release --features {kind}`, or choose another kind"
-    ))
 }
 
 /// The last part of a section's name, which is the user's own.

@@ -1,6 +1,10 @@
 //! What serde says, said to somebody who writes a TOML file and no Rust.
 
-use super::{report::Problem, section::Hints, way::Step};
+use super::{
+    report::{Problem, Span},
+    section::Hints,
+    way::Step,
+};
 
 const TABLE: &str = "a table";
 
@@ -136,6 +140,34 @@ pub(super) fn problem(message: &str) -> Problem {
         Some((what, help)) => Problem::new(what).help(help),
         None => Problem::new(message),
     }
+}
+
+/// A name that no table knows.
+pub(super) fn unknown<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+    place: Span,
+) -> Problem {
+    let choices = format!("the choices are {}", list(known.clone()));
+    let help = match nearest(name, known) {
+        Some(near) => format!("did you mean `{near}`? {choices}"),
+        None => choices,
+    };
+    Problem::new(format!("unknown {what} {name:?}"))
+        .at(place)
+        .help(help)
+}
+
+/// A kind of handler that was not asked for when hookswitch was built.
+pub(super) fn left_out(kind: &str, place: Span) -> Problem {
+    Problem::new(format!(
+        "this hookswitch was built without the kind of handler {kind:?}"
+    ))
+    .at(place)
+    .help(format!(
+        "build one with `cargo build --release --features {kind}`, or choose another kind"
+    ))
 }
 
 /// The keys that could have been meant.
