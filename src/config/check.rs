@@ -1,6 +1,11 @@
 //! What no struct can tell of itself: rules between keys, between sections, and of names.
 
-use std::{fs::File, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     Log,
@@ -30,28 +35,50 @@ pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findin
     findings.add(problem.at(place).help(help));
 }
 
-/// The paths of the endpoints so far.
+/// What only one can have, with the place where somebody has it.
 #[derive(Debug, Default)]
-pub(super) struct Paths(Vec<(String, Span)>);
+pub(super) struct Taken<T>(Vec<(T, Span)>);
 
-impl Paths {
-    /// Checks one more.
-    pub(super) fn add(&mut self, path: &str, place: Span, findings: &mut Findings) {
-        if let Some(problem) = path_problem(path) {
-            findings.add(problem.at(place));
-            return;
-        }
-        match self.0.iter().find(|(other, _)| other == path) {
+impl<T: PartialEq> Taken<T> {
+    /// Gives `thing` to whoever says so at `place`, unless it is taken, which is `problem`.
+    fn take(&mut self, thing: T, place: Span, problem: Problem, findings: &mut Findings) {
+        match self.0.iter().find(|(other, _)| *other == thing) {
             Some((_, first)) => {
-                let problem = Problem::new(format!("two endpoints have the path {path:?}"));
-                let problem = problem
-                    .at(place)
-                    .and(first.clone(), "the first one is here");
-                findings.add(problem.help("give each endpoint a path of its own"));
+                let problem = problem.at(place);
+                findings.add(problem.and(first.clone(), "the first one is here"));
             }
-            None => self.0.push((path.to_owned(), place)),
+            None => self.0.push((thing, place)),
         }
     }
+}
+
+/// Checks the path of an endpoint.
+pub(super) fn path(path: &str, place: Span, taken: &mut Taken<String>, findings: &mut Findings) {
+    match path_problem(path) {
+        Some(problem) => findings.add(problem.at(place)),
+        None => {
+            let problem = Problem::new(format!("two endpoints have the path {path:?}"));
+            let problem = problem.help("give each endpoint a path of its own");
+            taken.take(path.to_owned(), place, problem, findings);
+        }
+    }
+}
+
+/// Checks the file that a handler has to itself, which the setting `key` names. Paths that lead to
+/// one file by links or by `..` are not seen through.
+pub(super) fn own_file(
+    (key, path): (&str, &Path),
+    section: &Section<'_>,
+    taken: &mut Taken<PathBuf>,
+    findings: &mut Findings,
+) {
+    // A path that cannot be made whole cannot be opened either: that is for the handler to say.
+    let (Ok(whole), Some(place)) = (std::path::absolute(path), section.place_of(&[key])) else {
+        return;
+    };
+    let problem = Problem::new(format!("two handlers write to {}", whole.display()));
+    let problem = problem.help("give each handler a file of its own");
+    taken.take(whole, place, problem, findings);
 }
 
 fn path_problem(path: &str) -> Option<Problem> {

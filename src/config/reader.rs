@@ -1,6 +1,6 @@
 //! From text to [`Config`], section by section.
 
-use std::{iter, net::SocketAddr};
+use std::{iter, net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
@@ -242,7 +242,7 @@ impl<'i> Reader<'_, 'i> {
                 None => problem,
             });
         }
-        let mut paths = check::Paths::default();
+        let mut paths = check::Taken::default();
         let endpoints = sections
             .into_iter()
             .filter_map(|section| self.endpoint(section, &mut paths));
@@ -252,7 +252,7 @@ impl<'i> Reader<'_, 'i> {
     fn endpoint(
         &mut self,
         mut section: Section<'i>,
-        paths: &mut check::Paths,
+        paths: &mut check::Taken<String>,
     ) -> Option<http::Endpoint> {
         let hints = Hints {
             keys: &["family", "path"],
@@ -267,7 +267,7 @@ impl<'i> Reader<'_, 'i> {
         });
         let path = section.take_text("path", hints, &mut self.findings);
         if let Some(path) = &path {
-            paths.add(path.get_ref(), path.span(), &mut self.findings);
+            check::path(path.get_ref(), path.span(), paths, &mut self.findings);
         }
         let Some((family, entry)) =
             family.and_then(|family| Some((family, self.provider(family)?)))
@@ -295,17 +295,22 @@ impl<'i> Reader<'_, 'i> {
 
     fn handlers(&mut self) -> Vec<Consumer> {
         let sections = self.named("handlers").unwrap_or_default();
+        let mut files = check::Taken::default();
         let handlers = sections
             .into_iter()
-            .filter_map(|section| self.handler(section));
+            .filter_map(|section| self.handler(section, &mut files));
         handlers.collect()
     }
 
-    fn handler(&mut self, mut section: Section<'i>) -> Option<Consumer> {
+    fn handler(
+        &mut self,
+        mut section: Section<'i>,
+        files: &mut check::Taken<PathBuf>,
+    ) -> Option<Consumer> {
         // The kind's settings come first: a mistyped key among them may be one of the others.
         let mut kinds_own = section.clone();
         section = kinds_own.split_off(dispatch::Settings::KEYS);
-        let factory = self.factory(&mut kinds_own);
+        let factory = self.factory(&mut kinds_own, files);
         section.excuse(&kinds_own);
         let hints = Hints {
             keys: &[],
@@ -334,7 +339,11 @@ impl<'i> Reader<'_, 'i> {
     }
 
     /// Looks the kind of a handler up and has it read the handler's own settings.
-    fn factory(&mut self, section: &mut Section<'i>) -> Option<Box<dyn Factory>> {
+    fn factory(
+        &mut self,
+        section: &mut Section<'i>,
+        files: &mut check::Taken<PathBuf>,
+    ) -> Option<Box<dyn Factory>> {
         let kinds = self.kinds;
         let names = kinds.iter().map(|kind| kind.kind);
         let example = format!(
@@ -366,6 +375,9 @@ impl<'i> Reader<'_, 'i> {
         };
         let factory = section.read(hints, &mut self.findings, |settings| kind.read(settings))?;
         check::exposures(factory.exposures(), section, &mut self.findings);
+        if let Some(file) = factory.own_file() {
+            check::own_file(file, section, files, &mut self.findings);
+        }
         Some(factory)
     }
 }

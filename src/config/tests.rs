@@ -311,6 +311,21 @@ fn a_password_or_token_in_a_url_is_shown_by_no_report() {
     assert!(!report.contains("hunter2"), "{report}");
 }
 
+/// As the fixture of this has it for absolute paths.
+#[test]
+fn one_file_is_one_whether_its_path_begins_here_or_at_the_root() {
+    let here = env::current_dir().unwrap().join("nonexistent/x.ndjson");
+    let handler = |name: &str, path: &Path| {
+        format!("[handlers.{name}]\nkind = \"file\"\nevents = [\"*\"]\npath = {path:?}\n")
+    };
+    let first = handler("first", Path::new("nonexistent/x.ndjson"));
+    let report = read(&format!("{SOUND}{first}{}", handler("second", &here))).unwrap_err();
+    let report = report.to_string();
+    assert!(report.contains("two handlers write to /"), "{report}");
+    let other = handler("second", Path::new("nonexistent/y.ndjson"));
+    assert!(read(&format!("{SOUND}{first}{other}")).is_ok());
+}
+
 #[test]
 fn color_is_for_those_who_ask() {
     let report = read("").unwrap_err();

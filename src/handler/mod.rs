@@ -50,8 +50,8 @@ mod template;
 mod text;
 
 use std::{
-    any::type_name, fmt, future::Future, marker::PhantomData, panic::AssertUnwindSafe, pin::Pin,
-    time::Duration,
+    any::type_name, fmt, future::Future, marker::PhantomData, panic::AssertUnwindSafe, path::Path,
+    pin::Pin, time::Duration,
 };
 
 use jiff::Timestamp;
@@ -194,6 +194,12 @@ pub trait HandlerKind: DeserializeOwned + 'static {
         Vec::new()
     }
 
+    /// The file that the handler writes to and has to itself, behind the key of the setting that names
+    /// it.
+    fn own_file(&self) -> Option<(&'static str, &Path)> {
+        None
+    }
+
     /// Builds a handler. Must not wait for other machines: a handler that cannot reach its
     /// destination is built all the same, and its deliveries are retried.
     ///
@@ -319,6 +325,9 @@ pub trait Factory {
     /// See [`HandlerKind::exposures`].
     fn exposures(&self) -> Vec<Exposure>;
 
+    /// See [`HandlerKind::own_file`].
+    fn own_file(&self) -> Option<(&'static str, &Path)>;
+
     /// Builds the handler.
     ///
     /// # Errors
@@ -332,6 +341,10 @@ struct Settings<K>(K);
 impl<K: HandlerKind> Factory for Settings<K> {
     fn exposures(&self) -> Vec<Exposure> {
         self.0.exposures()
+    }
+
+    fn own_file(&self) -> Option<(&'static str, &Path)> {
+        self.0.own_file()
     }
 
     fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError> {

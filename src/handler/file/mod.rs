@@ -29,7 +29,7 @@ use writer::{Rotate, Writer};
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
     /// The file. Where there is none, it is created, and its directories with it, for its owner
-    /// and group alone to read. No two handlers should share one.
+    /// and group alone to read. No two handlers may share one.
     path: PathBuf,
     /// Whether an event is done only once it is on stable storage.
     #[serde(default = "synced")]
@@ -53,6 +53,10 @@ sync = true                     # false is faster, and loses the last lines in a
 rotate = { size = "64MiB" }     # or { every = "day" }
 "#;
     type Handler = Lines;
+
+    fn own_file(&self) -> Option<(&'static str, &Path)> {
+        Some(("path", &self.path))
+    }
 
     fn build(self, _context: &BuildContext) -> Result<Lines, BuildError> {
         let path: Arc<Path> = self.path.into();
