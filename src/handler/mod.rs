@@ -30,6 +30,7 @@ mod file;
 mod http;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod kind;
 #[cfg(any(feature = "amqp", feature = "mqtt"))]
 mod link;
 mod log;
@@ -57,6 +58,8 @@ use std::{
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+
+pub use kind::{Factory, Kind};
 
 use crate::{
     event::{self, EventFamily, EventId, HandlerName, Notification, Unreadable},
@@ -244,16 +247,6 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A [`HandlerKind`] with its type erased: one line of [`KINDS`].
-#[derive(Clone, Copy)]
-pub struct Kind {
-    /// [`HandlerKind::KIND`].
-    pub kind: &'static str,
-    /// [`HandlerKind::EXAMPLE`].
-    pub example: &'static str,
-    read: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Factory>, toml::de::Error>,
-}
-
 /// Every kind that comes with the crate.
 pub const KINDS: &[Kind] = &[
     Kind::of::<log::Settings>(),
@@ -290,67 +283,6 @@ pub const LEFT_OUT: &[&str] = &[
     #[cfg(not(feature = "sql"))]
     "sql",
 ];
-
-impl Kind {
-    /// The line for `K`.
-    pub const fn of<K: HandlerKind>() -> Self {
-        Self {
-            kind: K::KIND,
-            example: K::EXAMPLE,
-            read: |settings| Ok(Box::new(Settings(K::deserialize(settings)?))),
-        }
-    }
-
-    /// Reads a handler's settings.
-    ///
-    /// # Errors
-    ///
-    /// When they are not this kind's.
-    pub fn read(
-        &self,
-        settings: toml::de::ValueDeserializer<'_>,
-    ) -> Result<Box<dyn Factory>, toml::de::Error> {
-        (self.read)(settings)
-    }
-}
-
-impl fmt::Debug for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Kind").field(&self.kind).finish()
-    }
-}
-
-/// Settings that have been read and can be built: a [`HandlerKind`] with its type erased.
-pub trait Factory {
-    /// See [`HandlerKind::exposures`].
-    fn exposures(&self) -> Vec<Exposure>;
-
-    /// See [`HandlerKind::own_file`].
-    fn own_file(&self) -> Option<(&'static str, &Path)>;
-
-    /// Builds the handler.
-    ///
-    /// # Errors
-    ///
-    /// See [`HandlerKind::build`].
-    fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError>;
-}
-
-struct Settings<K>(K);
-
-impl<K: HandlerKind> Factory for Settings<K> {
-    fn exposures(&self) -> Vec<Exposure> {
-        self.0.exposures()
-    }
-
-    fn own_file(&self) -> Option<(&'static str, &Path)> {
-        self.0.own_file()
-    }
-
-    fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError> {
-        self.0.build(context).map(AnyHandler::new)
-    }
-}
 
 /// A [`Handler`] with its type erased.
 pub struct AnyHandler(Box<dyn Erased>);
