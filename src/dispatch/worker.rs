@@ -322,6 +322,7 @@ impl Worker {
                 deadline: Instant::now() + self.consumer.settings.timeout,
                 started_at: at,
                 replay: claim.replay.clone(),
+                replays: claim.replays,
                 superseded: claim.superseded,
             };
             let task = self.attempts.spawn(attempt(

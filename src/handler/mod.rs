@@ -126,6 +126,9 @@ pub struct DeliveryContext {
     pub started_at: Timestamp,
     /// Why this is a replay, if it is one.
     pub replay: Option<String>,
+    /// How often the delivery has been replayed: the same for every attempt at one replay, and for
+    /// no other replay.
+    pub replays: u32,
     /// Whether everything that this event reports on has been reported on again, with a later
     /// provider time. Zoom's retries arrive up to 85 minutes late, so an old emergency address can
     /// come after a newer one.

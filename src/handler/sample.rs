@@ -35,6 +35,7 @@ pub(super) fn context() -> DeliveryContext {
         deadline: Instant::now() + Duration::from_secs(10),
         started_at: "2026-03-04T06:00:00Z".parse().unwrap_or_default(),
         replay: None,
+        replays: 0,
         superseded: true,
     }
 }

@@ -222,6 +222,8 @@ pub struct Claim {
     pub since: Timestamp,
     /// Why this is a replay, if it is one.
     pub replay: Option<String>,
+    /// How often the delivery has been replayed.
+    pub replays: u32,
     /// Whether each topic of the event has been reported again, with a later provider time.
     pub superseded: bool,
 }

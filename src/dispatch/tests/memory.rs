@@ -167,6 +167,7 @@ impl Memory {
             attempt: row.attempts + 1,
             since: row.since,
             replay: Some(REPLAY.to_owned()),
+            replays: 1,
             superseded: true,
         }
     }

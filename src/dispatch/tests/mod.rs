@@ -326,6 +326,7 @@ async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
     assert_eq!(context.handler, "crm".into());
     assert_eq!(context.attempt, 1);
     assert_eq!(context.replay.as_deref(), Some(memory::REPLAY));
+    assert_eq!(context.replays, 1);
     assert!(context.superseded);
     assert!(stage.drain().await);
     assert_eq!(stage.count("crm", "skipped"), 1);

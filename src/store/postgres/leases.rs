@@ -106,6 +106,7 @@ impl Leases {
             attempt: offer.attempt,
             since: offer.since,
             replay: offer.replay,
+            replays: held.replays.cast_unsigned(),
             superseded: offer.superseded,
         })
     }

@@ -15,6 +15,7 @@ on_every_engine![
     parked_deliveries_are_listed_with_their_reason,
     what_is_parked_can_be_done_without,
     a_replay_comes_at_its_own_place_marked_as_one,
+    a_replay_has_a_number_that_its_attempts_share,
     a_replay_of_what_is_being_attempted_is_made_after_it,
     a_replay_never_runs_beside_another_of_its_key,
     a_replay_to_a_named_handler_needs_no_pattern,
@@ -201,6 +202,25 @@ async fn a_replay_comes_at_its_own_place_marked_as_one(place: Place) {
     );
     store.settle("crm", &claims[0], Verdict::Done).await;
     assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
+}
+
+async fn a_replay_has_a_number_that_its_attempts_share(place: Place) {
+    let (store, events) = with_parked(&place).await;
+    let selection = ReplaySelection {
+        ids: vec![events[0].id],
+        ..ReplaySelection::default()
+    };
+    for number in [1, 2] {
+        assert_eq!(replay(&place, &selection, 20), 1);
+        for verdict in [retry(20), parked()] {
+            let claims = store.claim("crm", at(20)).await;
+            let told: Vec<_> = claims.iter().map(|claim| claim.replays).collect();
+            assert_eq!((ids(&claims), told), (vec![events[0].id], vec![number]));
+            store.settle("crm", &claims[0], verdict).await;
+        }
+    }
+    let claims = store.claim("crm", at(20)).await;
+    assert_eq!((ids(&claims)[0], claims[0].replays), (events[1].id, 0));
 }
 
 async fn a_replay_of_what_is_being_attempted_is_made_after_it(place: Place) {

@@ -25,7 +25,7 @@ pub(super) struct Held {
     /// Nobody else of this lane is handed out meanwhile.
     pub(super) lane: Option<Lane>,
     /// How often the delivery had been replayed when it was handed out.
-    pub(super) replays: i64,
+    pub(super) replays: u32,
 }
 
 /// A delivery that can be handed out.
@@ -136,6 +136,7 @@ impl Books {
             attempt: candidate.attempts + 1,
             since: candidate.since.map_or(now, time),
             replay: candidate.replay,
+            replays: candidate.held.replays,
             superseded,
         }))
     }

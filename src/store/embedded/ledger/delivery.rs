@@ -76,7 +76,7 @@ pub(super) struct Row {
     pub(super) lane: Option<Lane>,
     pub(super) state: i64,
     /// How often it has been replayed.
-    pub(super) replays: i64,
+    pub(super) replays: u32,
 }
 
 impl Row {
