@@ -22,6 +22,7 @@ mod amqp;
     feature = "redis"
 ))]
 mod broker;
+mod client;
 pub mod cloud_event;
 #[cfg(any(feature = "amqp", feature = "mqtt"))]
 mod dial;

@@ -23,18 +23,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::{Timestamp, fmt::rfc2822};
-use reqwest::{Client, Response, redirect::Policy};
-use rustls::ClientConfig;
+use reqwest::{Client, Response};
 use tokio::time::timeout;
 
 use super::{
-    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, client,
     cloud_event::CloudEvent,
     message::{Format, Message, to_header},
     signature::Signer,
-    with_causes,
 };
-use crate::{client_tls::ClientTls, wire::Exposure};
+use crate::wire::Exposure;
 use settings::Destination;
 
 pub(super) use settings::Settings;
@@ -47,10 +45,6 @@ const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature
 /// used again. Nothing in it matters.
 const LONGEST_ANSWER: usize = 64 << 10;
 const LONGEST_LISTENING: Duration = Duration::from_millis(250);
-
-/// How long a connection is kept for the next request: less than common servers keep theirs, so
-/// that none is used just as the other side closes it.
-const KEPT_IDLE: Duration = Duration::from_secs(20);
 
 impl HandlerKind for Settings {
     const KIND: &'static str = "http";
@@ -79,23 +73,17 @@ timeout = "10s"
     }
 
     fn build(self, context: &BuildContext) -> Result<Http, BuildError> {
-        let builder = Client::builder()
-            .tls_backend_preconfigured(self.tls().and_then(|tls| speak(&tls)).map_err(BuildError)?)
-            .user_agent(concat!("hookswitch/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
-            .no_proxy()
-            .connect_timeout(self.connect_timeout.min(context.timeout))
-            // A backstop: the dispatcher gives the attempt up sooner, and says so.
-            .timeout(context.timeout.saturating_mul(2))
-            .pool_idle_timeout(KEPT_IDLE)
-            .pool_max_idle_per_host(context.concurrency);
+        let tls = self.tls().map_err(BuildError)?;
+        let builder = client::builder(context, self.connect_timeout, &tls)?;
         let builder = match self.proxy {
-            Some(Destination(url)) => builder.proxy(reqwest::Proxy::all(url).map_err(refuse)?),
+            Some(Destination(url)) => {
+                builder.proxy(reqwest::Proxy::all(url).map_err(client::refuse)?)
+            }
             None => builder,
         };
         let signer = self.signing_secret.as_ref().map(Signer::new).transpose();
         Ok(Http {
-            client: builder.build().map_err(refuse)?,
+            client: builder.build().map_err(client::refuse)?,
             url: self.url,
             format: self.format,
             signer: signer.map_err(|problem| BuildError(problem.to_string()))?,
@@ -106,18 +94,6 @@ timeout = "10s"
                 .collect(),
         })
     }
-}
-
-/// TLS as HTTP has it: the newest version that both sides speak is agreed on by the way.
-fn speak(tls: &ClientTls) -> Result<ClientConfig, String> {
-    let mut config = tls.config()?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
-fn refuse(error: reqwest::Error) -> BuildError {
-    let problem = describe(error);
-    BuildError(format!("the HTTP client cannot be built: {problem}"))
 }
 
 /// The handler.
@@ -146,7 +122,7 @@ impl Handler for Http {
                 timeout(LONGEST_LISTENING, exhaust(response)).await.ok();
                 outcome
             }
-            Err(error) => Outcome::retry(format!("got no answer: {}", describe(error))),
+            Err(error) => Outcome::retry(format!("got no answer: {}", client::describe(error))),
         }
     }
 }
@@ -221,11 +197,6 @@ async fn exhaust(mut response: Response) {
             return;
         }
     }
-}
-
-/// What went wrong, down to its first cause, without the URL.
-fn describe(error: reqwest::Error) -> String {
-    with_causes(&error.without_url())
 }
 
 #[cfg(test)]
