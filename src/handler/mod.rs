@@ -19,7 +19,8 @@ mod amqp;
     feature = "amqp",
     feature = "mqtt",
     feature = "nats",
-    feature = "redis"
+    feature = "redis",
+    feature = "sqs"
 ))]
 mod broker;
 mod client;
@@ -47,6 +48,8 @@ mod sample;
 mod signature;
 #[cfg(feature = "sql")]
 mod sql;
+#[cfg(feature = "sqs")]
+mod sqs;
 #[cfg(any(feature = "amqp", feature = "mqtt", feature = "nats"))]
 mod template;
 mod text;
@@ -269,6 +272,8 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<redis::Settings>(),
     #[cfg(feature = "sql")]
     Kind::of::<sql::Settings>(),
+    #[cfg(feature = "sqs")]
+    Kind::of::<sqs::Settings>(),
 ];
 
 /// Every kind that would come with the crate, had its feature been asked for. A feature is called
@@ -286,6 +291,8 @@ pub const LEFT_OUT: &[&str] = &[
     "redis",
     #[cfg(not(feature = "sql"))]
     "sql",
+    #[cfg(not(feature = "sqs"))]
+    "sqs",
 ];
 
 /// A [`Handler`] with its type erased.

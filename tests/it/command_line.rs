@@ -42,6 +42,8 @@ fn every_shipped_configuration_is_sound() {
             .env("NATS_PASSWORD", "x")
             .env("REDIS_PASSWORD", "x")
             .env("SCRIPT_API_KEY", "x")
+            .env("SQS_ACCESS_KEY_ID", "x")
+            .env("SQS_SECRET_ACCESS_KEY", "x")
             .env("WAREHOUSE_PASSWORD", "x")
             .env(
                 "CRM_SIGNING_SECRET",

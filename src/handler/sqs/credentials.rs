@@ -1,0 +1,232 @@
+//! Who we are to AWS, and how a request shows it: Signature Version 4.
+//!
+//! Keys stand in the TOML by reference, or are looked for where AWS's own tools look, in this order,
+//! by the client library:
+//!
+//! 1. the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`;
+//! 2. the profile `AWS_PROFILE` of `~/.aws/credentials` and `~/.aws/config`;
+//! 3. a web identity, which is how pods have roles: `AWS_ROLE_ARN`, `AWS_WEB_IDENTITY_TOKEN_FILE`;
+//! 4. a container's agent: `AWS_CONTAINER_CREDENTIALS_FULL_URI` or `_RELATIVE_URI`;
+//! 5. the metadata of an EC2 instance, version 2.
+//!
+//! The first place that has some is the one. A place that ought to have some and fails is the end of
+//! the search, so that nobody becomes somebody else by accident. Neither `credential_process` nor
+//! SSO is among them: both are for people at a keyboard.
+//!
+//! What runs out is renewed two minutes before, and what the queue no longer believes is looked for
+//! anew.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use reqsign_aws_v4::{
+    AssumeRoleWithWebIdentityCredentialProvider as WebIdentity, Credential,
+    ECSCredentialProvider as Container, EnvCredentialProvider as Environment,
+    IMDSv2CredentialProvider as Instance, ProfileCredentialProvider as Profile, RequestSigner,
+};
+use reqsign_core::{
+    Context, Error, FileRead, HttpSend, OsEnv, ProvideCredential, ProvideCredentialDyn, Result,
+    Signer,
+};
+use reqwest::{Client, redirect::Policy};
+
+use super::body_of;
+use crate::{
+    handler::{client, text::Text, with_causes},
+    secret::Secret,
+};
+
+/// How long a place may take to be reached, and to answer. An address that nobody is at, such as
+/// that of an instance's metadata elsewhere, must not take up a whole attempt.
+const REACHED_WITHIN: Duration = Duration::from_secs(1);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How much of a problem is told, in characters: some quote a whole page.
+const LONGEST_PROBLEM: usize = 300;
+
+/// Keys from the TOML.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    /// Which.
+    pub(super) id: Text,
+    /// What proves that they are ours.
+    pub(super) secret: Secret,
+    /// What belongs to keys that run out.
+    pub(super) token: Option<Secret>,
+}
+
+/// Signs requests to one region's SQS.
+#[derive(Debug)]
+pub(super) struct Identity {
+    region: String,
+    source: Arc<Source>,
+    context: Context,
+    /// Holds credentials until they run out.
+    signer: ArcSwap<Signer<Credential>>,
+}
+
+/// A signer as one attempt used it.
+pub(super) type Used = Arc<Signer<Credential>>;
+
+impl Identity {
+    /// Who has `keys`.
+    pub(super) fn given(keys: Keys, region: String) -> Self {
+        Self::new(Source::Given(keys), Context::new(), region)
+    }
+
+    /// Who AWS's usual places say that we are.
+    ///
+    /// # Errors
+    ///
+    /// When no HTTP client can be had.
+    pub(super) fn found(region: String) -> reqwest::Result<Self> {
+        let client = Client::builder()
+            .user_agent(client::USER_AGENT)
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(REACHED_WITHIN)
+            .timeout(ANSWERED_WITHIN)
+            .build()?;
+        let context = Context::new()
+            .with_env(OsEnv)
+            .with_file_read(Disk)
+            .with_http_send(Web(client));
+        Ok(Self::new(Source::found(&region), context, region))
+    }
+
+    fn new(source: Source, context: Context, region: String) -> Self {
+        let source = Arc::new(source);
+        let signer = signer(&source, &context, &region);
+        Self {
+            region,
+            source,
+            context,
+            signer: ArcSwap::from_pointee(signer),
+        }
+    }
+
+    /// Adds what proves who sends the request, whose headers are all signed.
+    ///
+    /// # Errors
+    ///
+    /// Says where there are no credentials, and why.
+    pub(super) async fn sign(&self, request: &mut Parts) -> std::result::Result<Used, String> {
+        let signer = self.signer.load_full();
+        match signer.sign(request, None).await {
+            Ok(()) => Ok(signer),
+            Err(error) => Err(format!("there are no credentials: {}", describe(&error))),
+        }
+    }
+
+    /// Forgets the credentials of an attempt, unless somebody has done so already.
+    pub(super) fn forget(&self, used: &Used) {
+        let anew = signer(&self.source, &self.context, &self.region);
+        self.signer.compare_and_swap(used, Arc::new(anew));
+    }
+}
+
+fn signer(source: &Arc<Source>, context: &Context, region: &str) -> Signer<Credential> {
+    // A private host may be called anything; none of them is S3's.
+    let requests = RequestSigner::new("sqs", region).with_standard_session_token();
+    Signer::new(context.clone(), source.clone(), requests)
+}
+
+/// Where credentials come from.
+#[derive(Debug)]
+enum Source {
+    Given(Keys),
+    Found(Vec<Place>),
+}
+
+/// One of the places, and what it is called.
+type Place = (
+    &'static str,
+    Box<dyn ProvideCredentialDyn<Credential = Credential>>,
+);
+
+impl Source {
+    fn found(region: &str) -> Self {
+        // The other endpoint of STS is in one region, and not in every partition.
+        let web_identity = WebIdentity::new()
+            .with_region(region.to_owned())
+            .with_regional_sts_endpoint();
+        Self::Found(vec![
+            ("the environment", Box::new(Environment::new())),
+            ("the profile", Box::new(Profile::new())),
+            ("the web identity", Box::new(web_identity)),
+            ("the container's agent", Box::new(Container::new())),
+            ("the instance's metadata", Box::new(Instance::new())),
+        ])
+    }
+}
+
+impl ProvideCredential for Source {
+    type Credential = Credential;
+
+    async fn provide_credential(&self, context: &Context) -> Result<Option<Credential>> {
+        let places = match self {
+            Self::Given(keys) => return Ok(Some(keys.to_credential())),
+            Self::Found(places) => places,
+        };
+        for (name, place) in places {
+            match place.provide_credential_dyn(context).await {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    let problem = format!("{name} has none: {}", describe(&error));
+                    return Err(Error::credential_invalid(problem));
+                }
+            }
+        }
+        let problem = "none are where AWS's tools look; give `access_key_id` and \
+                       `secret_access_key`";
+        Err(Error::credential_invalid(problem))
+    }
+}
+
+impl Keys {
+    fn to_credential(&self) -> Credential {
+        Credential {
+            access_key_id: self.id.expose().to_owned(),
+            secret_access_key: self.secret.expose().to_owned(),
+            session_token: self.token.as_ref().map(|token| token.expose().to_owned()),
+            expires_in: None,
+        }
+    }
+}
+
+fn describe(error: &Error) -> String {
+    let text = with_causes(error).replace(char::is_control, " ");
+    text.chars().take(LONGEST_PROBLEM).collect()
+}
+
+/// How places read files.
+#[derive(Debug)]
+struct Disk;
+
+impl FileRead for Disk {
+    async fn file_read(&self, path: &str) -> Result<Vec<u8>> {
+        let read = tokio::fs::read(path).await;
+        read.map_err(|error| Error::config_invalid(format!("{path} cannot be read: {error}")))
+    }
+}
+
+/// How places ask others.
+#[derive(Debug)]
+struct Web(Client);
+
+impl HttpSend for Web {
+    async fn http_send(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
+        let failed = |error| {
+            let problem = client::describe(error);
+            Error::unexpected(format!("got no answer: {problem}"))
+        };
+        let request = request.try_into().map_err(failed)?;
+        let mut response = self.0.execute(request).await.map_err(failed)?;
+        let mut answer = Response::new(body_of(&mut response).await.map_err(failed)?);
+        *answer.status_mut() = response.status();
+        Ok(answer)
+    }
+}

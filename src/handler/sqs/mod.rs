@@ -1,0 +1,176 @@
+//! `sqs`: a message in a queue of Amazon SQS for each event, by `SendMessage`.
+//!
+//! CloudEvents has no binding for SQS. A message is made as in the bindings to other brokers:
+//!
+//! | `format` | `MessageBody` | attribute `content-type` |
+//! |---|---|---|
+//! | `structured` | the CloudEvent as JSON | `application/cloudevents+json` |
+//! | `raw` | the provider's, byte for byte | the data's own |
+//!
+//! There is no `binary`: a message has room for ten attributes, a CloudEvent of ours has up to
+//! twelve, and leaving some out would make another event of it.
+//!
+//! SQS takes [few characters less][limits] than there are in Unicode. Of those that it does not take,
+//! JSON can hold two as they are, U+FFFE and U+FFFF; the structured form escapes them. In the raw
+//! form, and for a raw body that is no text, the event is parked.
+//!
+//! **Done** means that SQS has answered with the message's id: it is on several servers then. If the
+//! answer has the MD5 of another body, the message is sent again.
+//!
+//! **A queue whose name ends in `.fifo`** keeps the order of each group and drops copies. A
+//! message's group is the event's key; an event without a key is a group of its own. Characters
+//! that a group may not have are percent-encoded, and what is longer than 128 characters then is
+//! replaced by its SHA-256. What copies are told by is the event's id, a slash and the handler's name
+//! (two handlers may fill one queue), the same in each attempt, so for five minutes the queue takes
+//! one message however often hookswitch had to try. A replay is wanted although the event has been
+//! there before, so its number follows, after another slash.
+//!
+//! **Any other queue** promises neither: it may deliver a message twice, and late.
+//!
+//! | answer | outcome |
+//! |---|---|
+//! | 200 with a message's id | done |
+//! | the message is too large, or holds a character that SQS does not take | parked |
+//! | more than 1 MiB with its attributes, which no queue can be made to take | parked, unsent |
+//! | throttled, 5xx, any other error of the queue, such as that it is not there | tried again |
+//! | wrong or expired credentials, or none | looked for anew and tried again |
+//! | no connection, no answer | tried again |
+//!
+//! What is parked is so for what the event is; what is wrong with the whole of it, such as a policy,
+//! is tried again, for an operator can mend it and lose nothing.
+//!
+//! **Invariant:** of what the queue says only its code is in a reason: its messages may quote ours.
+//!
+//! [limits]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+
+mod answer;
+mod credentials;
+mod message;
+mod queue;
+mod settings;
+
+use bytes::Bytes;
+use http::{Request, header};
+use reqwest::{Client, Response};
+use sha2::{Digest, Sha256};
+
+use super::{
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, client,
+    cloud_event::CloudEvent,
+    message::{Format, Message},
+    with_causes,
+};
+use answer::Answer;
+use credentials::Identity;
+use message::SendMessage;
+use queue::Queue;
+
+pub(super) use settings::Settings;
+
+/// How much of an answer is read, in bytes. SQS's are of a few hundred.
+const LONGEST_ANSWER: usize = 64 << 10;
+
+impl HandlerKind for Settings {
+    const KIND: &'static str = "sqs";
+    const EXAMPLE: &'static str = r#"
+[handlers.queue]
+kind = "sqs"
+events = ["*"]
+queue_url = "https://sqs.eu-west-1.amazonaws.com/111122223333/telephony.fifo"
+# region = "eu-west-1"                                  # where the URL does not say it
+access_key_id = { env = "SQS_ACCESS_KEY_ID" }           # without keys, AWS's usual sources are asked
+secret_access_key = { env = "SQS_SECRET_ACCESS_KEY" }
+# session_token = { env = "SQS_SESSION_TOKEN" }
+# ca = "/etc/hookswitch/sqs-ca.pem"                     # in place of the system's
+format = "structured"                                   # or "raw"
+connect_timeout = "5s"
+"#;
+    type Handler = Sqs;
+
+    fn build(self, context: &BuildContext) -> Result<Sqs, BuildError> {
+        let region = self.region().map_err(BuildError)?;
+        let identity = match self.keys().map_err(BuildError)? {
+            Some(keys) => Identity::given(keys, region),
+            None => Identity::found(region).map_err(client::refuse)?,
+        };
+        let tls = self.tls().map_err(BuildError)?;
+        let builder = client::builder(context, self.connect_timeout, &tls)?;
+        Ok(Sqs {
+            client: builder.build().map_err(client::refuse)?,
+            identity,
+            queue: self.queue_url,
+            format: self.format.0,
+        })
+    }
+}
+
+/// The handler.
+#[derive(Debug)]
+pub(super) struct Sqs {
+    client: Client,
+    identity: Identity,
+    queue: Queue,
+    format: Format,
+}
+
+impl Handler for Sqs {
+    type Event = AnyEvent;
+
+    async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
+        let event = CloudEvent::new(delivery.notification, delivery.context);
+        let message = Message::new(&event, self.format);
+        let message = match SendMessage::new(&self.queue, &message, &delivery, self.format) {
+            Ok(message) => message,
+            Err(unfit) => return Outcome::park(unfit),
+        };
+        match self.send(&message).await {
+            Ok(answer) => answer.outcome(&message.message_body),
+            Err(why) => Outcome::retry(why),
+        }
+    }
+}
+
+impl Sqs {
+    async fn send(&self, message: &SendMessage<'_>) -> Result<Answer, String> {
+        let unwritable = |problem: &dyn std::error::Error| {
+            format!("the request cannot be written: {}", with_causes(problem))
+        };
+        let body = serde_json::to_vec(message).map_err(|problem| unwritable(&problem))?;
+        let request = Request::post(self.queue.endpoint.as_str())
+            .header(header::CONTENT_TYPE, "application/x-amz-json-1.0")
+            .header("x-amz-target", "AmazonSQS.SendMessage")
+            .header("x-amz-content-sha256", hex(&Sha256::digest(&body)))
+            .body(())
+            .map_err(|problem| unwritable(&problem))?;
+        let (mut head, ()) = request.into_parts();
+        let used = self.identity.sign(&mut head).await?;
+        let request = Request::from_parts(head, body);
+        let request = request.try_into().map_err(got_no_answer)?;
+        let mut response = self.client.execute(request).await.map_err(got_no_answer)?;
+        let body = body_of(&mut response).await.map_err(got_no_answer)?;
+        let answer = Answer::read(response.status(), &body);
+        if answer.is_of_credentials() {
+            self.identity.forget(&used);
+        }
+        Ok(answer)
+    }
+}
+
+/// The body of an answer, or as much of it as is worth reading.
+async fn body_of(response: &mut Response) -> reqwest::Result<Bytes> {
+    let mut body = Vec::new();
+    while body.len() < LONGEST_ANSWER
+        && let Some(chunk) = response.chunk().await?
+    {
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
+}
+
+fn got_no_answer(error: reqwest::Error) -> String {
+    format!("got no answer: {}", client::describe(error))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,156 @@
+//! What the TOML says of an `sqs` handler.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{
+    credentials::Keys,
+    queue::{Queue, Region},
+};
+use crate::{
+    authorities::Authorities,
+    client_tls::ClientTls,
+    handler::{self, message::Format, text::Text},
+    quantity,
+    secret::Secret,
+};
+
+/// Settings, which are checked while they are read as far as each one can be by itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::handler) struct Settings {
+    /// Where messages go.
+    pub(super) queue_url: Queue,
+    /// What signatures are for, where the URL does not say.
+    region: Option<Region>,
+    /// As whom; what AWS's usual sources say where nothing is said.
+    access_key_id: Option<Text>,
+    /// What proves it.
+    secret_access_key: Option<Secret>,
+    /// What belongs to keys that run out.
+    session_token: Option<Secret>,
+    /// Who may vouch for the server.
+    ca: Option<Authorities>,
+    /// What a message is.
+    #[serde(default)]
+    pub(super) format: Form,
+    /// How long a connection may take to be made.
+    #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    pub(super) connect_timeout: Duration,
+}
+
+/// A [`Format`] that a message has room for.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(try_from = "Format")]
+pub(super) struct Form(pub(super) Format);
+
+impl TryFrom<Format> for Form {
+    type Error = &'static str;
+
+    fn try_from(format: Format) -> Result<Self, Self::Error> {
+        match format {
+            Format::Structured | Format::Raw => Ok(Self(format)),
+            Format::Binary => Err(
+                "a message has room for ten attributes, which are fewer than a CloudEvent has; use \
+                 \"structured\" or \"raw\"",
+            ),
+        }
+    }
+}
+
+impl Settings {
+    /// What signatures are for.
+    ///
+    /// # Errors
+    ///
+    /// When neither the URL nor a setting says it, or they say different things.
+    pub(super) fn region(&self) -> Result<String, String> {
+        match (self.queue_url.region(), &self.region) {
+            (Some(named), Some(region)) if named != region.0 => Err(format!(
+                "`region` is {:?}, and the queue's URL is in {named:?}; leave `region` out",
+                region.0
+            )),
+            (_, Some(region)) => Ok(region.0.clone()),
+            (Some(named), None) => Ok(named.to_owned()),
+            (None, None) => Err(
+                "the queue's URL does not say which region it is in; add `region`, such as \
+                 \"eu-west-1\""
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// The keys that are given, if any are.
+    ///
+    /// # Errors
+    ///
+    /// When some of them are missing.
+    pub(super) fn keys(&self) -> Result<Option<Keys>, String> {
+        let (given, missing) = match (&self.access_key_id, &self.secret_access_key) {
+            (Some(id), Some(secret)) => {
+                return Ok(Some(Keys {
+                    id: id.clone(),
+                    secret: secret.clone(),
+                    token: self.session_token.clone(),
+                }));
+            }
+            (None, None) if self.session_token.is_none() => return Ok(None),
+            (None, None) => ("session_token", "access_key_id"),
+            (Some(_), None) => ("access_key_id", "secret_access_key"),
+            (None, Some(_)) => ("secret_access_key", "access_key_id"),
+        };
+        Err(format!(
+            "`{given}` is given without `{missing}`; they come together, or not at all"
+        ))
+    }
+
+    /// What was said of TLS.
+    ///
+    /// # Errors
+    ///
+    /// When something was, and the URL asks for none.
+    pub(super) fn tls(&self) -> Result<ClientTls, String> {
+        let tls = ClientTls::new(self.ca.as_ref(), None, None)?;
+        if !self.queue_url.is_tls() {
+            tls.forgo("begin `queue_url` with \"https://\"")?;
+        }
+        Ok(tls)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        handler::{BuildContext, HandlerKind},
+        secret::{self, Sources},
+    };
+
+    /// Settings for a queue at `scheme`, with `more`.
+    fn settings(scheme: &str, more: &str) -> Settings {
+        let sources = Sources {
+            env: |_| Some("hush".to_owned()),
+            inline: false,
+        };
+        let text = format!("queue_url = '{scheme}://sqs.eu-west-1.amazonaws.com/1/q'\n{more}");
+        let table = toml::Deserializer::parse(&text).unwrap();
+        secret::with(sources, || Settings::deserialize(table)).unwrap()
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let keys = "access_key_id = { env = 'A' }\nsecret_access_key = { env = 'A' }\n\
+                    session_token = { env = 'A' }";
+        let settings = settings("http", keys);
+        assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
+        let handler = settings.build(&BuildContext {
+            name: "bus".into(),
+            concurrency: 8,
+            timeout: Duration::from_secs(10),
+        });
+        assert!(!format!("{handler:?}").contains("hush"), "{handler:?}");
+    }
+}
