@@ -34,6 +34,8 @@ mod replicas;
 mod shipped;
 #[cfg(feature = "sql")]
 mod sql;
+#[cfg(feature = "sqs")]
+mod sqs;
 #[path = "../support"]
 mod support {
     pub(crate) mod door;
