@@ -56,13 +56,16 @@ impl Door {
     ///
     /// When the address cannot be had, or the certificate or its key cannot be used.
     pub fn bind(settings: &Settings, metrics: &Metrics) -> Result<Self, Error> {
-        descriptors::make_room(settings.max_connections);
+        let settings = Settings {
+            max_connections: descriptors::connections(settings.max_connections),
+            ..settings.clone()
+        };
         let tally = Tally {
             open: metrics.connections.clone(),
             refused: metrics.connections_refused.clone(),
             certificate_ends: metrics.certificate_expiry_timestamp_seconds.clone(),
         };
-        let listener = Listener::bind(settings, tally)?;
+        let listener = Listener::bind(&settings, tally)?;
         Ok(Self { listener })
     }
 
@@ -135,7 +138,7 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The certificate, where TLS ends here and not at a proxy.
     pub tls: Option<Tls>,
-    /// How many connections may be open. For one more, the one that has kept us waiting longest is
+    /// How many connections may be open, if the system allows as many files. For one more, the one that has kept us waiting longest is
     /// closed.
     pub max_connections: usize,
     /// How many requests may be in flight. For one more, the one whose body has been on its way
