@@ -145,6 +145,18 @@ impl<E> Delivery<'_, E> {
     pub const fn idempotency_key(&self) -> EventId {
         self.notification.id
     }
+
+    /// What a destination can drop copies by that it has had from us before: the event's id, a slash
+    /// and the handler's name, since two handlers may fill one destination; the same in each attempt.
+    /// A replay is wanted although the event has been there before, so its number follows, after
+    /// another slash.
+    pub fn copy_key(&self) -> String {
+        let (id, context) = (self.idempotency_key(), self.context);
+        match context.replays {
+            0 => format!("{id}/{}", context.handler),
+            replay => format!("{id}/{}/{replay}", context.handler),
+        }
+    }
 }
 
 /// How an attempt went, in the handler's own view.

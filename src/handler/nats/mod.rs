@@ -11,11 +11,9 @@
 //! **Order.** A stream keeps messages in the order of their acknowledgements, so with
 //! `order = "key"` it has each key's events in the order in which they arrived.
 //!
-//! **Copies.** `Nats-Msg-Id` is the event's id, a slash and the handler's name (two handlers may
-//! fill one stream), the same in each attempt, so within its duplicate window a stream keeps one
-//! message however often hookswitch had to try. A replay is wanted although the event has been
-//! there before, so its messages have no `Nats-Msg-Id`, and one whose acknowledgement was lost is
-//! there twice.
+//! **Copies.** `Nats-Msg-Id` is the delivery's [copy key](Delivery::copy_key), so within its
+//! duplicate window a stream keeps one message however often hookswitch had to try, and one more for
+//! each replay.
 //!
 //! | answer | outcome |
 //! |---|---|
@@ -130,12 +128,7 @@ fn headers(delivery: &Delivery<'_, AnyEvent>, message: &Message, format: Format)
     if format != Format::Binary {
         headers.insert("Content-Type", message.content_type);
     }
-    let context = delivery.context;
-    if context.replay.is_none() {
-        let id = delivery.idempotency_key();
-        let handler = to_header(context.handler.as_str());
-        headers.insert("Nats-Msg-Id", format!("{id}/{handler}"));
-    }
+    headers.insert("Nats-Msg-Id", &*to_header(&delivery.copy_key()));
     headers
 }
 

@@ -118,19 +118,13 @@ fn is_forbidden(character: char) -> bool {
 
 impl Fifo {
     fn new(delivery: &Delivery<'_, AnyEvent>) -> Self {
-        let (context, id) = (delivery.context, delivery.idempotency_key());
         let key = delivery.notification.key.as_ref().map(Key::as_str);
-        let group = match key {
-            Some(key) if !key.is_empty() => permitted(key),
-            _ => id.to_string(),
-        };
-        let copies = match context.replays {
-            0 => format!("{id}/{}", context.handler.as_str()),
-            number => format!("{id}/{}/{number}", context.handler.as_str()),
-        };
         Self {
-            message_group_id: group,
-            message_deduplication_id: permitted(&copies),
+            message_group_id: match key {
+                Some(key) if !key.is_empty() => permitted(key),
+                _ => delivery.idempotency_key().to_string(),
+            },
+            message_deduplication_id: permitted(&delivery.copy_key()),
         }
     }
 }

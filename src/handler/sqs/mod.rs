@@ -20,10 +20,9 @@
 //! **A queue whose name ends in `.fifo`** keeps the order of each group and drops copies. A
 //! message's group is the event's key; an event without a key is a group of its own. Characters
 //! that a group may not have are percent-encoded, and what is longer than 128 characters then is
-//! replaced by its SHA-256. What copies are told by is the event's id, a slash and the handler's name
-//! (two handlers may fill one queue), the same in each attempt, so for five minutes the queue takes
-//! one message however often hookswitch had to try. A replay is wanted although the event has been
-//! there before, so its number follows, after another slash.
+//! replaced by its SHA-256. What copies are told by is the delivery's [copy key](Delivery::copy_key), so
+//! for five minutes the queue takes one message however often hookswitch had to try, and one more for
+//! each replay.
 //!
 //! **Any other queue** promises neither: it may deliver a message twice, and late.
 //!

@@ -358,6 +358,12 @@ fn a_replay_is_no_copy_to_the_stream() {
     assert_eq!(events[0].get("replayreason"), None);
     assert_eq!(events[2]["replayreason"], "lost");
     assert_eq!(events[0]["id"], events[2]["id"]);
+    let id = events[0]["id"].as_str().unwrap();
+    // Each is told from the others, and from no other attempt at it.
+    let stored = client.stored("telephony").into_iter();
+    let told: Vec<_> = stored.map(|it| it.headers["Nats-Msg-Id"].clone()).collect();
+    let wanted = ["", "/1", "/2"].map(|end| format!("{id}/bus{end}"));
+    assert_eq!(told, wanted);
 }
 
 #[test]
