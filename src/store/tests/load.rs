@@ -8,12 +8,15 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+
 use super::{Place, at, by_key, eventually, keyed, on_every_engine};
 use crate::{event::Notification, store::Verdict};
 
 on_every_engine![
     what_is_appended_by_many_at_once_is_all_there_and_in_the_order_of_each,
     events_are_delivered_in_order_while_more_arrive,
+    what_is_stored_makes_room_for_more,
 ];
 
 /// Event `turn` of sender `sender`, who has a key of its own.
@@ -80,4 +83,15 @@ async fn events_are_delivered_in_order_while_more_arrive(place: Place) {
     .await;
     let events = sender.await.unwrap();
     assert_eq!(by_key(got.iter().map(|event| &**event)), by_key(&events));
+}
+
+async fn what_is_stored_makes_room_for_more(place: Place) {
+    let store = place.subscribed().await;
+    let large = |n| Notification {
+        body: Bytes::from(vec![b' '; 1 << 20]),
+        ..keyed(n, "a")
+    };
+    // More than may wait at once.
+    store.append_all((0..40).map(large)).await;
+    assert_eq!(store.drain("crm").await.len(), 40);
 }

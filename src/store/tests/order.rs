@@ -1,6 +1,6 @@
 //! Of one key, one at a time and in order; of different keys, as they come.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Place, at, by_key, clock, event, eventually, everything, ids, keyed, on_every_engine, parked,
@@ -8,13 +8,14 @@ use super::{
 };
 use crate::{
     event::{HandlerName, Notification},
-    store::{Subscription, Verdict},
+    store::{Records, ReplaySelection, Subscription, Verdict},
 };
 
 on_every_engine![
     events_of_one_key_come_one_at_a_time_in_order,
     events_without_a_key_wait_for_nobody,
     a_delivery_that_waits_for_its_retry_holds_up_its_key,
+    nothing_overtakes_a_retry_behind_a_replay,
     a_parked_delivery_holds_up_nobody,
     without_order_everything_comes_at_once,
     a_handler_whose_order_changes_keeps_to_the_new_one,
@@ -73,6 +74,29 @@ async fn a_delivery_that_waits_for_its_retry_holds_up_its_key(place: Place) {
     assert_eq!(ids(&store.claim("crm", at(60)).await), [events[1].id]);
 }
 
+async fn nothing_overtakes_a_retry_behind_a_replay(place: Place) {
+    let store = place.subscribed().await;
+    let events = [keyed(1, "a"), keyed(2, "a"), keyed(3, "a")];
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    let claims = store.claim("crm", at(10)).await;
+    store.settle("crm", &claims[0], retry(60)).await;
+    let selection = ReplaySelection {
+        ids: vec![events[0].id],
+        ..ReplaySelection::default()
+    };
+    let replay =
+        |records: &mut dyn Records| records.replay(&selection, "again", at(20), &mut |_| {});
+    place.operator(replay).unwrap();
+    let first = store.claim("crm", at(30)).await;
+    assert_eq!(ids(&first), [events[0].id]);
+    let next = store.settle_all("crm", &first, Verdict::Done).await;
+    assert_eq!(ids(&next), [], "the next one is not due");
+    assert_eq!(ids(&store.claim("crm", at(59)).await), []);
+    assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
+}
+
 async fn a_parked_delivery_holds_up_nobody(place: Place) {
     let store = place.subscribed().await;
     let events = [keyed(1, "a"), keyed(2, "a")];
@@ -85,8 +109,18 @@ async fn a_parked_delivery_holds_up_nobody(place: Place) {
 async fn without_order_everything_comes_at_once(place: Place) {
     let store = place.open().await;
     store.store.subscribe(vec![unordered()]).await.unwrap();
-    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
-    assert_eq!(store.claim("crm", at(10)).await.len(), 2);
+    // At once, so that an engine may store them together.
+    let store = Arc::new(store);
+    let appends: Vec<_> = (0..50)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.append(&keyed(n, "a")).await })
+        })
+        .collect();
+    for append in appends {
+        append.await.unwrap().unwrap();
+    }
+    assert_eq!(store.claim("crm", at(10)).await.len(), 50);
 }
 
 fn unordered() -> Subscription {
@@ -103,7 +137,8 @@ async fn a_handler_whose_order_changes_keeps_to_the_new_one(place: Place) {
     let held = store.claim("crm", at(10)).await;
     assert_eq!(held.len(), 1);
     store.store.subscribe(vec![unordered()]).await.unwrap();
-    assert_eq!(store.claim_once("crm", 1, at(10)).await.len(), 1);
+    let second = store.claim_once("crm", 1, at(10)).await;
+    assert_eq!(ids(&second), [events[1].id], "the first one is in hand");
     store.subscribe(&["crm"]).await;
     assert!(
         store.claim("crm", at(10)).await.is_empty(),
@@ -114,6 +149,9 @@ async fn a_handler_whose_order_changes_keeps_to_the_new_one(place: Place) {
         store.claim("crm", at(10)).await.is_empty(),
         "another one still is"
     );
+    store.store.subscribe(vec![unordered()]).await.unwrap();
+    let rest = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&rest), [events[0].id, events[2].id]);
 }
 
 async fn no_more_is_handed_out_than_was_asked_for_and_oldest_first(place: Place) {

@@ -71,6 +71,15 @@ async fn every_verdict_is_on_record(place: Place) {
             (state, attempts),
             "{verdict:?}"
         );
+        let why = delivery
+            .failures
+            .first()
+            .map(|failure| failure.why.as_str());
+        let told = match &verdict {
+            Verdict::Retry { why, .. } | Verdict::Parked { why } => Some(why.as_str()),
+            Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => None,
+        };
+        assert_eq!(why, told, "{verdict:?}");
     }
 }
 

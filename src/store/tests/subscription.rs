@@ -1,5 +1,7 @@
 //! Who gets what, and what becomes of it when that changes.
 
+use std::sync::Arc;
+
 use super::{Place, at, event, eventually, everything, ids, keyed, on_every_engine, operator};
 use crate::{
     event::{Notification, Pattern},
@@ -10,6 +12,7 @@ on_every_engine![
     handlers_get_what_their_patterns_take_and_do_not_wait_for_each_other,
     an_event_that_nobody_asked_for_is_kept,
     an_event_is_superseded_when_all_its_topics_are,
+    the_latest_of_events_that_come_at_once_supersedes_the_others,
     deliveries_of_a_handler_that_is_gone_are_parked,
 ];
 
@@ -74,6 +77,31 @@ async fn an_event_is_superseded_when_all_its_topics_are(place: Place) {
         superseded(&store.claim("crm", at(10)).await),
         [true, false, true, false, false, false]
     );
+}
+
+async fn the_latest_of_events_that_come_at_once_supersedes_the_others(place: Place) {
+    let store = Arc::new(place.subscribed().await);
+    // The latest is the first to arrive.
+    let appends: Vec<_> = (0..50)
+        .map(|n| {
+            let event = Notification {
+                occurred_at: Some(at(100 - n)),
+                topics: vec!["x".into()],
+                ..event(n.cast_unsigned())
+            };
+            let store = store.clone();
+            tokio::spawn(async move { store.append(&event).await })
+        })
+        .collect();
+    for append in appends {
+        append.await.unwrap().unwrap();
+    }
+    let claims = store.claim("crm", at(10)).await;
+    assert_eq!(claims.len(), 50);
+    for claim in claims {
+        let is_latest = claim.notification.occurred_at == Some(at(100));
+        assert_eq!(claim.superseded, !is_latest, "{:?}", claim.notification);
+    }
 }
 
 async fn deliveries_of_a_handler_that_is_gone_are_parked(place: Place) {
