@@ -124,7 +124,9 @@ impl Connector {
                      acknowledged event could be lost; set it to on, remote_write or remote_apply"
                 )));
             }
-            // A COMMIT that waits for a standby must not be cut short: it would be done here alone.
+            // Bringing the tables up to date and reading for an operator take as long as they take.
+            // A COMMIT that waits for a standby is not cut short by either limit: it would be done
+            // here alone, and be answered as if it were not.
             Durability::Full => {
                 let settings = format!("SET statement_timeout = 0; SET lock_timeout = {millis}");
                 client.batch_execute(&settings).await?;

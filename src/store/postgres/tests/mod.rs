@@ -1,5 +1,8 @@
 //! What only the PostgreSQL store promises.
 
+mod acknowledgement;
+mod handlers;
+mod leases;
 mod plans;
 #[path = "../../../../tests/support/postgres.rs"]
 mod postgres;

@@ -2,14 +2,16 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use tokio::time::timeout;
+
 use super::{
     Replica,
     postgres::{self, Database},
     settings,
 };
 use crate::store::{
-    Store, Verdict,
-    tests::{at, clock, event, eventually, everything, ids, keyed, parked},
+    AppendError, Store, Verdict,
+    tests::{at, clock, event, eventually, ids, keyed, parked},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,20 +182,49 @@ async fn order_is_kept_while_several_replicas_take_and_deliver() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_another_replica_names_is_not_parked() {
+async fn replicas_that_are_started_at_once_on_an_empty_database_all_come_up() {
     let database = Database::new();
-    let patient = || {
-        let mut settings = settings(&database.url());
-        settings.abandon_after = Duration::from_secs(3600);
-        settings
-    };
-    let old = Replica::open(patient(), clock).await;
-    let new = Replica::open(patient(), clock).await;
-    let both = vec![everything("crm"), everything("old")];
-    old.store.store.subscribe(both).await.unwrap();
-    new.store.subscribe(&["crm"]).await;
-    new.store.append(&event(1)).await.unwrap();
-    old.store.append(&event(2)).await.unwrap();
-    assert_eq!(old.store.claim("old", at(10)).await.len(), 1);
-    assert_eq!(old.store.claim("crm", at(10)).await.len(), 2);
+    let opened = (0..4).map(|_| {
+        let settings = settings(&database.url());
+        tokio::spawn(async move { Replica::try_open(settings, clock).await })
+    });
+    let opened: Vec<_> = opened.collect();
+    for (number, replica) in opened.into_iter().enumerate() {
+        let replica = replica.await.unwrap().unwrap();
+        replica.store.subscribe(&["crm"]).await;
+        let event = event(number as u64);
+        eventually("it takes events", async || {
+            replica.store.append(&event).await.ok()
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_wakes_the_other_replicas() {
+    let database = Database::new();
+    let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
+    let mut work = other.store.store.work();
+    let mut n = 0;
+    eventually("it hears of an event", async || {
+        work.mark_unchanged();
+        n += 1;
+        one.store.append(&event(n)).await.unwrap();
+        let heard = timeout(Duration::from_secs(1), work.changed()).await;
+        heard.ok()
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_stops_for_good_where_the_tables_have_become_too_new_for_it() {
+    let database = Database::new();
+    let one = Replica::new(&database).await;
+    database.sql("UPDATE hookswitch.schema_version SET version = 99, needs = 99");
+    let refused = eventually("it has noticed", async || {
+        one.store.append(&event(1)).await.err()
+    });
+    let refused = refused.await;
+    assert!(matches!(refused, AppendError::Poisoned(_)), "{refused}");
 }

@@ -1,0 +1,192 @@
+//! Handlers that come, go and change, while replicas differ about them.
+
+use std::time::Duration;
+
+use super::{Replica, postgres::Database, settings};
+use crate::{
+    event::Notification,
+    store::{
+        Store, Subscription,
+        postgres::rows,
+        tests::{at, clock, event, eventually, everything, keyed},
+    },
+};
+
+/// As if no replica had named `handler` for an hour.
+fn forget(database: &Database, handler: &str) {
+    database.sql(&format!(
+        "UPDATE hookswitch.handlers SET named_at = clock_timestamp() - interval '1 h'
+         WHERE name = '{handler}'"
+    ));
+}
+
+fn parked(database: &Database) -> String {
+    database.sql(
+        "SELECT string_agg(name, ' ') FROM hookswitch.ended
+         JOIN hookswitch.handlers ON handlers.id = ended.handler WHERE state = 2",
+    )
+}
+
+async fn with_patience(database: &Database, abandon_after: Duration) -> Replica {
+    let mut settings = settings(&database.url());
+    settings.abandon_after = abandon_after;
+    Replica::open(settings, clock).await
+}
+
+/// Has an event stored for handlers whose replica is gone after that.
+async fn left_behind(database: &Database, handlers: &[&str]) {
+    let gone = Replica::open(settings(&database.url()), clock).await;
+    gone.store.subscribe(handlers).await;
+    gone.store.append(&event(1)).await.unwrap();
+    gone.store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deliveries_are_parked_only_where_nobody_has_named_their_handler_for_a_while() {
+    let database = Database::new();
+    left_behind(&database, &["crm", "other", "gone"]).await;
+    forget(&database, "gone");
+    // Just now, for as long as this takes.
+    database.sql(
+        "UPDATE hookswitch.handlers SET named_at = clock_timestamp() + interval '1 h'
+         WHERE name = 'other'",
+    );
+    let replica = with_patience(&database, Duration::from_millis(1)).await;
+    eventually("what is left behind is parked", async || {
+        // The upkeep looks when handlers are named.
+        replica.store.subscribe(&["crm"]).await;
+        forget(&database, "crm");
+        (!parked(&database).is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(parked(&database), "gone");
+    forget(&database, "other");
+    eventually("the rest follows", async || {
+        replica.store.subscribe(&["crm"]).await;
+        forget(&database, "crm");
+        (parked(&database).len() == "gone other".len()).then_some(())
+    })
+    .await;
+    assert_eq!(replica.store.drain("crm").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_parked_before_others_had_their_time_to_come_back() {
+    let database = Database::new();
+    left_behind(&database, &["late"]).await;
+    // All of them were away for long.
+    forget(&database, "late");
+    let old = Notification {
+        received_at: at(-10 * 24 * 3600),
+        ..event(2)
+    };
+    let first = with_patience(&database, Duration::from_hours(1)).await;
+    first.store.append(&old).await.unwrap();
+    let day = rows::day(old.received_at).strftime("events_%Y%m%d");
+    let partition = format!("SELECT to_regclass('hookswitch.{day}') IS NULL");
+    // A round of the upkeep ends with what is old.
+    eventually("a round has passed", async || {
+        first.store.subscribe(&["crm"]).await;
+        (database.sql(&partition) == "t").then_some(())
+    })
+    .await;
+    assert_eq!(parked(&database), "");
+    let late = with_patience(&database, Duration::from_hours(1)).await;
+    late.store.subscribe(&["late"]).await;
+    assert_eq!(late.store.drain("late").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_goes_on_naming_its_handlers() {
+    let database = Database::new();
+    let replica = Replica::new(&database).await;
+    forget(&database, "crm");
+    let named = "SELECT named_at > clock_timestamp() - interval '30 min' FROM hookswitch.handlers";
+    eventually("it is named again", async || {
+        (database.sql(named) == "t").then_some(())
+    })
+    .await;
+    // Others have given it up meanwhile, as if it had not been heard of for long.
+    database.sql("UPDATE hookswitch.handlers SET configured = false");
+    let known = "SELECT configured FROM hookswitch.handlers";
+    eventually("it is taken back", async || {
+        (database.sql(known) == "t").then_some(())
+    })
+    .await;
+    replica.store.append(&event(1)).await.unwrap();
+    assert_eq!(replica.store.drain("crm").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_event_is_taken_before_the_handlers_that_were_asked_for_are_known() {
+    let database = Database::new();
+    let replica = Replica::open(settings(&database.url()), clock).await;
+    replica.store.append(&event(1)).await.unwrap();
+    database.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN RAISE SQLSTATE '57P03'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON hookswitch.handlers
+         FOR EACH STATEMENT EXECUTE FUNCTION refuse()",
+    );
+    let failed = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()";
+    let failed = || database.sql(failed).parse::<u64>().unwrap();
+    let before = failed();
+    let subscription = vec![everything("crm")];
+    replica.store.store.subscribe(subscription).await.unwrap();
+    // It is tried again, and again in vain, while events are refused.
+    eventually("it is tried again", async || {
+        assert!(replica.store.append(&event(2)).await.is_err());
+        (failed() > before + 3).then_some(())
+    })
+    .await;
+    database.sql("DROP TRIGGER refuse ON hookswitch.handlers");
+    let taken = event(3);
+    eventually("events are taken", async || {
+        replica.store.append(&taken).await.ok()
+    })
+    .await;
+    assert_eq!(replica.store.drain("crm").await, [taken.id]);
+}
+
+fn unordered() -> Vec<Subscription> {
+    vec![Subscription {
+        ordered: false,
+        ..everything("crm")
+    }]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_of_who_is_gone_hold_up_nobody_after_a_change_of_order() {
+    let database = Database::new();
+    let gone = Replica::open(settings(&database.url()), clock).await;
+    gone.store.store.subscribe(unordered()).await.unwrap();
+    let events = [keyed(1, "a"), keyed(2, "a"), event(3)];
+    gone.store.append_all(events.clone()).await;
+    assert_eq!(gone.store.claim_once("crm", 1, at(10)).await.len(), 1);
+    drop(gone);
+    let ordered = Replica::new(&database).await;
+    let expected = events.map(|event| event.id);
+    let mut got = Vec::new();
+    eventually("all of it is delivered", async || {
+        got.extend(ordered.store.drain("crm").await);
+        (got.len() == expected.len()).then_some(())
+    })
+    .await;
+    got.sort_unstable();
+    assert_eq!(got, expected);
+    // And back, with a lane in hand.
+    ordered
+        .store
+        .append_all([keyed(4, "a"), keyed(5, "a")])
+        .await;
+    assert_eq!(ordered.store.claim("crm", at(10)).await.len(), 1);
+    drop(ordered);
+    let last = Replica::open(settings(&database.url()), clock).await;
+    last.store.store.subscribe(unordered()).await.unwrap();
+    let mut got = Vec::new();
+    eventually("all of it is delivered", async || {
+        got.extend(last.store.drain("crm").await);
+        (got.len() == 2).then_some(())
+    })
+    .await;
+}
