@@ -1,6 +1,6 @@
 //! What one replica does for all, and would do no harm if two did it: making the partitions of the
 //! days to come, dropping old ones, adding counts up, parking what is left of handlers that are
-//! gone.
+//! gone, and making ready what was queued of those that have left order behind.
 
 use std::{
     collections::HashSet,
@@ -59,6 +59,11 @@ pub(super) const PARK: &str = "WITH
     counted AS (INSERT INTO tally (handler, open, parked)
         SELECT $1, -count(*), count(*) FROM gone HAVING count(*) > 0)
     SELECT count(*) FROM gone";
+
+/// Makes ready what is queued of handlers without order: a replica for which order still held can
+/// have done that after they had left it behind, and nobody is left to say whose turn it is.
+const UNQUEUE: &str = "UPDATE deliveries d SET state = 0 FROM handlers h
+    WHERE NOT h.ordered AND d.handler = h.id AND d.state = 1";
 
 /// The days of which something is open or parked.
 const NEEDED: &str = "SELECT DISTINCT day FROM deliveries UNION
@@ -157,7 +162,11 @@ impl Chores {
         let now = (parts.context.clock)();
         make_ahead(parts, session, now).await?;
         park_the_abandoned(parts, session, now).await?;
-        retain(parts, session, now).await
+        retain(parts, session, now).await?;
+        if session.client.execute(UNQUEUE, &[]).await? > 0 {
+            parts.stir();
+        }
+        Ok(())
     }
 }
 

@@ -6,9 +6,9 @@ use super::{Replica, postgres::Database, settings};
 use crate::{
     event::Notification,
     store::{
-        Store, Subscription,
+        Store, Subscription, Verdict,
         postgres::rows,
-        tests::{at, clock, event, eventually, everything, keyed},
+        tests::{at, clock, event, eventually, everything, ids, keyed},
     },
 };
 
@@ -189,4 +189,26 @@ async fn claims_of_who_is_gone_hold_up_nobody_after_a_change_of_order() {
         (got.len() == 2).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_of_the_order_before_has_queued_is_delivered_all_the_same() {
+    let database = Database::new();
+    let (old, new) = (Replica::new(&database).await, Replica::new(&database).await);
+    new.store.store.subscribe(unordered()).await.unwrap();
+    // The old one has not been restarted yet, and puts a lane in order.
+    old.store.append_all((1..=20).map(|n| keyed(n, "a"))).await;
+    let first = old.store.claim("crm", at(10)).await;
+    assert_eq!(first.len(), 1);
+    old.store.settle("crm", &first[0], Verdict::Released).await;
+    old.store.close().await;
+    let mut got = Vec::new();
+    eventually("all of it is delivered", async || {
+        // The upkeep looks when handlers are named, and now and then.
+        new.store.store.subscribe(unordered()).await.unwrap();
+        got.extend(new.store.drain("crm").await);
+        (got.len() == 20).then_some(())
+    })
+    .await;
+    assert_eq!(ids(&new.store.claim("crm", at(10)).await), []);
 }
