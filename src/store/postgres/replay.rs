@@ -28,6 +28,11 @@ const STATES: &str = "SELECT handler, position, state FROM deliveries
     SELECT x.handler, x.position, x.state FROM unnest($2::date[], $3::bigint[]) AS t (day, position)
     JOIN ended x ON x.day = t.day AND x.position = t.position WHERE x.handler = ANY($1)";
 
+/// Those of some events that are still there. Their partitions cannot be dropped until the
+/// transaction ends; whoever drops one looks after that whether something of it is open.
+const KEEP: &str = "SELECT e.position FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
+    JOIN events e ON e.day = t.day AND e.position = t.position";
+
 /// Makes open ones due, at their own place: ready, since whoever is at work on a later one of the lane
 /// does not look back.
 const HURRY: &str = "UPDATE deliveries d SET state = 0, attempts = 0, due_at = $3, since = NULL,
@@ -112,16 +117,9 @@ pub(super) async fn make(
     let mut count = BTreeMap::new();
     let mut pages = Pages::new(selection);
     while let Some(page) = pages.next(session, &plan).await.map_err(failed)? {
-        let chosen = plan.choose(session, &page).await.map_err(failed)?;
-        let change = session
-            .client
-            .transaction()
-            .await
-            .map_err(|error| failed(error.into()))?;
-        let made = apply(&change, &chosen, &reason, now).await;
+        let mut chosen = plan.choose(session, &page).await.map_err(failed)?;
+        let made = apply(session, &mut chosen, &reason, now).await;
         made.map_err(failed)?;
-        let committed = change.commit().await;
-        committed.map_err(|error| failed(error.into()))?;
         notify::announce(session, "operator")
             .await
             .map_err(failed)?;
@@ -137,8 +135,26 @@ fn tell(count: &mut BTreeMap<HandlerId, u64>, chosen: &[Chosen]) {
     }
 }
 
-/// Whatever became of each meanwhile, it is made again: what is no longer open has ended.
+/// Makes those of `chosen` again whose events are still there, and leaves the others out.
 async fn apply(
+    session: &mut Session,
+    chosen: &mut Vec<Chosen>,
+    reason: &str,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let change = session.client.transaction().await?;
+    let (_, positions, days, _) = columns(chosen.iter());
+    let mut there: HashSet<i64> = HashSet::new();
+    for row in change.query(KEEP, &[&days, &positions]).await? {
+        there.insert(row.try_get(0)?);
+    }
+    chosen.retain(|chosen| there.contains(&chosen.position));
+    make_again(&change, chosen, reason, now).await?;
+    Ok(change.commit().await?)
+}
+
+/// Whatever became of each meanwhile, it is made again: what is no longer open has ended.
+async fn make_again(
     change: &Transaction<'_>,
     chosen: &[Chosen],
     reason: &str,

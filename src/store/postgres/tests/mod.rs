@@ -6,6 +6,7 @@ mod leases;
 mod plans;
 #[path = "../../../../tests/support/postgres.rs"]
 mod postgres;
+mod replay;
 mod replicas;
 mod runs;
 #[path = "../../../../tests/support/server.rs"]
