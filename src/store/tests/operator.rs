@@ -17,6 +17,7 @@ on_every_engine![
     a_replay_comes_at_its_own_place_marked_as_one,
     a_replay_has_a_number_that_its_attempts_share,
     a_replay_of_what_is_being_attempted_is_made_after_it,
+    a_replay_does_not_wait_for_the_retry_of_the_attempt_before_it,
     a_replay_never_runs_beside_another_of_its_key,
     a_replay_to_a_named_handler_needs_no_pattern,
     a_long_replay_goes_on_slice_by_slice,
@@ -238,6 +239,24 @@ async fn a_replay_of_what_is_being_attempted_is_made_after_it(place: Place) {
     assert_eq!(claims[0].replay.as_deref(), Some("mended"));
 }
 
+async fn a_replay_does_not_wait_for_the_retry_of_the_attempt_before_it(place: Place) {
+    let (store, events) = with_parked(&place).await;
+    let under_way = store.claim("crm", at(20)).await;
+    assert_eq!(ids(&under_way), [events[1].id]);
+    let selection = ReplaySelection {
+        ids: vec![events[1].id],
+        ..ReplaySelection::default()
+    };
+    assert_eq!(replay(&place, &selection, 20), 1);
+    store.settle("crm", &under_way[0], retry(1000)).await;
+    let claims = store.claim("crm", at(21)).await;
+    assert_eq!(ids(&claims), [events[1].id]);
+    assert_eq!(
+        (claims[0].attempt, claims[0].replay.as_deref()),
+        (1, Some("mended"))
+    );
+}
+
 async fn a_replay_never_runs_beside_another_of_its_key(place: Place) {
     let (store, events) = with_parked(&place).await;
     let under_way = store.claim("crm", at(20)).await;
@@ -279,7 +298,13 @@ async fn a_replay_to_a_named_handler_needs_no_pattern(place: Place) {
         ..ReplaySelection::default()
     };
     assert_eq!(replay(&place, &late, 20), 2);
+    store.settle_down().await;
+    let open = &place.metrics.open_deliveries;
+    let late = (&HandlerName::from("late")).into();
+    assert_eq!(open.get_or_create(&late).get(), 2);
     assert_eq!(store.drain("late").await.len(), 2);
+    store.settle_down().await;
+    assert_eq!(open.get_or_create(&late).get(), 0);
     let everyone = ReplaySelection::default();
     let planned = place.operator(|records| records.plan(&everyone)).unwrap();
     assert_eq!(

@@ -18,6 +18,7 @@ on_every_engine![
     nothing_overtakes_a_retry_behind_a_replay,
     a_parked_delivery_holds_up_nobody,
     without_order_everything_comes_at_once,
+    without_order_a_retry_waits_alone_for_its_time,
     a_handler_whose_order_changes_keeps_to_the_new_one,
     no_more_is_handed_out_than_was_asked_for_and_oldest_first,
     a_failing_head_loses_nothing_and_breaks_no_order,
@@ -121,6 +122,27 @@ async fn without_order_everything_comes_at_once(place: Place) {
         append.await.unwrap().unwrap();
     }
     assert_eq!(store.claim("crm", at(10)).await.len(), 50);
+}
+
+async fn without_order_a_retry_waits_alone_for_its_time(place: Place) {
+    let store = place.open().await;
+    store.store.subscribe(vec![unordered()]).await.unwrap();
+    let events: Vec<_> = (0..4).map(|n| keyed(n, "a")).collect();
+    store.append_all(events.clone()).await;
+    store.settle_down().await;
+    // One after the other, though those before are still in hand.
+    for event in &events[..3] {
+        let claims = store.claim_once("crm", 1, at(10)).await;
+        assert_eq!(ids(&claims), [event.id]);
+        store.settle("crm", &claims[0], Verdict::Released).await;
+        let again = store.claim_once("crm", 1, at(10)).await;
+        assert_eq!(ids(&again), [event.id]);
+        if event.id == events[0].id {
+            store.settle("crm", &again[0], retry(60)).await;
+        }
+    }
+    assert_eq!(ids(&store.claim("crm", at(59)).await), [events[3].id]);
+    assert_eq!(ids(&store.claim("crm", at(60)).await), [events[0].id]);
 }
 
 fn unordered() -> Subscription {

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Place, at, event, eventually, everything, ids, keyed, on_every_engine, operator};
+use super::{
+    Place, at, clock, event, eventually, everything, ids, keyed, on_every_engine, operator,
+};
 use crate::{
-    event::{Notification, Pattern},
+    event::{HandlerName, Notification, Pattern},
     store::{Claim, Subscription, Verdict},
 };
 
@@ -120,6 +122,11 @@ async fn deliveries_of_a_handler_that_is_gone_are_parked(place: Place) {
     // What was under way may still end well.
     store.settle("old", &held[0], Verdict::Done).await;
     assert_eq!(parked().len(), 1);
+    store.store.measure(clock()).await.unwrap();
+    let old = (&HandlerName::from("old")).into();
+    let metrics = &place.metrics;
+    assert_eq!(metrics.parked_deliveries.get_or_create(&old).get(), 1);
+    assert_eq!(metrics.open_deliveries.get_or_create(&old).get(), 0);
     store.append(&event(3)).await.unwrap();
     assert_eq!(
         store.drain("new").await.len(),
