@@ -10,8 +10,9 @@ use super::{
     settings,
 };
 use crate::store::{
-    AppendError, Store, Verdict,
-    tests::{at, clock, event, eventually, ids, keyed, parked},
+    AppendError, Store, Subscription, Verdict,
+    postgres::pool::Durability,
+    tests::{at, clock, event, eventually, everything, ids, keyed, parked, retry},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,6 +28,47 @@ async fn one_replica_at_a_time_has_one_of_a_key() {
     one.store.settle("crm", &first[0], Verdict::Done).await;
     let second = other.store.claim("crm", at(10)).await;
     assert_eq!(ids(&second), [events[1].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_second_to_a_lane_does_not_take_it_from_the_first() {
+    for ordered in [true, false] {
+        let database = Database::new();
+        let replica = Arc::new(Replica::new(&database).await);
+        let subscription = Subscription {
+            ordered,
+            ..everything("crm")
+        };
+        replica
+            .store
+            .store
+            .subscribe(vec![subscription])
+            .await
+            .unwrap();
+        replica.store.append(&keyed(1, "a")).await.unwrap();
+        // Another one has just taken it, and has not committed yet.
+        let connector = settings(&database.url()).connector(Default::default());
+        let other = connector.unwrap().connect(Durability::Full).await.unwrap();
+        let slot = if ordered { "lane" } else { "position" };
+        let take = format!(
+            "BEGIN; INSERT INTO held (handler, slot, position, ordered, token, until)
+             SELECT handler, {slot}, position, {ordered}, gen_random_uuid(),
+                 clock_timestamp() + interval '1 h' FROM deliveries"
+        );
+        other.client.batch_execute(&take).await.unwrap();
+        let second = {
+            let replica = replica.clone();
+            tokio::spawn(async move { replica.store.claim_once("crm", 1, at(10)).await })
+        };
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'transactionid'
+            AND datname = current_database()";
+        eventually("it waits for the first", async || {
+            (database.sql(waits) == "1").then_some(())
+        })
+        .await;
+        other.client.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(ids(&second.await.unwrap()), []);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,23 +94,37 @@ async fn of_copies_that_reach_all_replicas_at_once_one_is_delivered() {
 async fn what_a_replica_that_was_frozen_past_its_lease_says_changes_nothing() {
     let database = Database::new();
     let (frozen, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = [keyed(1, "a"), keyed(2, "a")];
-    frozen.store.append_all(events.clone()).await;
+    let verdicts = [Verdict::Done, parked(), retry(0), Verdict::Released];
+    // A lane that the claim is all of, and one that it is the beginning of, for each verdict.
+    let key = |lane: u64| format!("key {lane}");
+    let firsts: Vec<_> = (0..8).map(|lane| keyed(lane, &key(lane))).collect();
+    let seconds: Vec<_> = (4..8).map(|lane| keyed(lane + 10, &key(lane))).collect();
+    frozen.store.append_all(firsts.clone()).await;
+    frozen.store.append_all(seconds.clone()).await;
     let stale = frozen.store.claim("crm", at(10)).await;
+    assert_eq!(stale.len(), 8);
     assert!(frozen.store.store.holds(stale[0].lease));
     // Time that passes while it is frozen.
     database.sql("UPDATE hookswitch.held SET until = clock_timestamp() - interval '1 s'");
     let taken_over = other.store.claim("crm", at(10)).await;
-    assert_eq!(ids(&taken_over), [events[0].id]);
-    for verdict in [Verdict::Done, parked(), Verdict::Released] {
-        frozen.store.settle("crm", &stale[0], verdict).await;
-        assert!(frozen.store.claim("crm", at(10)).await.is_empty());
+    assert_eq!(ids(&taken_over), ids(&stale));
+    for (claim, verdict) in stale.iter().zip(verdicts.iter().cycle()) {
+        frozen.store.settle("crm", claim, verdict.clone()).await;
+        let got = frozen.store.claim("crm", at(10)).await;
+        assert_eq!(ids(&got), [], "{verdict:?}");
     }
-    other
-        .store
-        .settle("crm", &taken_over[0], Verdict::Done)
-        .await;
-    assert_eq!(frozen.store.drain("crm").await, [events[1].id]);
+    let noted = "SELECT (SELECT count(*) FROM hookswitch.ended)
+        + (SELECT count(*) FROM hookswitch.attempts)";
+    assert_eq!(database.sql(noted), "0");
+    for claim in &taken_over {
+        other.store.settle("crm", claim, Verdict::Done).await;
+    }
+    let mut rest = frozen.store.drain("crm").await;
+    rest.sort_unstable();
+    assert_eq!(
+        rest,
+        seconds.iter().map(|event| event.id).collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

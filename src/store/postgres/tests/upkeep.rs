@@ -73,6 +73,31 @@ async fn a_day_is_dropped_when_it_is_old_and_nothing_of_it_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_a_topic_goes_with_the_last_event_that_says_it() {
+    let database = Database::new();
+    let replica = Replica::new(&database).await;
+    let about_x = |n, day| Notification {
+        occurred_at: Some(at(day * 24 * 3600)),
+        topics: vec!["x".into()],
+        ..on_day(n, day)
+    };
+    replica.store.append(&about_x(1, 0)).await.unwrap();
+    assert_eq!(replica.store.drain("crm").await.len(), 1);
+    replica.store.append(&about_x(2, 10)).await.unwrap();
+    let connector = &replica.parts().connector;
+    let mut session = connector.connect(Durability::Lazy).await.unwrap();
+    upkeep::retain(replica.parts(), &mut session, later())
+        .await
+        .unwrap();
+    // One of the day between that comes late.
+    let late = about_x(3, 9);
+    replica.store.append(&late).await.unwrap();
+    let claims = replica.store.claim("crm", later()).await;
+    let late = claims.iter().find(|claim| claim.notification.id == late.id);
+    assert!(late.unwrap().superseded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_text_column_refuses_is_stored_all_the_same() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
