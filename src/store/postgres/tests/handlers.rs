@@ -148,6 +148,20 @@ async fn no_event_is_taken_before_the_handlers_that_were_asked_for_are_known() {
     assert_eq!(replica.store.drain("crm").await, [taken.id]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_comes_back_gets_what_was_not_parked_yet() {
+    let database = Database::new();
+    left_behind(&database, &["crm"]).await;
+    // Parking was cut short behind the first of a lane, which was the one that looked ready.
+    database.sql(
+        "UPDATE hookswitch.handlers SET configured = false;
+         UPDATE hookswitch.deliveries SET state = 1",
+    );
+    let back = with_patience(&database, Duration::from_hours(1)).await;
+    back.store.subscribe(&["crm"]).await;
+    assert_eq!(back.store.drain("crm").await.len(), 1);
+}
+
 fn unordered() -> Vec<Subscription> {
     vec![Subscription {
         ordered: false,
