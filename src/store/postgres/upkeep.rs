@@ -10,12 +10,14 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp, ToSpan, civil::Date};
 use tokio::time::{sleep, timeout};
+use tokio_postgres::types::ToSql;
 
 use super::{
     Parts,
     fault::Fault,
     partition,
     pool::{Durability, Session},
+    roster::HandlerId,
     rows, standing,
 };
 
@@ -60,10 +62,17 @@ pub(super) const PARK: &str = "WITH
         SELECT $1, -count(*), count(*) FROM gone HAVING count(*) > 0)
     SELECT count(*) FROM gone";
 
-/// Makes ready what is queued of handlers without order: a replica for which order still held can
-/// have done that after they had left it behind, and nobody is left to say whose turn it is.
-const UNQUEUE: &str = "UPDATE deliveries d SET state = 0 FROM handlers h
-    WHERE NOT h.ordered AND d.handler = h.id AND d.state = 1";
+const UNORDERED: &str = "SELECT id FROM handlers WHERE NOT ordered";
+
+/// Makes ready what is queued in a slice of what is open of a handler without order: a replica for
+/// which order still held can have queued it after the others had left order behind, and nobody is
+/// left to say whose turn it is.
+pub(super) const UNQUEUE: &str = "WITH
+    slice AS MATERIALIZED (SELECT position, state FROM deliveries
+        WHERE handler = $1 AND position > $2 ORDER BY handler, position LIMIT $3),
+    made AS (UPDATE deliveries d SET state = 0 FROM slice
+        WHERE slice.state = 1 AND d.handler = $1 AND d.position = slice.position)
+    SELECT max(position), count(*) FILTER (WHERE state = 1) FROM slice";
 
 /// The days of which something is open or parked.
 const NEEDED: &str = "SELECT DISTINCT day FROM deliveries UNION
@@ -163,7 +172,7 @@ impl Chores {
         make_ahead(parts, session, now).await?;
         park_the_abandoned(parts, session, now).await?;
         retain(parts, session, now).await?;
-        if session.client.execute(UNQUEUE, &[]).await? > 0 {
+        if unqueue(session).await? {
             parts.stir();
         }
         Ok(())
@@ -213,6 +222,27 @@ async fn park_the_abandoned(parts: &Parts, session: &Session, now: Timestamp) ->
         }
     }
     Ok(())
+}
+
+/// Makes ready what is queued of handlers without order, and says whether anything was.
+async fn unqueue(session: &mut Session) -> Result<bool, Fault> {
+    let statement = session.prepare(UNQUEUE).await?;
+    let client = &session.client;
+    let mut found = false;
+    for row in client.query(UNORDERED, &[]).await? {
+        let handler: HandlerId = row.try_get(0)?;
+        let mut from = 0_i64;
+        loop {
+            let slice: &[&(dyn ToSql + Sync)] = &[&handler, &from, &SLICE];
+            let row = client.query_one(&statement, slice).await?;
+            found |= row.try_get::<_, i64>(1)? > 0;
+            match row.try_get(0)? {
+                Some(last) => from = last,
+                None => break,
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Drops the partitions of which nothing is needed any more.

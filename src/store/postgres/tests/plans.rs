@@ -117,6 +117,13 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec!["((handler = $1) AND (\"position\" = \"ANY_subquery\".\"position\"))"],
         ),
         (
+            upkeep::UNQUEUE,
+            vec![
+                "((handler = $1) AND (\"position\" > $2))",
+                "((handler = $1) AND (\"position\" = slice_1.\"position\"))",
+            ],
+        ),
+        (
             upkeep::FORGET,
             vec![
                 "((day = $1) AND (\"position\" > $2))",
