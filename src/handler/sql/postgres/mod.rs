@@ -1,0 +1,167 @@
+//! The statement in PostgreSQL, or what speaks its protocol.
+//!
+//! Each of the handler's deliveries at once has a connection of its own, on which the statement has
+//! been prepared. One on which anything went wrong, or whose attempt was given up, is not used again:
+//! so no attempt waits behind another one's statement, and what changed in the schema is seen.
+//!
+//! A time limit goes to the server as the start-up option
+//! `statement_timeout`, so that a statement that waits for a lock does not outlive its attempt by
+//! much; `PgBouncer` wants `ignore_startup_parameters = options` for it.
+
+mod config;
+mod failure;
+mod parameter;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio_postgres::{
+    Client, NoTls, Socket, Statement,
+    config::SslMode,
+    tls::{MakeTlsConnect, TlsConnect},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    BuildContext, BuildError, Failure,
+    field::{Field, Row},
+    template::Template,
+};
+use crate::{client_tls::ClientTls, postgres_url};
+use failure::{describe, judge, unprepared};
+use parameter::{fits, unfit};
+
+pub(super) use config::Config;
+
+/// The longest `statement_timeout`, in milliseconds.
+const LONGEST_TIMEOUT: u128 = 2_147_483_647;
+
+/// The handler's side of a server.
+pub(in crate::handler) struct Postgres {
+    config: tokio_postgres::Config,
+    /// `None` where there is to be no TLS.
+    tls: Option<MakeRustlsConnect>,
+    statement: String,
+    fields: Vec<Field>,
+    /// Connections that nobody uses. At most as many as there are deliveries at once, since each
+    /// delivery takes one before it makes one.
+    idle: Mutex<Vec<Session>>,
+}
+
+impl Postgres {
+    pub(super) fn new(
+        Config(mut config): Config,
+        statement: &Template,
+        tls: &ClientTls,
+        context: &BuildContext,
+    ) -> Result<Self, BuildError> {
+        let limit = context.timeout.as_millis().clamp(1, LONGEST_TIMEOUT);
+        let limit = format!("-c statement_timeout={limit}");
+        let options = match config.get_options() {
+            Some(options) => format!("{limit} {options}"),
+            None => limit,
+        };
+        config.options(options);
+        config.tcp_user_timeout(context.timeout);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(context.timeout);
+        }
+        let tls = match config.get_ssl_mode() {
+            SslMode::Disable => {
+                tls.forgo(postgres_url::TLS).map_err(BuildError)?;
+                None
+            }
+            _ => Some(tls.config().map_err(BuildError)?),
+        };
+        Ok(Self {
+            tls: tls.map(MakeRustlsConnect::new),
+            config,
+            statement: statement.render('$'),
+            fields: statement.fields().to_vec(),
+            idle: Mutex::default(),
+        })
+    }
+
+    /// Runs the statement with the fields of `row`.
+    pub(super) async fn run(&self, row: &Row<'_>) -> Result<(), Failure> {
+        let idle = self.take_idle();
+        let was_idle = idle.is_some();
+        let session = match idle {
+            Some(session) => session,
+            None => self.open().await?,
+        };
+        let values = row.values(&self.fields);
+        let ran = session.client.execute_raw(&session.statement, values);
+        match ran.await {
+            Ok(_) => {
+                self.idle().push(session);
+                Ok(())
+            }
+            Err(error) => Err(judge(&error, was_idle)),
+        }
+    }
+
+    fn take_idle(&self) -> Option<Session> {
+        let mut idle = self.idle();
+        idle.retain(|session| !session.client.is_closed());
+        idle.pop()
+    }
+
+    /// A panic while the list was locked leaves it as sound as it was.
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self) -> Result<Session, Failure> {
+        match &self.tls {
+            Some(tls) => self.open_with(tls.clone()).await,
+            None => self.open_with(NoTls).await,
+        }
+    }
+
+    async fn open_with<T>(&self, tls: T) -> Result<Session, Failure>
+    where
+        T: MakeTlsConnect<Socket, Stream: Send + 'static, TlsConnect: Send>,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let no_connection = |error: tokio_postgres::Error| {
+            Failure::Passing(format!("cannot connect: {}", describe(&error)))
+        };
+        let connected = self.config.connect(tls).await;
+        let (client, mut connection) = connected.map_err(no_connection)?;
+        // What the server says by the way is not heard: it may be about the event.
+        let listening = tokio::spawn(async move {
+            while let Some(Ok(_)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {}
+        });
+        let listening = AbortOnDropHandle::new(listening);
+        let prepared = client.prepare(&self.statement).await;
+        let statement = prepared.map_err(|error| unprepared(&error))?;
+        for (field, wanted) in self.fields.iter().zip(statement.params()) {
+            if !fits(*field, wanted) {
+                return Err(Failure::Lasting(unfit(*field, wanted)));
+            }
+        }
+        Ok(Session {
+            client,
+            statement,
+            _listening: listening,
+        })
+    }
+}
+
+impl std::fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let hosts = self.config.get_hosts();
+        f.debug_struct("Postgres")
+            .field("hosts", &hosts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection with the statement prepared on it.
+struct Session {
+    client: Client,
+    statement: Statement,
+    /// Closes the connection with the session, whatever is still under way on it.
+    _listening: AbortOnDropHandle<()>,
+}
