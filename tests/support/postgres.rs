@@ -346,16 +346,16 @@ fn serve(dir: &Path, port: u16, settings: &[&str]) -> Command {
 }
 
 /// One of the server's programs, run by somebody who is not root, and ended with us: changing the
-/// user undoes what was asked for before.
+/// user undoes what was asked for before. The server ends its own processes at that signal; where it
+/// is killed alone, one of them that waits for another's lock may stay for ever.
 fn unprivileged(name: &str) -> Command {
-    let program = program(name);
-    if !is_root() {
-        return Command::new(program);
-    }
-    let (user, group) = NOBODY;
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", user, "--regid", group, "--clear-groups"]);
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    if is_root() {
+        let (user, group) = NOBODY;
+        command.args(["--reuid", user, "--regid", group, "--clear-groups"]);
+    }
+    command.args(["--pdeathsig", "QUIT", "--"]);
+    command.arg(program(name));
     command
 }
 
