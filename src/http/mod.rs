@@ -138,8 +138,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The certificate, where TLS ends here and not at a proxy.
     pub tls: Option<Tls>,
-    /// How many connections may be open, if the system allows as many files. For one more, the one that has kept us waiting longest is
-    /// closed.
+    /// How many connections may be open, if the system allows as many files. For one more, the one
+    /// that has kept us waiting longest is closed.
     pub max_connections: usize,
     /// How many requests may be in flight. For one more, the one whose body has been on its way
     /// longest is answered 503; where there is none such, the new one is.

@@ -17,8 +17,8 @@
 //!
 //! **TLS** is spoken with brokers on other machines unless `tls = false` says otherwise. It is
 //! librdkafka's own, by the system's OpenSSL, the one library that it can do TLS with; the system's
-//! authorities are OpenSSL's. A password goes by SASL, and to
-//! another machine without TLS only where `tls = false` says so.
+//! authorities are OpenSSL's. A password goes by SASL, and to another machine without TLS only where
+//! `tls = false` says so.
 //!
 //! The tests have no broker but librdkafka's mock one, which knows neither TLS nor SASL. TLS is
 //! tested through a relay in front of it. Of SASL, only what the client is told is tested.

@@ -66,9 +66,7 @@ impl Auth {
             }
         }
     }
-}
 
-impl Auth {
     /// What of this is sent as it is, if any. The seed of an nkey or of credentials is not: it signs
     /// what the server says, and their JWT is of no use without it.
     pub(super) const fn credential(&self) -> Option<&'static str> {

@@ -4,6 +4,7 @@ use http::StatusCode;
 use md5::{Digest, Md5};
 use serde::Deserialize;
 
+use super::hex;
 use crate::handler::Outcome;
 
 /// Codes that are about the credentials or the signature, so that other credentials may do.
@@ -163,8 +164,7 @@ fn code(text: &str) -> &str {
 }
 
 fn md5(body: &str) -> String {
-    let digest = Md5::digest(body);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Md5::digest(body))
 }
 
 #[cfg(test)]
