@@ -197,11 +197,7 @@ fn body(event: &Notification) -> Value {
 
 /// What the family's model reads in the body, or why it cannot.
 fn understood(event: &Notification) -> Result<Value, String> {
-    let name = event.name.as_str();
-    let family = name
-        .rsplit_once('.')
-        .and_then(|(family, _)| Family::named(family));
-    match family {
+    match Family::naming(&event.name) {
         Some(family) => family
             .value(&event.body)
             .map_err(|problem| problem.to_string()),

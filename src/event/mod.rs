@@ -20,6 +20,7 @@ mod list;
 mod name;
 mod notification;
 mod open_enum;
+mod ordering;
 mod pattern;
 pub mod ringcentral;
 mod text;
@@ -39,6 +40,7 @@ pub use e164::E164;
 pub use given::Given;
 pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Topic};
 pub use notification::Notification;
+pub use ordering::{KeyHash, MOST_KEYS, OrderingKeys};
 pub use pattern::{Pattern, PatternError};
 pub use text::Text;
 
@@ -63,8 +65,17 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
     /// added since.
     fn change(&self) -> Option<&'static str>;
 
-    /// What ordering holds for.
+    /// The partition key: the one key that brokers get.
     fn key(&self) -> Option<Key>;
+
+    /// The ordering keys of an event, of which `key` is known as its partition key: all keys of that
+    /// unless the family says otherwise. Told from the body, so that one which the model cannot read
+    /// keeps its place as well, as far as the body tells it. `None` where nothing does: no order
+    /// holds.
+    fn ordering_keys(key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
+        let _ = body;
+        key.map(OrderingKeys::whole)
+    }
 
     /// The thing the event is about, as a reader would name it: an E.164 number, an extension id.
     fn subject(&self) -> Option<String>;
@@ -88,6 +99,7 @@ pub struct Family {
     /// [`EventFamily::EXAMPLE`].
     pub example: &'static str,
     claims: fn(&str) -> bool,
+    ordering_keys: fn(Option<&Key>, &[u8]) -> Option<OrderingKeys>,
     facts: fn(&[u8]) -> Result<Facts, Unreadable>,
     value: fn(&[u8]) -> Result<serde_json::Value, Unreadable>,
     schema: fn() -> Schema,
@@ -251,6 +263,7 @@ impl Family {
             changes: F::CHANGES,
             example: F::EXAMPLE,
             claims: F::claims,
+            ordering_keys: F::ordering_keys,
             facts: |body| {
                 let event = decode::<F>(body)?;
                 Ok(Facts::of(&event))
@@ -270,6 +283,12 @@ impl Family {
     /// The family called `name`.
     pub fn named(name: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|family| family.name == name)
+    }
+
+    /// The family that events called `name` are of.
+    pub fn naming(name: &EventName) -> Option<&'static Self> {
+        let (family, _) = name.as_str().rsplit_once('.')?;
+        Self::named(family)
     }
 
     /// The family of `provider` that `event` belongs to.
@@ -326,6 +345,11 @@ impl Family {
     /// When the model cannot read it.
     pub fn facts(&self, body: &[u8]) -> Result<Facts, Unreadable> {
         (self.facts)(body)
+    }
+
+    /// See [`EventFamily::ordering_keys`].
+    pub fn ordering_keys(&self, key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
+        (self.ordering_keys)(key, body)
     }
 
     /// The typed value of `body`, written back as JSON: what the model understood of it.

@@ -65,8 +65,9 @@ text! {
     HandlerName
 }
 text! {
-    /// What ordering holds for: two events with one key reach a handler in the order in which they
-    /// were stored. Starts with the family's name, so that keys of two families never meet.
+    /// What events are told apart by where order matters: the partition key of an event, or one of
+    /// its ordering keys. A partition key starts with the family's name, so that those of two families
+    /// never meet.
     Key
 }
 text! {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{DedupeKey, EndpointName, EventId, EventName, Key, Topic};
+use super::{DedupeKey, EndpointName, EventId, EventName, Family, Key, OrderingKeys, Topic};
 
 /// One authenticated message, its bytes exactly as they arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Notification {
     pub endpoint: EndpointName,
     /// What was said, as far as it could be told.
     pub name: EventName,
-    /// What ordering holds for; without one, no order holds.
+    /// The partition key: the one key that brokers get.
     pub key: Option<Key>,
     /// What it is about: a phone number, an extension id.
     pub subject: Option<String>,
@@ -34,5 +34,14 @@ impl Notification {
     /// The provider that sent it: the first part of its name.
     pub fn provider(&self) -> &str {
         self.name.provider()
+    }
+
+    /// What it keeps its order by; `None` where no order holds. Reads the body.
+    pub fn ordering_keys(&self) -> Option<OrderingKeys> {
+        let key = self.key.as_ref();
+        match Family::naming(&self.name) {
+            Some(family) => family.ordering_keys(key, &self.body),
+            None => key.map(OrderingKeys::whole),
+        }
     }
 }

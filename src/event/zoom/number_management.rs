@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::Envelope;
-use crate::event::{E164, EventFamily, Given, Key, Text, Topic, list};
+use crate::event::{E164, EventFamily, Given, Key, OrderingKeys, Text, Topic, list};
 
 /// One event.
 pub type Event = Envelope<Payload>;
@@ -88,6 +88,38 @@ impl Object {
     }
 }
 
+/// What order goes by: read by itself, since it is needed of bodies too that the model cannot read.
+#[derive(Deserialize)]
+struct Ordered<O> {
+    payload: Owned<O>,
+}
+
+#[derive(Deserialize)]
+struct Owned<O> {
+    account_id: Text,
+    object: Option<O>,
+}
+
+#[derive(Deserialize)]
+struct Numbers {
+    carrier_code: Text,
+    #[serde(deserialize_with = "list::read")]
+    phone_numbers: Vec<Text>,
+}
+
+impl Numbers {
+    /// A key for each number, within its carrier; none where any cannot be read, since it may be one
+    /// of those that other events are about.
+    fn keys(&self) -> Vec<Key> {
+        let key = |number: &Text| {
+            let number = E164::read(number)?;
+            Some(Key::of(&[&self.carrier_code, "/", number.as_str()]))
+        };
+        let keys: Option<_> = self.phone_numbers.iter().map(key).collect();
+        keys.unwrap_or_default()
+    }
+}
+
 /// What comes after the product in the name of an event about a peering number.
 fn peering_number(event: &str) -> Option<&str> {
     event
@@ -117,14 +149,25 @@ impl EventFamily for Event {
         }
     }
 
-    /// The account and the carrier: one event may be about many numbers, and two events share
-    /// some.
+    /// The account and the carrier.
     fn key(&self) -> Option<Key> {
         let Payload {
             account_id, object, ..
         } = &self.payload;
         let carrier = &object.carrier_code;
         Some(Key::of(&[Self::NAME, "/", account_id, "/", carrier]))
+    }
+
+    /// Each number, within its carrier and account. An event of which any number cannot be read, or
+    /// that has none, is about the whole account.
+    fn ordering_keys(_: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
+        let scope = |account: &str| Key::of(&[Self::NAME, "/", account]);
+        if let Ok(Ordered { payload }) = serde_json::from_slice::<Ordered<Numbers>>(body) {
+            let keys = payload.object.iter().flat_map(Numbers::keys);
+            return Some(OrderingKeys::of(&scope(&payload.account_id), keys));
+        }
+        let Ordered { payload } = serde_json::from_slice::<Ordered<IgnoredAny>>(body).ok()?;
+        Some(OrderingKeys::whole(&scope(&payload.account_id)))
     }
 
     /// The first number.
@@ -161,7 +204,7 @@ impl EventFamily for Event {
 #[cfg(test)]
 mod tests {
     use super::{EmergencyAddress, Event, Object};
-    use crate::event::{self, EventFamily, Facts, Given, Text};
+    use crate::event::{self, EventFamily, Facts, Family, Given, OrderingKeys, Text};
 
     fn event(name: &str, object: &str) -> Event {
         let json = format!(
@@ -207,6 +250,65 @@ mod tests {
         assert_eq!(ours.key(), twin.key());
         assert_eq!(ours.subject(), twin.subject());
         assert_eq!(Facts::of(&ours).topics, Facts::of(&twin).topics);
+    }
+
+    fn ordering(body: &str) -> OrderingKeys {
+        let recognized = event::recognize("zoom", body.as_bytes());
+        let family = Family::naming(&recognized.name).expect("a family claims it");
+        let keys = family.ordering_keys(recognized.facts.key.as_ref(), body.as_bytes());
+        keys.expect("its account can be read")
+    }
+
+    fn ordering_of(account: &str, object: &str) -> OrderingKeys {
+        let event = "phone.peering_number_cnam_updated";
+        ordering(&format!(
+            r#"{{"event": "{event}", "payload": {{"account_id": "{account}", "object": {object}}}}}"#
+        ))
+    }
+
+    #[test]
+    fn each_number_is_a_key_within_its_carrier_and_account() {
+        let one = |numbers: &str| {
+            ordering_of(
+                "a",
+                &format!(r#"{{"carrier_code": 1, "phone_numbers": {numbers}}}"#),
+            )
+        };
+        let both = one(r#"["+12025550143", "1 (202) 555-0144", "12025550143"]"#);
+        assert_eq!(both.keys().len(), 2);
+        assert!(both.share_a_key_with(&one(r#""12025550144""#)));
+        assert!(!both.share_a_key_with(&one(r#"["+12025550145"]"#)));
+        let elsewhere = r#"{"carrier_code": "2", "phone_numbers": ["+12025550143"]}"#;
+        assert!(!both.share_a_key_with(&ordering_of("a", elsewhere)));
+        let somebody = r#"{"carrier_code": 1, "phone_numbers": ["+12025550143"]}"#;
+        assert!(!both.share_a_key_with(&ordering_of("b", somebody)));
+        assert!(both.share_a_key_with(&ordering_of("a", somebody)));
+    }
+
+    #[test]
+    fn an_event_whose_numbers_cannot_be_read_is_about_its_whole_account() {
+        for object in [
+            r#"{"carrier_code": 1, "phone_numbers": []}"#,
+            r#"{"carrier_code": 1, "phone_numbers": ["+12025550143", "reception"]}"#,
+            r#"{"carrier_code": 1}"#,
+            r#"{"carrier_code": 1, "phone_numbers": 7, "phone_numbers": 8}"#,
+            r#""nothing""#,
+            "null",
+        ] {
+            let keys = ordering_of("a", object);
+            assert!(keys.is_whole(), "{object}");
+            let number = r#"{"carrier_code": 2, "phone_numbers": ["+12025550143"]}"#;
+            assert!(keys.share_a_key_with(&ordering_of("a", number)), "{object}");
+        }
+    }
+
+    #[test]
+    fn what_the_model_cannot_read_keeps_the_place_of_its_numbers() {
+        let body = r#"{"event": "phone.peering_number_emergency_address_updated", "payload":
+            {"account_id": "a", "object": {"carrier_code": 1, "phone_numbers": ["12025550143"],
+            "emergency_address": "14 Invented Row"}}}"#;
+        let number = r#"{"carrier_code": 1, "phone_numbers": ["+12025550143"]}"#;
+        assert_eq!(ordering(body), ordering_of("a", number));
     }
 
     #[test]

@@ -1,0 +1,134 @@
+//! What an event keeps its order by.
+//!
+//! An event has a set of ordering keys. Two events of which both have one key are delivered in the
+//! order in which they were stored; events that share no key never wait for each other. Keys stand
+//! in a scope, such as a customer's account, and an event can have all keys of its scope: it then
+//! shares one with every event of the scope.
+
+use sha2::{Digest, Sha256};
+
+use super::Key;
+
+/// The most keys that an event has one by one. An event about more numbers than this has all keys of
+/// its scope: it may wait longer, and overtakes nothing. So what an event costs a store is bounded,
+/// however long its body is (1 MiB holds some 80,000 numbers).
+pub const MOST_KEYS: usize = 64;
+
+/// A key or a scope: 63 bits of the SHA-256 of its text, never 0. Two texts with one hash make events
+/// wait for each other that need not, which is harmless.
+pub type KeyHash = i64;
+
+/// The ordering keys of one event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OrderingKeys {
+    /// What the keys stand in.
+    scope: KeyHash,
+    /// Ascending, each once; none where the event has all keys of the scope.
+    keys: Vec<KeyHash>,
+}
+
+impl OrderingKeys {
+    /// All keys of `scope`.
+    pub fn whole(scope: &Key) -> Self {
+        Self {
+            scope: hash(scope.as_str()),
+            keys: Vec::new(),
+        }
+    }
+
+    /// `keys` of `scope`; all keys of the scope where there are none, or more than [`MOST_KEYS`].
+    pub fn of(scope: &Key, keys: impl IntoIterator<Item = Key>) -> Self {
+        let mut hashes = Vec::new();
+        for key in keys {
+            let hash = hash(key.as_str());
+            if let Err(place) = hashes.binary_search(&hash) {
+                hashes.insert(place, hash);
+            }
+            if hashes.len() > MOST_KEYS {
+                return Self::whole(scope);
+            }
+        }
+        Self {
+            scope: hash(scope.as_str()),
+            keys: hashes,
+        }
+    }
+
+    /// What the keys stand in.
+    pub const fn scope(&self) -> KeyHash {
+        self.scope
+    }
+
+    /// The keys, ascending, each once; none where [`is_whole`](Self::is_whole).
+    pub fn keys(&self) -> &[KeyHash] {
+        &self.keys
+    }
+
+    /// Whether these are all keys of the scope.
+    pub const fn is_whole(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Whether the two share a key, so that one of their events waits for the other.
+    pub fn share_a_key_with(&self, other: &Self) -> bool {
+        let meet = || self.keys.iter().any(|key| other.keys.contains(key));
+        self.scope == other.scope && (self.is_whole() || other.is_whole() || meet())
+    }
+}
+
+/// The same in every version: stores keep it.
+fn hash(text: &str) -> KeyHash {
+    let digest = Sha256::digest(text);
+    let first = digest.first_chunk().copied().map_or(0, i64::from_be_bytes);
+    (first & i64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Key, MOST_KEYS, OrderingKeys};
+
+    fn keys(scope: &str, keys: &[&str]) -> OrderingKeys {
+        OrderingKeys::of(&scope.into(), keys.iter().map(|key| Key::from(*key)))
+    }
+
+    #[test]
+    fn two_events_share_a_key_in_their_scope_only() {
+        let (ab, bc, c) = (
+            keys("x", &["a", "b"]),
+            keys("x", &["c", "b"]),
+            keys("x", &["c"]),
+        );
+        let elsewhere = keys("y", &["a", "b", "c"]);
+        assert!(ab.share_a_key_with(&bc) && bc.share_a_key_with(&c));
+        assert!(!ab.share_a_key_with(&c) && !c.share_a_key_with(&ab));
+        assert!(!ab.share_a_key_with(&elsewhere));
+    }
+
+    #[test]
+    fn a_whole_scope_shares_a_key_with_everything_in_it() {
+        let (a, whole) = (keys("x", &["a"]), keys("x", &[]));
+        assert!(whole.is_whole() && !a.is_whole());
+        assert!(whole.share_a_key_with(&a) && a.share_a_key_with(&whole));
+        assert!(whole.share_a_key_with(&whole));
+        assert!(!whole.share_a_key_with(&keys("y", &["a"])));
+        assert_eq!(whole, OrderingKeys::whole(&"x".into()));
+    }
+
+    #[test]
+    fn more_keys_than_are_kept_are_all_keys_of_the_scope() {
+        let numbered = |count: usize| {
+            let keys = (0..count).chain(0..count).map(|n| Key::new(n.to_string()));
+            OrderingKeys::of(&"x".into(), keys)
+        };
+        assert_eq!(numbered(MOST_KEYS).keys().len(), MOST_KEYS);
+        assert!(numbered(MOST_KEYS + 1).is_whole());
+    }
+
+    #[test]
+    fn a_hash_is_the_same_in_every_version() {
+        // printf x | sha256sum, and the same of a
+        let x = keys("x", &["a"]);
+        assert_eq!(x.scope(), 0x2d71_1642_b726_b044);
+        assert_eq!(x.keys(), [0x4a97_8112_ca1b_bdca]);
+    }
+}
