@@ -58,6 +58,8 @@ pub struct DeliveryRecord {
     pub handler: HandlerName,
     /// How it stands.
     pub state: DeliveryState,
+    /// The event whose delivery it waits for, where it is queued: both share an ordering key.
+    pub waits_for: Option<EventId>,
     /// How many attempts have ended.
     pub attempts: u32,
     /// When it is tried next, if it is.
@@ -76,7 +78,7 @@ pub struct DeliveryRecord {
 pub enum DeliveryState {
     /// To be attempted when it is due.
     Ready,
-    /// Behind another one of the same key.
+    /// Behind another one that it shares an ordering key with.
     Queued,
     /// The handler has it.
     Done,

@@ -240,6 +240,7 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     Ok(DeliveryRecord {
         handler: HandlerName::new(text::from_sql(name)),
         state: state(row.try_get(1)?),
+        waits_for: None,
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
         replay: replay.map(text::from_sql),

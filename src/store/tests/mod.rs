@@ -9,6 +9,7 @@
 
 mod copies;
 mod load;
+mod model;
 pub(super) mod operator;
 mod order;
 mod reopening;
@@ -99,6 +100,32 @@ pub(super) fn keyed(n: u64, key: &str) -> Notification {
     }
 }
 
+/// Event number `n` about `numbers` of `account`; about the whole account where there are none.
+pub(super) fn numbered(n: u64, account: &str, numbers: &[&str]) -> Notification {
+    let body = serde_json::json!({
+        "event": "number_management.peering_number_cnam_updated",
+        "event_ts": n,
+        "payload": {
+            "account_id": account,
+            "object": { "carrier_code": 4410, "phone_numbers": numbers, "cnam": "Invented Ltd" },
+        },
+    });
+    Notification {
+        name: "zoom.number-management.peering-number-cnam-updated".into(),
+        key: Some(Key::of(&["zoom.number-management/", account, "/4410"])),
+        body: Bytes::from(body.to_string()),
+        ..event(n)
+    }
+}
+
+/// Event number `n`, without a key.
+pub(super) fn loose(n: u64) -> Notification {
+    Notification {
+        key: None,
+        ..event(n)
+    }
+}
+
 /// What `handler` asks for: everything, in order.
 pub(super) fn everything(handler: &str) -> Subscription {
     Subscription {
@@ -142,6 +169,8 @@ pub(super) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
 pub(super) struct Place {
     engine: Box<dyn Engine>,
     pub(super) metrics: Arc<Metrics>,
+    /// How many services can be on it at once.
+    services: usize,
     /// Goes with the place: a folder, or a database.
     _ground: Box<dyn Any + Send + Sync>,
 }
@@ -152,7 +181,17 @@ impl Place {
         Self {
             engine: Box::new(engine),
             metrics: Arc::default(),
+            services: 1,
             _ground: Box::new(ground),
+        }
+    }
+
+    /// One that any number of services can be on at once.
+    #[cfg(feature = "postgres")]
+    pub(super) fn shared(self) -> Self {
+        Self {
+            services: usize::MAX,
+            ..self
         }
     }
 

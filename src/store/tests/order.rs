@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Place, at, by_key, clock, event, eventually, everything, ids, keyed, on_every_engine, parked,
-    retry,
+    Place, at, by_key, clock, event, eventually, everything, ids, keyed, loose, on_every_engine,
+    parked, retry,
 };
 use crate::{
-    event::{HandlerName, Notification},
+    event::HandlerName,
     store::{Records, ReplaySelection, Subscription, Verdict},
 };
 
@@ -44,10 +44,6 @@ async fn events_of_one_key_come_one_at_a_time_in_order(place: Place) {
 
 async fn events_without_a_key_wait_for_nobody(place: Place) {
     let store = place.subscribed().await;
-    let loose = |n| Notification {
-        key: None,
-        ..event(n)
-    };
     let events = [loose(1), loose(2), keyed(3, "a"), loose(4)];
     store.append_all(events.clone()).await;
     let claims = store.claim("crm", at(10)).await;

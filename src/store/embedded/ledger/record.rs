@@ -165,6 +165,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
         Ok(DeliveryRecord {
             handler: HandlerName::new(row.get::<_, String>(0)?),
             state: delivery::state(state),
+            waits_for: None,
             attempts: row.get(2)?,
             due_at: due_at.map(time),
             replay: row.get(4)?,

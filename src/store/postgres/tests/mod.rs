@@ -30,7 +30,7 @@ use crate::{
 /// A place for the suite.
 pub(in crate::store) fn place() -> suite::Place {
     let database = Database::new();
-    suite::Place::new(settings(&database.url()), database)
+    suite::Place::new(settings(&database.url()), database).shared()
 }
 
 fn settings(url: &str) -> Settings {

@@ -1,0 +1,354 @@
+//! Order against a plain reference: whatever is stored, claimed, settled and restarted, by however
+//! many services, each delivery is handed out when the reference would allow it, and none that it
+//! allows is held back.
+
+use std::collections::BTreeMap;
+
+use proptest::{
+    collection::vec,
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use tokio::runtime::Runtime;
+
+use super::{Opened, Place, at, loose, numbered, parked, retry};
+use crate::{
+    event::{EventId, HandlerName, Notification, OrderingKeys},
+    store::{Claim, Verdict},
+};
+
+/// How many seconds a retry waits.
+const RETRY_SECONDS: i64 = 10;
+
+/// The most services on one store.
+const SERVICES: usize = 3;
+
+const NUMBERS: [&str; 3] = ["+12025550100", "+12025550101", "+12025550102"];
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Step {
+    /// An event comes: of an account, about those numbers whose bit is set, or about the whole
+    /// account.
+    Append { account: bool, numbers: u8 },
+    /// An event without a key comes.
+    AppendLoose,
+    /// A service claims a few deliveries.
+    Claim { service: usize, at_most: usize },
+    /// A service claims all that it can get.
+    ClaimAll { service: usize },
+    /// A claim is settled: the one of that number, of those that are held.
+    Settle { which: usize, verdict: Kind },
+    /// Seconds pass.
+    Pass { seconds: i64 },
+    /// A service is stopped and started again.
+    Restart { service: usize },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Done,
+    Skipped,
+    Parked,
+    Retry,
+    Released,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kind = prop_oneof![
+        4 => Just(Kind::Done),
+        1 => Just(Kind::Skipped),
+        1 => Just(Kind::Parked),
+        2 => Just(Kind::Retry),
+        1 => Just(Kind::Released),
+    ];
+    prop_oneof![
+        8 => (any::<bool>(), 0_u8..8)
+            .prop_map(|(account, numbers)| Step::Append { account, numbers }),
+        1 => Just(Step::AppendLoose),
+        3 => (0..SERVICES, 1_usize..4)
+            .prop_map(|(service, at_most)| Step::Claim { service, at_most }),
+        2 => (0..SERVICES).prop_map(|service| Step::ClaimAll { service }),
+        8 => (any::<prop::sample::Index>(), kind)
+            .prop_map(|(which, verdict)| Step::Settle { which: which.index(1 << 16), verdict }),
+        1 => (1_i64..2 * RETRY_SECONDS).prop_map(|seconds| Step::Pass { seconds }),
+        1 => (0..SERVICES).prop_map(|service| Step::Restart { service }),
+    ]
+}
+
+/// What the promise says, as plainly as it can be written down.
+#[derive(Default)]
+struct Reference {
+    /// In the order in which they were stored.
+    deliveries: Vec<Delivery>,
+}
+
+struct Delivery {
+    id: EventId,
+    keys: Option<OrderingKeys>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open { due: i64 },
+    Held,
+    Over,
+}
+
+impl Reference {
+    fn append(&mut self, event: &Notification) {
+        self.deliveries.push(Delivery {
+            id: event.id,
+            keys: event.ordering_keys(),
+            state: State::Open { due: 0 },
+        });
+    }
+
+    /// Whether a delivery is due, and nothing that it shares a key with is under way, or before it and
+    /// not over.
+    fn may_begin(&self, place: usize, now: i64) -> bool {
+        let wanted = &self.deliveries[place];
+        let is_due = matches!(wanted.state, State::Open { due } if due <= now);
+        let mut others = self.deliveries.iter().enumerate();
+        is_due
+            && !others.any(|(other_place, other)| {
+                let is_in_the_way = match other.state {
+                    State::Open { .. } => other_place < place,
+                    State::Held => true,
+                    State::Over => false,
+                };
+                let share = |(a, b): (&OrderingKeys, &OrderingKeys)| a.share_a_key_with(b);
+                is_in_the_way
+                    && wanted
+                        .keys
+                        .as_ref()
+                        .zip(other.keys.as_ref())
+                        .is_some_and(share)
+            })
+    }
+
+    fn place(&self, id: EventId) -> usize {
+        let found = self
+            .deliveries
+            .iter()
+            .position(|delivery| delivery.id == id);
+        found.expect("what is claimed was stored")
+    }
+
+    fn set(&mut self, id: EventId, state: State) {
+        let place = self.place(id);
+        self.deliveries[place].state = state;
+    }
+
+    fn take(&mut self, id: EventId, now: i64) {
+        let place = self.place(id);
+        assert!(
+            self.may_begin(place, now),
+            "delivery {place} was handed out too early"
+        );
+        self.deliveries[place].state = State::Held;
+    }
+
+    fn waiting(&self, now: i64) -> Vec<usize> {
+        (0..self.deliveries.len())
+            .filter(|place| self.may_begin(*place, now))
+            .collect()
+    }
+
+    fn is_over(&self) -> bool {
+        self.deliveries
+            .iter()
+            .all(|delivery| delivery.state == State::Over)
+    }
+}
+
+/// The services on one store, beside the reference.
+struct Run {
+    place: Place,
+    services: Vec<Option<Opened>>,
+    /// What each service holds.
+    held: BTreeMap<usize, Vec<Claim>>,
+    reference: Reference,
+    now: i64,
+    events: u64,
+}
+
+impl Run {
+    async fn start(place: Place) -> Self {
+        let mut services = Vec::new();
+        for _ in 0..place.services.min(SERVICES) {
+            services.push(Some(place.subscribed().await));
+        }
+        Self {
+            place,
+            services,
+            held: BTreeMap::new(),
+            reference: Reference::default(),
+            now: 1000,
+            events: 0,
+        }
+    }
+
+    fn service(&self, number: usize) -> (usize, &Opened) {
+        let number = number % self.services.len();
+        (number, self.services[number].as_ref().unwrap())
+    }
+
+    async fn take(&mut self, step: Step) {
+        match step {
+            Step::Append { account, numbers } => {
+                let account = if account { "first" } else { "second" };
+                let wanted = NUMBERS.iter().enumerate();
+                let wanted = wanted.filter(|(bit, _)| numbers & (1 << bit) != 0);
+                let numbers: Vec<_> = wanted.map(|(_, number)| *number).collect();
+                let event = numbered(self.events, account, &numbers);
+                self.append(&event).await;
+            }
+            Step::AppendLoose => {
+                let event = loose(self.events);
+                self.append(&event).await;
+            }
+            Step::Claim { service, at_most } => {
+                self.claim(service, at_most).await;
+            }
+            Step::ClaimAll { service } => self.claim_all(service).await,
+            Step::Settle { which, verdict } => self.settle(which, verdict).await,
+            Step::Pass { seconds } => self.now += seconds,
+            Step::Restart { service } => self.restart(service).await,
+        }
+    }
+
+    async fn append(&mut self, event: &Notification) {
+        self.events += 1;
+        let (_, service) = self.service(self.events as usize);
+        service.append(event).await.unwrap();
+        self.reference.append(event);
+    }
+
+    /// Whether there may be more.
+    async fn claim(&mut self, service: usize, at_most: usize) -> bool {
+        let (number, opened) = self.service(service);
+        opened.settle_down().await;
+        let crm = HandlerName::from("crm");
+        let claimed = opened
+            .store
+            .claim(&crm, at_most, at(self.now))
+            .await
+            .unwrap();
+        let again = claimed.next_due.is_some_and(|due| due <= at(self.now));
+        let some = !claimed.claims.is_empty();
+        assert!(claimed.claims.len() <= at_most);
+        self.hold(number, claimed.claims);
+        some || again
+    }
+
+    async fn claim_all(&mut self, service: usize) {
+        for _ in 0..1000 {
+            if !self.claim(service, 100).await {
+                let waiting = self.reference.waiting(self.now);
+                assert!(waiting.is_empty(), "deliveries {waiting:?} are held back");
+                return;
+            }
+        }
+        panic!("there is always more to claim");
+    }
+
+    fn hold(&mut self, service: usize, claims: Vec<Claim>) {
+        for claim in &claims {
+            self.reference.take(claim.notification.id, self.now);
+        }
+        self.held.entry(service).or_default().extend(claims);
+    }
+
+    async fn settle(&mut self, which: usize, kind: Kind) {
+        let count: usize = self.held.values().map(Vec::len).sum();
+        if count == 0 {
+            return;
+        }
+        let mut which = which % count;
+        for service in 0..self.services.len() {
+            let held = self.held.entry(service).or_default();
+            if which >= held.len() {
+                which -= held.len();
+                continue;
+            }
+            let claim = held.remove(which);
+            let id = claim.notification.id;
+            let due = self.now + RETRY_SECONDS;
+            let (verdict, state) = match kind {
+                Kind::Done => (Verdict::Done, State::Over),
+                Kind::Skipped => (Verdict::Skipped { why: String::new() }, State::Over),
+                Kind::Parked => (parked(), State::Over),
+                Kind::Retry => (retry(due), State::Open { due }),
+                Kind::Released => (Verdict::Released, State::Open { due: 0 }),
+            };
+            self.reference.set(id, state);
+            let (_, opened) = self.service(service);
+            let next = opened.settle_all("crm", &[claim], verdict).await;
+            self.hold(service, next);
+            return;
+        }
+    }
+
+    async fn restart(&mut self, service: usize) {
+        let number = service % self.services.len();
+        let stopped = self.services[number].take().unwrap();
+        stopped.close().await;
+        for claim in self.held.remove(&number).unwrap_or_default() {
+            let id = claim.notification.id;
+            self.reference.set(id, State::Open { due: 0 });
+        }
+        self.services[number] = Some(self.place.subscribed().await);
+    }
+
+    /// Everything ends, and nothing is left.
+    async fn finish(mut self) {
+        self.now += RETRY_SECONDS;
+        while !self.reference.is_over() {
+            self.claim_all(0).await;
+            while self.held.values().any(|held| !held.is_empty()) {
+                self.settle(0, Kind::Done).await;
+            }
+        }
+        for service in self.services.drain(..).flatten() {
+            service.close().await;
+        }
+    }
+}
+
+fn check(place: fn() -> Place, cases: u32) {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let steps = vec(step(), 1..60);
+    let outcome = TestRunner::new(config).run(&steps, |steps| {
+        let runtime = Runtime::new().unwrap();
+        runtime.block_on(async {
+            let mut run = Box::pin(Run::start(place())).await;
+            for step in steps {
+                run.take(step).await;
+            }
+            run.finish().await;
+        });
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+mod embedded {
+    #[test]
+    fn whatever_happens_order_holds_and_nothing_is_held_back() {
+        super::check(crate::store::embedded::tests::place, 60);
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    #[test]
+    fn whatever_happens_order_holds_and_nothing_is_held_back() {
+        super::check(crate::store::postgres::tests::place, 60);
+    }
+}
