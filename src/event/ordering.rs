@@ -54,6 +54,11 @@ impl OrderingKeys {
         }
     }
 
+    /// The keys whose hashes these are: ascending, each once; none for all keys of the scope.
+    pub const fn from_hashes(scope: KeyHash, keys: Vec<KeyHash>) -> Self {
+        Self { scope, keys }
+    }
+
     /// What the keys stand in.
     pub const fn scope(&self) -> KeyHash {
         self.scope

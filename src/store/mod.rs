@@ -17,6 +17,7 @@
 
 mod condition;
 pub mod embedded;
+#[cfg(feature = "postgres")]
 mod lane;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -323,6 +324,11 @@ pub enum StoreError {
     /// It was written by a newer version.
     #[error("{0}; it was written by a newer hookswitch, so run that one")]
     TooNew(String),
+    /// It was written by an older version, and no service of this one has run on it yet.
+    #[error(
+        "{0}; it was written by an older hookswitch: start the service of this one on it first"
+    )]
+    TooOld(String),
     /// Stores of this kind have no such way.
     #[error("events cannot be moved {0} a store of that kind")]
     Immovable(&'static str),

@@ -2,8 +2,6 @@
 
 use std::{io, sync::Arc, time::Instant};
 
-use bytes::Bytes;
-
 use super::{
     copies::Copies,
     ledger::{Batch, Ledger},
@@ -11,7 +9,6 @@ use super::{
     reader::{Damage, Directory, Scan, Step},
     segment::{self, HEADER_BYTES, Position},
 };
-use crate::event::Notification;
 
 /// The most records in one transaction of the ledger: claims wait meanwhile.
 const BATCH_RECORDS: usize = 4096;
@@ -147,7 +144,7 @@ impl Indexer {
                 Some(Step::Record { position, bytes }) => {
                     batch.records += 1;
                     bytes_read += bytes.len();
-                    match segment::notification(&bytes, position).map(without_body) {
+                    match segment::notification(&bytes, position) {
                         Ok(notification) if self.copies.is_copy(position, &notification)? => {
                             batch.copies += 1;
                         }
@@ -226,14 +223,6 @@ impl Indexer {
                 self.rebuilding = None;
             }
         }
-    }
-}
-
-/// The ledger has no use for a body, and a batch of them is large.
-fn without_body(notification: Notification) -> Notification {
-    Notification {
-        body: Bytes::new(),
-        ..notification
     }
 }
 

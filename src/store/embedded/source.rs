@@ -23,8 +23,11 @@ impl Sole {
         context: Context,
         subscriptions: Vec<Subscription>,
     ) -> Result<Self, StoreError> {
-        // First, since what is not there must not be made.
-        let operator = Operator::open(&settings.ledger(), settings.journal())?;
+        // What is not there must not be made.
+        let ledger = settings.ledger();
+        if !ledger.exists() {
+            return Err(StoreError::Absent(settings.path.display().to_string()));
+        }
         // Nothing may be deleted before it has been moved.
         let settings = &Settings {
             retain: Duration::MAX,
@@ -37,6 +40,7 @@ impl Sole {
             .run_blocking("subscribing", |books| books.subscribe(subscriptions))?;
         parts.progress.subscribed();
         until_known(parts)?;
+        let operator = Operator::open(&ledger, settings.journal())?;
         Ok(Self {
             operator,
             _store: store,

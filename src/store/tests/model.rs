@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use super::{Opened, Place, at, loose, numbered, parked, retry};
 use crate::{
     event::{EventId, HandlerName, Notification, OrderingKeys},
-    store::{Claim, Verdict},
+    store::{Claim, ReplaySelection, Verdict},
 };
 
 /// How many seconds a retry waits.
@@ -39,6 +39,8 @@ enum Step {
     ClaimAll { service: usize },
     /// A claim is settled: the one of that number, of those that are held.
     Settle { which: usize, verdict: Kind },
+    /// A delivery that is over is made again.
+    Replay { which: usize },
     /// Seconds pass.
     Pass { seconds: i64 },
     /// A service is stopped and started again.
@@ -71,6 +73,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..SERVICES).prop_map(|service| Step::ClaimAll { service }),
         8 => (any::<prop::sample::Index>(), kind)
             .prop_map(|(which, verdict)| Step::Settle { which: which.index(1 << 16), verdict }),
+        2 => any::<prop::sample::Index>()
+            .prop_map(|which| Step::Replay { which: which.index(1 << 16) }),
         1 => (1_i64..2 * RETRY_SECONDS).prop_map(|seconds| Step::Pass { seconds }),
         1 => (0..SERVICES).prop_map(|service| Step::Restart { service }),
     ]
@@ -87,6 +91,18 @@ struct Delivery {
     id: EventId,
     keys: Option<OrderingKeys>,
     state: State,
+    /// It is open because it was replayed.
+    is_replay: bool,
+}
+
+/// How a delivery comes to be handed out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// It was claimed.
+    Claimed,
+    /// Its claim was made together with that of the delivery which has just been settled: replays that
+    /// came since are not waited for.
+    GoesOn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,18 +118,20 @@ impl Reference {
             id: event.id,
             keys: event.ordering_keys(),
             state: State::Open { due: 0 },
+            is_replay: false,
         });
     }
 
     /// Whether a delivery is due, and nothing that it shares a key with is under way, or before it and
     /// not over.
-    fn may_begin(&self, place: usize, now: i64) -> bool {
+    fn may_begin(&self, place: usize, now: i64, how: How) -> bool {
         let wanted = &self.deliveries[place];
         let is_due = matches!(wanted.state, State::Open { due } if due <= now);
         let mut others = self.deliveries.iter().enumerate();
         is_due
             && !others.any(|(other_place, other)| {
                 let is_in_the_way = match other.state {
+                    State::Open { .. } if how == How::GoesOn && other.is_replay => false,
                     State::Open { .. } => other_place < place,
                     State::Held => true,
                     State::Over => false,
@@ -141,10 +159,10 @@ impl Reference {
         self.deliveries[place].state = state;
     }
 
-    fn take(&mut self, id: EventId, now: i64) {
+    fn take(&mut self, id: EventId, now: i64, how: How) {
         let place = self.place(id);
         assert!(
-            self.may_begin(place, now),
+            self.may_begin(place, now, how),
             "delivery {place} was handed out too early"
         );
         self.deliveries[place].state = State::Held;
@@ -152,7 +170,7 @@ impl Reference {
 
     fn waiting(&self, now: i64) -> Vec<usize> {
         (0..self.deliveries.len())
-            .filter(|place| self.may_begin(*place, now))
+            .filter(|place| self.may_begin(*place, now, How::Claimed))
             .collect()
     }
 
@@ -214,6 +232,7 @@ impl Run {
             }
             Step::ClaimAll { service } => self.claim_all(service).await,
             Step::Settle { which, verdict } => self.settle(which, verdict).await,
+            Step::Replay { which } => self.replay(which),
             Step::Pass { seconds } => self.now += seconds,
             Step::Restart { service } => self.restart(service).await,
         }
@@ -239,7 +258,7 @@ impl Run {
         let again = claimed.next_due.is_some_and(|due| due <= at(self.now));
         let some = !claimed.claims.is_empty();
         assert!(claimed.claims.len() <= at_most);
-        self.hold(number, claimed.claims);
+        self.hold(number, claimed.claims, How::Claimed);
         some || again
     }
 
@@ -254,9 +273,9 @@ impl Run {
         panic!("there is always more to claim");
     }
 
-    fn hold(&mut self, service: usize, claims: Vec<Claim>) {
+    fn hold(&mut self, service: usize, claims: Vec<Claim>, how: How) {
         for claim in &claims {
-            self.reference.take(claim.notification.id, self.now);
+            self.reference.take(claim.notification.id, self.now, how);
         }
         self.held.entry(service).or_default().extend(claims);
     }
@@ -286,9 +305,31 @@ impl Run {
             self.reference.set(id, state);
             let (_, opened) = self.service(service);
             let next = opened.settle_all("crm", &[claim], verdict).await;
-            self.hold(service, next);
+            self.hold(service, next, How::GoesOn);
             return;
         }
+    }
+
+    fn replay(&mut self, which: usize) {
+        let over = self.reference.deliveries.iter_mut();
+        let mut over: Vec<_> = over
+            .filter(|delivery| delivery.state == State::Over)
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        let which = which % over.len();
+        let selection = ReplaySelection {
+            ids: vec![over[which].id],
+            ..ReplaySelection::default()
+        };
+        over[which].state = State::Open { due: self.now };
+        over[which].is_replay = true;
+        let now = at(self.now);
+        let made = self
+            .place
+            .operator(|records| records.replay(&selection, "again", now, &mut |_| {}));
+        assert_eq!(made.unwrap().total(), 1);
     }
 
     async fn restart(&mut self, service: usize) {

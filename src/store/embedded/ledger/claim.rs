@@ -8,22 +8,20 @@ use rusqlite::{OptionalExtension, Result, params};
 use super::{
     Books,
     delivery::{self, DONE, HandlerId, PARKED, SKIPPED},
-    micros, time,
+    micros, order, time,
 };
 use crate::{
-    event::HandlerName,
-    store::{
-        Claim, Claims, Lease, Settlement, Verdict, embedded::segment::Position, lane::Lane, shorten,
-    },
+    event::{HandlerName, OrderingKeys},
+    store::{Claim, Claims, Lease, Settlement, Verdict, embedded::segment::Position, shorten},
 };
 
 /// A delivery that is being attempted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) handler: HandlerId,
     pub(super) position: Position,
-    /// Nobody else of this lane is handed out meanwhile.
-    pub(super) lane: Option<Lane>,
+    /// Nothing that shares one of these is handed out meanwhile.
+    pub(super) keys: Option<OrderingKeys>,
     /// How often the delivery had been replayed when it was handed out.
     pub(super) replays: u32,
 }
@@ -38,8 +36,8 @@ struct Candidate {
 
 /// What can be claimed, oldest first. Those that are held stay in this index, and are skipped: they
 /// are few.
-pub(super) const DUE: &str =
-    "SELECT position, lane, attempts, since, replay, replays FROM deliveries INDEXED BY ready
+pub(super) const DUE: &str = "SELECT position, attempts, since, replay, replays, scope, key, keys
+    FROM deliveries INDEXED BY ready
     WHERE handler = ?1 AND state = 0 AND due_at <= ?2 ORDER BY due_at, position";
 
 /// When the next one is due that is not due yet.
@@ -87,17 +85,17 @@ impl Books {
             let held = Held {
                 handler,
                 position: Position::from_sql(row.get(0)?),
-                lane: row.get(1)?,
-                replays: row.get(5)?,
+                keys: order::read(row, 5)?,
+                replays: row.get(4)?,
             };
-            if self.held.values().any(|other| other.excludes(held)) {
+            if self.held.values().any(|other| other.excludes(&held)) {
                 continue;
             }
             taken.push(Candidate {
                 held,
-                attempts: row.get(2)?,
-                since: row.get(3)?,
-                replay: row.get(4)?,
+                attempts: row.get(1)?,
+                since: row.get(2)?,
+                replay: row.get(3)?,
             });
         }
         Ok(taken)
@@ -119,7 +117,7 @@ impl Books {
                 if let Some(row) = delivery::find(&self.db, handler, position)? {
                     let why = unread.to_string();
                     let (db, tally) = (&self.db, &mut self.tally);
-                    delivery::end(db, tally, row, PARKED, micros(now), Some(&why))?;
+                    delivery::end(db, tally, &row, PARKED, micros(now), Some(&why))?;
                 }
                 self.stirred = true;
                 return Ok(None);
@@ -128,6 +126,7 @@ impl Books {
         let superseded = self.is_superseded(&notification)?;
         self.last_lease += 1;
         let lease = Lease(self.last_lease);
+        let replays = candidate.held.replays;
         self.held.insert(lease, candidate.held);
         self.claimed.push(lease);
         Ok(Some(Claim {
@@ -136,7 +135,7 @@ impl Books {
             attempt: candidate.attempts + 1,
             since: candidate.since.map_or(now, time),
             replay: candidate.replay,
-            replays: candidate.held.replays,
+            replays,
             superseded,
         }))
     }
@@ -146,13 +145,13 @@ impl Books {
         for settlement in settlements {
             if let Some(held) = self.held.remove(&settlement.lease) {
                 self.stirred = true;
-                self.settle_one(held, settlement)?;
+                self.settle_one(&held, settlement)?;
             }
         }
         Ok(())
     }
 
-    fn settle_one(&mut self, held: Held, settlement: &Settlement) -> Result<()> {
+    fn settle_one(&mut self, held: &Held, settlement: &Settlement) -> Result<()> {
         let Some(row) = delivery::find(&self.db, held.handler, held.position)? else {
             return Ok(());
         };
@@ -164,16 +163,16 @@ impl Books {
         let at = micros(settlement.finished_at);
         let (db, tally) = (&self.db, &mut self.tally);
         match &settlement.verdict {
-            Verdict::Done => delivery::end(db, tally, row, DONE, at, None),
-            Verdict::Skipped { why } => delivery::end(db, tally, row, SKIPPED, at, Some(why)),
+            Verdict::Done => delivery::end(db, tally, &row, DONE, at, None),
+            Verdict::Skipped { why } => delivery::end(db, tally, &row, SKIPPED, at, Some(why)),
             Verdict::Parked { why } => {
-                delivery::end(db, tally, row, PARKED, at, Some(why))?;
+                delivery::end(db, tally, &row, PARKED, at, Some(why))?;
                 self.add_failure(held, settlement, why)
             }
             Verdict::Retry { due_at, why } => {
                 // It may have been parked meanwhile, with its handler gone.
                 if row.is_open() {
-                    delivery::postpone(db, row, micros(*due_at))?;
+                    delivery::postpone(db, &row, micros(*due_at))?;
                 }
                 self.add_failure(held, settlement, why)
             }
@@ -181,7 +180,7 @@ impl Books {
         }
     }
 
-    fn count_attempt(&self, held: Held, settlement: &Settlement) -> Result<()> {
+    fn count_attempt(&self, held: &Held, settlement: &Settlement) -> Result<()> {
         self.db
             .prepare_cached(
                 "UPDATE deliveries SET attempts = attempts + 1, since = coalesce(since, ?3)
@@ -195,7 +194,7 @@ impl Books {
         Ok(())
     }
 
-    fn add_failure(&self, held: Held, settlement: &Settlement, why: &str) -> Result<()> {
+    fn add_failure(&self, held: &Held, settlement: &Settlement, why: &str) -> Result<()> {
         let took = settlement
             .finished_at
             .duration_since(settlement.started_at)
@@ -218,8 +217,14 @@ impl Books {
 
 impl Held {
     /// Whether `other` must wait until this one is settled.
-    fn excludes(&self, other: Self) -> bool {
+    fn excludes(&self, other: &Self) -> bool {
+        let share = |(a, b): (&OrderingKeys, &OrderingKeys)| a.share_a_key_with(b);
         self.handler == other.handler
-            && (self.position == other.position || (self.lane.is_some() && self.lane == other.lane))
+            && (self.position == other.position
+                || self
+                    .keys
+                    .as_ref()
+                    .zip(other.keys.as_ref())
+                    .is_some_and(share))
     }
 }

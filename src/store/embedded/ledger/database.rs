@@ -11,35 +11,38 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::store::{StoreError, embedded::disk};
 
 /// The version of `schema.sql`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// How long to wait for the other process that writes: the service, or a command.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Opens the ledger at `path`. `create` says whether to make one where there is none, and to set a
-/// damaged one aside.
+/// Opens the ledger at `path`. `create` says whether to make one where there is none, to set a damaged
+/// one aside, and to bring an older one up to date.
 ///
 /// # Errors
 ///
-/// When it cannot be read or written, or is of a later version.
+/// When it cannot be read or written, or is of another version.
 pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> {
     if create {
         // The database's other files take its permissions.
         disk::ensure_file(path).map_err(StoreError::writing(path))?;
     }
-    match try_open(path) {
+    match try_open(path, create) {
         Err(Trouble::Sql(error)) if create && is_damage(&error) => {
             set_aside(path)?;
             disk::ensure_file(path).map_err(StoreError::writing(path))?;
-            try_open(path)
+            try_open(path, create)
         }
         opened => opened,
     }
     .map_err(|trouble| match trouble {
         Trouble::Sql(error) => StoreError::database("opening the ledger")(error),
-        Trouble::TooNew(version) => {
-            let path = path.display();
-            StoreError::TooNew(format!("{path} is of ledger version {version}"))
+        Trouble::Version(version) => {
+            let text = format!("{} is of ledger version {version}", path.display());
+            match version < VERSION {
+                true => StoreError::TooOld(text),
+                false => StoreError::TooNew(text),
+            }
         }
     })
 }
@@ -71,7 +74,7 @@ pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
 
 enum Trouble {
     Sql(rusqlite::Error),
-    TooNew(i64),
+    Version(i64),
 }
 
 impl From<rusqlite::Error> for Trouble {
@@ -80,7 +83,7 @@ impl From<rusqlite::Error> for Trouble {
     }
 }
 
-fn try_open(path: &Path) -> Result<Connection, Trouble> {
+fn try_open(path: &Path, upgrade: bool) -> Result<Connection, Trouble> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(PATIENCE)?;
@@ -96,8 +99,9 @@ fn try_open(path: &Path) -> Result<Connection, Trouble> {
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match change.pragma_query_value(None, "user_version", |row| row.get(0))? {
         0 => change.execute_batch(include_str!("schema.sql"))?,
+        1 if upgrade => change.execute_batch(include_str!("from_1.sql"))?,
         VERSION => {}
-        version => return Err(Trouble::TooNew(version)),
+        version => return Err(Trouble::Version(version)),
     }
     // Reads a page or two of what is always needed, so that the grossest damage shows now.
     change.query_row("SELECT through FROM progress", [], |_| Ok(()))?;

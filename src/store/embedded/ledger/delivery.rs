@@ -1,7 +1,5 @@
-//! What becomes of deliveries: the rules of states and lanes, on one connection. Used by the
-//! service's ledger and by the operator's commands alike.
-//!
-//! **Invariant:** of the open deliveries of a lane exactly one is ready: the oldest.
+//! What becomes of deliveries: the rules of states, on one connection. Used by the service's ledger and
+//! by the operator's commands alike. Which of the open ones are ready is up to [`order`].
 //!
 //! **Invariant:** each change of a state is counted in the [`Tally`] of its transaction.
 
@@ -9,7 +7,11 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use crate::store::{DeliveryState, embedded::segment::Position, lane::Lane, shorten};
+use super::order;
+use crate::{
+    event::OrderingKeys,
+    store::{DeliveryState, embedded::segment::Position, shorten},
+};
 
 /// A handler's row.
 pub(super) type HandlerId = i64;
@@ -69,11 +71,11 @@ impl Tally {
 }
 
 /// One delivery's row.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) handler: HandlerId,
     pub(super) position: Position,
-    pub(super) lane: Option<Lane>,
+    pub(super) keys: Option<OrderingKeys>,
     pub(super) state: i64,
     /// How often it has been replayed.
     pub(super) replays: u32,
@@ -89,15 +91,16 @@ impl Row {
 /// Looks one delivery up.
 pub(super) fn find(db: &Connection, handler: HandlerId, position: Position) -> Result<Option<Row>> {
     db.prepare_cached(
-        "SELECT lane, state, replays FROM deliveries WHERE handler = ?1 AND position = ?2",
+        "SELECT scope, key, keys, state, replays FROM deliveries
+         WHERE handler = ?1 AND position = ?2",
     )?
     .query_row((handler, position.to_sql()), |row| {
         Ok(Row {
             handler,
             position,
-            lane: row.get(0)?,
-            state: row.get(1)?,
-            replays: row.get(2)?,
+            keys: order::read(row, 0)?,
+            state: row.get(3)?,
+            replays: row.get(4)?,
         })
     })
     .optional()
@@ -108,26 +111,28 @@ pub(super) fn add(
     db: &Connection,
     tally: &mut Tally,
     (handler, position): (HandlerId, Position),
-    lane: Option<Lane>,
+    keys: Option<&OrderingKeys>,
     due_at: i64,
 ) -> Result<()> {
-    let state = at_the_end(db, handler, lane)?;
+    let (state, behind) = order::state(db, (handler, position), keys)?;
+    let (scope, key, several) = order::columns(keys);
     db.prepare_cached(
-        "INSERT INTO deliveries (handler, position, lane, state, due_at)
-         VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO deliveries (handler, position, scope, key, keys, behind, state, due_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?
-    .execute((handler, position.to_sql(), lane, state, due_at))?;
+    .execute(params![
+        handler,
+        position.to_sql(),
+        scope,
+        key,
+        several,
+        behind.map(Position::to_sql),
+        state,
+        due_at
+    ])?;
+    order::note(db, (handler, position), keys)?;
     tally.count(handler, None, Some(state));
     Ok(())
-}
-
-/// The state of a delivery that comes to the end of a lane, or that has none.
-fn at_the_end(db: &Connection, handler: HandlerId, lane: Option<Lane>) -> Result<i64> {
-    let waits = match lane {
-        Some(lane) => head(db, handler, lane)?.is_some(),
-        None => false,
-    };
-    Ok(if waits { QUEUED } else { READY })
 }
 
 /// Adds a delivery that nobody asked for when the event came, as if it had been made: so that it
@@ -144,25 +149,45 @@ pub(super) fn insert_done(
     Ok(())
 }
 
-/// Gives an open delivery another lane, or none. To be done for all of a handler, oldest first.
+/// Gives an open delivery ordering keys, or takes them away. To be done for all of a handler, oldest
+/// first.
 pub(super) fn place(
     db: &Connection,
     (handler, position): (HandlerId, Position),
-    lane: Option<Lane>,
+    keys: Option<&OrderingKeys>,
 ) -> Result<()> {
-    let state = at_the_end(db, handler, lane)?;
+    let (state, behind) = order::state(db, (handler, position), keys)?;
+    set_open(db, (handler, position), keys, (state, behind))
+}
+
+fn set_open(
+    db: &Connection,
+    (handler, position): (HandlerId, Position),
+    keys: Option<&OrderingKeys>,
+    (state, behind): (i64, Option<Position>),
+) -> Result<()> {
+    let (scope, key, several) = order::columns(keys);
     db.prepare_cached(
-        "UPDATE deliveries SET lane = ?3, state = ?4 WHERE handler = ?1 AND position = ?2",
+        "UPDATE deliveries SET scope = ?3, key = ?4, keys = ?5, state = ?6, behind = ?7
+         WHERE handler = ?1 AND position = ?2",
     )?
-    .execute((handler, position.to_sql(), lane, state))?;
-    Ok(())
+    .execute(params![
+        handler,
+        position.to_sql(),
+        scope,
+        key,
+        several,
+        state,
+        behind.map(Position::to_sql)
+    ])?;
+    order::note(db, (handler, position), keys)
 }
 
 /// Ends a delivery: done, skipped or parked.
 pub(super) fn end(
     db: &Connection,
     tally: &mut Tally,
-    row: Row,
+    row: &Row,
     state: i64,
     at: i64,
     why: Option<&str>,
@@ -179,85 +204,44 @@ pub(super) fn end(
         why.map(shorten)
     ])?;
     tally.count(row.handler, Some(row.state), Some(state));
-    promote(db, row.handler, row.lane)
+    order::forget(db, (row.handler, row.position), row.keys.as_ref())?;
+    order::wake(db, row.handler, row.position)
 }
 
-/// Makes an open delivery due at `due_at`, with its lane waiting for it.
-pub(super) fn postpone(db: &Connection, row: Row, due_at: i64) -> Result<()> {
+/// Makes an open delivery due at `due_at`. What waits for it goes on waiting.
+pub(super) fn postpone(db: &Connection, row: &Row, due_at: i64) -> Result<()> {
     db.prepare_cached("UPDATE deliveries SET due_at = ?3 WHERE handler = ?1 AND position = ?2")?
         .execute((row.handler, row.position.to_sql(), due_at))?;
     Ok(())
 }
 
-/// Makes a delivery again, at its own place in the lane of `row`, for `reason`. Makes an open one
-/// due.
+/// Makes a delivery again, at its own place in the order of the keys of `row`, for `reason`. Makes an
+/// open one due.
 pub(super) fn replay(
     db: &Connection,
     tally: &mut Tally,
-    row: Row,
+    row: &Row,
     reason: &str,
     now: i64,
 ) -> Result<()> {
-    let Row {
+    let &Row {
         handler, position, ..
     } = row;
-    let state = match (row.is_open(), row.lane) {
-        (true, _) => row.state,
-        (false, None) => READY,
-        (false, Some(_)) => QUEUED,
-    };
     db.prepare_cached(
         "UPDATE deliveries
-         SET lane = ?3, state = ?4, attempts = 0, due_at = ?5, since = NULL, replay = ?6,
-             replays = replays + 1, why = NULL
+         SET attempts = 0, due_at = ?3, since = NULL, replay = ?4, replays = replays + 1, why = NULL
          WHERE handler = ?1 AND position = ?2",
     )?
-    .execute(params![
-        handler,
-        position.to_sql(),
-        row.lane,
-        state,
-        now,
-        shorten(reason)
-    ])?;
-    tally.count(handler, Some(row.state), Some(state));
-    let Some(lane) = row.lane.filter(|_| state == QUEUED) else {
+    .execute(params![handler, position.to_sql(), now, shorten(reason)])?;
+    if row.is_open() {
         return Ok(());
-    };
-    // Whoever was the oldest so far, and is no longer, steps back. It can only be the next after
-    // this one. If it is being attempted at this moment, the service lets nobody else of the lane
-    // start until that has ended.
-    db.prepare_cached(STEP_BACK)?
-        .execute((handler, lane, position.to_sql()))?;
-    promote(db, handler, row.lane)
-}
-
-/// Makes the oldest open delivery of a lane ready.
-pub(super) fn promote(db: &Connection, handler: HandlerId, lane: Option<Lane>) -> Result<()> {
-    let Some(lane) = lane else { return Ok(()) };
-    if let Some((position, QUEUED)) = head(db, handler, lane)? {
-        db.prepare_cached("UPDATE deliveries SET state = 0 WHERE handler = ?1 AND position = ?2")?
-            .execute((handler, position))?;
     }
-    Ok(())
+    let keys = row.keys.as_ref();
+    let (state, behind) = order::state(db, (handler, position), keys)?;
+    set_open(db, (handler, position), keys, (state, behind))?;
+    tally.count(handler, Some(row.state), Some(state));
+    match keys {
+        Some(keys) => order::step_back(db, handler, position, keys),
+        None => Ok(()),
+    }
 }
-
-/// Position and state of the oldest open delivery of a lane.
-pub(super) fn head(db: &Connection, handler: HandlerId, lane: Lane) -> Result<Option<(i64, i64)>> {
-    db.prepare_cached(HEAD)?
-        .query_row((handler, lane), |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
-}
-
-/// The query of [`head`]. Here and elsewhere the predicate of the index is repeated, since it could
-/// not be used otherwise, and the index is named, since the primary key would be used otherwise.
-pub(super) const HEAD: &str = "SELECT position, state FROM deliveries INDEXED BY lanes
-    WHERE handler = ?1 AND lane = ?2 AND state < 2 AND lane IS NOT NULL
-    ORDER BY position LIMIT 1";
-
-/// Takes the next delivery after a position of a lane out of the ready ones, if it is one.
-pub(super) const STEP_BACK: &str = "UPDATE deliveries SET state = 1
-    WHERE handler = ?1 AND state = 0 AND position = (
-        SELECT position FROM deliveries INDEXED BY lanes
-        WHERE handler = ?1 AND lane = ?2 AND state < 2 AND lane IS NOT NULL AND position > ?3
-        ORDER BY position LIMIT 1)";

@@ -3,10 +3,7 @@
 use rusqlite::{OptionalExtension, Result, params};
 
 use super::{Books, delivery, micros};
-use crate::{
-    event::Notification,
-    store::{embedded::segment::Position, lane},
-};
+use crate::{event::Notification, store::embedded::segment::Position};
 
 /// What was read of the journal at one go.
 #[derive(Debug, Default)]
@@ -105,14 +102,17 @@ impl Books {
             return Ok(false);
         }
         self.add_topics(notification)?;
-        let lane = notification.key.as_ref().map(lane::of);
+        let mut keys = None;
         for active in &self.subscriptions {
             if active.asked.takes(&notification.name) {
+                if active.asked.ordered && keys.is_none() {
+                    keys = notification.ordering_keys();
+                }
                 delivery::add(
                     &self.db,
                     &mut self.tally,
                     (active.id, position),
-                    lane.filter(|_| active.asked.ordered),
+                    keys.as_ref().filter(|_| active.asked.ordered),
                     micros(notification.received_at),
                 )?;
                 self.stirred = true;

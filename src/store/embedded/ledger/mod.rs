@@ -13,6 +13,7 @@ mod database;
 mod delivery;
 mod export;
 mod intake;
+mod order;
 mod record;
 mod replay;
 #[cfg(test)]

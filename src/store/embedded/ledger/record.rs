@@ -86,7 +86,8 @@ impl Records for Operator {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
-        replay::make(&self.db, selection, reason, now, progress)
+        let journal = Bodies::new(self.journal.clone());
+        replay::make(&self.db, journal, selection, reason, now, progress)
     }
 
     fn skip(
@@ -156,8 +157,10 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
         return Ok(None);
     };
     let mut list = db.prepare_cached(
-        "SELECT name, state, attempts, due_at, replay, why, id FROM handlers CROSS JOIN deliveries
-         ON handler = id WHERE position = ?1 ORDER BY name",
+        "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, d.why, h.id, b.id
+         FROM handlers h CROSS JOIN deliveries d ON d.handler = h.id
+         LEFT JOIN events b ON d.state = 1 AND b.position = d.behind
+         WHERE d.position = ?1 ORDER BY h.name",
     )?;
     let rows = list.query_map([position], |row| {
         let state: i64 = row.get(1)?;
@@ -165,7 +168,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
         Ok(DeliveryRecord {
             handler: HandlerName::new(row.get::<_, String>(0)?),
             state: delivery::state(state),
-            waits_for: None,
+            waits_for: row.get::<_, Option<_>>(7)?.map(EventId::from_bytes),
             attempts: row.get(2)?,
             due_at: due_at.map(time),
             replay: row.get(4)?,
@@ -239,7 +242,7 @@ fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i
         };
         let row = delivery::find(&change, handler, position)?;
         if let Some(row) = row.filter(|row| row.state == PARKED) {
-            delivery::end(&change, &mut tally, row, SKIPPED, now, Some(reason))?;
+            delivery::end(&change, &mut tally, &row, SKIPPED, now, Some(reason))?;
             skipped += 1;
         }
     }

@@ -12,9 +12,10 @@ use super::{
     micros,
 };
 use crate::{
-    event::{EventId, EventName, HandlerName, Key},
+    event::{EventId, EventName, HandlerName},
     store::{
-        ReplaySelection, ReplaySummary, StoreError, embedded::segment::Position, lane,
+        ReplaySelection, ReplaySummary, StoreError,
+        embedded::{reader::Bodies, segment::Position},
         record::id_range,
     },
 };
@@ -30,8 +31,8 @@ pub(super) fn plan(
     let plan = Plan::new(db, selection)?;
     let mut count = BTreeMap::new();
     plan.walk(db, |page| {
-        page.into_iter().try_for_each(|event| {
-            plan.each(db, &event, |chosen| {
+        page.into_iter().try_for_each(|position| {
+            plan.each(db, position, |chosen| {
                 *count.entry(chosen.handler).or_default() += 1;
                 Ok(())
             })
@@ -41,9 +42,10 @@ pub(super) fn plan(
     Ok(plan.summary(&count))
 }
 
-/// Does it.
+/// Does it. `journal` is where the events are.
 pub(super) fn make(
     db: &Connection,
+    mut journal: Bodies,
     selection: &ReplaySelection,
     reason: &str,
     now: Timestamp,
@@ -54,10 +56,10 @@ pub(super) fn make(
     plan.walk(db, |page| {
         let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
         let mut tally = Tally::default();
-        for event in &page {
-            plan.each(&change, event, |chosen| {
+        for position in page {
+            plan.each(&change, position, |chosen| {
                 *count.entry(chosen.handler).or_default() += 1;
-                chosen.replay(&change, &mut tally, reason, micros(now))
+                chosen.replay(&change, &mut tally, &mut journal, reason, micros(now))
             })?;
         }
         tally.write(&change)?;
@@ -76,35 +78,38 @@ struct Plan<'a> {
     handlers: Vec<(HandlerId, HandlerName, bool)>,
 }
 
-/// One event that a replay looks at.
-struct Event {
-    position: Position,
-    key: Option<Key>,
-}
-
 /// One delivery that a replay makes.
 struct Chosen {
     handler: HandlerId,
     position: Position,
-    lane: Option<lane::Lane>,
+    ordered: bool,
     /// Its state; `None` when there is no such delivery yet.
     state: Option<i64>,
 }
 
 impl Chosen {
-    fn replay(&self, db: &Connection, tally: &mut Tally, reason: &str, now: i64) -> Result<()> {
+    fn replay(
+        &self,
+        db: &Connection,
+        tally: &mut Tally,
+        journal: &mut Bodies,
+        reason: &str,
+        now: i64,
+    ) -> Result<()> {
         if self.state.is_none() {
             delivery::insert_done(db, (self.handler, self.position), now)?;
         }
-        let Some(row) = delivery::find(db, self.handler, self.position)? else {
+        let Some(mut row) = delivery::find(db, self.handler, self.position)? else {
             return Ok(());
         };
-        // The lane that it belongs to now, which need not be the one that it was in.
-        let row = delivery::Row {
-            lane: self.lane,
-            ..row
-        };
-        delivery::replay(db, tally, row, reason, now)
+        if !row.is_open() {
+            // Whether the handler is ordered may have changed since. What cannot be read is parked
+            // when its turn comes.
+            let event = journal.read(self.position).ok();
+            let keys = event.and_then(|event| event.ordering_keys());
+            row.keys = keys.filter(|_| self.ordered);
+        }
+        delivery::replay(db, tally, &row, reason, now)
     }
 }
 
@@ -127,7 +132,11 @@ impl<'a> Plan<'a> {
     }
 
     /// Gives all events that may be meant to `look`, oldest first, in slices.
-    fn walk(&self, db: &Connection, mut look: impl FnMut(Vec<Event>) -> Result<()>) -> Result<()> {
+    fn walk(
+        &self,
+        db: &Connection,
+        mut look: impl FnMut(Vec<Position>) -> Result<()>,
+    ) -> Result<()> {
         if !self.selection.ids.is_empty() {
             for ids in self.selection.ids.chunks(SLICE) {
                 let mut page = Vec::new();
@@ -149,9 +158,9 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn by_id(&self, db: &Connection, id: EventId) -> Result<Option<Event>> {
+    fn by_id(&self, db: &Connection, id: EventId) -> Result<Option<Position>> {
         let found = db
-            .prepare_cached("SELECT position, name, key, received_at FROM events WHERE id = ?1")?
+            .prepare_cached("SELECT position, name, received_at FROM events WHERE id = ?1")?
             .query_row([id.as_bytes()], |row| self.event(row))
             .optional()?;
         Ok(found.flatten())
@@ -163,24 +172,24 @@ impl<'a> Plan<'a> {
         db: &Connection,
         after: [u8; 16],
         to: [u8; 16],
-    ) -> Result<(Vec<Event>, Option<[u8; 16]>)> {
+    ) -> Result<(Vec<Position>, Option<[u8; 16]>)> {
         let mut slice = db.prepare_cached(
-            "SELECT position, name, key, received_at, id FROM events
+            "SELECT position, name, received_at, id FROM events
              WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
         )?;
         let mut rows = slice.query(params![after, to, SLICE as i64])?;
         let (mut page, mut last) = (Vec::new(), None);
         while let Some(row) = rows.next()? {
-            last = Some(row.get(4)?);
+            last = Some(row.get(3)?);
             page.extend(self.event(row)?);
         }
         Ok((page, last))
     }
 
-    /// The event in `row`, if it is meant.
-    fn event(&self, row: &Row<'_>) -> Result<Option<Event>> {
+    /// The position of the event in `row`, if it is meant.
+    fn event(&self, row: &Row<'_>) -> Result<Option<Position>> {
         let name = EventName::new(row.get::<_, String>(1)?);
-        let received_at: i64 = row.get(3)?;
+        let received_at: i64 = row.get(2)?;
         let selection = self.selection;
         let meant = selection.name.as_ref().is_none_or(|p| p.matches(&name))
             && selection.since.is_none_or(|t| received_at >= micros(t))
@@ -188,17 +197,14 @@ impl<'a> Plan<'a> {
         if !meant {
             return Ok(None);
         }
-        Ok(Some(Event {
-            position: Position::from_sql(row.get(0)?),
-            key: row.get::<_, Option<String>>(2)?.map(Key::new),
-        }))
+        Ok(Some(Position::from_sql(row.get(0)?)))
     }
 
-    /// Gives each delivery of `event` that is meant to `make`.
+    /// Gives each delivery of the event at `position` that is meant to `make`.
     fn each(
         &self,
         db: &Connection,
-        event: &Event,
+        position: Position,
         mut make: impl FnMut(&Chosen) -> Result<()>,
     ) -> Result<()> {
         let named = &self.selection.handlers;
@@ -206,17 +212,16 @@ impl<'a> Plan<'a> {
             if !named.is_empty() && !named.contains(name) {
                 continue;
             }
-            let state = delivery::find(db, *id, event.position)?.map(|row| row.state);
+            let state = delivery::find(db, *id, position)?.map(|row| row.state);
             let meant = match state {
                 Some(state) => state == PARKED || !self.selection.parked_only,
                 None => !named.is_empty() && !self.selection.parked_only,
             };
             if meant {
-                let key = event.key.as_ref().filter(|_| *ordered);
                 make(&Chosen {
                     handler: *id,
-                    position: event.position,
-                    lane: key.map(lane::of),
+                    position,
+                    ordered: *ordered,
                     state,
                 })?;
             }

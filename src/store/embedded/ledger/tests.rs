@@ -1,6 +1,6 @@
 //! That nothing which happens often ever takes longer the more there is.
 
-use super::{claim, database, delivery, upkeep};
+use super::{claim, database, order, upkeep};
 
 /// How the database goes about `query`.
 fn plan(query: &str) -> Vec<String> {
@@ -17,10 +17,22 @@ fn plan(query: &str) -> Vec<String> {
 #[test]
 fn what_happens_often_uses_an_index_to_its_full_depth() {
     for (query, depth) in [
-        (delivery::HEAD, "INDEX lanes (handler=? AND lane=?)"),
         (
-            delivery::STEP_BACK,
-            "INDEX lanes (handler=? AND lane=? AND position>?)",
+            order::BLOCKER,
+            "INDEX ordered (handler=? AND scope=? AND key=? AND position<?)",
+        ),
+        (
+            order::BLOCKER_OF_WHOLE,
+            "INDEX ordered (handler=? AND scope=? AND key>?)",
+        ),
+        (order::WAITING, "INDEX waiting (handler=? AND behind=?)"),
+        (
+            order::STEP_BACK,
+            "INDEX ordered (handler=? AND scope=? AND key=? AND position>?)",
+        ),
+        (
+            order::STEP_BACK_ALL,
+            "INDEX ordered (handler=? AND scope=?)",
         ),
         (claim::DUE, "INDEX ready (handler=? AND due_at<?)"),
         (claim::NEXT_DUE, "INDEX ready (handler=? AND due_at>?)"),

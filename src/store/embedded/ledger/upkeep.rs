@@ -8,8 +8,8 @@ use super::{
     micros, time,
 };
 use crate::{
-    event::{HandlerName, Key, Notification},
-    store::{Subscription, embedded::segment::Position, lane},
+    event::{HandlerName, Notification, OrderingKeys},
+    store::{Subscription, embedded::segment::Position},
     telemetry::ByHandler,
 };
 
@@ -75,47 +75,59 @@ impl Books {
         Ok(id)
     }
 
-    /// Gives the open deliveries of a handler lanes, or takes them away, when its order has
+    /// Gives the open deliveries of a handler ordering keys, or takes them away, when its order has
     /// changed.
     fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
+        self.db
+            .execute("DELETE FROM further_keys WHERE handler = ?1", [handler])?;
         let mut last = Position::default();
         loop {
-            let page = self.open_keys(handler, last)?;
-            let Some((position, _)) = page.last() else {
+            let page = self.open(handler, last)?;
+            let Some(position) = page.last() else {
                 return Ok(());
             };
             last = *position;
-            for (position, key) in page {
-                let lane = key.filter(|_| ordered).map(|key| lane::of(&key));
+            for position in page {
+                let keys = match ordered {
+                    true => self.ordering_keys(position),
+                    false => None,
+                };
+                delivery::place(&self.db, (handler, position), keys.as_ref())?;
                 for held in self.held.values_mut() {
                     if (held.handler, held.position) == (handler, position) {
-                        held.lane = lane;
+                        held.keys.clone_from(&keys);
                     }
                 }
-                delivery::place(&self.db, (handler, position), lane)?;
             }
         }
     }
 
-    /// Open deliveries after `last`, with their keys; some of them.
-    fn open_keys(
-        &self,
-        handler: HandlerId,
-        last: Position,
-    ) -> Result<Vec<(Position, Option<Key>)>> {
+    /// Those of an event in the journal. One that cannot be read has none: it is parked when its turn
+    /// comes.
+    fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
+        let notification = self.bodies.read(position).ok()?;
+        notification.ordering_keys()
+    }
+
+    /// Open deliveries after `last`, some of them.
+    fn open(&self, handler: HandlerId, last: Position) -> Result<Vec<Position>> {
         let mut page = self.db.prepare_cached(
-            "SELECT position, key FROM deliveries JOIN events USING (position)
+            "SELECT position FROM deliveries
              WHERE handler = ?1 AND state < 2 AND position > ?2 ORDER BY position LIMIT 1000",
         )?;
         let rows = page.query_map((handler, last.to_sql()), |row| {
-            let key: Option<String> = row.get(1)?;
-            Ok((Position::from_sql(row.get(0)?), key.map(Key::new)))
+            Ok(Position::from_sql(row.get(0)?))
         })?;
         rows.collect()
     }
 
     fn park_the_abandoned(&self) -> Result<()> {
         let now = micros((self.clock)());
+        self.db.execute(
+            "DELETE FROM further_keys
+             WHERE handler IN (SELECT id FROM handlers WHERE configured = 0 AND open > 0)",
+            [],
+        )?;
         let parked = self.db.execute(ABANDON, params![PARKED, now, NO_HANDLER])?;
         self.db.execute(
             "UPDATE handlers SET parked = parked + open, open = 0
@@ -217,8 +229,8 @@ pub(super) const UNFINISHED: &str = "SELECT 1
     ON handler = id AND state IN (0, 1, 2) AND state < 3 AND position >= ?1 AND position < ?2
     LIMIT 1";
 
-/// When the oldest open delivery of a handler was received. It is ready: the oldest of each lane
-/// is.
+/// When the oldest open delivery of a handler was received. It is ready, since nothing older can be in
+/// its way.
 pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
     (SELECT position FROM deliveries INDEXED BY unfinished
      WHERE handler = ?1 AND state = 0 AND state < 3 ORDER BY position LIMIT 1)";

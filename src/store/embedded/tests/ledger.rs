@@ -36,9 +36,9 @@ async fn the_gauges_say_how_much_room_there_is() {
 }
 
 /// The counts in `handlers` follow `deliveries` through everything that can happen to them, and
-/// each lane has one ready delivery: its oldest.
+/// each key has one ready delivery: its oldest.
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_and_lanes_hold_through_a_long_run() {
+async fn counts_and_order_hold_through_a_long_run() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -68,12 +68,12 @@ fn check_rules(place: &Place) {
     let broken: i64 = db
         .query_row(
             "SELECT count(*) FROM (
-                 SELECT lane, min(position) AS oldest FROM deliveries WHERE state < 2 GROUP BY lane
-             ) JOIN deliveries USING (lane)
+                 SELECT scope, min(position) AS oldest FROM deliveries WHERE state < 2 GROUP BY scope
+             ) JOIN deliveries USING (scope)
              WHERE state < 2 AND (position = oldest) <> (state = 0)",
             [],
             |row| row.get(0),
         )
         .unwrap();
-    assert_eq!(broken, 0, "lanes whose ready delivery is not their oldest");
+    assert_eq!(broken, 0, "keys whose ready delivery is not their oldest");
 }
