@@ -241,6 +241,15 @@ fn examine(provider: &str, body: &[u8]) -> Recognized {
     }
 }
 
+/// The ordering keys of an event that was named `name`, with `key` for its partition key; `None` where
+/// no order holds.
+pub fn ordering_keys(name: &EventName, key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
+    match Family::naming(name) {
+        Some(family) => (family.ordering_keys)(key, body),
+        None => key.map(OrderingKeys::whole),
+    }
+}
+
 /// Reads `body` as an event of family `F`.
 ///
 /// # Errors
@@ -345,11 +354,6 @@ impl Family {
     /// When the model cannot read it.
     pub fn facts(&self, body: &[u8]) -> Result<Facts, Unreadable> {
         (self.facts)(body)
-    }
-
-    /// See [`EventFamily::ordering_keys`].
-    pub fn ordering_keys(&self, key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
-        (self.ordering_keys)(key, body)
     }
 
     /// The typed value of `body`, written back as JSON: what the model understood of it.

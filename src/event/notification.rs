@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{DedupeKey, EndpointName, EventId, EventName, Family, Key, OrderingKeys, Topic};
+use super::{DedupeKey, EndpointName, EventId, EventName, Key, OrderingKeys, Topic};
 
 /// One authenticated message, its bytes exactly as they arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +38,6 @@ impl Notification {
 
     /// What it keeps its order by; `None` where no order holds. Reads the body.
     pub fn ordering_keys(&self) -> Option<OrderingKeys> {
-        let key = self.key.as_ref();
-        match Family::naming(&self.name) {
-            Some(family) => family.ordering_keys(key, &self.body),
-            None => key.map(OrderingKeys::whole),
-        }
+        super::ordering_keys(&self.name, self.key.as_ref(), &self.body)
     }
 }

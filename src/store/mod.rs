@@ -18,8 +18,6 @@
 mod condition;
 pub mod embedded;
 #[cfg(feature = "postgres")]
-mod lane;
-#[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;
 #[cfg(test)]

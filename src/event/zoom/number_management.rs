@@ -204,7 +204,7 @@ impl EventFamily for Event {
 #[cfg(test)]
 mod tests {
     use super::{EmergencyAddress, Event, Object};
-    use crate::event::{self, EventFamily, Facts, Family, Given, OrderingKeys, Text};
+    use crate::event::{self, EventFamily, Facts, Given, OrderingKeys, Text};
 
     fn event(name: &str, object: &str) -> Event {
         let json = format!(
@@ -254,8 +254,8 @@ mod tests {
 
     fn ordering(body: &str) -> OrderingKeys {
         let recognized = event::recognize("zoom", body.as_bytes());
-        let family = Family::naming(&recognized.name).expect("a family claims it");
-        let keys = family.ordering_keys(recognized.facts.key.as_ref(), body.as_bytes());
+        let key = recognized.facts.key.as_ref();
+        let keys = event::ordering_keys(&recognized.name, key, body.as_bytes());
         keys.expect("its account can be read")
     }
 

@@ -63,7 +63,7 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 pub(super) const ADD: &str = "WITH
     known AS MATERIALIZED (SELECT dedupe FROM seen WHERE dedupe = ANY($1::uuid[])),
     drawn AS MATERIALIZED (SELECT ARRAY(SELECT nextval('positions')
-            FROM generate_series(1, cardinality($17::uuid[]))) AS positions
+            FROM generate_series(1, cardinality($18::uuid[]))) AS positions
         WHERE NOT EXISTS (SELECT FROM known)),
     to_seen AS (INSERT INTO seen (dedupe, position)
         SELECT dedupe, positions[place] FROM drawn, unnest($1::uuid[], $2::integer[])
@@ -72,23 +72,30 @@ pub(super) const ADD: &str = "WITH
         SELECT topic, latest FROM drawn, unnest($3::uuid[], $4::timestamptz[]) AS n (topic, latest)
         ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest
             WHERE excluded.latest > t.latest),
-    to_deliveries AS (INSERT INTO deliveries (handler, position, day, lane, state, due_at)
-        SELECT handler, positions[place], day, coalesce(lane, positions[place]), state, due_at
-        FROM drawn, unnest($5::integer[], $6::integer[], $7::date[], $8::bigint[], $9::smallint[],
-            $10::timestamptz[]) AS t (handler, place, day, lane, state, due_at)),
+    to_deliveries AS (INSERT INTO deliveries
+            (handler, position, day, scope, key, keys, state, behind, due_at)
+        SELECT handler, positions[place], day, scope, key, keys::bigint[],
+            CASE WHEN behind IS NULL THEN 0 ELSE 1 END, positions[behind], due_at
+        FROM drawn, unnest($5::integer[], $6::integer[], $7::date[], $8::bigint[], $9::bigint[],
+            $10::text[], $11::integer[], $12::timestamptz[])
+            AS t (handler, place, day, scope, key, keys, behind, due_at)
+        RETURNING handler, scope, keys, position),
+    to_further AS (INSERT INTO further_keys (handler, scope, key, position)
+        SELECT d.handler, d.scope, k.key, d.position
+        FROM to_deliveries d CROSS JOIN unnest(d.keys[2:]) AS k (key)),
     to_tally AS (INSERT INTO tally (handler, open, parked)
-        SELECT handler, open, 0 FROM drawn, unnest($11::integer[], $12::bigint[])
+        SELECT handler, open, 0 FROM drawn, unnest($13::integer[], $14::bigint[])
             AS t (handler, open)),
-    to_events AS (INSERT INTO events (day, position, id, name, endpoint, key, lane, subject,
-            occurred_at, received_at, topics, topic_keys, dedupe, body)
-        SELECT day, positions[place], id, name, endpoint, key, coalesce(lane, positions[place]),
-            subject, occurred_at, received_at, topics, ($13::uuid[])[first_topic:last_topic],
-            ($14::uuid[])[first_dedupe:last_dedupe], body
-        FROM drawn, unnest($15::date[], $16::bigint[], $17::uuid[], $18::text[], $19::text[],
-            $20::text[], $21::text[], $22::timestamptz[], $23::timestamptz[], $24::text[],
-            $25::integer[], $26::integer[], $27::integer[], $28::integer[], $29::bytea[])
-            WITH ORDINALITY AS e (day, lane, id, name, endpoint, key, subject, occurred_at,
-                received_at, topics, first_topic, last_topic, first_dedupe, last_dedupe, body, place))
+    to_events AS (INSERT INTO events (day, position, id, name, endpoint, key, subject, occurred_at,
+            received_at, topics, topic_keys, dedupe, body)
+        SELECT day, positions[place], id, name, endpoint, key, subject, occurred_at, received_at,
+            topics, ($15::uuid[])[first_topic:last_topic],
+            ($16::uuid[])[first_dedupe:last_dedupe], body
+        FROM drawn, unnest($17::date[], $18::uuid[], $19::text[], $20::text[], $21::text[],
+            $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[], $26::integer[],
+            $27::integer[], $28::integer[], $29::integer[], $30::bytea[])
+            WITH ORDINALITY AS e (day, id, name, endpoint, key, subject, occurred_at, received_at,
+                topics, first_topic, last_topic, first_dedupe, last_dedupe, body, place))
     SELECT ARRAY(SELECT dedupe FROM known), (SELECT positions FROM drawn)";
 
 /// What became of notifications that were to be added.

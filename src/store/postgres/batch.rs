@@ -4,7 +4,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
 };
 
 use jiff::{Timestamp, civil::Date};
@@ -12,10 +12,11 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
+    order,
     roster::{Active, HandlerId},
     rows, text,
 };
-use crate::event::{DedupeKey, Notification};
+use crate::event::{DedupeKey, KeyHash, Notification, OrderingKeys};
 
 /// A line of the tally that changes nothing, so that each transaction has something to write.
 const NOTHING: (HandlerId, i64) = (0, 0);
@@ -35,7 +36,6 @@ pub(super) struct Batch<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Events<'a> {
     pub(super) day: Vec<Date>,
-    pub(super) lane: Vec<Option<i64>>,
     pub(super) id: Vec<Uuid>,
     pub(super) name: Vec<Cow<'a, str>>,
     pub(super) endpoint: Vec<Cow<'a, str>>,
@@ -93,8 +93,9 @@ pub(super) struct Deliveries {
     pub(super) handler: Vec<HandlerId>,
     pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
-    pub(super) lane: Vec<Option<i64>>,
-    pub(super) state: Vec<i16>,
+    pub(super) keys: order::Columns,
+    /// The place of what it is queued behind, where that is in the same batch.
+    pub(super) behind: Vec<Option<i32>>,
     pub(super) due_at: Vec<Timestamp>,
 }
 
@@ -108,7 +109,7 @@ impl<'a> Batch<'a> {
         let mut batch = Self::default();
         let mut seen = BTreeMap::new();
         let mut topics = BTreeMap::new();
-        let mut begun = HashSet::new();
+        let mut last = Last::default();
         let mut tally = BTreeMap::from([NOTHING]);
         for notification in notifications {
             // A copy's other keys are not learnt: one of them may come from a part of the request
@@ -127,11 +128,12 @@ impl<'a> Batch<'a> {
                     *latest = occurred_at.max(*latest);
                 }
             }
-            for handler in active {
-                if handler.asked.takes(&notification.name) {
-                    batch.deliver(handler, notification, place, &mut begun);
-                    *tally.entry(handler.id).or_default() += 1;
-                }
+            let takes = |handler: &&Active| handler.asked.takes(&notification.name);
+            let mut takers = active.iter().filter(takes).peekable();
+            let keys = takers.peek().and_then(|_| notification.ordering_keys());
+            for handler in takers {
+                batch.deliver(handler, notification, place, keys.as_ref(), &mut last);
+                *tally.entry(handler.id).or_default() += 1;
             }
         }
         (batch.seen.dedupe, batch.seen.place) = seen.into_iter().unzip();
@@ -141,7 +143,7 @@ impl<'a> Batch<'a> {
     }
 
     /// In the order of the statement that adds it.
-    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 29] {
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 30] {
         let Self {
             events,
             seen,
@@ -158,15 +160,16 @@ impl<'a> Batch<'a> {
             &deliveries.handler,
             &deliveries.place,
             &deliveries.day,
-            &deliveries.lane,
-            &deliveries.state,
+            &deliveries.keys.scope,
+            &deliveries.keys.key,
+            &deliveries.keys.keys,
+            &deliveries.behind,
             &deliveries.due_at,
             &tally.handler,
             &tally.open,
             &events.topic_keys.ids,
             &events.dedupe.ids,
             &events.day,
-            &events.lane,
             &events.id,
             &events.name,
             &events.endpoint,
@@ -183,24 +186,64 @@ impl<'a> Batch<'a> {
         ]
     }
 
-    /// Adds a delivery. `begun` are the lanes that have one in this batch: the next one is queued
-    /// behind it, whatever else is there.
+    /// Adds a delivery.
     fn deliver(
         &mut self,
         handler: &Active,
         notification: &Notification,
         place: i32,
-        begun: &mut HashSet<(HandlerId, i64)>,
+        keys: Option<&OrderingKeys>,
+        last: &mut Last,
     ) {
-        let lane = rows::lane(notification);
-        let is_first = lane.is_none_or(|lane| begun.insert((handler.id, lane)));
+        let ordered = keys.filter(|_| handler.asked.ordered);
         let to = &mut self.deliveries;
         to.handler.push(handler.id);
         to.place.push(place);
         to.day.push(rows::day(notification.received_at));
-        to.lane.push(lane);
-        to.state.push(i16::from(!is_first && handler.asked.ordered));
+        to.keys.push(keys);
+        to.behind
+            .push(ordered.and_then(|keys| last.follow(handler.id, keys, place)));
         to.due_at.push(notification.received_at);
+    }
+}
+
+/// The places of the last deliveries so far of a batch, by what they are ordered by.
+#[derive(Default)]
+struct Last(HashMap<(HandlerId, KeyHash, Line), i32>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Line {
+    /// Of that key.
+    Key(KeyHash),
+    /// Of all keys of the scope.
+    Whole,
+    /// Of any key of the scope.
+    Any,
+}
+
+impl Last {
+    /// The place of the last delivery that one of `keys` at `place` waits for. That is the last one from
+    /// now on.
+    fn follow(&mut self, handler: HandlerId, keys: &OrderingKeys, place: i32) -> Option<i32> {
+        let at = |line| (handler, keys.scope(), line);
+        let own: Vec<_> = match keys.is_whole() {
+            true => vec![Line::Whole],
+            false => keys.keys().iter().copied().map(Line::Key).collect(),
+        };
+        let others = if keys.is_whole() {
+            Line::Any
+        } else {
+            Line::Whole
+        };
+        let before = own
+            .iter()
+            .chain([&others])
+            .filter_map(|line| self.0.get(&at(*line)));
+        let before = before.max().copied();
+        for line in own.into_iter().chain([Line::Any]) {
+            self.0.insert(at(line), place);
+        }
+        before
     }
 }
 
@@ -210,7 +253,6 @@ impl<'a> Events<'a> {
         let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
         let topic_keys = notification.topics.iter().map(rows::topic_key);
         self.day.push(rows::day(notification.received_at));
-        self.lane.push(rows::lane(notification));
         self.id.push(rows::uuid(notification.id));
         self.name.push(text::to_sql(notification.name.as_str()));
         self.endpoint

@@ -23,21 +23,33 @@ use crate::{
 
 /// Keeps claims for another while. Those that somebody else has taken meanwhile stay theirs.
 pub(super) const RENEW: &str =
-    "UPDATE held SET until = clock_timestamp() + $2::bigint * interval '1 ms'
-    FROM unnest($3::bigint[], $4::uuid[]) AS t (slot, token)
-    WHERE handler = $1 AND held.slot = ANY($3) AND held.slot = t.slot AND held.token = t.token
-    RETURNING held.slot, held.token";
+    "UPDATE claims c SET until = clock_timestamp() + $2::bigint * interval '1 ms'
+    FROM unnest($3::bigint[], $4::uuid[]) AS t (first, token)
+    WHERE handler = $1 AND c.first = ANY($3) AND c.first = t.first AND c.token = t.token
+    RETURNING c.first, c.token";
 
 /// Gives claims up as if they had not been made.
-const RELEASE: &str = "DELETE FROM held USING unnest($1::integer[], $2::bigint[], $3::uuid[])
-    AS t (handler, slot, token)
-    WHERE held.handler = t.handler AND held.slot = t.slot AND held.token = t.token";
+const RELEASE: &str = "WITH freed AS (DELETE FROM claims c
+        USING unnest($1::integer[], $2::bigint[], $3::uuid[]) AS t (handler, first, token)
+        WHERE c.handler = t.handler AND c.first = t.first AND c.token = t.token
+        RETURNING c.handler, c.position)
+    UPDATE deliveries d SET state = 0, behind = NULL FROM freed f
+    WHERE d.handler = f.handler AND d.position = f.position AND d.state = 1";
+
+/// Gives up what has run out in the middle of a run: what was attempted then is queued behind what was
+/// over before it. What has run out at its first delivery is taken over as it is.
+pub(super) const GIVE_UP: &str = "WITH lapsed AS (DELETE FROM claims
+        WHERE handler = ANY($1) AND position <> first AND until <= clock_timestamp()
+        RETURNING handler, position)
+    UPDATE deliveries d SET state = 0, behind = NULL FROM lapsed l
+    WHERE d.handler = l.handler AND d.position = l.position AND d.state = 1";
 
 /// What the settlement of a delivery has to show.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) handler: HandlerId,
-    pub(super) slot: i64,
+    /// The position of the delivery that was claimed; a run goes on from there.
+    pub(super) first: i64,
     pub(super) token: Uuid,
     pub(super) day: Date,
     pub(super) position: i64,
@@ -51,6 +63,7 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct Offer {
     pub(super) held: Held,
+    pub(super) due_at: Timestamp,
     pub(super) notification: Arc<Notification>,
     pub(super) attempt: u32,
     pub(super) since: Timestamp,
@@ -58,7 +71,7 @@ pub(super) struct Offer {
     pub(super) superseded: bool,
 }
 
-/// Deliveries of one lane that were claimed together, oldest first.
+/// Deliveries of one key that were claimed together, oldest first.
 pub(super) type Run = VecDeque<Offer>;
 
 /// A claim: the delivery that is attempted, and those that come after it.
@@ -153,13 +166,13 @@ impl Leases {
         let statement = session.prepare(RENEW).await?;
         for (handler, leases) in old {
             let since = Instant::now();
-            let (slots, tokens): (Vec<_>, Vec<_>) = leases
+            let (firsts, tokens): (Vec<_>, Vec<_>) = leases
                 .iter()
-                .map(|(_, held)| (held.slot, held.token))
+                .map(|(_, held)| (held.first, held.token))
                 .unzip();
             let renewed = session
                 .client
-                .query(&statement, &[&handler, &self.millis(), &slots, &tokens])
+                .query(&statement, &[&handler, &self.millis(), &firsts, &tokens])
                 .await?;
             let mut ours = Vec::with_capacity(renewed.len());
             for row in renewed {
@@ -168,7 +181,7 @@ impl Leases {
             let mut holds = self.lock();
             for (lease, old) in leases {
                 if let Some(hold) = holds.get_mut(&lease)
-                    && ours.contains(&(old.slot, old.token))
+                    && ours.contains(&(old.first, old.token))
                 {
                     hold.held.since = since;
                 }
@@ -185,11 +198,11 @@ impl Leases {
         }
         let statement = session.prepare(RELEASE).await?;
         let handlers: Vec<_> = all.iter().map(|held| held.handler).collect();
-        let slots: Vec<_> = all.iter().map(|held| held.slot).collect();
+        let firsts: Vec<_> = all.iter().map(|held| held.first).collect();
         let tokens: Vec<_> = all.iter().map(|held| held.token).collect();
         session
             .client
-            .execute(&statement, &[&handlers, &slots, &tokens])
+            .execute(&statement, &[&handlers, &firsts, &tokens])
             .await?;
         self.lock().clear();
         Ok(())

@@ -122,6 +122,7 @@ mod claim;
 mod fault;
 mod leases;
 mod notify;
+mod order;
 mod partition;
 mod pool;
 mod records;

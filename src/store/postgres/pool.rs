@@ -125,10 +125,14 @@ impl Connector {
                 )));
             }
             // Bringing the tables up to date and reading for an operator take as long as they take.
-            // A COMMIT that waits for a standby is not cut short by either limit: it would be done
-            // here alone, and be answered as if it were not.
+            // A COMMIT that waits for a standby is not cut short by any limit: it would be done
+            // here alone, and be answered as if it were not. Who vanishes within a transaction keeps
+            // its locks for that long at most.
             Durability::Full => {
-                let settings = format!("SET statement_timeout = 0; SET lock_timeout = {millis}");
+                let settings = format!(
+                    "SET statement_timeout = 0; SET lock_timeout = {millis};
+                     SET idle_in_transaction_session_timeout = {millis}"
+                );
                 client.batch_execute(&settings).await?;
             }
             Durability::Lazy => {

@@ -1,5 +1,7 @@
 //! The operator's side: a connection of its own, beside running services.
 
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
 use tokio_postgres::{Row, types::ToSql};
@@ -9,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Settings,
     fault::Fault,
+    order,
     pool::{Durability, Session},
     replay, rows, schema,
     settle::{PARKED, SKIPPED},
@@ -32,12 +35,22 @@ const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.receive
         AND d.position = e.position),
     (SELECT count(*) FROM ended x WHERE x.day = e.day AND x.position = e.position AND x.state = 2)";
 
-const DELIVERIES: &str = "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, NULL AS why, h.id
-    FROM handlers h JOIN deliveries d ON d.handler = h.id AND d.position = $2
-    UNION ALL
-    SELECT h.name, x.state, x.attempts, NULL, x.replay, x.why, h.id
-    FROM ended x JOIN handlers h ON h.id = x.handler WHERE x.day = $1 AND x.position = $2
-    ORDER BY 1";
+/// An open one that waits for another is queued, whether anybody has come upon it yet or not.
+static DELIVERIES: LazyLock<String> = LazyLock::new(|| {
+    let blocker = order::blocker("d");
+    format!(
+        "SELECT h.name, CASE WHEN b.id IS NULL THEN 0 ELSE 1 END::smallint, d.attempts, d.due_at,
+            d.replay, NULL AS why, h.id, b.id
+        FROM handlers h JOIN deliveries d ON d.handler = h.id AND d.position = $2
+        LEFT JOIN LATERAL (SELECT e.id FROM deliveries b
+            JOIN events e ON e.day = b.day AND e.position = b.position
+            WHERE h.ordered AND b.handler = h.id AND b.position = {blocker}) b ON true
+        UNION ALL
+        SELECT h.name, x.state, x.attempts, NULL, x.replay, x.why, h.id, NULL
+        FROM ended x JOIN handlers h ON h.id = x.handler WHERE x.day = $1 AND x.position = $2
+        ORDER BY 1"
+    )
+});
 
 const FAILURES: &str = "SELECT started_at, took_ms, why FROM attempts
     WHERE day = $1 AND position = $2 AND handler = $3 ORDER BY started_at";
@@ -204,7 +217,10 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
     let day: jiff::civil::Date = event.try_get(rows::COLUMN_COUNT)?;
     let position: i64 = event.try_get(rows::COLUMN_COUNT + 1)?;
     let mut deliveries = Vec::new();
-    for row in client.query(DELIVERIES, &[&day, &position]).await? {
+    for row in client
+        .query(DELIVERIES.as_str(), &[&day, &position])
+        .await?
+    {
         let handler: i32 = row.try_get(6)?;
         let failed = client.query(FAILURES, &[&day, &position, &handler]).await?;
         deliveries.push(delivery(&row, &failed)?);
@@ -240,7 +256,7 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     Ok(DeliveryRecord {
         handler: HandlerName::new(text::from_sql(name)),
         state: state(row.try_get(1)?),
-        waits_for: None,
+        waits_for: row.try_get::<_, Option<Uuid>>(7)?.map(rows::event_id),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
         replay: replay.map(text::from_sql),

@@ -3,22 +3,24 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::{Timestamp, civil::Date};
-use tokio_postgres::{Row, Transaction};
+use tokio_postgres::{Row, Transaction, types::ToSql};
 use uuid::Uuid;
 
-use super::{fault::Fault, notify, pool::Session, roster::HandlerId, rows, settle::PARKED, text};
+use super::{
+    fault::Fault, notify, order, pool::Session, roster::HandlerId, rows, settle::PARKED, text,
+};
 use crate::{
-    event::{EventName, HandlerName},
+    event::{self, EventName, HandlerName, Key, OrderingKeys},
     store::{ReplaySelection, ReplaySummary, StoreError, record::id_range, shorten},
 };
 
 /// Events looked at in one transaction, so that no service is ever held up long.
 const SLICE: i64 = 256;
 
-const BY_ID: &str = "SELECT id, name, received_at, day, position, lane FROM events
+const BY_ID: &str = "SELECT id, name, received_at, day, position FROM events
     WHERE id = ANY($1)";
 
-const BY_TIME: &str = "SELECT id, name, received_at, day, position, lane FROM events
+const BY_TIME: &str = "SELECT id, name, received_at, day, position FROM events
     WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
 
 /// How the deliveries of some events stand: those that are open, and those that have ended.
@@ -28,40 +30,51 @@ const STATES: &str = "SELECT handler, position, state FROM deliveries
     SELECT x.handler, x.position, x.state FROM unnest($2::date[], $3::bigint[]) AS t (day, position)
     JOIN ended x ON x.day = t.day AND x.position = t.position WHERE x.handler = ANY($1)";
 
-/// Those of some events that are still there. Their partitions cannot be dropped until the
+/// Those of some events that are still there, with what their ordering keys are read from. A large body
+/// is not read: its event is taken to be about its whole scope. Their partitions cannot be dropped until the
 /// transaction ends; whoever drops one looks after that whether something of it is open.
-const KEEP: &str = "SELECT e.position FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
+const KEEP: &str = "SELECT e.position, e.name, e.key,
+        CASE WHEN octet_length(e.body) <= 65536 THEN e.body ELSE '' END
+    FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
     JOIN events e ON e.day = t.day AND e.position = t.position";
 
-/// Makes open ones due, at their own place: ready, since whoever is at work on a later one of the lane
-/// does not look back.
-const HURRY: &str = "UPDATE deliveries d SET state = 0, attempts = 0, due_at = $3, since = NULL,
+/// Makes open ones due, at their own place: ready, and looked at by the next claim.
+const HURRY: &str =
+    "UPDATE deliveries d SET state = 0, behind = NULL, attempts = 0, due_at = $3, since = NULL,
         replay = $4, replays = d.replays + 1
     FROM unnest($1::integer[], $2::bigint[]) AS t (handler, position)
     WHERE d.handler = t.handler AND d.position = t.position
     RETURNING d.handler, d.position";
 
-/// Opens ended ones again, ready in their own place: whoever claims the lane next sees which of it
-/// is the oldest.
+/// Opens ended ones again, ready in their own place: claims look at what each has to wait for.
 const REOPEN: &str = "WITH
     old AS (DELETE FROM ended x
-        USING unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[])
-            AS t (handler, position, day, lane)
+        USING unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::bigint[], $6::text[])
+            AS t (handler, position, day, scope, key, keys)
         WHERE x.day = t.day AND x.position = t.position AND x.handler = t.handler
-        RETURNING x.handler, x.position, x.day, t.lane, x.replays, x.state),
-    new AS (INSERT INTO deliveries (handler, position, day, lane, replays, due_at, replay)
-        SELECT handler, position, day, lane, replays + 1, $5, $6 FROM old),
+        RETURNING x.handler, x.position, x.day, t.scope, t.key, t.keys::bigint[] AS keys, x.replays,
+            x.state),
+    new AS (INSERT INTO deliveries
+            (handler, position, day, scope, key, keys, replays, due_at, replay)
+        SELECT handler, position, day, scope, key, keys, replays + 1, $7, $8 FROM old),
+    keyed AS (INSERT INTO further_keys (handler, scope, key, position)
+        SELECT o.handler, o.scope, k.key, o.position
+        FROM old o CROSS JOIN unnest(o.keys[2:]) AS k (key)),
     counted AS (INSERT INTO tally (handler, open, parked)
         SELECT handler, count(*), -count(*) FILTER (WHERE state = 2) FROM old GROUP BY handler)
     SELECT handler, position FROM old";
 
 /// Adds deliveries that nobody asked for when the event came.
 const ADD: &str = "WITH
-    new AS (INSERT INTO deliveries (handler, position, day, lane, replays, due_at, replay)
-        SELECT handler, position, day, lane, 1, $5, $6
-        FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[])
-            AS t (handler, position, day, lane)
-        ON CONFLICT DO NOTHING RETURNING handler)
+    new AS (INSERT INTO deliveries
+            (handler, position, day, scope, key, keys, replays, due_at, replay)
+        SELECT handler, position, day, scope, key, keys::bigint[], 1, $7, $8
+        FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::bigint[], $6::text[])
+            AS t (handler, position, day, scope, key, keys)
+        ON CONFLICT DO NOTHING RETURNING handler, position, scope, keys),
+    keyed AS (INSERT INTO further_keys (handler, scope, key, position)
+        SELECT n.handler, n.scope, k.key, n.position
+        FROM new n CROSS JOIN unnest(n.keys[2:]) AS k (key))
     INSERT INTO tally (handler, open, parked)
     SELECT handler, count(*), 0 FROM new GROUP BY handler";
 
@@ -76,7 +89,6 @@ struct Plan<'a> {
 struct Event {
     day: Date,
     position: i64,
-    lane: i64,
 }
 
 /// One delivery that a replay makes.
@@ -84,7 +96,7 @@ struct Chosen {
     handler: HandlerId,
     day: Date,
     position: i64,
-    lane: i64,
+    keys: Option<OrderingKeys>,
 }
 
 /// What a replay would do.
@@ -143,14 +155,28 @@ async fn apply(
     now: Timestamp,
 ) -> Result<(), Fault> {
     let change = session.client.transaction().await?;
-    let (_, positions, days, _) = columns(chosen.iter());
-    let mut there: HashSet<i64> = HashSet::new();
+    let Columns {
+        positions, days, ..
+    } = Columns::of(chosen.iter());
+    let mut there: HashMap<i64, Option<OrderingKeys>> = HashMap::new();
     for row in change.query(KEEP, &[&days, &positions]).await? {
-        there.insert(row.try_get(0)?);
+        there.insert(row.try_get(0)?, ordering_keys(&row)?);
     }
-    chosen.retain(|chosen| there.contains(&chosen.position));
+    chosen.retain_mut(|chosen| {
+        let found = there.get(&chosen.position);
+        chosen.keys = found.cloned().flatten();
+        found.is_some()
+    });
     make_again(&change, chosen, reason, now).await?;
     Ok(change.commit().await?)
+}
+
+/// Those of an event, from a row of [`KEEP`].
+fn ordering_keys(row: &Row) -> Result<Option<OrderingKeys>, Fault> {
+    let (name, key): (String, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
+    let key = key.map(|key| Key::new(text::from_sql(key)));
+    let name = EventName::new(text::from_sql(name));
+    Ok(event::ordering_keys(&name, key.as_ref(), row.try_get(3)?))
 }
 
 /// Whatever became of each meanwhile, it is made again: what is no longer open has ended.
@@ -160,40 +186,56 @@ async fn make_again(
     reason: &str,
     now: Timestamp,
 ) -> Result<(), Fault> {
-    let (handlers, positions, ..) = columns(chosen.iter());
+    let Columns {
+        handlers,
+        positions,
+        ..
+    } = Columns::of(chosen.iter());
     let hurried = change
         .query(HURRY, &[&handlers, &positions, &now, &reason])
         .await?;
     let mut made = identities(&hurried)?;
-    let left = || chosen.iter();
-    let (handlers, positions, days, lanes) =
-        columns(left().filter(|c| !made.contains(&c.identity())));
-    let reopened = change
-        .query(
-            REOPEN,
-            &[&handlers, &positions, &days, &lanes, &now, &reason],
-        )
-        .await?;
-    made.extend(identities(&reopened)?);
-    let (handlers, positions, days, lanes) =
-        columns(left().filter(|c| !made.contains(&c.identity())));
-    change
-        .execute(ADD, &[&handlers, &positions, &days, &lanes, &now, &reason])
-        .await?;
+    for (statement, gives_back) in [(REOPEN, true), (ADD, false)] {
+        let left = Columns::of(chosen.iter().filter(|c| !made.contains(&c.identity())));
+        let rows = change.query(statement, &left.with(&now, &reason)).await?;
+        if gives_back {
+            made.extend(identities(&rows)?);
+        }
+    }
     Ok(())
 }
 
-type Columns = (Vec<HandlerId>, Vec<i64>, Vec<Date>, Vec<i64>);
+#[derive(Default)]
+struct Columns {
+    handlers: Vec<HandlerId>,
+    positions: Vec<i64>,
+    days: Vec<Date>,
+    keys: order::Columns,
+}
 
-fn columns<'a>(chosen: impl Iterator<Item = &'a Chosen>) -> Columns {
-    let mut columns = Columns::default();
-    for chosen in chosen {
-        columns.0.push(chosen.handler);
-        columns.1.push(chosen.position);
-        columns.2.push(chosen.day);
-        columns.3.push(chosen.lane);
+impl Columns {
+    fn of<'a>(chosen: impl Iterator<Item = &'a Chosen>) -> Self {
+        let mut columns = Self::default();
+        for chosen in chosen {
+            columns.handlers.push(chosen.handler);
+            columns.positions.push(chosen.position);
+            columns.days.push(chosen.day);
+            columns.keys.push(chosen.keys.as_ref());
+        }
+        columns
     }
-    columns
+
+    /// What [`REOPEN`] and [`ADD`] take.
+    fn with<'a>(&'a self, now: &'a Timestamp, reason: &'a &str) -> [&'a (dyn ToSql + Sync); 8] {
+        let order::Columns { scope, key, keys } = &self.keys;
+        let Self {
+            handlers,
+            positions,
+            days,
+            ..
+        } = self;
+        [handlers, positions, days, scope, key, keys, now, reason]
+    }
 }
 
 fn identities(rows: &[Row]) -> Result<HashSet<(HandlerId, i64)>, Fault> {
@@ -236,7 +278,6 @@ impl<'a> Plan<'a> {
         Ok(Some(Event {
             day: row.try_get(3)?,
             position: row.try_get(4)?,
-            lane: row.try_get(5)?,
         }))
     }
 
@@ -270,7 +311,7 @@ impl<'a> Plan<'a> {
                         handler: *handler,
                         day: event.day,
                         position: event.position,
-                        lane: event.lane,
+                        keys: None,
                     });
                 }
             }

@@ -16,7 +16,7 @@ pub(super) type HandlerId = i32;
 
 /// What was ready and then queued is all ready again for handlers that come back, or that leave
 /// order behind: nobody may be left to say whose turn it is.
-const REVIVE: &str = "UPDATE deliveries d SET state = 0
+const REVIVE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
     FROM handlers h, unnest($1::text[], $2::boolean[]) AS n (name, ordered)
     WHERE h.name = n.name AND (NOT h.configured OR h.ordered AND NOT n.ordered)
         AND d.handler = h.id AND d.state = 1";

@@ -8,10 +8,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::text;
-use crate::{
-    event::{DedupeKey, EventId, EventName, Key, Notification, Topic},
-    store::lane,
-};
+use crate::event::{DedupeKey, EventId, EventName, Key, Notification, Topic};
 
 /// What [`notification`] reads, of a table or alias `e`.
 pub(super) const COLUMNS: &str = "e.id, e.name, e.endpoint, e.key, e.subject, e.occurred_at,
@@ -87,9 +84,4 @@ pub(super) fn read_dedupe_key(key: Uuid) -> DedupeKey {
 /// The day, by UTC, whose partition an event is in.
 pub(super) fn day(received_at: Timestamp) -> Date {
     Offset::UTC.to_datetime(received_at).date()
-}
-
-/// The lane of an event. One that has no key has its position in place of it.
-pub(super) fn lane(notification: &Notification) -> Option<i64> {
-    notification.key.as_ref().map(lane::of)
 }

@@ -29,6 +29,11 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("002.sql"),
         needs: 1,
     },
+    // A program of version 2 knows of no ordering keys, and would deliver in another order.
+    Migration {
+        sql: include_str!("003.sql"),
+        needs: 3,
+    },
 ];
 
 /// The version of the tables that this program knows.

@@ -1,10 +1,10 @@
 //! Taking in how deliveries went.
 //!
-//! A lane whose run goes on stays held, for the next delivery of the run. It is handed out when
-//! the end of the one before is on record, and so nothing is attempted twice that could not be before.
+//! A claim whose run goes on stays, for the next delivery of the run. That is handed out when the end of
+//! the one before is on record, and so nothing is attempted twice that could not be before.
 //!
 //! **Invariant:** only whoever still has the lease changes anything: all of a settlement hangs on
-//! the row of `held` that is deleted with it, or changed.
+//! the row of `claims` that is deleted with it, or changed.
 
 use std::{
     cmp::Reverse,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use jiff::{Timestamp, civil::Date};
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{Parts, fault::Fault, leases::Held, pool::Session, roster::HandlerId, text};
@@ -24,24 +25,23 @@ pub(super) const PARKED: i16 = 2;
 pub(super) const DONE: i16 = 3;
 pub(super) const SKIPPED: i16 = 4;
 
-/// Settles all of one handler, each slot once. Gives back the number of each whose lease was good,
-/// whether its lane is gone on with, and whether its delivery was missed: not there, or not as it was
+/// Settles all of one handler, each claim once. Gives back the number of each whose lease was good,
+/// whether its run is gone on with, and whether its delivery was missed: not there, or not as it was
 /// when it was claimed.
 ///
-/// What is told of a slot is found by its place in the arrays: a join would compare all with all,
-/// since the planner takes `held` for empty. A lane that is given up has its oldest made ready: that
-/// is what comes after the delivery that ended, or the delivery itself.
+/// What is told of a claim is found by its place in the arrays: a join would compare all with all,
+/// since the planner takes `claims` for empty.
 pub(super) const SETTLE: &str = "WITH
-    kept AS (UPDATE held SET position = ($11::bigint[])[array_position($2::bigint[], slot)]
-        WHERE handler = $1 AND slot = ANY($2::bigint[])
-            AND token = ($3::uuid[])[array_position($2::bigint[], slot)]
-            AND ($11::bigint[])[array_position($2::bigint[], slot)] IS NOT NULL
-        RETURNING array_position($2::bigint[], slot) AS n),
-    freed AS (DELETE FROM held WHERE handler = $1 AND slot = ANY($2::bigint[])
-            AND token = ($3::uuid[])[array_position($2::bigint[], slot)]
-            AND ($11::bigint[])[array_position($2::bigint[], slot)] IS NULL
-        RETURNING array_position($2::bigint[], slot) AS n),
-    mine AS MATERIALIZED (SELECT n, ($2::bigint[])[n] AS lane, ($4::bigint[])[n] AS position,
+    kept AS (UPDATE claims SET position = ($11::bigint[])[array_position($2::bigint[], first)]
+        WHERE handler = $1 AND first = ANY($2::bigint[])
+            AND token = ($3::uuid[])[array_position($2::bigint[], first)]
+            AND ($11::bigint[])[array_position($2::bigint[], first)] IS NOT NULL
+        RETURNING array_position($2::bigint[], first) AS n),
+    freed AS (DELETE FROM claims WHERE handler = $1 AND first = ANY($2::bigint[])
+            AND token = ($3::uuid[])[array_position($2::bigint[], first)]
+            AND ($11::bigint[])[array_position($2::bigint[], first)] IS NULL
+        RETURNING array_position($2::bigint[], first) AS n),
+    mine AS MATERIALIZED (SELECT n, ($4::bigint[])[n] AS position,
             ($5::integer[])[n] AS replays, ($6::smallint[])[n] AS verdict,
             ($7::timestamptz[])[n] AS started_at, ($8::timestamptz[])[n] AS finished_at,
             ($9::timestamptz[])[n] AS due_at, ($10::text[])[n] AS why,
@@ -49,13 +49,15 @@ pub(super) const SETTLE: &str = "WITH
         FROM (SELECT n FROM kept UNION ALL SELECT n FROM freed) AS ours),
     over AS (DELETE FROM deliveries d USING mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict > 1
-        RETURNING d.day, d.position, d.attempts, d.replays, d.replay, m.verdict, m.started_at,
-            m.finished_at, m.why),
+        RETURNING d.day, d.position, d.scope, d.keys, d.attempts, d.replays, d.replay, m.verdict,
+            m.started_at, m.finished_at, m.why),
+    unkeyed AS (DELETE FROM further_keys f USING over o CROSS JOIN unnest(o.keys[2:]) AS k (key)
+        WHERE f.handler = $1 AND f.scope = o.scope AND f.key = k.key AND f.position = o.position),
     noted AS (INSERT INTO ended
             (day, position, handler, state, attempts, replays, ended_at, replay, why)
         SELECT day, position, $1, verdict, attempts + 1, replays, finished_at, replay, why
         FROM over),
-    again AS (UPDATE deliveries d SET state = 0, due_at = m.due_at, attempts = d.attempts + 1,
+    again AS (UPDATE deliveries d SET state = 0, behind = NULL, due_at = m.due_at, attempts = d.attempts + 1,
             since = coalesce(d.since, m.started_at)
         FROM mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict = 1
@@ -66,17 +68,18 @@ pub(super) const SETTLE: &str = "WITH
         FROM (SELECT day, position, started_at, finished_at, why FROM again UNION ALL
             SELECT day, position, started_at, finished_at, why FROM over WHERE verdict = 2) f
         ON CONFLICT DO NOTHING),
-    next AS (UPDATE deliveries d SET state = 0
-        FROM mine m CROSS JOIN LATERAL (SELECT n.position, n.state FROM deliveries n
-            WHERE n.handler = $1 AND n.lane = m.lane AND n.position >= m.position
-                AND (n.position > m.position OR n.position NOT IN (SELECT position FROM over))
-            ORDER BY n.handler, n.lane, n.position LIMIT 1) n
-        WHERE NOT m.goes_on AND m.position NOT IN (SELECT position FROM again)
-            AND d.handler = $1 AND d.position = n.position AND n.state = 1),
+    released AS (UPDATE deliveries d SET state = 0, behind = NULL FROM mine m
+        WHERE d.handler = $1 AND d.position = m.position AND d.state = 1 AND m.verdict = 0),
     counted AS (INSERT INTO tally (handler, open, parked)
         SELECT $1, -count(*), count(*) FILTER (WHERE verdict = 2) FROM over HAVING count(*) > 0)
     SELECT n, goes_on, verdict > 0 AND position NOT IN (SELECT position FROM over)
         AND position NOT IN (SELECT position FROM again) FROM mine";
+
+/// Wakes what is queued behind deliveries that are over, but for those that go on. A statement of its
+/// own, after the one that ends them: that may have waited for the lock of somebody who queued something
+/// behind them, and this one sees it.
+pub(super) const WAKE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
+    WHERE d.handler = $1 AND d.behind = ANY($2) AND d.state = 1 AND d.position <> ALL($3)";
 
 /// Ends deliveries that were parked while they were attempted, their handler being gone.
 pub(super) const REDEEM: &str = "WITH
@@ -94,7 +97,7 @@ pub(super) const REDEEM: &str = "WITH
 struct Told {
     lease: Lease,
     held: Held,
-    /// The position of what comes next of its run, when the lane stays held for it.
+    /// The position of what comes next of its run, when the claim stays for it.
     next: Option<i64>,
     verdict: i16,
     started_at: Timestamp,
@@ -139,9 +142,9 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
     let mut kept = HashSet::new();
     for (handler, told) in &mut by_handler {
         // In one order, so that two that wait for each other do not do so for ever. Of two claims of
-        // one slot the later one is ours: tokens ascend.
-        told.sort_unstable_by_key(|told| (told.held.slot, Reverse(told.held.token)));
-        told.dedup_by_key(|told| told.held.slot);
+        // one delivery the later one is ours: tokens ascend.
+        told.sort_unstable_by_key(|told| (told.held.first, Reverse(told.held.token)));
+        told.dedup_by_key(|told| told.held.first);
         let (handler, told) = (*handler, told.as_slice());
         let settled = parts.pool.with(async |mut taken| {
             let settled = settle_on(&mut taken, handler, told).await;
@@ -166,7 +169,7 @@ async fn settle_on(
     handler: HandlerId,
     told: &[Told],
 ) -> Result<Vec<Lease>, Fault> {
-    let slots: Vec<_> = told.iter().map(|told| told.held.slot).collect();
+    let firsts: Vec<_> = told.iter().map(|told| told.held.first).collect();
     let tokens: Vec<Uuid> = told.iter().map(|told| told.held.token).collect();
     let positions: Vec<_> = told.iter().map(|told| told.held.position).collect();
     let replays: Vec<_> = told.iter().map(|told| told.held.replays).collect();
@@ -176,17 +179,28 @@ async fn settle_on(
     let due: Vec<_> = told.iter().map(|told| told.due_at).collect();
     let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
     let next: Vec<_> = told.iter().map(|told| told.next).collect();
+    let over = told.iter().filter(|told| told.verdict >= PARKED);
+    let over: Vec<_> = over.map(|told| told.held.position).collect();
+    let going_on: Vec<_> = told.iter().filter_map(|told| told.next).collect();
     let settle = session.prepare(SETTLE).await?;
-    let answers = session
-        .client
-        .query(
-            &settle,
-            &[
-                &handler, &slots, &tokens, &positions, &replays, &verdicts, &started, &finished,
-                &due, &why, &next,
-            ],
-        )
-        .await?;
+    let wake = session.prepare(WAKE).await?;
+    let settling: &[&(dyn ToSql + Sync)] = &[
+        &handler, &firsts, &tokens, &positions, &replays, &verdicts, &started, &finished, &due,
+        &why, &next,
+    ];
+    let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &going_on];
+    let client = &session.client;
+    let (begun, answers, woken, committed) = tokio::join!(
+        biased;
+        client.batch_execute("BEGIN"),
+        client.query(&settle, settling),
+        client.execute(&wake, waking),
+        client.batch_execute("COMMIT"),
+    );
+    begun?;
+    let answers = answers?;
+    woken?;
+    committed?;
     let (mut kept, mut missed) = (Vec::with_capacity(answers.len()), Vec::new());
     for row in answers {
         // Arrays count from 1.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Parts,
     fault::Fault,
+    leases,
     pool::{Session, within},
     schema, sole,
 };
@@ -108,6 +109,10 @@ async fn look_around(parts: &Parts, session: &mut Session) -> Result<(), Fault> 
     schema::check(session).await?;
     sole::check(session).await?;
     sole::check_whole(session).await?;
+    session
+        .client
+        .execute(leases::GIVE_UP, &[&parts.roster.ids()])
+        .await?;
     parts.roster.name(session).await
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     append::{self, ADD},
     fault::Fault,
-    partition,
+    order, partition,
     pool::Session,
     records::Operator,
     roster::HandlerId,
@@ -32,10 +32,18 @@ const IDS: &str = "SELECT name, id FROM handlers WHERE name = ANY($1)";
 const THERE: &str = "SELECT id FROM events WHERE id = ANY($1)";
 
 /// All that is open comes ready: services may take it before what is older has come.
-const ADD_OPEN: &str = "INSERT INTO deliveries
-        (handler, position, day, lane, attempts, replays, due_at, since, replay)
-    SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::integer[],
-        $6::integer[], $7::timestamptz[], $8::timestamptz[], $9::text[])";
+const ADD_OPEN: &str = "WITH
+    new AS (INSERT INTO deliveries
+            (handler, position, day, scope, key, keys, attempts, replays, due_at, since, replay)
+        SELECT handler, position, day, scope, key, keys::bigint[], attempts, replays, due_at, since,
+            replay
+        FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::bigint[], $6::text[],
+            $7::integer[], $8::integer[], $9::timestamptz[], $10::timestamptz[], $11::text[])
+            AS t (handler, position, day, scope, key, keys, attempts, replays, due_at, since, replay)
+        RETURNING handler, scope, keys, position)
+    INSERT INTO further_keys (handler, scope, key, position)
+    SELECT n.handler, n.scope, k.key, n.position
+    FROM new n CROSS JOIN unnest(n.keys[2:]) AS k (key)";
 
 const ADD_ENDED: &str = "INSERT INTO ended
         (handler, position, day, state, attempts, replays, ended_at, replay, why)
@@ -213,9 +221,10 @@ impl<'a> Moved<'a> {
         let handlers: Vec<_> = rows().map(|row| row.0).collect();
         let positions: Vec<_> = rows().map(|row| row.1).collect();
         let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
-        let lanes: Vec<_> = rows()
-            .map(|row| rows::lane(row.2).unwrap_or(row.1))
-            .collect();
+        let mut keys = order::Columns::default();
+        for row in rows() {
+            keys.push(row.2.ordering_keys().as_ref());
+        }
         let attempts: Vec<_> = rows().map(|row| row.3.attempts.cast_signed()).collect();
         let replays: Vec<_> = rows().map(|row| row.3.replays.cast_signed()).collect();
         let due: Vec<_> = rows().map(|row| row.3.at).collect();
@@ -225,7 +234,16 @@ impl<'a> Moved<'a> {
             .execute(
                 ADD_OPEN,
                 &[
-                    &handlers, &positions, &days, &lanes, &attempts, &replays, &due, &since,
+                    &handlers,
+                    &positions,
+                    &days,
+                    &keys.scope,
+                    &keys.key,
+                    &keys.keys,
+                    &attempts,
+                    &replays,
+                    &due,
+                    &since,
                     &replay,
                 ],
             )

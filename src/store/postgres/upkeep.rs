@@ -55,6 +55,9 @@ pub(super) const PARK: &str = "WITH
         WHERE h.id = $1 AND NOT h.configured AND d.handler = $1 AND d.position IN
             (SELECT position FROM deliveries WHERE handler = $1 ORDER BY handler, position LIMIT $4)
         RETURNING d.*),
+    unkeyed AS (DELETE FROM further_keys f USING gone g CROSS JOIN unnest(g.keys[2:]) AS k (key)
+        WHERE f.handler = g.handler AND f.scope = g.scope AND f.key = k.key
+            AND f.position = g.position),
     kept AS (INSERT INTO ended
             (day, position, handler, state, attempts, replays, ended_at, replay, why)
         SELECT day, position, handler, 2, attempts, replays, $2, replay, $3 FROM gone),
@@ -70,7 +73,7 @@ const UNORDERED: &str = "SELECT id FROM handlers WHERE NOT ordered";
 pub(super) const UNQUEUE: &str = "WITH
     slice AS MATERIALIZED (SELECT position, state FROM deliveries
         WHERE handler = $1 AND position > $2 ORDER BY handler, position LIMIT $3),
-    made AS (UPDATE deliveries d SET state = 0 FROM slice
+    made AS (UPDATE deliveries d SET state = 0, behind = NULL FROM slice
         WHERE slice.state = 1 AND d.handler = $1 AND d.position = slice.position)
     SELECT max(position), count(*) FILTER (WHERE state = 1) FROM slice";
 

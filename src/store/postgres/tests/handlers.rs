@@ -152,7 +152,7 @@ async fn no_event_is_taken_before_the_handlers_that_were_asked_for_are_known() {
 async fn a_handler_that_comes_back_gets_what_was_not_parked_yet() {
     let database = Database::new();
     left_behind(&database, &["crm"]).await;
-    // Parking was cut short behind the first of a lane, which was the one that looked ready.
+    // Parking was cut short behind the first of a key, which was the one that looked ready.
     database.sql(
         "UPDATE hookswitch.handlers SET configured = false;
          UPDATE hookswitch.deliveries SET state = 1",
@@ -188,7 +188,7 @@ async fn claims_of_who_is_gone_hold_up_nobody_after_a_change_of_order() {
     .await;
     got.sort_unstable();
     assert_eq!(got, expected);
-    // And back, with a lane in hand.
+    // And back, with a key in hand.
     ordered
         .store
         .append_all([keyed(4, "a"), keyed(5, "a")])
@@ -210,7 +210,7 @@ async fn what_a_replica_of_the_order_before_has_queued_is_delivered_all_the_same
     let database = Database::new();
     let (old, new) = (Replica::new(&database).await, Replica::new(&database).await);
     new.store.store.subscribe(unordered()).await.unwrap();
-    // The old one has not been restarted yet, and puts a lane in order.
+    // The old one has not been restarted yet, and queues what it finds of a key.
     old.store.append_all((1..=20).map(|n| keyed(n, "a"))).await;
     let first = old.store.claim("crm", at(10)).await;
     assert_eq!(first.len(), 1);

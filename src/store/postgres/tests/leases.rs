@@ -19,7 +19,7 @@ use crate::store::{
 };
 
 /// Has all claims run out, as when their replicas were frozen.
-const RUN_OUT: &str = "UPDATE hookswitch.held SET until = clock_timestamp() - interval '1 s'";
+const RUN_OUT: &str = "UPDATE hookswitch.claims SET until = clock_timestamp() - interval '1 s'";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_lost_a_claim_knows_it_before_an_attempt() {
@@ -30,8 +30,8 @@ async fn whoever_has_lost_a_claim_knows_it_before_an_attempt() {
     assert_eq!(claims.len(), 2);
     // Somebody else has taken one of them.
     database.sql(
-        "UPDATE hookswitch.held SET token = gen_random_uuid()
-         WHERE position = (SELECT min(position) FROM hookswitch.held)",
+        "UPDATE hookswitch.claims SET token = gen_random_uuid()
+         WHERE position = (SELECT min(position) FROM hookswitch.claims)",
     );
     eventually("it is known to be lost", async || {
         (!one.store.store.holds(claims[0].lease)).then_some(())
@@ -46,13 +46,14 @@ fn what_comes_after_a_settlement_is_held_no_longer_than_what_came_before() {
     let offer = |n: u64, since| Offer {
         held: Held {
             handler: 1,
-            slot: 1,
+            first: 1,
             token: Uuid::nil(),
             day: rows::day(at(0)),
             position: n as i64,
             replays: 0,
             since,
         },
+        due_at: at(0),
         notification: Arc::new(event(n)),
         attempt: 1,
         since: at(0),

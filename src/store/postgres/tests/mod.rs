@@ -17,8 +17,13 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
+use tokio_util::task::TaskTracker;
+
 use self::postgres::Database;
-use super::{Parts, Postgres, Settings};
+use super::{
+    Parts, Postgres, Settings,
+    pool::{Durability, Session},
+};
 use crate::{
     store::{
         Context, StoreError,
@@ -45,6 +50,24 @@ fn settings(url: &str) -> Settings {
         retain: Duration::from_secs(3600),
         abandon_after: Duration::ZERO,
     }
+}
+
+/// A connection of somebody else.
+async fn connection(database: &Database) -> Session {
+    let connector = settings(&database.url()).connector(TaskTracker::new());
+    connector.unwrap().connect(Durability::Full).await.unwrap()
+}
+
+/// Returns when a connection waits for what is called `what` among the database's wait events.
+async fn until_somebody_waits(database: &Database, what: &str) {
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = '{what}'
+         AND datname = current_database()"
+    );
+    suite::eventually("somebody waits", async || {
+        (database.sql(&waits) != "0").then_some(())
+    })
+    .await;
 }
 
 /// One of several services on a database, with a handler that gets everything in order.

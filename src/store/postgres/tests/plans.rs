@@ -43,39 +43,15 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
     for (statement, steps) in [
         (append::ADD, vec!["seen_pkey", "(dedupe = ANY ($1))"]),
         (
-            claim::TAKE_LANES,
+            claim::TAKE.as_str(),
             vec![
                 "deliveries_ready",
                 "((handler = $1) AND (due_at <= $2))",
-                "((handler = d.handler) AND (slot = d.lane))",
-                "held_singly",
-            ],
-        ),
-        (
-            claim::TAKE_SINGLY,
-            vec![
-                "deliveries_ready",
-                "((handler = $1) AND (due_at <= $2))",
-                "((handler = d.handler) AND (slot = d.\"position\"))",
-                "((handler = d.handler) AND (slot = d.lane))",
-            ],
-        ),
-        (
-            claim::READ_LANES.as_str(),
-            vec![
-                "held_by_token",
-                "deliveries_by_lane",
-                "((handler = h.handler) AND (lane = h.slot))",
-                "((day = d.day) AND (\"position\" = d.\"position\"))",
-                "topics_pkey",
-            ],
-        ),
-        (
-            claim::READ_SINGLY.as_str(),
-            vec![
-                "held_by_token",
-                "((handler = h.handler) AND (\"position\" = h.slot))",
-                "((day = d.day) AND (\"position\" = d.\"position\"))",
+                "((handler = d_1.handler) AND (first = d_1.\"position\"))",
+                "claims_by_scope",
+                "deliveries_by_key",
+                "further_keys_pkey",
+                "((day = o.day) AND (\"position\" = o.\"position\"))",
                 "topics_pkey",
             ],
         ),
@@ -85,25 +61,30 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
         ),
         (
             claim::QUEUE,
-            vec!["((handler = $1) AND (lane = t.lane) AND (\"position\" >= t.crowd))"],
-        ),
-        (
-            claim::MARK,
-            vec!["((handler = $1) AND (\"position\" = ANY ($2)))"],
+            vec![
+                "deliveries_by_key",
+                "((handler = $1) AND (\"position\" = ANY (",
+                "((handler = $1) AND (\"position\" = p.\"position\"))",
+            ],
         ),
         (
             settle::SETTLE,
             vec![
-                "((handler = $1) AND (slot = ANY ($2)))",
+                "((handler = $1) AND (first = ANY ($2)))",
                 "((handler = $1) AND (\"position\" = m.\"position\"))",
                 "((handler = $1) AND (\"position\" = m_1.\"position\"))",
-                "((handler = $1) AND (lane = m_2.lane) AND (\"position\" >= m_2.\"position\"))",
+                "further_keys_pkey",
             ],
         ),
+        (
+            settle::WAKE,
+            vec!["((handler = $1) AND (behind = ANY ($2)))"],
+        ),
+        (leases::GIVE_UP, vec!["deliveries_pkey"]),
         (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),
         (
             leases::RENEW,
-            vec!["((handler = $1) AND (slot = ANY ($3)))"],
+            vec!["((handler = $1) AND (first = ANY ($3)))"],
         ),
         (
             standing::STANDINGS,
@@ -136,7 +117,15 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
         for step in steps {
             assert!(plan.contains(step), "{statement}: no {step} in\n{plan}");
         }
-        for table in ["deliveries", "held", "seen", "topics", "events", "ended"] {
+        for table in [
+            "deliveries",
+            "claims",
+            "further_keys",
+            "seen",
+            "topics",
+            "events",
+            "ended",
+        ] {
             let scan = format!("Seq Scan on {table}");
             assert!(!plan.contains(&scan), "{statement}: {plan}");
         }

@@ -5,13 +5,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 use super::{
-    Replica,
+    Replica, connection,
     postgres::{self, Database},
-    settings,
+    settings, until_somebody_waits,
 };
 use crate::store::{
     AppendError, Store, Subscription, Verdict,
-    postgres::pool::Durability,
     tests::{at, clock, event, eventually, everything, ids, keyed, parked, retry},
 };
 
@@ -31,7 +30,7 @@ async fn one_replica_at_a_time_has_one_of_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_comes_second_to_a_lane_does_not_take_it_from_the_first() {
+async fn whoever_claims_waits_for_the_claims_of_others_and_takes_nothing_from_them() {
     for ordered in [true, false] {
         let database = Database::new();
         let replica = Arc::new(Replica::new(&database).await);
@@ -39,35 +38,29 @@ async fn whoever_comes_second_to_a_lane_does_not_take_it_from_the_first() {
             ordered,
             ..everything("crm")
         };
+        let subscribed = replica.store.store.subscribe(vec![subscription]);
+        subscribed.await.unwrap();
         replica
             .store
-            .store
-            .subscribe(vec![subscription])
-            .await
-            .unwrap();
-        replica.store.append(&keyed(1, "a")).await.unwrap();
-        // Another one has just taken it, and has not committed yet.
-        let connector = settings(&database.url()).connector(Default::default());
-        let other = connector.unwrap().connect(Durability::Full).await.unwrap();
-        let slot = if ordered { "lane" } else { "position" };
-        let take = format!(
-            "BEGIN; INSERT INTO held (handler, slot, position, ordered, token, until)
-             SELECT handler, {slot}, position, {ordered}, gen_random_uuid(),
-                 clock_timestamp() + interval '1 h' FROM deliveries"
-        );
-        other.client.batch_execute(&take).await.unwrap();
+            .append_all([keyed(1, "a"), keyed(2, "a")])
+            .await;
+        // Another one has just claimed the first, and has not committed yet.
+        let other = connection(&database).await;
+        let take = "BEGIN;
+            SELECT pg_advisory_xact_lock(hashtext('hookswitch.claims'), id) FROM handlers;
+            INSERT INTO claims (handler, first, position, scope, keys, token, until)
+            SELECT handler, position, position, scope, '{0}', gen_random_uuid(),
+                clock_timestamp() + interval '1 h'
+            FROM deliveries ORDER BY position LIMIT 1";
+        other.client.batch_execute(take).await.unwrap();
         let second = {
             let replica = replica.clone();
             tokio::spawn(async move { replica.store.claim_once("crm", 1, at(10)).await })
         };
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'transactionid'
-            AND datname = current_database()";
-        eventually("it waits for the first", async || {
-            (database.sql(waits) == "1").then_some(())
-        })
-        .await;
+        until_somebody_waits(&database, "advisory").await;
         other.client.batch_execute("COMMIT").await.unwrap();
-        assert_eq!(ids(&second.await.unwrap()), []);
+        let expected = if ordered { 0 } else { 1 };
+        assert_eq!(second.await.unwrap().len(), expected);
     }
 }
 
@@ -95,17 +88,17 @@ async fn what_a_replica_that_was_frozen_past_its_lease_says_changes_nothing() {
     let database = Database::new();
     let (frozen, other) = (Replica::new(&database).await, Replica::new(&database).await);
     let verdicts = [Verdict::Done, parked(), retry(0), Verdict::Released];
-    // A lane that the claim is all of, and one that it is the beginning of, for each verdict.
-    let key = |lane: u64| format!("key {lane}");
-    let firsts: Vec<_> = (0..8).map(|lane| keyed(lane, &key(lane))).collect();
-    let seconds: Vec<_> = (4..8).map(|lane| keyed(lane + 10, &key(lane))).collect();
+    // A key that the claim is all of, and one that it is the beginning of, for each verdict.
+    let key = |n: u64| format!("key {n}");
+    let firsts: Vec<_> = (0..8).map(|n| keyed(n, &key(n))).collect();
+    let seconds: Vec<_> = (4..8).map(|n| keyed(n + 10, &key(n))).collect();
     frozen.store.append_all(firsts.clone()).await;
     frozen.store.append_all(seconds.clone()).await;
     let stale = frozen.store.claim("crm", at(10)).await;
     assert_eq!(stale.len(), 8);
     assert!(frozen.store.store.holds(stale[0].lease));
     // Time that passes while it is frozen.
-    database.sql("UPDATE hookswitch.held SET until = clock_timestamp() - interval '1 s'");
+    database.sql("UPDATE hookswitch.claims SET until = clock_timestamp() - interval '1 s'");
     let taken_over = other.store.claim("crm", at(10)).await;
     assert_eq!(ids(&taken_over), ids(&stale));
     for (claim, verdict) in stale.iter().zip(verdicts.iter().cycle()) {
@@ -133,7 +126,7 @@ async fn a_lease_is_renewed_while_its_replica_lives_and_runs_out_when_it_does_no
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
     one.store.append(&event(1)).await.unwrap();
     let claim = one.store.claim("crm", at(10)).await;
-    let ends = || database.sql("SELECT until FROM hookswitch.held");
+    let ends = || database.sql("SELECT until FROM hookswitch.claims");
     let first = ends();
     eventually("it is renewed", async || (ends() != first).then_some(())).await;
     assert!(one.store.store.holds(claim[0].lease));

@@ -1,20 +1,19 @@
-//! Deliveries of one lane that are claimed together.
+//! Deliveries of one key that are claimed together.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Replica, postgres::Database, settings};
+use super::{Replica, connection, postgres::Database, settings, until_somebody_waits};
 use crate::{
-    event::Notification,
+    event::{EventId, Notification},
     store::{
         Claim, Verdict,
-        postgres::pool::Durability,
-        tests::{at, clock, ids, keyed, parked, retry},
+        tests::{at, clock, eventually, ids, keyed, numbered, parked, retry},
     },
 };
 
-/// What `replica` gets of its lane, one settlement after the other, until nothing comes with one.
+/// What `replica` gets of its key, one settlement after the other, until nothing comes with one.
 async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
     let mut got = Vec::new();
     let mut now = first;
@@ -27,17 +26,17 @@ async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
     got
 }
 
-async fn lane_of(replica: &Replica, length: u64) -> Vec<Notification> {
+async fn chain(replica: &Replica, length: u64) -> Vec<Notification> {
     let events: Vec<_> = (0..length).map(|n| keyed(n, "a")).collect();
     replica.store.append_all(events.clone()).await;
     events
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_settlement_brings_the_next_of_the_lane_until_the_run_is_over() {
+async fn a_settlement_brings_the_next_of_the_key_until_the_run_is_over() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = lane_of(&one, 20).await;
+    let events = chain(&one, 20).await;
     let run = follow(&one, one.store.claim("crm", at(10)).await).await;
     let expected: Vec<_> = events.iter().map(|event| event.id).collect();
     assert_eq!(ids(&run), expected[..16], "others have their turn too");
@@ -46,10 +45,10 @@ async fn a_settlement_brings_the_next_of_the_lane_until_the_run_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_else_gets_a_lane_between_two_of_a_run() {
+async fn nobody_else_gets_a_key_between_two_of_a_run() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = lane_of(&one, 3).await;
+    let events = chain(&one, 3).await;
     let first = one.store.claim("crm", at(10)).await;
     let second = one.store.settle_all("crm", &first, Verdict::Done).await;
     assert_eq!(ids(&second), [events[1].id]);
@@ -62,19 +61,23 @@ async fn nobody_else_gets_a_lane_between_two_of_a_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
-    // In the first run, before which all of the lane looked ready, and in the second, before which
+    // In the first run, before which all of the key looked ready, and in the second, before which
     // all of it was queued.
     for before in [0, 16] {
         let database = Database::new();
         let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-        let events = lane_of(&one, 20).await;
+        let events = chain(&one, 20).await;
         if before > 0 {
             follow(&one, one.store.claim("crm", at(10)).await).await;
         }
         let first = one.store.claim("crm", at(10)).await;
         let second = one.store.settle_all("crm", &first, Verdict::Done).await;
-        database.sql("UPDATE hookswitch.held SET until = clock_timestamp() - interval '1 s'");
-        let taken_over = other.store.claim("crm", at(10)).await;
+        database.sql("UPDATE hookswitch.claims SET until = clock_timestamp() - interval '1 s'");
+        let taken_over = eventually("it is taken over", async || {
+            let claims = other.store.claim("crm", at(10)).await;
+            (!claims.is_empty()).then_some(claims)
+        })
+        .await;
         assert_eq!(ids(&taken_over), [events[before + 1].id]);
         // It comes back, and goes on with nothing.
         let late = one.store.settle_all("crm", &second, Verdict::Done).await;
@@ -88,10 +91,10 @@ async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_to_wait_ends_its_run_and_loses_nothing_of_the_lane() {
+async fn what_has_to_wait_ends_its_run_and_loses_nothing_of_the_key() {
     let database = Database::new();
     let one = Replica::new(&database).await;
-    let events = lane_of(&one, 4).await;
+    let events = chain(&one, 4).await;
     for verdict in [retry(20), Verdict::Released] {
         let first = one.store.claim("crm", at(30)).await;
         let second = one.store.settle_all("crm", &first, Verdict::Done).await;
@@ -106,12 +109,12 @@ async fn what_has_to_wait_ends_its_run_and_loses_nothing_of_the_lane() {
 async fn a_replay_within_a_run_is_made_after_it() {
     let database = Database::new();
     let one = Replica::new(&database).await;
-    let events = lane_of(&one, 3).await;
+    let events = chain(&one, 3).await;
     let first = one.store.claim("crm", at(10)).await;
     let second = one.store.settle_all("crm", &first, Verdict::Done).await;
     // As `replay` does to one that is under way.
     database.sql(
-        "UPDATE hookswitch.deliveries d SET replays = replays + 1, state = 0 FROM hookswitch.held h
+        "UPDATE hookswitch.deliveries d SET replays = replays + 1, state = 0 FROM hookswitch.claims h
          WHERE d.position = h.position",
     );
     let third = one.store.settle_all("crm", &second, Verdict::Done).await;
@@ -136,24 +139,88 @@ async fn large_events_come_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_put_in_order_is_handed_out_one_by_one() {
+async fn a_run_ends_before_what_shares_its_key_and_is_not_of_its_chain() {
+    let database = Database::new();
+    let one = Replica::new(&database).await;
+    let (a, b) = ("+12025550100", "+12025550101");
+    for between in [&[a, b][..], &[]] {
+        let events = [
+            numbered(1, "acme", &[a]),
+            numbered(2, "acme", &[a]),
+            numbered(3, "acme", between),
+            numbered(4, "acme", &[a]),
+        ];
+        let events = events.map(|event| Notification {
+            id: EventId::new(clock()),
+            dedupe: Vec::new(),
+            ..event
+        });
+        one.store.append_all(events.clone()).await;
+        for expected in [&events[..2], &events[2..3], &events[3..]] {
+            let run = follow(&one, one.store.claim("crm", at(10)).await).await;
+            let expected: Vec<_> = expected.iter().map(|event| event.id).collect();
+            assert_eq!(ids(&run), expected);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_queued_holds_up_no_claim_and_is_looked_at_again() {
     let database = Database::new();
     let mut settings = settings(&database.url());
     settings.statement_timeout = Duration::from_secs(1);
-    let one = Replica::open(settings.clone(), clock).await;
+    let one = Replica::open(settings, clock).await;
     one.store.subscribe(&["crm"]).await;
-    let events = lane_of(&one, 20).await;
-    follow(&one, one.store.claim("crm", at(10)).await).await;
-    // The last of the next run cannot be made ready.
-    let connector = settings.connector(Default::default()).unwrap();
-    let other = connector.connect(Durability::Full).await.unwrap();
+    let events = chain(&one, 3).await;
+    let other = connection(&database).await;
     let lock = "BEGIN; SELECT FROM deliveries ORDER BY position DESC LIMIT 1 FOR UPDATE";
     other.client.batch_execute(lock).await.unwrap();
     let first = one.store.claim("crm", at(10)).await;
-    assert_eq!(ids(&first), [events[16].id]);
-    let next = one.store.settle_all("crm", &first, Verdict::Done).await;
-    assert_eq!(ids(&next), []);
+    assert_eq!(ids(&first), [events[0].id]);
     other.client.batch_execute("ROLLBACK").await.unwrap();
-    let rest: Vec<_> = events[17..].iter().map(|event| event.id).collect();
-    assert_eq!(one.store.drain("crm").await, rest);
+    assert_eq!(follow(&one, first).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_while_a_settlement_waits_is_woken_by_it() {
+    let database = Database::new();
+    let one = Arc::new(Replica::new(&database).await);
+    let (a, b) = ("+12025550100", "+12025550101");
+    let events = [numbered(1, "acme", &[a, b]), numbered(2, "acme", &[b])];
+    one.store.append_all(events.clone()).await;
+    let first = one.store.claim_once("crm", 1, at(10)).await;
+    // Another one has found the second one ready, and queues it.
+    let other = connection(&database).await;
+    let queue = "UPDATE deliveries SET state = 0, behind = NULL;
+        BEGIN;
+        SELECT FROM deliveries ORDER BY position LIMIT 1 FOR KEY SHARE;
+        UPDATE deliveries SET state = 1, behind = (SELECT min(position) FROM deliveries)
+            WHERE position = (SELECT max(position) FROM deliveries)";
+    other.client.batch_execute(queue).await.unwrap();
+    let settling = {
+        let one = one.clone();
+        tokio::spawn(async move { one.store.settle("crm", &first[0], Verdict::Done).await })
+    };
+    until_somebody_waits(&database, "transactionid").await;
+    other.client.batch_execute("COMMIT").await.unwrap();
+    settling.await.unwrap();
+    assert_eq!(ids(&one.store.claim("crm", at(10)).await), [events[1].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_queued_behind_what_is_ending() {
+    let database = Database::new();
+    let one = Replica::new(&database).await;
+    let events = [keyed(1, "a"), keyed(2, "a")];
+    one.store.append_all(events.clone()).await;
+    // Another one is settling the first one, and has not committed yet.
+    let other = connection(&database).await;
+    let end = "BEGIN; DELETE FROM deliveries WHERE position =
+        (SELECT min(position) FROM deliveries)";
+    other.client.batch_execute(end).await.unwrap();
+    let first = one.store.claim("crm", at(10)).await;
+    assert_eq!(ids(&first), [events[0].id], "its end cannot be seen yet");
+    other.client.batch_execute("COMMIT").await.unwrap();
+    let queued = "SELECT count(*) FROM hookswitch.deliveries WHERE state = 1";
+    assert_eq!(database.sql(queued), "0");
 }
