@@ -18,7 +18,7 @@ UPDATE deliveries d SET scope = greatest(1, ('x' || encode(substring(sha256(conv
 UPDATE deliveries SET state = 0 WHERE state <> 0;
 CREATE INDEX deliveries_by_key ON deliveries (handler, scope, key, position)
     WHERE scope IS NOT NULL;
-CREATE INDEX deliveries_waiting ON deliveries (handler, behind) WHERE state = 1;
+CREATE INDEX deliveries_waiting ON deliveries (behind, handler) WHERE state = 1;
 
 -- The ordering keys behind the first one, of open deliveries.
 CREATE TABLE further_keys (

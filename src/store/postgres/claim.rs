@@ -106,7 +106,8 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
         JOIN events e ON e.day = o.day AND e.position = o.position
         WINDOW run AS (ORDER BY o.position ROWS UNBOUNDED PRECEDING)) e
         ON t.first IS NOT NULL AND (e.place = 1 OR e.bytes <= $8)
-    WHERE t.first IS NOT NULL OR l.blocker IS NOT NULL",
+    WHERE t.first IS NOT NULL OR l.blocker IS NOT NULL
+    ORDER BY l.position, e.position",
         share_a_key = order::share_a_key("c", "d"),
         blocker = order::blocker("d"),
         columns = rows::COLUMNS,
@@ -122,11 +123,13 @@ pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
 ///
 /// The row of what is waited for is locked against its end until the queueing is committed, and what is
 /// ending at this moment is not waited for: so its settlement, which wakes what is queued behind it by a
-/// statement after the one that ends it, finds everything that was queued.
+/// statement after the one that ends it, finds everything that was queued. (`state < 1` keeps the
+/// planner from the index of what is ready, which does not lead to a position.)
 pub(super) const QUEUE: &str = "WITH
     told AS MATERIALIZED (SELECT d.position, t.blocker, d.scope, d.key, d.keys
         FROM unnest($2::bigint[], $3::bigint[]) AS t (position, blocker)
-        JOIN deliveries d ON d.handler = $1 AND d.position = t.position),
+        CROSS JOIN LATERAL (SELECT * FROM deliveries d
+            WHERE d.handler = $1 AND d.position = t.position OFFSET 0) d),
     pairs AS MATERIALIZED (SELECT o.position, max(coalesce(o.before, t.blocker)) AS behind
         FROM told t CROSS JOIN LATERAL (
             SELECT l.position, l.state, lag(l.position) OVER (ORDER BY l.position) AS before
@@ -138,9 +141,9 @@ pub(super) const QUEUE: &str = "WITH
     there AS MATERIALIZED (SELECT b.position FROM deliveries b
         WHERE b.handler = $1 AND b.position = ANY(ARRAY(SELECT behind FROM pairs))
         FOR KEY SHARE SKIP LOCKED)
-    UPDATE deliveries d SET state = 1, behind = p.behind
-    FROM pairs p JOIN there b ON b.position = p.behind
-    WHERE d.handler = $1 AND d.position = p.position AND d.state = 0
+    UPDATE deliveries d SET state = 1, behind = p.behind FROM pairs p
+    WHERE p.behind = ANY(ARRAY(SELECT position FROM there))
+        AND d.handler = $1 AND d.position = p.position AND d.state < 1
         AND NOT EXISTS (SELECT FROM claims c WHERE c.handler = d.handler
             AND c.first = d.position AND c.until > clock_timestamp())";
 

@@ -34,15 +34,16 @@ const RELEASE: &str = "WITH freed AS (DELETE FROM claims c
         WHERE c.handler = t.handler AND c.first = t.first AND c.token = t.token
         RETURNING c.handler, c.position)
     UPDATE deliveries d SET state = 0, behind = NULL FROM freed f
-    WHERE d.handler = f.handler AND d.position = f.position AND d.state = 1";
+    WHERE d.handler = f.handler AND d.position = f.position AND d.state > 0";
 
 /// Gives up what has run out in the middle of a run: what was attempted then is queued behind what was
-/// over before it. What has run out at its first delivery is taken over as it is.
+/// over before it. What has run out at its first delivery is taken over as it is. (`state > 0` keeps the
+/// planner from the index of what is queued, which does not lead to a position.)
 pub(super) const GIVE_UP: &str = "WITH lapsed AS (DELETE FROM claims
         WHERE handler = ANY($1) AND position <> first AND until <= clock_timestamp()
         RETURNING handler, position)
     UPDATE deliveries d SET state = 0, behind = NULL FROM lapsed l
-    WHERE d.handler = l.handler AND d.position = l.position AND d.state = 1";
+    WHERE d.handler = l.handler AND d.position = l.position AND d.state > 0";
 
 /// What the settlement of a delivery has to show.
 #[derive(Clone, Copy, Debug)]

@@ -69,7 +69,7 @@ pub(super) const SETTLE: &str = "WITH
             SELECT day, position, started_at, finished_at, why FROM over WHERE verdict = 2) f
         ON CONFLICT DO NOTHING),
     released AS (UPDATE deliveries d SET state = 0, behind = NULL FROM mine m
-        WHERE d.handler = $1 AND d.position = m.position AND d.state = 1 AND m.verdict = 0),
+        WHERE d.handler = $1 AND d.position = m.position AND d.state > 0 AND m.verdict = 0),
     counted AS (INSERT INTO tally (handler, open, parked)
         SELECT $1, -count(*), count(*) FILTER (WHERE verdict = 2) FROM over HAVING count(*) > 0)
     SELECT n, goes_on, verdict > 0 AND position NOT IN (SELECT position FROM over)

@@ -47,11 +47,11 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec![
                 "deliveries_ready",
                 "((handler = $1) AND (due_at <= $2))",
-                "((handler = d_1.handler) AND (first = d_1.\"position\"))",
+                "((handler = d.handler) AND (first = d.\"position\"))",
                 "claims_by_scope",
                 "deliveries_by_key",
                 "further_keys_pkey",
-                "((day = o.day) AND (\"position\" = o.\"position\"))",
+                "AND (\"position\" = \"*SELECT* 1\".\"position\"))",
                 "topics_pkey",
             ],
         ),
@@ -78,7 +78,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
         ),
         (
             settle::WAKE,
-            vec!["((handler = $1) AND (behind = ANY ($2)))"],
+            vec!["((behind = ANY ($2)) AND (handler = $1))"],
         ),
         (leases::GIVE_UP, vec!["deliveries_pkey"]),
         (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),
