@@ -17,8 +17,9 @@
 //! | `seen` | a dedupe key; small and apart, since a unique key of `events` would hold for one day only | never |
 //! | `topics` | the latest provider time of a topic, known by a hash | with newer events |
 //! | `handlers` | a handler, and when a replica named it last | every few seconds |
-//! | `deliveries` | a delivery that is open, narrow | with each retry; deleted at its end |
-//! | `held` | a claim: who is at work on which lane | comes and goes with each attempt |
+//! | `deliveries` | a delivery that is open, narrow, with its first ordering key | with each retry; deleted at its end |
+//! | `further_keys` | an ordering key behind the first one of an open delivery | comes and goes with the delivery |
+//! | `claims` | a claim: who is at work on which delivery | comes and goes with each attempt |
 //! | `ended` | a delivery that is parked, done or skipped; by day, as its event | when it is replayed |
 //! | `attempts` | an attempt that did not end well; by day, as its event | never |
 //! | `tally` | a change of the counts of open and parked deliveries | added up every few seconds |
@@ -41,42 +42,56 @@
 //!
 //! # Order
 //!
-//! A lane is what one ordered handler gets of one key. Whoever attempts a delivery of it holds the
-//! lane: a row of `held` with a unique key, so that two claimers cannot both have one, whatever
-//! their snapshots show. Which delivery of the lane is the oldest is looked up after the row is
-//! there, in a new snapshot, so nothing that ended before is taken for open.
+//! Two deliveries of one ordered handler conflict if their events share an ordering key. Keys stand in a
+//! scope, and a delivery of all keys of its scope conflicts with every other one of the scope.
 //!
-//! Appends take no lock that a claim or a settlement waits for. They add deliveries as ready; a
-//! claimer that finds one ready behind an older one marks it queued, and who ends a delivery makes
-//! the next of the lane ready, both while they hold it. So each lane that has open deliveries has
-//! one that is ready or is held, and a mark that is wrong costs a look, never the order. Keyless
-//! events, and handlers without order, use the position in place of the lane.
+//! The claims of one handler are made one after the other, by a lock that a claim holds until its
+//! commit. So a claim, whose snapshot is taken under the lock, sees all claims before it. A delivery may
+//! be claimed if no open delivery conflicts with it that is older, and no claim. What it waits for is
+//! looked up by the index of scope and key: the youngest older delivery for each of its keys, and for
+//! all keys of the scope.
 //!
-//! Whoever takes a lane takes a run of its oldest deliveries, 16 at most. The next one of the run is
-//! handed out by the settlement of the one before it, in whose transaction the lane stays held; the
-//! last one is ready all the while, so that the lane is found when its holder is gone. So a claim,
-//! which has to wait for the disk, is paid once a run, and the others are as careful as ever: nothing
-//! is attempted before the end of what was before it is on record.
+//! That a delivery is ready is a hint. Appends add deliveries as ready, but for those that wait for one
+//! of the same batch, and take no lock that a claim or a settlement waits for. A claim that comes upon
+//! one that has to wait has it queued behind what it waits for; a settlement that ends a delivery wakes
+//! what is queued behind it. The deliveries of one key so form a chain, and each end wakes one.
+//!
+//! No wake-up is lost. Who queues a delivery locks the one that it waits for, so that this does not end
+//! before the queueing is committed, and does not queue behind one that is ending at that moment. A
+//! settlement wakes by a statement of its own, after the one that ends deliveries: where that had to
+//! wait for such a lock, the next statement's snapshot has what was queued meanwhile. A claim that ran
+//! out is taken over where it was: its delivery is ready, or made ready.
+//!
+//! Whoever claims a delivery of one key claims a run: the deliveries that follow it in the chain, 16 at
+//! most. The next one of the run is handed out by the settlement of the one before it, in whose
+//! transaction the claim stays. So a claim, which has to wait for the disk, is paid once a run, and
+//! nothing is attempted before the end of what was before it is on record. A replay that comes to stand
+//! before the rest of a run is made after it.
+//!
+//! An event of more keys than [`MOST_KEYS`](crate::event::MOST_KEYS) has all keys of its scope, so a
+//! delivery has at most so many rows of `further_keys`, and a look at it takes at most so many look-ups.
+//! What a whole scope waits for is looked for among all that is open of the scope.
 //!
 //! # Leases
 //!
-//! A claim holds until `held.until`, by the database's clock, and is renewed from a third of that
+//! A claim holds until `claims.until`, by the database's clock, and is renewed from a third of that
 //! time on. A settlement carries the claim's token, and everything it changes hangs on deleting the
 //! row that still has it: who was frozen past the lease changes nothing. Before an attempt begins
 //! the process asks its own clock whether the lease can still be good. No transaction is open while
 //! a handler works.
 //!
 //! Claims wait for the disk, and for standbys, as appends do: had a crash or a failover forgotten
-//! who holds a lane, a delivery of it could be under way twice, and the slower one come after the
-//! next of the lane. Settlements do not wait. What a crash takes away of them, a second at most, is
+//! a claim, its delivery could be under way twice, and the slower one come after the next of its key.
+//! Settlements do not wait. What a crash takes away of them, a second at most, is
 //! made again once their claims have run out: deliveries come twice, in order.
 //!
 //! # Locks
 //!
-//! In this order: dedupe keys and topics, each kind ascending and both by the one statement that adds
-//! them, then rows of `held`, then deliveries, ascending as well.
-//! Deliveries are locked by claims only where nobody else has (`SKIP LOCKED`). Where two
-//! transactions collide in spite of that, one is taken back and made again.
+//! In this order: the lock of a handler's claims, dedupe keys and topics, each kind ascending and both
+//! by the one statement that adds them, then rows of `claims`, then deliveries, ascending as well.
+//! What is queued behind a delivery locks it only where nobody else has (`SKIP LOCKED`). Where two
+//! transactions collide in spite of that, one is taken back and made again. A replica that vanishes
+//! within a transaction keeps its locks for `statement_timeout` at most.
 //!
 //! # What happens when
 //!
@@ -103,9 +118,9 @@
 //! | feature | used for | without it |
 //! |---|---|---|
 //! | declarative partitions (`PARTITION BY LIST`) | dropping old days | no store can be made: CockroachDB, Aurora DSQL |
-//! | `FOR UPDATE SKIP LOCKED` | claims that do not wait for each other | no claims: Aurora DSQL |
+//! | `FOR KEY SHARE SKIP LOCKED` | queueing without a lost wake-up | no claims: Aurora DSQL |
 //! | sequences that ascend over all nodes | order of events of one key | order is lost: YugabyteDB unless sequences are cached on the server, with a cache of 1 |
-//! | `pg_advisory_xact_lock` | making tables and partitions | no store can be made: Aurora DSQL, older YugabyteDB |
+//! | `pg_advisory_xact_lock` | claims one after the other; making tables and partitions | no store can be made: Aurora DSQL, older YugabyteDB |
 //! | `pg_try_advisory_lock` | one replica for upkeep | several do it, which is harmless |
 //! | `LISTEN`, `NOTIFY` | waking other replicas | they look every second: Aurora DSQL, YugabyteDB, CockroachDB |
 //! | session settings, session locks | all of it | poolers must be in session mode |

@@ -52,6 +52,11 @@ INSERT INTO schema_version VALUES (1, 0, 0)";
 
 /// Brings the tables up to date, making them where there are none.
 pub(super) async fn migrate(session: &mut Session) -> Result<(), Fault> {
+    migrate_to(session, VERSION).await
+}
+
+/// Brings them to a version that this program knows.
+pub(super) async fn migrate_to(session: &mut Session, wanted: i32) -> Result<(), Fault> {
     let change = session.client.transaction().await?;
     change.batch_execute(LOCK).await?;
     make_schema(&change).await?;
@@ -61,6 +66,7 @@ pub(super) async fn migrate(session: &mut Session) -> Result<(), Fault> {
     }
     for migration in MIGRATIONS
         .iter()
+        .take(usize::try_from(wanted).unwrap_or(0))
         .skip(usize::try_from(version).unwrap_or(0))
     {
         change.batch_execute(migration.sql).await?;

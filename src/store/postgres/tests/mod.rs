@@ -3,6 +3,7 @@
 mod acknowledgement;
 mod handlers;
 mod leases;
+mod migration;
 mod plans;
 #[path = "../../../../tests/support/postgres.rs"]
 mod postgres;
