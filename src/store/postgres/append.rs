@@ -46,6 +46,10 @@ const BATCH_EVENTS: usize = 1024;
 /// The most bytes of bodies in one transaction, besides its last event.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// The most topics of events in one transaction, besides its last event: one about 80,000 numbers takes
+/// half of what an append may, and two of them must not be in one.
+const BATCH_TOPICS: usize = 16 << 10;
+
 /// The most events that wait: several transactions' worth.
 const WAITING_EVENTS: usize = 4096;
 
@@ -194,15 +198,17 @@ impl Inbox {
         // Whoever waits for the first event holds the lock: the others wait for their turn.
         let mut receiver = self.receiver.lock().await;
         let mut taken = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut topics) = (0, 0);
         let Some(first) = receiver.recv().await else {
             return taken;
         };
         let mut next = Some(first);
         while let Some(waiting) = next {
             bytes += waiting.notification.body.len();
+            topics += waiting.notification.topics.len();
             taken.push(waiting);
-            let is_full = taken.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES;
+            let is_full =
+                taken.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;
             next = if is_full {
                 None
             } else {

@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Place, at, by_key, clock, event, eventually, everything, ids, keyed, loose, on_every_engine,
-    parked, retry,
+    Place, at, by_key, clock, event, eventually, everything, ids, keyed, loose, numbered,
+    on_every_engine, parked, retry,
 };
 use crate::{
-    event::HandlerName,
+    event::{self, HandlerName, Notification},
     store::{Records, ReplaySelection, Subscription, Verdict},
 };
 
@@ -22,6 +22,7 @@ on_every_engine![
     a_handler_whose_order_changes_keeps_to_the_new_one,
     no_more_is_handed_out_than_was_asked_for_and_oldest_first,
     a_failing_head_loses_nothing_and_breaks_no_order,
+    an_event_of_very_many_numbers_stands_for_its_account,
 ];
 
 async fn events_of_one_key_come_one_at_a_time_in_order(place: Place) {
@@ -216,4 +217,32 @@ async fn a_failing_head_loses_nothing_and_breaks_no_order(place: Place) {
             .next_due,
         None
     );
+}
+
+async fn an_event_of_very_many_numbers_stands_for_its_account(place: Place) {
+    let store = place.subscribed().await;
+    let numbers: Vec<_> = (0..80_000).map(|n| (10_000_000 + n).to_string()).collect();
+    let numbers: Vec<_> = numbers.iter().map(String::as_str).collect();
+    let large = numbered(2, "acme", &numbers);
+    let facts = event::recognize("zoom", &large.body).facts;
+    let large = Notification {
+        topics: facts.topics,
+        ..large
+    };
+    assert_eq!(large.topics.len(), 80_000);
+    let other = "+12025550100";
+    let events = [
+        numbered(1, "acme", &[other]),
+        large,
+        numbered(3, "acme", &[other]),
+        numbered(4, "elsewhere", &[other]),
+    ];
+    store.append_all(events.clone()).await;
+    let claims = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&claims), [events[0].id, events[3].id]);
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    let claims = store.claim("crm", at(10)).await;
+    assert_eq!(ids(&claims), [events[1].id]);
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    assert_eq!(ids(&store.claim("crm", at(10)).await), [events[2].id]);
 }

@@ -17,8 +17,7 @@ use std::{
 };
 
 use crate::harness::{
-    RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, cnam, phone_number, request_within, unix_now,
-    zoom_headers,
+    RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, phone_number, request_within, unix_now, zoom_headers,
 };
 
 /// How long both providers wait for an answer.
@@ -31,11 +30,17 @@ const ZOOM_RETRIES: [Duration; 3] = [
     Duration::from_millis(3600),
 ];
 
-/// Senders at once. Each has keys of its own, half of them Zoom's and half RingCentral's.
+/// Senders at once, half of them Zoom's and half RingCentral's.
 const SENDERS: u32 = 8;
 
-/// How many keys each of them has.
+/// How many keys each of RingCentral's has to itself.
 const KEYS_EACH: u32 = 2;
+
+/// Accounts of Zoom's customers: each has two senders.
+const ACCOUNTS: u32 = 2;
+
+/// How many numbers each has.
+const NUMBERS: u64 = 4;
 
 /// From one new event of a sender to its next, so that a machine with two processors keeps up.
 const PACE: Duration = Duration::from_millis(25);
@@ -43,10 +48,33 @@ const PACE: Duration = Duration::from_millis(25);
 /// How long the balancer keeps away from a replica that did not answer.
 const OUT: Duration = Duration::from_secs(1);
 
+/// What an event keeps its order by: numbers of an account, by their bits, or all of it; or a key of
+/// RingCentral's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keys {
+    Account { account: u32, numbers: u64 },
+    Key(u32),
+}
+
+impl Keys {
+    pub(super) fn meet(self, other: Self) -> bool {
+        match (self, other) {
+            (
+                Self::Account { account, numbers },
+                Self::Account {
+                    account: theirs,
+                    numbers: others,
+                },
+            ) => account == theirs && (numbers & others != 0 || numbers == 0 || others == 0),
+            _ => self == other,
+        }
+    }
+}
+
 /// One event, as its provider knows it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
-    pub(super) key: u32,
+    pub(super) keys: Keys,
     /// When it was sent for the first time.
     pub(super) sent_at: Instant,
     /// When it was answered with 200.
@@ -140,6 +168,21 @@ impl Balancer {
     }
 }
 
+/// The body of a caller-name change of those numbers of `account` whose bit is set.
+fn names(account: u32, numbers: u64, name: &str) -> String {
+    let set = (0..NUMBERS).filter(|number| numbers & (1 << number) != 0);
+    let numbers: Vec<_> = set.map(|number| format!("+1202555010{number}")).collect();
+    serde_json::json!({
+        "event": "number_management.peering_number_cnam_updated",
+        "event_ts": 1_700_000_000_000_u64,
+        "payload": {
+            "account_id": format!("account-{account}"),
+            "object": { "carrier_code": 17, "phone_numbers": numbers, "cnam": name },
+        },
+    })
+    .to_string()
+}
+
 /// Providers that send until they are stopped.
 pub(super) struct Load {
     shared: Arc<Shared>,
@@ -220,7 +263,7 @@ impl Sender {
                 let serial = self.shared.serials.fetch_add(1, Ordering::Relaxed);
                 turn += 1;
                 let sent = Sent {
-                    key: self.number + SENDERS * (turn % KEYS_EACH),
+                    keys: self.keys(serial, turn),
                     sent_at: Instant::now(),
                     acknowledged_at: None,
                 };
@@ -235,10 +278,10 @@ impl Sender {
 
     /// Sends the event `serial`, which has been sent `tries` times before.
     fn send(&mut self, serial: u64, tries: usize) {
-        let key = self.shared.log.lock().unwrap().events[&serial].key;
+        let keys = self.shared.log.lock().unwrap().events[&serial].keys;
         let (replica, address) = self.shared.balancer.pick();
         let began_at = Instant::now();
-        let answer = self.post(address, key, serial);
+        let answer = self.post(address, keys, serial);
         let took = began_at.elapsed();
         let status = answer.ok().filter(|_| took < PROVIDERS_WAIT);
         if status.is_none() {
@@ -267,20 +310,38 @@ impl Sender {
         self.number.is_multiple_of(2)
     }
 
-    fn post(&self, to: SocketAddr, key: u32, serial: u64) -> io::Result<u16> {
+    /// Those of the event `serial`: of Zoom's one or two numbers, and now and then the whole account.
+    fn keys(&self, serial: u64, turn: u32) -> Keys {
+        if !self.is_zoom() {
+            return Keys::Key(self.number + SENDERS * (turn % KEYS_EACH));
+        }
+        let bit = |number: u64| 1 << (number % NUMBERS);
+        Keys::Account {
+            account: self.number / 2 % ACCOUNTS,
+            numbers: match turn % 16 {
+                0 => 0,
+                _ => bit(serial) | bit(serial / NUMBERS),
+            },
+        }
+    }
+
+    fn post(&self, to: SocketAddr, keys: Keys, serial: u64) -> io::Result<u16> {
         let name = format!("serial {serial}");
-        let (path, headers, body) = if self.is_zoom() {
-            let body = self.padded(serial, &cnam(key, serial));
-            let mut headers = zoom_headers(body.as_bytes(), ZOOM_SECRET, unix_now());
-            headers.push(("x-zm-request-id".to_owned(), format!("request_{serial}")));
-            ("/zoom/number-management", headers, body)
-        } else {
-            let token = (
-                "verification-token".to_owned(),
-                RINGCENTRAL_TOKEN.to_owned(),
-            );
-            let body = self.padded(serial, &phone_number(&name, &key.to_string()));
-            ("/ringcentral/phone-number", vec![token], body)
+        let (path, headers, body) = match keys {
+            Keys::Account { account, numbers } => {
+                let body = self.padded(serial, &names(account, numbers, &name));
+                let mut headers = zoom_headers(body.as_bytes(), ZOOM_SECRET, unix_now());
+                headers.push(("x-zm-request-id".to_owned(), format!("request_{serial}")));
+                ("/zoom/number-management", headers, body)
+            }
+            Keys::Key(key) => {
+                let token = (
+                    "verification-token".to_owned(),
+                    RINGCENTRAL_TOKEN.to_owned(),
+                );
+                let body = self.padded(serial, &phone_number(&name, &key.to_string()));
+                ("/ringcentral/phone-number", vec![token], body)
+            }
         };
         let answer = request_within(
             PROVIDERS_WAIT,
