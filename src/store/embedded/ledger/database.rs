@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
 use crate::store::{StoreError, embedded::disk};
 
@@ -88,6 +88,8 @@ fn try_open(path: &Path, upgrade: bool) -> Result<Connection, Trouble> {
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(PATIENCE)?;
     db.set_prepared_statement_cache_capacity(64);
+    // A statement keeps its plan whatever its parameters are; it would be planned anew for many of them.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.pragma_update(None, "journal_mode", "wal")?;
     // A projection may lose its last transactions with the power: they are made again.
     db.pragma_update(None, "synchronous", "normal")?;
