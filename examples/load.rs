@@ -41,9 +41,12 @@ struct Args {
     /// About how many bytes a body has
     #[arg(long, default_value_t = 800)]
     body: usize,
-    /// Distinct carriers, and so distinct keys
+    /// Distinct ordering keys: each is one number of an account of its own
     #[arg(long, default_value_t = 1000)]
     keys: u64,
+    /// All numbers are of one account and carrier
+    #[arg(long)]
+    one_account: bool,
 }
 
 /// One connection's latencies, and its answers other than 200.
@@ -132,20 +135,20 @@ async fn run(
     Ok(tally)
 }
 
-fn request(args: &Args, key: &Hmac<Sha256>, number: u64, turn: u64) -> Vec<u8> {
+fn request(args: &Args, secret: &Hmac<Sha256>, number: u64, turn: u64) -> Vec<u8> {
     let now = unix_seconds();
     let serial = number * 1_000_000_000 + turn;
-    let carrier = serial % args.keys;
+    let key = serial % args.keys;
+    let carrier = if args.one_account { 0 } else { key };
     let mut body = format!(
         "{{\"event\":\"number_management.peering_number_cnam_updated\",\"event_ts\":{now}000,\
          \"payload\":{{\"account_id\":\"load-{carrier}\",\"object\":{{\"carrier_code\":{carrier},\
-         \"phone_numbers\":[\"+12025550{:03}\"],\"cnam\":\"{now} {serial} ",
-        carrier % 1000
+         \"phone_numbers\":[\"+1202{key:07}\"],\"cnam\":\"{now} {serial} "
     );
     let padding = args.body.saturating_sub(body.len() + 4);
     body.push_str(&"x".repeat(padding));
     body.push_str("\"}}}");
-    let mut mac = key.clone();
+    let mut mac = secret.clone();
     mac.update(format!("v0:{now}:").as_bytes());
     mac.update(body.as_bytes());
     let mac = hex(&mac.finalize().into_bytes());

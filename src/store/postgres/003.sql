@@ -43,4 +43,5 @@ CREATE TABLE claims (
     PRIMARY KEY (handler, first)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0,
         autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX claims_by_scope ON claims (handler, scope);
+-- Partial, so that whoever looks for a delivery cannot take it.
+CREATE INDEX claims_by_scope ON claims (scope, handler) WHERE scope IS NOT NULL;

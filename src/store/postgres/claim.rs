@@ -70,9 +70,13 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
                 AND c.scope = d.scope AND c.until > clock_timestamp()
                 AND (c.position = d.position OR $6 AND c.position > d.position AND {share_a_key}))
         ORDER BY d.due_at, d.position LIMIT $3::bigint + 1),
-    looked AS MATERIALIZED (SELECT d.*, CASE WHEN $6::boolean THEN {blocker} END AS blocker,
+    looked AS MATERIALIZED (SELECT d.*,
+            CASE WHEN NOT $6::boolean THEN NULL WHEN d.before IS NOT NULL THEN d.before
+            ELSE {blocker} END AS blocker,
             $6 AND d.scope IS NOT NULL AND d.keys IS NULL AS in_line
-        FROM due d),
+        FROM (SELECT d.*, CASE WHEN d.scope IS NOT NULL THEN lag(d.position)
+                OVER (PARTITION BY d.scope, d.key ORDER BY d.position) END AS before
+            FROM due d) d),
     taken AS (INSERT INTO claims AS c (handler, first, position, scope, keys, token, until)
         SELECT handler, position, position, scope, coalesce(keys, ARRAY[key]), $4,
             clock_timestamp() + $5::bigint * interval '1 ms'
@@ -85,8 +89,8 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
         RETURNING first)
     SELECT {DELIVERY}, {columns}
     FROM looked l LEFT JOIN taken t ON t.first = l.position
-    LEFT JOIN LATERAL (SELECT CASE WHEN l.key = 0
-            THEN (SELECT l.position + 1 FROM deliveries o WHERE o.handler = $1
+    LEFT JOIN LATERAL (SELECT CASE WHEN t.first IS NULL OR NOT l.in_line THEN NULL
+            WHEN l.key = 0 THEN (SELECT l.position + 1 FROM deliveries o WHERE o.handler = $1
                 AND o.scope = l.scope AND o.key > 0 ORDER BY o.handler, o.scope, o.key LIMIT 1)
             ELSE least((SELECT o.position FROM deliveries o WHERE o.handler = $1
                     AND o.scope = l.scope AND o.key = 0 AND o.position > l.position
@@ -94,18 +98,20 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
                 (SELECT o.position FROM further_keys o WHERE o.handler = $1
                     AND o.scope = l.scope AND o.key = l.key AND o.position > l.position
                     ORDER BY o.handler, o.scope, o.key, o.position LIMIT 1)) END AS fence
-        OFFSET 0) f ON t.first IS NOT NULL AND l.in_line
+        OFFSET 0) f ON true
     LEFT JOIN LATERAL (SELECT o.attempts, o.since, o.replay, o.replays, o.due_at, o.keys,
             row_number() OVER run AS place, sum(octet_length(e.body)) OVER run AS bytes, e.*
         FROM ((SELECT o.* FROM deliveries o
-                WHERE NOT l.in_line AND o.handler = $1 AND o.position = l.position)
+                WHERE NOT l.in_line AND t.first IS NOT NULL
+                    AND o.handler = $1 AND o.position = l.position)
             UNION ALL (SELECT o.* FROM deliveries o
-                WHERE l.in_line AND o.handler = $1 AND o.scope = l.scope AND o.key = l.key
+                WHERE l.in_line AND t.first IS NOT NULL
+                    AND o.handler = $1 AND o.scope = l.scope AND o.key = l.key
                     AND o.position >= l.position
                 ORDER BY o.handler, o.scope, o.key, o.position LIMIT $7)) o
         JOIN events e ON e.day = o.day AND e.position = o.position
         WINDOW run AS (ORDER BY o.position ROWS UNBOUNDED PRECEDING)) e
-        ON t.first IS NOT NULL AND (e.place = 1 OR e.bytes <= $8)
+        ON e.place = 1 OR e.bytes <= $8
     WHERE t.first IS NOT NULL OR l.blocker IS NOT NULL
     ORDER BY l.position, e.position",
         share_a_key = order::share_a_key("c", "d"),
@@ -118,32 +124,34 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
 pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
     WHERE handler = $1 AND state = 0 AND due_at > $2 ORDER BY due_at LIMIT 1";
 
-/// Queues deliveries that looked ready behind those that they wait for, and with each of a single key
-/// up to so many of those that follow it.
+/// Queues deliveries that looked ready behind those that they wait for, and with the first one of each
+/// key up to so many of those that follow it.
 ///
 /// The row of what is waited for is locked against its end until the queueing is committed, and what is
-/// ending at this moment is not waited for: so its settlement, which wakes what is queued behind it by a
+/// ending at that moment is passed over: so its settlement, which wakes what is queued behind it by a
 /// statement after the one that ends it, finds everything that was queued. (`state < 1` keeps the
 /// planner from the index of what is ready, which does not lead to a position.)
 pub(super) const QUEUE: &str = "WITH
-    told AS MATERIALIZED (SELECT d.position, t.blocker, d.scope, d.key, d.keys
+    told AS MATERIALIZED (SELECT DISTINCT ON (d.scope, d.key, d.keys)
+            d.position, t.blocker, d.scope, d.key, d.keys
         FROM unnest($2::bigint[], $3::bigint[]) AS t (position, blocker)
         CROSS JOIN LATERAL (SELECT * FROM deliveries d
-            WHERE d.handler = $1 AND d.position = t.position OFFSET 0) d),
-    pairs AS MATERIALIZED (SELECT o.position, max(coalesce(o.before, t.blocker)) AS behind
-        FROM told t CROSS JOIN LATERAL (
+            WHERE d.handler = $1 AND d.position = t.position OFFSET 0) d
+        ORDER BY d.scope, d.key, d.keys, d.position),
+    there AS MATERIALIZED (SELECT ARRAY(SELECT b.position FROM deliveries b
+        WHERE b.handler = $1 AND b.position = ANY(ARRAY(SELECT blocker FROM told))
+        FOR KEY SHARE SKIP LOCKED) AS positions),
+    pairs AS MATERIALIZED (SELECT o.position, coalesce(o.before, t.blocker) AS behind
+        FROM told t CROSS JOIN there CROSS JOIN LATERAL (
             SELECT l.position, l.state, lag(l.position) OVER (ORDER BY l.position) AS before
             FROM (SELECT o.position, o.state FROM deliveries o WHERE o.handler = $1
                     AND o.scope = t.scope AND o.key = t.key AND o.position >= t.position
                 ORDER BY o.handler, o.scope, o.key, o.position
-                LIMIT CASE WHEN t.keys IS NULL THEN $4::bigint ELSE 1 END) l) o
-        WHERE o.state = 0 GROUP BY o.position),
-    there AS MATERIALIZED (SELECT b.position FROM deliveries b
-        WHERE b.handler = $1 AND b.position = ANY(ARRAY(SELECT behind FROM pairs))
-        FOR KEY SHARE SKIP LOCKED)
+                LIMIT CASE WHEN t.keys IS NULL THEN $4::bigint ELSE 1 END
+                FOR KEY SHARE SKIP LOCKED) l) o
+        WHERE o.state = 0 AND (o.before IS NOT NULL OR t.blocker = ANY(there.positions)))
     UPDATE deliveries d SET state = 1, behind = p.behind FROM pairs p
-    WHERE p.behind = ANY(ARRAY(SELECT position FROM there))
-        AND d.handler = $1 AND d.position = p.position AND d.state < 1
+    WHERE d.handler = $1 AND d.position = p.position AND d.state < 1
         AND NOT EXISTS (SELECT FROM claims c WHERE c.handler = d.handler
             AND c.first = d.position AND c.until > clock_timestamp())";
 
@@ -323,7 +331,11 @@ impl Found {
             let blockers: Vec<_> = self.blocked.values().copied().collect();
             // Where most of what looks ready is not, there are many of one key.
             let is_crowded = self.blocked.len() > self.runs.len();
-            let at_once = if is_crowded { QUEUED_AT_ONCE } else { 1 };
+            let at_once = if is_crowded {
+                QUEUED_AT_ONCE
+            } else {
+                LONGEST_RUN
+            };
             let queue = session.prepare(QUEUE).await?;
             let queueing: &[&(dyn ToSql + Sync)] = &[&handler, &positions, &blockers, &at_once];
             session.client.execute(&queue, queueing).await?;
