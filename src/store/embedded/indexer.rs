@@ -24,7 +24,7 @@ pub(super) struct Indexer {
     pub(super) damage: Damage,
     /// What copies are told by.
     pub(super) copies: Copies,
-    /// Up to where that is on stable storage: from there on it is learnt again.
+    /// From where on it is learnt again.
     pub(super) learnt: Position,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
@@ -68,7 +68,7 @@ impl Indexer {
                 }
             }
         }
-        if let Err(problem) = self.leave() {
+        if let Err(problem) = self.copies.sync() {
             tracing::warn!("events will be read again to know their copies: {problem}");
         }
     }
@@ -80,6 +80,8 @@ impl Indexer {
         self.through = self.learnt.min(through);
         while self.through < through {
             match self.read(through) {
+                // A segment may have lost its end since the ledger read it.
+                Ok(batch) if batch.through == self.through => break,
                 Ok(batch) => self.through = batch.through,
                 Err(problem) => {
                     tracing::warn!("events cannot be read to know their copies: {problem}");
@@ -94,16 +96,6 @@ impl Indexer {
             }
         }
         (self.through, self.records, self.scan) = (through, records, None);
-    }
-
-    /// Notes for the next time what has been learnt.
-    fn leave(&mut self) -> Result<(), super::StoreError> {
-        let through = self.through;
-        self.copies
-            .sync()
-            .map_err(super::StoreError::io("writing the table of copies"))?;
-        self.ledger
-            .run_blocking("noting what was learnt", move |books| books.learnt(through))
     }
 
     /// Brings the ledger up to date with the next batch.
@@ -165,7 +157,6 @@ impl Indexer {
         }
         if self.copies.is_due() {
             self.copies.sync()?;
-            batch.learnt = Some(batch.through);
         }
         Ok(batch)
     }
@@ -178,7 +169,7 @@ impl Indexer {
                 closed => closed.insert(open(&self.directory, batch)?),
             };
             if scan.position().segment() == end.segment() {
-                scan.set_end(end.offset());
+                scan.set_end(end.offset())?;
             }
             if let Some(step) = scan.next()? {
                 batch.through = scan.position();

@@ -53,11 +53,11 @@ use self::{
     disk::{Disk, SystemDisk},
     indexer::Indexer,
     journal::{Journal, Plan},
-    ledger::{Ledger, Operator},
+    ledger::{Books, Ledger, Operator, Reached},
     progress::Progress,
     reader::{Damage, Directory},
+    recovery::Tail,
     retention::Retention,
-    segment::Position,
 };
 use super::{
     AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Records, Settlement,
@@ -184,16 +184,19 @@ impl Embedded {
         let damage = Damage::new(metrics.clone());
         let condition = Condition::new(Health::Sound, metrics.clone());
         let progress = Arc::new(Progress::new());
-        let (ledger, reached) = Ledger::open(
+        let mut books = Books::open(
             &settings.ledger(),
             directory.clone(),
             metrics.clone(),
             context.clock,
             progress.clone(),
-            &condition,
         )?;
-        let ledger = Arc::new(ledger);
-        let tail = recovery::recover(&directory, reached.through, (context.clock)(), &damage)?;
+        let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
+        let tail = agree(&mut books, &directory, tail, (context.clock)())?;
+        let reached = books
+            .reached()
+            .map_err(StoreError::database("reading the ledger"))?;
+        let ledger = Arc::new(Ledger::start(books, &condition)?);
         progress.written(tail.end(), tail.records_through());
         let plan = Plan {
             directory: directory.clone(),
@@ -207,7 +210,7 @@ impl Embedded {
         };
         let journal = Journal::start(plan, tail)?;
         let table = path.join("seen.table");
-        let (copies, is_new) =
+        let (copies, learnt) =
             Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
         let indexer = Indexer {
             directory: directory.clone(),
@@ -216,11 +219,7 @@ impl Embedded {
             damage,
             rebuild: context.rebuild.clone(),
             copies,
-            learnt: if is_new {
-                Position::default()
-            } else {
-                reached.learnt
-            },
+            learnt,
             through: reached.through,
             records: reached.records,
             scan: None,
@@ -283,7 +282,7 @@ impl Store for Embedded {
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>> {
         let handler = handler.clone();
-        let job = move |books: &mut ledger::Books| books.claim(&handler, at_most, now);
+        let job = move |books: &mut Books| books.claim(&handler, at_most, now);
         Box::pin(self.parts.ledger.run("claiming deliveries", job))
     }
 
@@ -292,7 +291,7 @@ impl Store for Embedded {
         settlements: Vec<Settlement>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         // What comes next is a claim like any other: nothing is far away here.
-        let job = move |books: &mut ledger::Books| {
+        let job = move |books: &mut Books| {
             books.settle(&settlements)?;
             Ok(Vec::new())
         };
@@ -310,7 +309,7 @@ impl Store for Embedded {
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let parts = self.parts.clone();
-            let job = move |books: &mut ledger::Books| {
+            let job = move |books: &mut Books| {
                 let standings = books.standings(now)?;
                 Ok((standings, parts.space()))
             };
@@ -377,6 +376,40 @@ impl Parts {
         let free = self.disk.free(self.directory.path())?;
         Ok((self.directory.bytes(self.progress.end())?, free))
     }
+}
+
+/// Makes sure that the ledger is one of the journal that ends with `tail`, and that the journal goes on
+/// where the ledger has nothing. To be killed at any point does no harm: what was done is found done.
+fn agree(
+    books: &mut Books,
+    directory: &Directory,
+    tail: Tail,
+    now: Timestamp,
+) -> Result<Tail, StoreError> {
+    if !books.agrees(directory, tail.end())? {
+        books.renew("it is of another moment than the journal, or in itself")?;
+    }
+    let known = books.through()?;
+    let (tail, lost) = recovery::beyond(directory, tail, known, now)
+        .map_err(StoreError::writing(directory.path()))?;
+    if let Some(lost) = lost {
+        let end = Reached {
+            through: tail.end(),
+            records: tail.records_through(),
+        };
+        let cut = books.cut(lost, end)?;
+        tracing::error!(
+            journal.segment = lost.segment(),
+            journal.offset = lost.offset(),
+            ledger.segment = known.segment(),
+            ledger.offset = known.offset(),
+            events = cut.events,
+            parked = cut.parked,
+            "the journal ends before what the ledger has read of it: stored events are lost; what was \
+             not delivered of them is parked"
+        );
+    }
+    Ok(tail)
 }
 
 /// Makes sure that no other service has the store.

@@ -29,7 +29,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
     }
     match try_open(path, create) {
         Err(Trouble::Sql(error)) if create && is_damage(&error) => {
-            set_aside(path)?;
+            set_aside(path, "it is damaged")?;
             disk::ensure_file(path).map_err(StoreError::writing(path))?;
             try_open(path, create)
         }
@@ -47,16 +47,18 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
     })
 }
 
-/// Whether the database itself is broken, so that it must be made anew.
+/// Whether the database itself is broken, so that it must be made anew. A constraint fails only where
+/// its pages are of different moments.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation)
     )
 }
 
-/// Renames a damaged ledger, so that a new one can be made and the old one looked at.
-pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
+/// Renames a ledger that is not to be used, because `why`, so that a new one can be made and the old one
+/// looked at.
+pub(super) fn set_aside(path: &Path, why: &str) -> Result<(), StoreError> {
     let kept = disk::kept_path(path, "damaged");
     for suffix in ["", "-wal", "-shm"] {
         match fs::rename(with_suffix(path, suffix), with_suffix(&kept, suffix)) {
@@ -66,8 +68,8 @@ pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
     }
     tracing::error!(
         kept = %kept.display(),
-        "the ledger is damaged; it was set aside, and a new one is made from the journal, so that \
-         what is still in the journal is delivered again"
+        "the ledger was set aside, since {why}; a new one is made from the journal, so that what is \
+         still in the journal is delivered again"
     );
     Ok(())
 }

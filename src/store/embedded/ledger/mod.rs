@@ -8,6 +8,7 @@
 //! **Invariant:** claims are held in memory only. The store's lock makes this process the only one
 //! that claims, and its end releases them all.
 
+mod agreement;
 mod claim;
 mod database;
 mod delivery;
@@ -88,51 +89,19 @@ pub(super) struct Books {
 }
 
 impl Ledger {
-    /// Opens the ledger at `path` over the journal in `journal`, and starts its thread. Also says
-    /// how far the journal has been read.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read or written, or is of a later version.
-    pub(super) fn open(
-        path: &Path,
-        journal: Directory,
-        metrics: Arc<Metrics>,
-        clock: fn() -> Timestamp,
-        progress: Arc<Progress>,
-        condition: &Condition,
-    ) -> Result<(Self, Reached), StoreError> {
-        let books = Books {
-            db: database::open(path, true)?,
-            path: path.to_owned(),
-            bodies: Bodies::new(journal),
-            metrics,
-            clock,
-            journal_progress: progress,
-            subscriptions: Vec::new(),
-            held: HashMap::new(),
-            last_lease: 0,
-            tally: Tally::default(),
-            lost: false,
-            claimed: Vec::new(),
-            stirred: false,
-            copies: 0,
-        };
-        let reached = books
-            .reached()
-            .map_err(StoreError::database("reading the ledger"))?;
+    /// Starts the thread that works on `books`.
+    pub(super) fn start(books: Books, condition: &Condition) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
         let (stir, work) = watch::channel(0);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(condition.vital("ledger", move || books.run(inbox, &stir)))
             .map_err(StoreError::io("starting the ledger's thread"))?;
-        let ledger = Self {
+        Ok(Self {
             sender: Mutex::new(Some(sender)),
             work,
             thread: Mutex::new(Some(thread)),
-        };
-        Ok((ledger, reached))
+        })
     }
 
     /// Changes when there may be something new to claim.
@@ -217,6 +186,36 @@ fn answered<T: Send + 'static>(
 }
 
 impl Books {
+    /// Opens the ledger at `path` over the journal in `journal`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or written, or is of a later version.
+    pub(super) fn open(
+        path: &Path,
+        journal: Directory,
+        metrics: Arc<Metrics>,
+        clock: fn() -> Timestamp,
+        progress: Arc<Progress>,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            db: database::open(path, true)?,
+            path: path.to_owned(),
+            bodies: Bodies::new(journal),
+            metrics,
+            clock,
+            journal_progress: progress,
+            subscriptions: Vec::new(),
+            held: HashMap::new(),
+            last_lease: 0,
+            tally: Tally::default(),
+            lost: false,
+            claimed: Vec::new(),
+            stirred: false,
+            copies: 0,
+        })
+    }
+
     fn run(mut self, mut inbox: mpsc::Receiver<Job>, stir: &watch::Sender<u64>) {
         super::yield_to_the_door();
         let mut jobs = Vec::with_capacity(JOBS);
@@ -287,18 +286,19 @@ impl Books {
             return;
         }
         self.lost = true;
-        match self.renew() {
+        match self.renew("it is damaged") {
             Ok(()) => self.lost = false,
             Err(error) => tracing::error!("no new ledger could be made: {error}"),
         }
     }
 
-    fn renew(&mut self) -> Result<(), StoreError> {
+    /// Sets the ledger aside, because `why`, and begins a new one.
+    pub(super) fn renew(&mut self, why: &str) -> Result<(), StoreError> {
         let memory = Connection::open_in_memory()
             .map_err(StoreError::database("setting the ledger aside"))?;
         // Closed first: a database must not be renamed under an open connection.
         drop(std::mem::replace(&mut self.db, memory));
-        database::set_aside(&self.path)?;
+        database::set_aside(&self.path, why)?;
         self.db = database::open(&self.path, true)?;
         self.held.clear();
         self.journal_progress.renewed();

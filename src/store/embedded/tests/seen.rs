@@ -7,6 +7,7 @@ use crate::{
     event::{DedupeKey, Notification},
     store::{
         embedded::{
+            reader::{Scan, Step},
             seen::{Found, Seen},
             segment::Position,
         },
@@ -162,13 +163,14 @@ async fn what_was_learnt_before_a_stop_is_not_read_again() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
-    store.append_all([event(1)]).await;
+    store.append_all([event(1), event(2)]).await;
     store.settle_down().await;
-    let end = store.store.parts.progress.end();
     store.close().await;
-    let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
-    let learnt: i64 = db
-        .query_row("SELECT learnt FROM progress", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(Position::from_sql(learnt), end);
+    let (seen, _) = Seen::open(&table(&place)).unwrap();
+    let mut scan = Scan::open(&place.journal(), Position::new(1, 0)).unwrap();
+    let mut last = None;
+    while let Some(Step::Record { position, .. }) = scan.next().unwrap() {
+        last = Some(position);
+    }
+    assert_eq!(Some(seen.mark().unwrap()), last);
 }
