@@ -60,8 +60,8 @@ use self::{
     retention::Retention,
 };
 use super::{
-    AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Records, Settlement,
-    Source, Store, StoreError, Subscription, condition::Condition,
+    AppendError, BoxFuture, Claim, Claims, Context, Engine, Followers, Health, Kind, Records,
+    Settlement, Source, Store, StoreError, Subscription, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -158,11 +158,11 @@ struct Parts {
     directory: Directory,
     context: Context,
     disk: Arc<dyn Disk>,
-    followers: Mutex<Option<Followers>>,
+    threads: Mutex<Option<Threads>>,
 }
 
 /// What ends before the ledger does.
-struct Followers {
+struct Threads {
     indexer: JoinHandle<()>,
     retention: JoinHandle<()>,
     stop_retention: mpsc::Sender<()>,
@@ -190,6 +190,7 @@ impl Embedded {
             metrics.clone(),
             context.clock,
             progress.clone(),
+            &condition,
         )?;
         let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
         let tail = agree(&mut books, &directory, tail, (context.clock)())?;
@@ -224,16 +225,22 @@ impl Embedded {
             records: reached.records,
             scan: None,
             rebuilding: None,
+            follower: condition
+                .followers()
+                .vital("indexer", "bringing the ledger up to date"),
         };
         let retention = Retention {
             directory: directory.clone(),
             ledger: ledger.clone(),
             progress: progress.clone(),
             retain: settings.retain,
+            follower: condition
+                .followers()
+                .patient("retention", "deleting old segments"),
             clock: context.clock,
         };
         let (stop_retention, stop) = mpsc::channel();
-        let followers = Followers {
+        let threads = Threads {
             indexer: start("indexer", condition.vital("indexer", move || indexer.run()))?,
             retention: start(
                 "retention",
@@ -250,7 +257,7 @@ impl Embedded {
             directory,
             context,
             disk,
-            followers: Mutex::new(Some(followers)),
+            threads: Mutex::new(Some(threads)),
         };
         Ok(Self {
             parts: Arc::new(parts),
@@ -306,6 +313,10 @@ impl Store for Embedded {
         self.parts.condition.subscribe()
     }
 
+    fn followers(&self) -> Followers {
+        self.parts.condition.followers().clone()
+    }
+
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let parts = self.parts.clone();
@@ -353,19 +364,16 @@ impl Parts {
     /// Ends the threads in the order in which they need each other. Blocks.
     fn close(&self) {
         self.journal.close();
-        let mut followers = self
-            .followers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(followers) = followers.take() {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(threads) = threads.take() {
             self.progress.stop();
-            drop(followers.stop_retention);
-            followers.indexer.join().ok();
-            followers.retention.join().ok();
+            drop(threads.stop_retention);
+            threads.indexer.join().ok();
+            threads.retention.join().ok();
             self.ledger.close();
             // Not just closed: a process that is being started at this moment has the file open
             // too, for as long as it is not yet another program.
-            if let Err(error) = followers.lock.unlock() {
+            if let Err(error) = threads.lock.unlock() {
                 tracing::warn!(%error, "the lock of the store is given back by closing its file");
             }
         }

@@ -164,8 +164,8 @@ use self::{
     roster::Roster,
 };
 use super::{
-    AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Lease, Records,
-    Settlement, Store, StoreError, Subscription, Target, condition::Condition,
+    AppendError, BoxFuture, Claim, Claims, Context, Engine, Followers, Health, Kind, Lease,
+    Records, Settlement, Store, StoreError, Subscription, Target, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
 
@@ -349,6 +349,10 @@ impl Store for Postgres {
 
     fn health(&self) -> watch::Receiver<Health> {
         self.parts.condition.subscribe()
+    }
+
+    fn followers(&self) -> Followers {
+        self.parts.condition.followers().clone()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {

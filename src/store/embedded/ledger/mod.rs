@@ -38,7 +38,7 @@ use super::{
     reader::{Bodies, Directory},
 };
 use crate::{
-    store::{Lease, StoreError, condition::Condition},
+    store::{Follower, Lease, StoreError, condition::Condition},
     telemetry::Metrics,
 };
 
@@ -55,6 +55,9 @@ pub(super) struct Ledger {
     /// Taken when the ledger is closed: the thread ends when nobody can send any more.
     sender: Mutex<Option<mpsc::Sender<Job>>>,
     work: watch::Receiver<u64>,
+    path: PathBuf,
+    /// Whether it was not closed in order the last time.
+    is_suspect: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -68,6 +71,9 @@ type Reply = Box<dyn FnOnce(Option<String>) + Send>;
 /// What the thread works on.
 pub(super) struct Books {
     path: PathBuf,
+    is_suspect: bool,
+    /// Who sees whether this gets on.
+    follower: Follower,
     db: Connection,
     bodies: Bodies,
     metrics: Arc<Metrics>,
@@ -92,6 +98,7 @@ impl Ledger {
     /// Starts the thread that works on `books`.
     pub(super) fn start(books: Books, condition: &Condition) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
+        let (path, is_suspect) = (books.path.clone(), books.is_suspect);
         let (stir, work) = watch::channel(0);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
@@ -100,6 +107,8 @@ impl Ledger {
         Ok(Self {
             sender: Mutex::new(Some(sender)),
             work,
+            path,
+            is_suspect,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -131,6 +140,21 @@ impl Ledger {
         let sent = self.sender()?.blocking_send(job);
         sent.map_err(|_| StoreError::Closed)?;
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// Reads the whole database if it was not closed in order, and has it made anew if its parts do not
+    /// fit: its files may have been copied one after the other while a service wrote to them. Deliveries
+    /// go on meanwhile. Blocks.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let checking = "checking the ledger";
+        if self.is_suspect
+            && !database::is_sound(&self.path).map_err(StoreError::database(checking))?
+        {
+            // What any other job would come upon sooner or later.
+            self.run_blocking(checking, |_| Err::<(), _>(database::damage()))
+                .ok();
+        }
+        Ok(())
     }
 
     fn sender(&self) -> Result<mpsc::Sender<Job>, StoreError> {
@@ -197,8 +221,11 @@ impl Books {
         metrics: Arc<Metrics>,
         clock: fn() -> Timestamp,
         progress: Arc<Progress>,
+        condition: &Condition,
     ) -> Result<Self, StoreError> {
         Ok(Self {
+            is_suspect: database::is_suspect(path),
+            follower: condition.followers().vital("ledger", "writing the ledger"),
             db: database::open(path, true)?,
             path: path.to_owned(),
             bodies: Bodies::new(journal),
@@ -233,6 +260,7 @@ impl Books {
 
     /// Does all of `jobs` in one transaction, or none of them.
     fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
+        self.follower.begins();
         let mut replies = Vec::new();
         let outcome = self.attempt(jobs, &mut replies);
         self.tally.clear();
@@ -240,6 +268,7 @@ impl Books {
         let copies = std::mem::take(&mut self.copies);
         let problem = match outcome {
             Ok(()) => {
+                self.follower.gets_on();
                 self.metrics.duplicates.inc_by(copies);
                 None
             }
@@ -282,13 +311,18 @@ impl Books {
             tracing::warn!("a transaction of the ledger could not be taken back: {error}");
         }
         if !database::is_damage(error) && !self.lost {
-            tracing::warn!("the ledger could not be written: {error}");
+            if self.follower.fails(error) {
+                tracing::warn!("the ledger could not be written: {error}");
+            }
             return;
         }
         self.lost = true;
         match self.renew("it is damaged") {
             Ok(()) => self.lost = false,
-            Err(error) => tracing::error!("no new ledger could be made: {error}"),
+            Err(error) if self.follower.fails(&error) => {
+                tracing::error!("no new ledger could be made: {error}");
+            }
+            Err(_) => {}
         }
     }
 
