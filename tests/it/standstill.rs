@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeSet,
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,6 +19,44 @@ const CLAIMS_TABLE: &str = "hookswitch.held";
 
 /// What the service has to say within this time.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A lock on a table, until it is dropped.
+struct Lock<'a> {
+    database: &'a Database,
+    holder: Option<thread::JoinHandle<()>>,
+}
+
+impl<'a> Lock<'a> {
+    fn take(database: &'a Database, table: &str) -> Self {
+        let url = database.url();
+        let statements = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(600)");
+        let holder = thread::spawn(move || {
+            // It ends with an error, when its backend is ended.
+            let psql = Command::new("psql")
+                .args(["-c", &statements, &url])
+                .output();
+            assert!(!psql.unwrap().status.success());
+        });
+        eventually("the table is locked", || {
+            database.sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+            ) == "1"
+        });
+        Self {
+            database,
+            holder: Some(holder),
+        }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        self.database.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+        );
+        self.holder.take().unwrap().join().unwrap();
+    }
+}
 
 fn is_ready(service: &Service) -> bool {
     service.ready() == (200, "ready".to_owned())
@@ -40,7 +80,8 @@ fn lines(service: &Service, one: &str, other: &str) -> usize {
 /// dropped, and sees that `follower` is said to stand still for the reason `why`, and goes on.
 fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce() -> H) {
     let service = home.start();
-    let archived = |serials: &[u64]| archived_serials(home) == BTreeSet::from_iter(serials.to_vec());
+    let archived =
+        |serials: &[u64]| archived_serials(home) == BTreeSet::from_iter(serials.to_vec());
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     eventually("the first is delivered", || archived(&[1]));
     assert!(is_ready(&service));
@@ -82,22 +123,6 @@ fn a_ledger_that_another_program_has_locked() {
         db.execute_batch("BEGIN EXCLUSIVE").unwrap();
         db
     });
-}
-
-#[test]
-fn a_segment_that_cannot_be_read() {
-    let segments = ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"");
-    let home = Home::new(&[&segments, ARCHIVE]);
-    let journal = home.path().join("data/journal");
-    let aside = home.path().join("data/journal-aside");
-    struct Back(std::path::PathBuf, std::path::PathBuf);
-    impl Drop for Back {
-        fn drop(&mut self) {
-            std::fs::remove_file(&self.1).unwrap();
-            std::fs::rename(&self.0, &self.1).unwrap();
-        }
-    }
-    let _ = (journal, aside, Back);
 }
 
 #[test]
