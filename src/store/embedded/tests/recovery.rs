@@ -390,7 +390,7 @@ async fn a_cut_that_a_kill_came_before_is_made_at_the_next_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_of_another_history_is_set_aside() {
-    for serials in [[7, 8, 9], [1, 2, 30_000_000]] {
+    for serials in [[7, 8, 9], [1000, 2000, 3000]] {
         let other = Place::new();
         let store = other.open();
         store.subscribe(&["crm"]).await;
@@ -413,7 +413,8 @@ async fn a_ledger_is_believed_over_damage_at_its_last_event() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
-    store.append_all((1..4).map(event)).await;
+    // The last record is a copy, which the ledger has no event for.
+    store.append_all([1, 2, 3, 1].map(event)).await;
     assert_eq!(store.drain("crm").await.len(), 3);
     store.close().await;
     let begins = offsets(&place, 1);
