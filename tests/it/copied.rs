@@ -157,7 +157,7 @@ fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>) {
     let all = began.elapsed();
     let log = service.log();
     let renewed = log.contains("set aside");
-    println!(
+    eprintln!(
         "{what}: ready after {ready:?}, delivered after {all:?}, {} stored, {} done, renewed: {renewed}",
         stored.len(),
         done.len()

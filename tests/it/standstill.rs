@@ -93,7 +93,7 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
         service.ready() == (503, "unavailable".to_owned())
     });
     let took = since.elapsed();
-    println!("{follower}: not ready after {took:?}");
+    eprintln!("{follower}: not ready after {took:?}");
     assert!(took < NOTICED_WITHIN, "{took:?}");
     assert!(took > Duration::from_secs(3), "{took:?}");
     eventually("it is said who", || stalled(&service, follower) >= 1.0);

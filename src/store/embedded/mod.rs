@@ -3,7 +3,8 @@
 //! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. The
 //! [`ledger`] is a projection of it: who gets what, and how that stands. The [`indexer`] reads
 //! behind the journal and brings the ledger up to date, so the ledger may lag, may lose its last
-//! moments with the power, and may be deleted: the worst that comes of it is a second delivery.
+//! moments with the power, and may be deleted: the worst that comes of it is a second delivery. Where it
+//! is of another moment than the journal, the journal decides when the store is opened.
 //!
 //! ```text
 //! <path>/lock                            held by the one service
