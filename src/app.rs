@@ -12,7 +12,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::{
     sync::{Mutex, watch},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -176,6 +176,7 @@ impl App {
             metrics.clone(),
             now,
         );
+        tasks.spawn(look_after(store.clone(), metrics.clone(), stop.clone()));
         let dispatcher = Dispatcher::new(store.clone(), metrics.clone(), now, tasks.clone());
         dispatcher.replace(config.handlers).await?;
 
@@ -279,6 +280,15 @@ impl std::fmt::Debug for App {
 fn warn(warnings: &config::Report) {
     for problem in warnings.problems() {
         tracing::warn!("{problem}");
+    }
+}
+
+/// Looks now and then whether what is stored is worked on.
+async fn look_after(store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let followers = store.followers();
+    while !stop.is_cancelled() {
+        followers.look(&metrics);
+        drop(timeout(store::LOOK_EVERY, stop.cancelled()).await);
     }
 }
 

@@ -80,6 +80,13 @@ pub struct ByOutcome {
     pub outcome: &'static str,
 }
 
+/// By who works behind what is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByFollower {
+    /// `claims`, `indexer`, `ledger`, `retention`, `settlements`, `steward`, `upkeep`.
+    pub follower: &'static str,
+}
+
 /// By what a reload came to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByResult {
@@ -160,6 +167,7 @@ metrics! {
     journal_damaged_bytes: Gauge = Gauge::default(), "Bytes of the journal that fail their checksum, as far as it has been read";
     disk_free_bytes: Gauge = Gauge::default(), "Free space on the store's disk";
     store_sound: Gauge = Gauge::default(), "1 while the store takes events, 0 while it is unavailable or poisoned";
+    follower_stalled: Family<ByFollower, Gauge> = Family::default(), "How many of those who work behind what is stored have got nowhere for 5 s, by who";
     ledger_lag: Gauge = Gauge::default(), "Stored events that the ledger does not know yet";
     deliveries: Family<ByOutcome, Counter> = Family::default(), "Attempts at deliveries by handler and outcome";
     delivery_seconds: Durations<ByHandler> = Family::new_with_constructor(durations), "How long attempts took";

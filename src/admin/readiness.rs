@@ -49,7 +49,7 @@ impl Readiness {
                     return Some("starting");
                 };
                 match &*store.health().borrow() {
-                    Health::Sound => None,
+                    Health::Sound => store.followers().are_stalled().then_some("unavailable"),
                     Health::Unavailable { .. } => Some("unavailable"),
                     Health::Poisoned { .. } => Some("poisoned"),
                 }

@@ -25,7 +25,7 @@ use super::{Consumer, Parts, verdict};
 use crate::{
     event::Notification,
     handler::{DeliveryContext, Outcome, Panicked},
-    store::{BoxFuture, Claim, Claims, Settlement, StoreError, Verdict},
+    store::{BoxFuture, Claim, Claims, Follower, Settlement, StoreError, Verdict},
 };
 
 /// How often the store is asked for deliveries though nothing says that there are any, and how long
@@ -60,6 +60,9 @@ pub(super) struct Worker {
     is_behind: bool,
     /// When the store is asked again though nothing says that there is anything.
     look_at: Instant,
+    /// Who sees whether the store answers what it is asked, and takes what it is told.
+    claims: Follower,
+    settlements: Follower,
     /// Until when the store is left alone, after it has failed.
     troubled_until: Option<Instant>,
     /// Where chance comes from. Nobody gains anything by guessing it.
@@ -110,7 +113,15 @@ impl Worker {
         stop: CancellationToken,
         abandon: CancellationToken,
     ) -> Self {
+        let followers = parts.store.followers();
+        let claims = format!("claiming deliveries for the handler {}", consumer.name);
+        let settlements = format!(
+            "recording how deliveries went for the handler {}",
+            consumer.name
+        );
         Self {
+            claims: followers.vital("claims", claims),
+            settlements: followers.vital("settlements", settlements),
             consumer: Arc::new(consumer),
             parts,
             stop,
@@ -218,14 +229,16 @@ impl Worker {
             .is_some_and(|until| Instant::now() < until)
     }
 
-    /// Notes that the store failed, and leaves it alone for a while.
-    fn trouble(&mut self, what: &str, error: &StoreError) {
-        tracing::error!(
-            handler = %self.consumer.name,
-            %error,
-            "{what} for the handler {} failed, and will be tried again: {error}",
-            self.consumer.name,
-        );
+    /// Notes that the store failed, and leaves it alone for a while. `is_first` says whether that is new.
+    fn trouble(&mut self, what: &str, error: &StoreError, is_first: bool) {
+        if is_first {
+            tracing::error!(
+                handler = %self.consumer.name,
+                %error,
+                "{what} for the handler {} failed, and will be tried again: {error}",
+                self.consumer.name,
+            );
+        }
         self.troubled_until = Some(Instant::now() + LOOK_EVERY);
     }
 
@@ -234,6 +247,7 @@ impl Worker {
         if self.unsettled.is_empty() || self.settling.is_open() || self.is_troubled() {
             return;
         }
+        self.settlements.begins();
         self.told = self.unsettled.len();
         let (store, settlements) = (self.parts.store.clone(), self.unsettled.clone());
         self.settling
@@ -243,6 +257,7 @@ impl Worker {
     fn take_told(&mut self, answer: Result<Vec<Claim>, StoreError>) {
         match answer {
             Ok(next) => {
+                self.settlements.gets_on();
                 self.unsettled.drain(..self.told);
                 self.is_behind = false;
                 // What goes on comes before what would begin.
@@ -252,7 +267,8 @@ impl Worker {
             }
             Err(error) => {
                 self.is_behind = true;
-                self.trouble("recording how deliveries went", &error);
+                let is_first = self.settlements.fails(&error);
+                self.trouble("recording how deliveries went", &error, is_first);
             }
         }
     }
@@ -265,6 +281,7 @@ impl Worker {
         if !self.has_room() || self.look_at > Instant::now() || is_idle && self.settling.is_open() {
             return;
         }
+        self.claims.begins();
         // Before the claim: what arrives during it must wake us again.
         work.borrow_and_update();
         let (store, handler) = (self.parts.store.clone(), self.consumer.name.clone());
@@ -276,6 +293,7 @@ impl Worker {
     fn take_claimed(&mut self, (asked, claimed): (usize, Result<Claims, StoreError>)) {
         match claimed {
             Ok(Claims { claims, next_due }) => {
+                self.claims.gets_on();
                 let pause = match (claims.len(), next_due) {
                     (all, _) if all >= asked => Duration::ZERO,
                     (0, Some(due)) => self.until(due).max(LOOK_AT_MOST_EVERY),
@@ -285,7 +303,10 @@ impl Worker {
                 self.look_at = Instant::now() + pause.min(LOOK_EVERY);
                 self.waiting.extend(claims);
             }
-            Err(error) => self.trouble("claiming deliveries", &error),
+            Err(error) => {
+                let is_first = self.claims.fails(&error);
+                self.trouble("claiming deliveries", &error, is_first);
+            }
         }
     }
 

@@ -7,13 +7,14 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::Health;
+use super::{Followers, Health};
 use crate::telemetry::Metrics;
 
 /// The one place where an engine's health is kept, and reported when it changes.
 #[derive(Clone)]
 pub(super) struct Condition {
     health: Arc<watch::Sender<Health>>,
+    followers: Followers,
     metrics: Arc<Metrics>,
 }
 
@@ -24,8 +25,14 @@ impl Condition {
         let (health, _) = watch::channel(health);
         Self {
             health: Arc::new(health),
+            followers: Followers::default(),
             metrics,
         }
+    }
+
+    /// Those who work behind what is stored.
+    pub(super) const fn followers(&self) -> &Followers {
+        &self.followers
     }
 
     /// As it is now.

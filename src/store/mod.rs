@@ -17,6 +17,7 @@
 
 mod condition;
 pub mod embedded;
+mod follower;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;
@@ -38,6 +39,8 @@ pub use record::{
 pub use transfer::{
     Milestone, Reported, Slice, Source, Step, Stored, StoredDelivery, Target, Transferred, transfer,
 };
+
+pub use follower::{Follower, Followers, LOOK_EVERY};
 
 use record::shorten;
 
@@ -104,6 +107,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether the store takes appends.
     fn health(&self) -> watch::Receiver<Health>;
+
+    /// Those who work behind what is stored. Whoever works on deliveries joins them.
+    fn followers(&self) -> Followers {
+        Followers::default()
+    }
 
     /// Brings the gauges of the store in `metrics` up to date.
     ///

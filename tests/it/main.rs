@@ -11,6 +11,7 @@
 mod amqp;
 mod answers;
 mod command_line;
+mod copied;
 mod crash;
 mod deliver;
 mod disk;
@@ -36,6 +37,7 @@ mod shipped;
 mod sql;
 #[cfg(feature = "sqs")]
 mod sqs;
+mod standstill;
 #[path = "../support"]
 mod support {
     pub(crate) mod door;

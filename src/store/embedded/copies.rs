@@ -1,4 +1,10 @@
 //! Tells copies of events from events.
+//!
+//! The table is a hint, and the journal decides. Of another moment than the journal, as in a store that
+//! was copied file by file while a service ran, the table does no harm: an entry that points behind the
+//! event in question, or at a record that is not what it was, is passed over. What it lacks is learnt
+//! from the journal: from its mark on, or from the beginning if the event at the mark is not the one
+//! that the table knows.
 
 use std::{io, path::Path};
 
@@ -18,21 +24,52 @@ pub(super) struct Copies {
     seen: Seen,
     journal: Directory,
     bodies: Bodies,
+    /// The last event that was asked about. The table has all up to it.
+    last: Position,
     /// Events learnt since the last sync.
     unsynced: u64,
 }
 
 impl Copies {
-    /// Opens the table at `path` over `journal`. Also says whether it is new.
-    pub(super) fn open(path: &Path, journal: &Directory) -> io::Result<(Self, bool)> {
+    /// Opens the table at `path` over `journal`. Also says from where on the journal is to be read
+    /// again to learn what the table may lack.
+    pub(super) fn open(path: &Path, journal: &Directory) -> io::Result<(Self, Position)> {
         let (seen, is_new) = Seen::open(path)?;
-        let copies = Self {
+        let mut copies = Self {
             seen,
             journal: journal.clone(),
             bodies: Bodies::new(journal.clone()),
+            last: Position::default(),
             unsynced: 0,
         };
-        Ok((copies, is_new))
+        let mark = copies.seen.mark()?;
+        if copies.knows(mark)? {
+            copies.last = mark;
+        } else if !is_new && mark != Position::default() {
+            tracing::warn!(
+                "the table of copies is of another moment than the journal; it is learnt again"
+            );
+        }
+        let last = copies.last;
+        Ok((copies, last))
+    }
+
+    /// Whether the event at `position` of the journal is in the table.
+    fn knows(&mut self, position: Position) -> io::Result<bool> {
+        let Ok(event) = self.bodies.read(position) else {
+            return Ok(false);
+        };
+        for key in &event.dedupe {
+            let bodies = &mut self.bodies;
+            let is_key_of = |event: Notification| event.dedupe.contains(key);
+            let found = self.seen.find(key, |known| {
+                known <= position && bodies.read(known).is_ok_and(is_key_of)
+            })?;
+            if matches!(found, Found::Known(_)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the event at `position` has any dedupe key of an earlier one. If it has none, it is
@@ -49,19 +86,27 @@ impl Copies {
         let mut unknown = Vec::with_capacity(notification.dedupe.len());
         for key in &notification.dedupe {
             let bodies = &mut self.bodies;
+            let is_key_of = |event: Notification| event.dedupe.contains(key);
+            // An entry for this very position is no proof that there is no earlier event: a table that
+            // is ahead of the journal has one from before the journal lost its end.
+            let mut is_learnt = false;
             let found = self.seen.find(key, |known| {
-                let is_key_of = |event: Notification| event.dedupe.contains(key);
-                known == position || (known < position && bodies.read(known).is_ok_and(is_key_of))
+                is_learnt |= known == position;
+                known < position && bodies.read(known).is_ok_and(is_key_of)
             })?;
             match found {
-                Found::Known(known) if known != position => return Ok(true),
-                Found::Known(_) => {}
+                Found::Known(_) => {
+                    self.last = position;
+                    return Ok(true);
+                }
+                Found::Free(_) if is_learnt => {}
                 Found::Free(slot) => unknown.push((key, slot)),
             }
         }
         if !unknown.is_empty() {
             self.learn(position, unknown)?;
         }
+        self.last = position;
         Ok(false)
     }
 
@@ -93,7 +138,7 @@ impl Copies {
 
     /// Returns when all that was learnt would survive the loss of power.
     pub(super) fn sync(&mut self) -> io::Result<()> {
-        self.seen.sync()?;
+        self.seen.sync(self.last)?;
         self.unsynced = 0;
         Ok(())
     }

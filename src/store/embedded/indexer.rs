@@ -1,6 +1,6 @@
 //! Reads behind the journal's writer and brings the ledger up to date, in large batches.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{fmt::Display, io, sync::Arc, time::Instant};
 
 use super::{
     copies::Copies,
@@ -9,6 +9,7 @@ use super::{
     reader::{Damage, Directory, Scan, Step},
     segment::{self, HEADER_BYTES, Position},
 };
+use crate::store::Follower;
 
 /// The most records in one transaction of the ledger: claims wait meanwhile.
 const BATCH_RECORDS: usize = 4096;
@@ -24,7 +25,7 @@ pub(super) struct Indexer {
     pub(super) damage: Damage,
     /// What copies are told by.
     pub(super) copies: Copies,
-    /// Up to where that is on stable storage: from there on it is learnt again.
+    /// From where on it is learnt again.
     pub(super) learnt: Position,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
@@ -36,6 +37,8 @@ pub(super) struct Indexer {
     pub(super) scan: Option<Scan>,
     /// The rebuild that is under way.
     pub(super) rebuilding: Option<Rebuilding>,
+    /// Who sees whether this gets on.
+    pub(super) follower: Follower,
 }
 
 /// A ledger that is being made anew.
@@ -60,15 +63,19 @@ impl Indexer {
             .beyond(self.through, BATCH_RECORDS as u64, last)
         {
             last = Instant::now();
-            if let Err(problem) = self.advance(end) {
-                tracing::warn!("the journal cannot be indexed: {problem}");
-                self.scan = None;
-                if !self.progress.pause() {
-                    break;
+            let before = self.through;
+            self.follower.begins();
+            match self.advance(end) {
+                Ok(()) if self.through == before && before < end => {}
+                Ok(()) => self.follower.gets_on(),
+                Err(problem) => {
+                    if !self.fails("the journal cannot be indexed", &problem) {
+                        break;
+                    }
                 }
             }
         }
-        if let Err(problem) = self.leave() {
+        if let Err(problem) = self.copies.sync() {
             tracing::warn!("events will be read again to know their copies: {problem}");
         }
     }
@@ -79,31 +86,33 @@ impl Indexer {
         let (through, records) = (self.through, self.records);
         self.through = self.learnt.min(through);
         while self.through < through {
+            self.follower.begins();
             match self.read(through) {
-                Ok(batch) => self.through = batch.through,
+                // A segment may have lost its end since the ledger read it.
+                Ok(batch) if batch.through == self.through => break,
+                Ok(batch) => {
+                    self.through = batch.through;
+                    self.follower.gets_on();
+                }
                 Err(problem) => {
-                    tracing::warn!("events cannot be read to know their copies: {problem}");
-                    self.scan = None;
-                    if !self.progress.pause() {
-                        break;
-                    }
+                    self.fails("events cannot be read to know their copies", &problem);
                 }
             }
             if self.progress.is_stopped() {
                 break;
             }
         }
+        self.follower.gets_on();
         (self.through, self.records, self.scan) = (through, records, None);
     }
 
-    /// Notes for the next time what has been learnt.
-    fn leave(&mut self) -> Result<(), super::StoreError> {
-        let through = self.through;
-        self.copies
-            .sync()
-            .map_err(super::StoreError::io("writing the table of copies"))?;
-        self.ledger
-            .run_blocking("noting what was learnt", move |books| books.learnt(through))
+    /// Notes a failure and waits a little; `false` when indexing is to end.
+    fn fails(&mut self, what: &str, problem: &impl Display) -> bool {
+        if self.follower.fails(problem) {
+            tracing::warn!("{what}: {problem}");
+        }
+        self.scan = None;
+        self.progress.pause()
     }
 
     /// Brings the ledger up to date with the next batch.
@@ -165,7 +174,6 @@ impl Indexer {
         }
         if self.copies.is_due() {
             self.copies.sync()?;
-            batch.learnt = Some(batch.through);
         }
         Ok(batch)
     }
@@ -178,7 +186,7 @@ impl Indexer {
                 closed => closed.insert(open(&self.directory, batch)?),
             };
             if scan.position().segment() == end.segment() {
-                scan.set_end(end.offset());
+                scan.set_end(end.offset())?;
             }
             if let Some(step) = scan.next()? {
                 batch.through = scan.position();

@@ -3,7 +3,8 @@
 //! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. The
 //! [`ledger`] is a projection of it: who gets what, and how that stands. The [`indexer`] reads
 //! behind the journal and brings the ledger up to date, so the ledger may lag, may lose its last
-//! moments with the power, and may be deleted: the worst that comes of it is a second delivery.
+//! moments with the power, and may be deleted: the worst that comes of it is a second delivery. Where it
+//! is of another moment than the journal, the journal decides when the store is opened.
 //!
 //! ```text
 //! <path>/lock                            held by the one service
@@ -53,15 +54,15 @@ use self::{
     disk::{Disk, SystemDisk},
     indexer::Indexer,
     journal::{Journal, Plan},
-    ledger::{Ledger, Operator},
+    ledger::{Books, Ledger, Operator, Reached},
     progress::Progress,
     reader::{Damage, Directory},
+    recovery::Tail,
     retention::Retention,
-    segment::Position,
 };
 use super::{
-    AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Records, Settlement,
-    Source, Store, StoreError, Subscription, condition::Condition,
+    AppendError, BoxFuture, Claim, Claims, Context, Engine, Followers, Health, Kind, Records,
+    Settlement, Source, Store, StoreError, Subscription, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -158,11 +159,11 @@ struct Parts {
     directory: Directory,
     context: Context,
     disk: Arc<dyn Disk>,
-    followers: Mutex<Option<Followers>>,
+    threads: Mutex<Option<Threads>>,
 }
 
 /// What ends before the ledger does.
-struct Followers {
+struct Threads {
     indexer: JoinHandle<()>,
     retention: JoinHandle<()>,
     stop_retention: mpsc::Sender<()>,
@@ -184,7 +185,7 @@ impl Embedded {
         let damage = Damage::new(metrics.clone());
         let condition = Condition::new(Health::Sound, metrics.clone());
         let progress = Arc::new(Progress::new());
-        let (ledger, reached) = Ledger::open(
+        let mut books = Books::open(
             &settings.ledger(),
             directory.clone(),
             metrics.clone(),
@@ -192,8 +193,12 @@ impl Embedded {
             progress.clone(),
             &condition,
         )?;
-        let ledger = Arc::new(ledger);
-        let tail = recovery::recover(&directory, reached.through, (context.clock)(), &damage)?;
+        let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
+        let tail = agree(&mut books, &directory, tail, (context.clock)())?;
+        let reached = books
+            .reached()
+            .map_err(StoreError::database("reading the ledger"))?;
+        let ledger = Arc::new(Ledger::start(books, &condition)?);
         progress.written(tail.end(), tail.records_through());
         let plan = Plan {
             directory: directory.clone(),
@@ -207,7 +212,7 @@ impl Embedded {
         };
         let journal = Journal::start(plan, tail)?;
         let table = path.join("seen.table");
-        let (copies, is_new) =
+        let (copies, learnt) =
             Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
         let indexer = Indexer {
             directory: directory.clone(),
@@ -216,25 +221,27 @@ impl Embedded {
             damage,
             rebuild: context.rebuild.clone(),
             copies,
-            learnt: if is_new {
-                Position::default()
-            } else {
-                reached.learnt
-            },
+            learnt,
             through: reached.through,
             records: reached.records,
             scan: None,
             rebuilding: None,
+            follower: condition
+                .followers()
+                .vital("indexer", "bringing the ledger up to date"),
         };
         let retention = Retention {
             directory: directory.clone(),
             ledger: ledger.clone(),
             progress: progress.clone(),
             retain: settings.retain,
+            follower: condition
+                .followers()
+                .patient("retention", "deleting old segments"),
             clock: context.clock,
         };
         let (stop_retention, stop) = mpsc::channel();
-        let followers = Followers {
+        let threads = Threads {
             indexer: start("indexer", condition.vital("indexer", move || indexer.run()))?,
             retention: start(
                 "retention",
@@ -251,7 +258,7 @@ impl Embedded {
             directory,
             context,
             disk,
-            followers: Mutex::new(Some(followers)),
+            threads: Mutex::new(Some(threads)),
         };
         Ok(Self {
             parts: Arc::new(parts),
@@ -283,7 +290,7 @@ impl Store for Embedded {
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>> {
         let handler = handler.clone();
-        let job = move |books: &mut ledger::Books| books.claim(&handler, at_most, now);
+        let job = move |books: &mut Books| books.claim(&handler, at_most, now);
         Box::pin(self.parts.ledger.run("claiming deliveries", job))
     }
 
@@ -292,7 +299,7 @@ impl Store for Embedded {
         settlements: Vec<Settlement>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         // What comes next is a claim like any other: nothing is far away here.
-        let job = move |books: &mut ledger::Books| {
+        let job = move |books: &mut Books| {
             books.settle(&settlements)?;
             Ok(Vec::new())
         };
@@ -307,10 +314,14 @@ impl Store for Embedded {
         self.parts.condition.subscribe()
     }
 
+    fn followers(&self) -> Followers {
+        self.parts.condition.followers().clone()
+    }
+
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let parts = self.parts.clone();
-            let job = move |books: &mut ledger::Books| {
+            let job = move |books: &mut Books| {
                 let standings = books.standings(now)?;
                 Ok((standings, parts.space()))
             };
@@ -354,19 +365,16 @@ impl Parts {
     /// Ends the threads in the order in which they need each other. Blocks.
     fn close(&self) {
         self.journal.close();
-        let mut followers = self
-            .followers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(followers) = followers.take() {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(threads) = threads.take() {
             self.progress.stop();
-            drop(followers.stop_retention);
-            followers.indexer.join().ok();
-            followers.retention.join().ok();
+            drop(threads.stop_retention);
+            threads.indexer.join().ok();
+            threads.retention.join().ok();
             self.ledger.close();
             // Not just closed: a process that is being started at this moment has the file open
             // too, for as long as it is not yet another program.
-            if let Err(error) = followers.lock.unlock() {
+            if let Err(error) = threads.lock.unlock() {
                 tracing::warn!(%error, "the lock of the store is given back by closing its file");
             }
         }
@@ -377,6 +385,40 @@ impl Parts {
         let free = self.disk.free(self.directory.path())?;
         Ok((self.directory.bytes(self.progress.end())?, free))
     }
+}
+
+/// Makes sure that the ledger is one of the journal that ends with `tail`, and that the journal goes on
+/// where the ledger has nothing. To be killed at any point does no harm: what was done is found done.
+fn agree(
+    books: &mut Books,
+    directory: &Directory,
+    tail: Tail,
+    now: Timestamp,
+) -> Result<Tail, StoreError> {
+    if !books.agrees(directory, tail.end())? {
+        books.renew("it is of another moment than the journal, or in itself")?;
+    }
+    let known = books.through()?;
+    let (tail, lost) = recovery::beyond(directory, tail, known, now)
+        .map_err(StoreError::writing(directory.path()))?;
+    if let Some(lost) = lost {
+        let end = Reached {
+            through: tail.end(),
+            records: tail.records_through(),
+        };
+        let cut = books.cut(lost, end)?;
+        tracing::error!(
+            journal.segment = lost.segment(),
+            journal.offset = lost.offset(),
+            ledger.segment = known.segment(),
+            ledger.offset = known.offset(),
+            events = cut.events,
+            parked = cut.parked,
+            "the journal ends before what the ledger has read of it: stored events are lost; what was \
+             not delivered of them is parked"
+        );
+    }
+    Ok(tail)
 }
 
 /// Makes sure that no other service has the store.

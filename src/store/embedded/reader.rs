@@ -248,10 +248,16 @@ impl Scan {
         Position::new(self.number, self.at)
     }
 
-    /// Reads as far as `end`, an offset in bytes at which a record ends.
-    pub(super) const fn set_end(&mut self, end: u64) {
-        self.end = end;
-        self.zeros = Some(end);
+    /// Reads as far as `end`, an offset in bytes at which a record ends, or as far as the file goes if
+    /// it has lost its end.
+    pub(super) fn set_end(&mut self, end: u64) -> io::Result<()> {
+        if end > self.end {
+            self.end = end.min(self.file.metadata()?.len());
+        } else {
+            self.end = end;
+        }
+        self.zeros = Some(self.end);
+        Ok(())
     }
 
     /// Reads as far as the segment goes by now. Whether that is further than before.

@@ -108,7 +108,7 @@ impl Tail {
 }
 
 /// Opens the journal in `directory`, creating it where there is none. `known` is how far the ledger
-/// has read it: the next record is put beyond that.
+/// has read it.
 ///
 /// # Errors
 ///
@@ -135,7 +135,6 @@ pub(super) fn recover(
             Tail::begin(directory, first).map_err(StoreError::writing(path))?
         }
     };
-    let tail = beyond(directory, tail, known, now).map_err(StoreError::writing(path))?;
     disk::sync_dir(path).map_err(StoreError::writing(path))?;
     Ok(tail)
 }
@@ -314,18 +313,25 @@ fn renew(file: &File, last: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes sure that no position is used twice, even if the journal has lost its end.
-fn beyond(directory: &Directory, tail: Tail, known: Position, now: Timestamp) -> io::Result<Tail> {
-    if tail.end() >= known {
-        return Ok(tail);
+/// Makes sure that no position is used twice, even if the journal has lost its end: the next record is
+/// put beyond `known`, which is how far the ledger has read. Also says where the journal ended, if that
+/// was before it, at this opening or at one that was cut short.
+pub(super) fn beyond(
+    directory: &Directory,
+    tail: Tail,
+    known: Position,
+    now: Timestamp,
+) -> io::Result<(Tail, Option<Position>)> {
+    let end = tail.end();
+    if end < known {
+        let number = known.segment().max(tail.header.number) + 1;
+        let tail = follow(directory, tail, number, now)?;
+        disk::sync_dir(directory.path())?;
+        return Ok((tail, Some(end)));
     }
-    tracing::error!(
-        journal.segment = tail.end().segment(),
-        journal.offset = tail.end().offset(),
-        ledger.segment = known.segment(),
-        ledger.offset = known.offset(),
-        "the journal ends before what the ledger has read of it: stored events are lost"
-    );
-    let number = known.segment().max(tail.header.number) + 1;
-    follow(directory, tail, number, now)
+    let previous = tail.header.previous;
+    let previous = previous.map(|(number, length)| Position::new(number, length));
+    let begun = Position::new(tail.header.number, 0);
+    let lost = previous.filter(|previous| *previous < known && known < begun);
+    Ok((tail, lost))
 }

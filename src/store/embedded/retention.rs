@@ -1,4 +1,5 @@
-//! Deletes segments that are old enough and of which nothing is needed any more.
+//! Deletes segments that are old enough and of which nothing is needed any more. Before the first look,
+//! its thread has the ledger checked.
 
 use std::{
     fs, io,
@@ -18,7 +19,10 @@ use super::{
     reader::{Directory, Scan, Step},
     segment::{self, Position},
 };
-use crate::{event::Notification, store::StoreError};
+use crate::{
+    event::Notification,
+    store::{Follower, StoreError},
+};
 
 /// How often to look for what may go.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -33,6 +37,7 @@ pub(super) struct Retention {
     pub(super) ledger: Arc<Ledger>,
     pub(super) progress: Arc<Progress>,
     pub(super) retain: Duration,
+    pub(super) follower: Follower,
     pub(super) clock: fn() -> Timestamp,
 }
 
@@ -40,9 +45,17 @@ impl Retention {
     /// Looks now and then, until the other end of `stop` is dropped.
     pub(super) fn run(self, stop: &Receiver<()>) {
         super::yield_to_the_door();
+        if let Err(error) = self.ledger.check() {
+            tracing::warn!("{error}");
+        }
         while stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-            if let Err(error) = self.pass() {
-                tracing::warn!("old segments of the journal are not deleted: {error}");
+            self.follower.begins();
+            match self.pass() {
+                Ok(_) => self.follower.gets_on(),
+                Err(error) if self.follower.fails(&error) => {
+                    tracing::warn!("old segments of the journal are not deleted: {error}");
+                }
+                Err(_) => {}
             }
         }
     }

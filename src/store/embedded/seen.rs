@@ -12,7 +12,9 @@
 //! header, 4096 bytes
 //!    0  8  magic: the letters "hookseen"
 //!    8  4  version of the format: 1
-//!   12  .  zero
+//!   12  4  zero
+//!   16  8  mark: the position of an event up to which, with it, all are in the table; 0 for none
+//!   24  .  zero
 //! slots, 16 bytes each
 //!    0  8  hash: the first 8 bytes of a dedupe key
 //!    8  8  position of the event in the journal; 0 in a free slot
@@ -26,7 +28,10 @@
 //!
 //! A hash that is found is a hint: whoever asks reads the event in the journal and compares. So
 //! neither a hash that two keys share nor a slot that was lost with the power can make an event
-//! disappear. What was lost is learnt again from the journal, from where the table was synced last.
+//! disappear. What was lost is learnt again from the journal, from the mark on.
+//!
+//! The mark is in the table itself, so that it is right in whatever copy of the file there is. It is
+//! written after a sync of all that it speaks for.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -42,6 +47,7 @@ const MAGIC: [u8; 8] = *b"hookseen";
 const VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 4096;
 const SLOT_BYTES: u64 = 16;
+const MARK_AT: u64 = 16;
 
 /// Slots behind the last one that a hash can be the number of.
 const OVERFLOW: u64 = 4096;
@@ -139,9 +145,19 @@ impl Seen {
         Ok(slot - home(hash, self.bits) >= FARTHEST)
     }
 
-    /// Returns when all that was added would survive the loss of power.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    /// Puts all that was added on stable storage, and then says so in the table: `mark` is the last
+    /// event that it holds for.
+    pub(super) fn sync(&self, mark: Position) -> io::Result<()> {
+        self.file.sync_data()?;
+        write_mark(&self.file, mark)
+    }
+
+    /// What the table says of itself: up to which event all are in it. It is believed only once that
+    /// event has been looked at.
+    pub(super) fn mark(&self) -> io::Result<Position> {
+        let mut bytes = [0; 8];
+        self.file.read_exact_at(&mut bytes, MARK_AT)?;
+        Ok(Position::from_sql(i64::from_le_bytes(bytes)))
     }
 
     const fn slots(&self) -> u64 {
@@ -158,7 +174,9 @@ impl Seen {
         })?;
         let bits = bits_for(live);
         let path = self.path.with_extension("new");
-        let mut target = Builder::new(create(&path, bits)?, bits)?;
+        let file = create(&path, bits)?;
+        write_mark(&file, self.mark()?)?;
+        let mut target = Builder::new(file, bits)?;
         self.each_run(oldest, |run| target.add(run))?;
         let file = target.finish()?;
         fs::rename(&path, &self.path)?;
@@ -288,6 +306,10 @@ fn create(path: &Path, bits: u32) -> io::Result<File> {
     file.set_len(offset((1 << bits) + OVERFLOW))?;
     file.write_all_at(&header, 0)?;
     Ok(file)
+}
+
+fn write_mark(file: &File, mark: Position) -> io::Result<()> {
+    file.write_all_at(&mark.to_sql().to_le_bytes(), MARK_AT)
 }
 
 /// Opens the table at `path`, if there is one, with its size.

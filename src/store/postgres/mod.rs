@@ -99,6 +99,7 @@
 //! |---|---|
 //! | no server, no primary, disk full, too many connections | appends are refused at once with [`AppendError::Unavailable`], the store is [`Health::Unavailable`]; it is tried again after 0.1 s, then ever more slowly up to 2 s, with a transaction that must become durable |
 //! | a COMMIT takes longer than [`APPEND_BUDGET`](super::APPEND_BUDGET), such as one that waits for a standby | the same; the COMMIT is not cut short, since that would have it done here alone |
+//! | claims or settlements fail or hang for 5 s while the database takes events | the service is not ready until they go on; events are stored all the same |
 //! | the connection is lost in a COMMIT | the outcome is not known: an error for the sender, whose resend is a copy if it was done |
 //! | one event of a batch cannot be stored | the batch is halved until that one is alone; the others are stored |
 //! | no partition for a day | it is made, and the transaction done again |
@@ -180,8 +181,8 @@ use self::{
     roster::Roster,
 };
 use super::{
-    AppendError, BoxFuture, Claim, Claims, Context, Engine, Health, Kind, Lease, Records,
-    Settlement, Store, StoreError, Subscription, Target, condition::Condition,
+    AppendError, BoxFuture, Claim, Claims, Context, Engine, Followers, Health, Kind, Lease,
+    Records, Settlement, Store, StoreError, Subscription, Target, condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
 
@@ -365,6 +366,10 @@ impl Store for Postgres {
 
     fn health(&self) -> watch::Receiver<Health> {
         self.parts.condition.subscribe()
+    }
+
+    fn followers(&self) -> Followers {
+        self.parts.condition.followers().clone()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -46,6 +46,8 @@ pub(super) async fn begin(parts: &Parts) -> Result<(), StoreError> {
 
 /// Looks until the store is closed.
 pub(super) async fn run(parts: Arc<Parts>) {
+    let follower = parts.condition.followers();
+    let follower = follower.vital("steward", "looking after the database");
     let mut pause = FIRST_PAUSE;
     loop {
         let rest = if parts.is_sound() {
@@ -58,12 +60,17 @@ pub(super) async fn run(parts: Arc<Parts>) {
             () = parts.alarm.notified(), if parts.is_sound() => {}
             () = sleep(rest) => {}
         }
+        // While it is away, that is said elsewhere.
+        if parts.is_sound() {
+            follower.begins();
+        }
         let looked = tokio::select! {
             () = parts.stop.cancelled() => return,
             looked = look(&parts) => looked,
         };
         match looked {
             Ok(()) => {
+                follower.gets_on();
                 if welcome(&parts) {
                     pause = FIRST_PAUSE;
                 }
@@ -73,6 +80,11 @@ pub(super) async fn run(parts: Arc<Parts>) {
             }),
             Err(fault) => {
                 parts.lose(&fault);
+                if parts.is_sound() {
+                    follower.fails(&fault);
+                } else {
+                    follower.gets_on();
+                }
                 pause = (pause * 2).min(LAST_PAUSE);
             }
         }

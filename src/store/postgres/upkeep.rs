@@ -103,6 +103,10 @@ pub(super) async fn elect(session: &Session) -> Result<bool, Fault> {
 
 /// Does it until the store is closed.
 pub(super) async fn run(parts: Arc<Parts>) {
+    let follower = parts
+        .condition
+        .followers()
+        .patient("upkeep", "the store's upkeep");
     let mut chores = Chores {
         session: None,
         round: None,
@@ -119,9 +123,16 @@ pub(super) async fn run(parts: Arc<Parts>) {
         tokio::select! {
             () = parts.stop.cancelled() => return,
             done = chores.tick(&parts, asked) => {
-                if let Err(fault) = done {
-                    tracing::warn!("the store's upkeep was cut short, and will be done again: {fault}");
-                    chores.session = None;
+                match done {
+                    Ok(()) => follower.gets_on(),
+                    Err(fault) => {
+                        if follower.fails(&fault) {
+                            tracing::warn!(
+                                "the store's upkeep was cut short, and will be done again: {fault}"
+                            );
+                        }
+                        chores.session = None;
+                    }
                 }
             }
         }

@@ -13,8 +13,9 @@ use crate::store::{StoreError, embedded::disk};
 /// The version of `schema.sql`.
 const VERSION: i64 = 2;
 
-/// How long to wait for the other process that writes: the service, or a command.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for the other process that writes: the service, or a command. Less than what makes a
+/// standstill, so that its reason is known by then.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// Opens the ledger at `path`. `create` says whether to make one where there is none, to set a damaged
 /// one aside, and to bring an older one up to date.
@@ -29,7 +30,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
     }
     match try_open(path, create) {
         Err(Trouble::Sql(error)) if create && is_damage(&error) => {
-            set_aside(path)?;
+            set_aside(path, "it is damaged")?;
             disk::ensure_file(path).map_err(StoreError::writing(path))?;
             try_open(path, create)
         }
@@ -47,16 +48,44 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
     })
 }
 
-/// Whether the database itself is broken, so that it must be made anew.
+/// Whether the database itself is broken, so that it must be made anew. A constraint fails only where
+/// its pages are of different moments.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation)
     )
 }
 
-/// Renames a damaged ledger, so that a new one can be made and the old one looked at.
-pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
+/// Whether the ledger at `path` was not closed in order, so that its files may be of different moments.
+pub(super) fn is_suspect(path: &Path) -> bool {
+    fs::metadata(with_suffix(path, "-wal")).is_ok_and(|wal| wal.len() > 0)
+}
+
+/// Reads all of the ledger at `path`, and says whether its parts fit.
+pub(super) fn is_sound(path: &Path) -> rusqlite::Result<bool> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    match db.pragma_query_value(None, "integrity_check", |row| row.get::<_, String>(0)) {
+        Err(error) if is_damage(&error) => Ok(false),
+        found => Ok(found? == "ok"),
+    }
+}
+
+/// What the database says when it is damaged.
+pub(super) const fn damage() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error {
+            code: ErrorCode::DatabaseCorrupt,
+            extended_code: rusqlite::ffi::SQLITE_CORRUPT,
+        },
+        None,
+    )
+}
+
+/// Renames a ledger that is not to be used, because `why`, so that a new one can be made and the old one
+/// looked at.
+pub(super) fn set_aside(path: &Path, why: &str) -> Result<(), StoreError> {
     let kept = disk::kept_path(path, "damaged");
     for suffix in ["", "-wal", "-shm"] {
         match fs::rename(with_suffix(path, suffix), with_suffix(&kept, suffix)) {
@@ -66,8 +95,8 @@ pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
     }
     tracing::error!(
         kept = %kept.display(),
-        "the ledger is damaged; it was set aside, and a new one is made from the journal, so that \
-         what is still in the journal is delivered again"
+        "the ledger was set aside, since {why}; a new one is made from the journal, so that what is \
+         still in the journal is delivered again"
     );
     Ok(())
 }

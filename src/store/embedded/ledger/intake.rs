@@ -3,7 +3,10 @@
 use rusqlite::{OptionalExtension, Result, params};
 
 use super::{Books, delivery, micros};
-use crate::{event::Notification, store::embedded::segment::Position};
+use crate::{
+    event::Notification,
+    store::{StoreError, embedded::segment::Position},
+};
 
 /// What was read of the journal at one go.
 #[derive(Debug, Default)]
@@ -18,8 +21,6 @@ pub(in super::super) struct Batch {
     pub(in super::super) notifications: Vec<(Position, Notification)>,
     /// How many copies there were.
     pub(in super::super) copies: u64,
-    /// Where [`Reached::learnt`] is now, if it has moved.
-    pub(in super::super) learnt: Option<Position>,
 }
 
 /// How far the journal has been read.
@@ -29,31 +30,33 @@ pub(in super::super) struct Reached {
     pub(in super::super) through: Position,
     /// How many records that is.
     pub(in super::super) records: u64,
-    /// Up to where what copies are told by is on stable storage.
-    pub(in super::super) learnt: Position,
 }
 
 impl Books {
     /// How far the journal has been read.
     pub(in super::super) fn reached(&self) -> Result<Reached> {
         self.db
-            .prepare_cached("SELECT through, records, learnt FROM progress")?
+            .prepare_cached("SELECT through, records FROM progress")?
             .query_row([], |row| {
                 let records: i64 = row.get(1)?;
                 Ok(Reached {
                     through: Position::from_sql(row.get(0)?),
                     records: records.cast_unsigned(),
-                    learnt: Position::from_sql(row.get(2)?),
                 })
             })
+    }
+
+    /// Up to where the ledger knows the journal, while no thread works on it yet.
+    pub(in super::super) fn through(&self) -> std::result::Result<Position, StoreError> {
+        let reached = self.reached();
+        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
+        Ok(reached.through)
     }
 
     /// Adds `batch`, if it begins where the journal has been read to, and says how far it has been
     /// read then. A ledger that was made anew starts from the beginning in this way.
     pub(in super::super) fn index(&mut self, batch: &Batch) -> Result<(Position, u64)> {
-        let Reached {
-            through, records, ..
-        } = self.reached()?;
+        let Reached { through, records } = self.reached()?;
         if through != batch.from {
             return Ok((through, records));
         }
@@ -66,18 +69,7 @@ impl Books {
         self.db
             .prepare_cached("UPDATE progress SET through = ?1, records = ?2")?
             .execute((batch.through.to_sql(), batch.records.cast_signed()))?;
-        if let Some(learnt) = batch.learnt {
-            self.learnt(learnt)?;
-        }
         Ok((batch.through, batch.records))
-    }
-
-    /// What copies are told by is on stable storage up to `learnt`.
-    pub(in super::super) fn learnt(&mut self, learnt: Position) -> Result<()> {
-        self.db
-            .prepare_cached("UPDATE progress SET learnt = ?1")?
-            .execute([learnt.to_sql()])?;
-        Ok(())
     }
 
     /// Adds an event with its deliveries; `false` when its id is known.

@@ -8,6 +8,7 @@
 //! **Invariant:** claims are held in memory only. The store's lock makes this process the only one
 //! that claims, and its end releases them all.
 
+mod agreement;
 mod claim;
 mod database;
 mod delivery;
@@ -37,7 +38,7 @@ use super::{
     reader::{Bodies, Directory},
 };
 use crate::{
-    store::{Lease, StoreError, condition::Condition},
+    store::{Follower, Lease, StoreError, condition::Condition},
     telemetry::Metrics,
 };
 
@@ -54,6 +55,9 @@ pub(super) struct Ledger {
     /// Taken when the ledger is closed: the thread ends when nobody can send any more.
     sender: Mutex<Option<mpsc::Sender<Job>>>,
     work: watch::Receiver<u64>,
+    path: PathBuf,
+    /// Whether it was not closed in order the last time.
+    is_suspect: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -67,6 +71,9 @@ type Reply = Box<dyn FnOnce(Option<String>) + Send>;
 /// What the thread works on.
 pub(super) struct Books {
     path: PathBuf,
+    is_suspect: bool,
+    /// Who sees whether this gets on.
+    follower: Follower,
     db: Connection,
     bodies: Bodies,
     metrics: Arc<Metrics>,
@@ -88,51 +95,22 @@ pub(super) struct Books {
 }
 
 impl Ledger {
-    /// Opens the ledger at `path` over the journal in `journal`, and starts its thread. Also says
-    /// how far the journal has been read.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read or written, or is of a later version.
-    pub(super) fn open(
-        path: &Path,
-        journal: Directory,
-        metrics: Arc<Metrics>,
-        clock: fn() -> Timestamp,
-        progress: Arc<Progress>,
-        condition: &Condition,
-    ) -> Result<(Self, Reached), StoreError> {
-        let books = Books {
-            db: database::open(path, true)?,
-            path: path.to_owned(),
-            bodies: Bodies::new(journal),
-            metrics,
-            clock,
-            journal_progress: progress,
-            subscriptions: Vec::new(),
-            held: HashMap::new(),
-            last_lease: 0,
-            tally: Tally::default(),
-            lost: false,
-            claimed: Vec::new(),
-            stirred: false,
-            copies: 0,
-        };
-        let reached = books
-            .reached()
-            .map_err(StoreError::database("reading the ledger"))?;
+    /// Starts the thread that works on `books`.
+    pub(super) fn start(books: Books, condition: &Condition) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
+        let (path, is_suspect) = (books.path.clone(), books.is_suspect);
         let (stir, work) = watch::channel(0);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(condition.vital("ledger", move || books.run(inbox, &stir)))
             .map_err(StoreError::io("starting the ledger's thread"))?;
-        let ledger = Self {
+        Ok(Self {
             sender: Mutex::new(Some(sender)),
             work,
+            path,
+            is_suspect,
             thread: Mutex::new(Some(thread)),
-        };
-        Ok((ledger, reached))
+        })
     }
 
     /// Changes when there may be something new to claim.
@@ -162,6 +140,21 @@ impl Ledger {
         let sent = self.sender()?.blocking_send(job);
         sent.map_err(|_| StoreError::Closed)?;
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// Reads the whole database if it was not closed in order, and has it made anew if its parts do not
+    /// fit: its files may have been copied one after the other while a service wrote to them. Deliveries
+    /// go on meanwhile. Blocks.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let checking = "checking the ledger";
+        if self.is_suspect
+            && !database::is_sound(&self.path).map_err(StoreError::database(checking))?
+        {
+            // What any other job would come upon sooner or later.
+            self.run_blocking(checking, |_| Err::<(), _>(database::damage()))
+                .ok();
+        }
+        Ok(())
     }
 
     fn sender(&self) -> Result<mpsc::Sender<Job>, StoreError> {
@@ -217,6 +210,39 @@ fn answered<T: Send + 'static>(
 }
 
 impl Books {
+    /// Opens the ledger at `path` over the journal in `journal`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or written, or is of a later version.
+    pub(super) fn open(
+        path: &Path,
+        journal: Directory,
+        metrics: Arc<Metrics>,
+        clock: fn() -> Timestamp,
+        progress: Arc<Progress>,
+        condition: &Condition,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            is_suspect: database::is_suspect(path),
+            follower: condition.followers().vital("ledger", "writing the ledger"),
+            db: database::open(path, true)?,
+            path: path.to_owned(),
+            bodies: Bodies::new(journal),
+            metrics,
+            clock,
+            journal_progress: progress,
+            subscriptions: Vec::new(),
+            held: HashMap::new(),
+            last_lease: 0,
+            tally: Tally::default(),
+            lost: false,
+            claimed: Vec::new(),
+            stirred: false,
+            copies: 0,
+        })
+    }
+
     fn run(mut self, mut inbox: mpsc::Receiver<Job>, stir: &watch::Sender<u64>) {
         super::yield_to_the_door();
         let mut jobs = Vec::with_capacity(JOBS);
@@ -234,6 +260,7 @@ impl Books {
 
     /// Does all of `jobs` in one transaction, or none of them.
     fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
+        self.follower.begins();
         let mut replies = Vec::new();
         let outcome = self.attempt(jobs, &mut replies);
         self.tally.clear();
@@ -241,6 +268,7 @@ impl Books {
         let copies = std::mem::take(&mut self.copies);
         let problem = match outcome {
             Ok(()) => {
+                self.follower.gets_on();
                 self.metrics.duplicates.inc_by(copies);
                 None
             }
@@ -283,22 +311,28 @@ impl Books {
             tracing::warn!("a transaction of the ledger could not be taken back: {error}");
         }
         if !database::is_damage(error) && !self.lost {
-            tracing::warn!("the ledger could not be written: {error}");
+            if self.follower.fails(error) {
+                tracing::warn!("the ledger could not be written: {error}");
+            }
             return;
         }
         self.lost = true;
-        match self.renew() {
+        match self.renew("it is damaged") {
             Ok(()) => self.lost = false,
-            Err(error) => tracing::error!("no new ledger could be made: {error}"),
+            Err(error) if self.follower.fails(&error) => {
+                tracing::error!("no new ledger could be made: {error}");
+            }
+            Err(_) => {}
         }
     }
 
-    fn renew(&mut self) -> Result<(), StoreError> {
+    /// Sets the ledger aside, because `why`, and begins a new one.
+    pub(super) fn renew(&mut self, why: &str) -> Result<(), StoreError> {
         let memory = Connection::open_in_memory()
             .map_err(StoreError::database("setting the ledger aside"))?;
         // Closed first: a database must not be renamed under an open connection.
         drop(std::mem::replace(&mut self.db, memory));
-        database::set_aside(&self.path)?;
+        database::set_aside(&self.path, why)?;
         self.db = database::open(&self.path, true)?;
         self.held.clear();
         self.journal_progress.renewed();

@@ -6,7 +6,7 @@ CREATE TABLE progress (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     through INTEGER NOT NULL, -- the position after the last record read
     records INTEGER NOT NULL, -- how many records were read
-    learnt INTEGER NOT NULL   -- up to where the table of copies is on stable storage
+    learnt INTEGER NOT NULL   -- not used: the table of copies says by itself what is in it
 ) STRICT;
 INSERT INTO progress VALUES (1, 0, 0, 0);
 

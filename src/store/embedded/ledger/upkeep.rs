@@ -82,7 +82,7 @@ impl Books {
             .execute("DELETE FROM further_keys WHERE handler = ?1", [handler])?;
         let mut last = Position::default();
         loop {
-            let page = self.open(handler, last)?;
+            let page = self.open_after(handler, last)?;
             let Some(position) = page.last() else {
                 return Ok(());
             };
@@ -110,7 +110,7 @@ impl Books {
     }
 
     /// Open deliveries after `last`, some of them.
-    fn open(&self, handler: HandlerId, last: Position) -> Result<Vec<Position>> {
+    fn open_after(&self, handler: HandlerId, last: Position) -> Result<Vec<Position>> {
         let mut page = self.db.prepare_cached(
             "SELECT position FROM deliveries
              WHERE handler = ?1 AND state < 2 AND position > ?2 ORDER BY position LIMIT 1000",

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Opened, Place};
 use crate::store::{
-    EventFilter, Verdict,
+    EventFilter, Followers, Verdict,
     embedded::retention::Retention,
     tests::{at, clock, event, ids, parked},
 };
@@ -19,6 +19,7 @@ fn pass(place: &Place, store: &Opened, retain: Duration) -> usize {
         ledger: parts.ledger.clone(),
         progress: parts.progress.clone(),
         retain,
+        follower: Followers::default().patient("retention", "deleting"),
         clock,
     };
     tokio::task::block_in_place(|| retention.pass()).unwrap()

@@ -7,6 +7,7 @@ use crate::{
     event::{DedupeKey, Notification},
     store::{
         embedded::{
+            reader::{Scan, Step},
             seen::{Found, Seen},
             segment::Position,
         },
@@ -162,13 +163,61 @@ async fn what_was_learnt_before_a_stop_is_not_read_again() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
-    store.append_all([event(1)]).await;
+    store.append_all([event(1), event(2)]).await;
     store.settle_down().await;
-    let end = store.store.parts.progress.end();
     store.close().await;
-    let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
-    let learnt: i64 = db
-        .query_row("SELECT learnt FROM progress", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(Position::from_sql(learnt), end);
+    let (seen, _) = Seen::open(&table(&place)).unwrap();
+    let mut scan = Scan::open(&place.journal(), Position::new(1, 0)).unwrap();
+    let mut last = None;
+    while let Some(Step::Record { position, .. }) = scan.next().unwrap() {
+        last = Some(position);
+    }
+    assert_eq!(Some(seen.mark().unwrap()), last);
+}
+
+/// The table of a store with `events`, which was stopped.
+async fn table_of(events: &[u64]) -> Vec<u8> {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    for n in events {
+        store.append(&event(*n)).await.unwrap();
+    }
+    store.settle_down().await;
+    store.close().await;
+    fs::read(table(&place)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_any_other_moment_hides_nothing_and_lets_no_copy_through() {
+    for other in [
+        &[][..],
+        &[1],
+        &[1, 2, 9],
+        &[1, 2, 9, 9, 9, 1],
+        &[8, 7],
+        &[3],
+        &[2, 1],
+    ] {
+        let table_of_other = table_of(other).await;
+        let replace = |place: &Place| fs::write(table(place), table_of_other).unwrap();
+        assert_eq!(delivered_after(replace, true).await, 1, "{other:?}");
+    }
+}
+
+/// The table says of a copy's position that the event is there, since it was before the journal lost
+/// its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_used_again_hides_no_earlier_event() {
+    let table_of_other = table_of(&[1, 2, 3, 4]).await;
+    let place = Place::new();
+    drop(place.open());
+    fs::write(table(&place), table_of_other).unwrap();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    // Events are of one size: the second 4 is where the table has one.
+    store
+        .append_all([event(4), event(2), event(3), event(4)])
+        .await;
+    assert_eq!(store.drain("crm").await.len(), 3);
 }

@@ -1,0 +1,253 @@
+//! A store whose files are of different moments, as after copying them one by one while a service ran:
+//! the first start on it takes events and delivers everything that its journal has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    crash::{Load, archived_serials},
+    harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
+};
+
+/// What is copied at one go.
+const JOURNAL: &[&str] = &["journal"];
+const DATABASE: &[&str] = &["ledger.db", "ledger.db-shm"];
+const LOG: &[&str] = &["ledger.db-wal"];
+const TABLE: &[&str] = &["seen.table"];
+
+/// Serials of events that only the copy gets.
+const NEW: u64 = 10_000_000;
+
+/// How many events are acknowledged from one file to the next.
+const BETWEEN: usize = 40;
+
+fn home() -> Home {
+    let endpoints = ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"");
+    Home::new(&[&endpoints, ARCHIVE])
+}
+
+/// Copies what there is of `parts` from one home's store to another's.
+fn copy(from: &Home, to: &Home, parts: &[&str]) {
+    for part in parts {
+        let part = Path::new("data").join(part);
+        copy_any(&from.path().join(&part), &to.path().join(&part));
+    }
+}
+
+/// Passes over what is gone by the time that its turn comes.
+fn copy_any(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    if !from.is_dir() {
+        let copied = fs::copy(from, to);
+        assert!(copied.is_ok() || !from.exists(), "{copied:?}");
+        return;
+    }
+    let mut names: Vec<_> = fs::read_dir(from)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    for name in names {
+        copy_any(&from.join(&name), &to.join(&name));
+    }
+}
+
+/// All orders of `parts`.
+fn orders<'a>(parts: &[&'a [&'a str]]) -> Vec<Vec<&'a [&'a str]>> {
+    let mut all = Vec::new();
+    for (at, first) in parts.iter().enumerate() {
+        let rest = [&parts[..at], &parts[at + 1..]].concat();
+        let orders = orders(&rest).into_iter();
+        all.extend(orders.map(|order| [&[*first][..], &order].concat()));
+    }
+    if parts.is_empty() {
+        all.push(Vec::new());
+    }
+    all
+}
+
+/// The serials in the journal of a store that has been recovered.
+fn in_journal(home: &Home) -> BTreeSet<u64> {
+    let mut serials = BTreeSet::new();
+    for entry in fs::read_dir(home.path().join("data/journal")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|word| word == "segment") {
+            let bytes = fs::read(path).unwrap();
+            let text = String::from_utf8_lossy(&bytes);
+            let mut parts = text.split("\"serial ").skip(1);
+            serials.extend(parts.by_ref().map(|part| {
+                let (serial, _) = part.split_once('"').unwrap();
+                serial.parse::<u64>().unwrap()
+            }));
+        }
+    }
+    serials
+}
+
+/// The ids of the events that the ledger has as delivered; none if its files do not fit each other.
+fn done(home: &Home) -> BTreeSet<String> {
+    let look = tempfile::tempdir().unwrap();
+    for name in ["ledger.db", "ledger.db-wal"] {
+        copy_any(
+            &home.path().join("data").join(name),
+            &look.path().join(name),
+        );
+    }
+    let read = || -> rusqlite::Result<BTreeSet<String>> {
+        let db = rusqlite::Connection::open(look.path().join("ledger.db"))?;
+        let sound: String = db.pragma_query_value(None, "integrity_check", |row| row.get(0))?;
+        if sound != "ok" {
+            return Ok(BTreeSet::new());
+        }
+        let mut done = db.prepare(
+            "SELECT lower(hex(id)) FROM events JOIN deliveries USING (position) WHERE state = 3",
+        )?;
+        done.query_map([], |row| row.get(0))?.collect()
+    };
+    read().unwrap_or_default()
+}
+
+/// The serial of each event that a home has delivered, by its id.
+fn by_id(home: &Home) -> BTreeMap<String, u64> {
+    let archived = home.archived();
+    let events = archived.iter().filter_map(|event| {
+        let said = event["data"]["payload"]["object"]["cnam"].as_str()?;
+        let serial = said.strip_prefix("serial ")?.parse().ok()?;
+        Some((event["id"].as_str()?.replace('-', ""), serial))
+    });
+    events.collect()
+}
+
+fn deliveries_of(home: &Home, serial: u64) -> usize {
+    let said = format!("serial {serial}");
+    let archived = home.archived();
+    let events = archived.iter();
+    let ours = events.filter(|event| event["data"]["payload"]["object"]["cnam"] == said);
+    ours.count()
+}
+
+fn post(service: &Service, serial: u64) {
+    let body = cnam(u32::try_from(serial % 7).unwrap(), serial);
+    assert_eq!(service.zoom(&body).status, 200);
+}
+
+/// Starts a service on a copied store and holds it to everything. `known` has the events by their ids.
+fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>) {
+    let done: BTreeSet<_> = done(home).iter().map(|id| known[id]).collect();
+    let began = Instant::now();
+    let service = home.start();
+    eventually("it is ready", || {
+        service.ready() == (200, "ready".to_owned())
+    });
+    let ready = began.elapsed();
+    let stored = in_journal(home);
+    post(&service, NEW);
+    eventually("all that the journal has is delivered", || {
+        let delivered = archived_serials(home);
+        delivered.contains(&NEW)
+            && stored
+                .iter()
+                .all(|serial| delivered.contains(serial) || done.contains(serial))
+    });
+    let all = began.elapsed();
+    let log = service.log();
+    let renewed = log.contains("set aside");
+    eprintln!(
+        "{what}: ready after {ready:?}, delivered after {all:?}, {} stored, {} done, renewed: {renewed}",
+        stored.len(),
+        done.len()
+    );
+    assert!(ready < Duration::from_secs(5), "{ready:?}");
+    // Copies are told, whatever became of the table.
+    let copied = [stored.first().unwrap(), stored.last().unwrap()];
+    for (serial, marker) in copied.into_iter().zip(NEW + 1..) {
+        let before = deliveries_of(home, *serial);
+        post(&service, *serial);
+        post(&service, marker * 7 + serial % 7);
+        eventually("what came after the copy is delivered", || {
+            archived_serials(home).contains(&(marker * 7 + serial % 7))
+        });
+        assert_eq!(deliveries_of(home, *serial), before, "{what}: {serial}");
+    }
+    if !renewed {
+        let again: Vec<_> = archived_serials(home)
+            .intersection(&done)
+            .copied()
+            .collect();
+        let stored_again: Vec<_> = again
+            .iter()
+            .filter(|serial| stored.contains(serial))
+            .collect();
+        assert!(stored_again.is_empty(), "{what}: {stored_again:?}");
+    }
+    for line in [
+        "ends before",
+        "set aside",
+        "of another moment than the journal; it",
+    ] {
+        assert!(log.matches(line).count() <= 1, "{what}: {log}");
+    }
+    assert!(!log.contains("cannot be"), "{what}: {log}");
+}
+
+#[test]
+fn a_copy_made_file_by_file_under_load_in_any_order() {
+    let origin = home();
+    let service = origin.start();
+    let load = Load::start(&service, &Arc::new(AtomicU64::new(0)));
+    let mut copies = Vec::new();
+    for order in orders(&[JOURNAL, DATABASE, LOG, TABLE]) {
+        let target = home();
+        for part in &order {
+            let before = load.acknowledged().len();
+            eventually("the load goes on", || {
+                load.acknowledged().len() >= before + BETWEEN
+            });
+            copy(&origin, &target, part);
+        }
+        copies.push((format!("{order:?}"), target));
+    }
+    let acknowledged = load.stop();
+    eventually("the origin has delivered everything", || {
+        archived_serials(&origin).is_superset(&acknowledged)
+    });
+    drop(service);
+    let known = by_id(&origin);
+    for (order, target) in &copies {
+        comes_up(order, target, &known);
+    }
+}
+
+#[test]
+fn files_of_two_moments_in_any_mixture() {
+    let origin = home();
+    let serials = Arc::new(AtomicU64::new(0));
+    let mut moments = Vec::new();
+    for _ in 0..2 {
+        let mut service = origin.start();
+        let load = Load::start(&service, &serials);
+        eventually("there is some load", || load.acknowledged().len() > 300);
+        let acknowledged = load.stop();
+        eventually("all is delivered", || {
+            archived_serials(&origin).is_superset(&acknowledged)
+        });
+        service.signal("TERM");
+        assert_eq!(service.wait(), Some(0));
+        let moment = home();
+        copy(&origin, &moment, &["journal", "ledger.db", "seen.table"]);
+        moments.push(moment);
+    }
+    let known = by_id(&origin);
+    for mixture in 0..8_usize {
+        let target = home();
+        for (bit, part) in [JOURNAL, DATABASE, TABLE].iter().enumerate() {
+            copy(&moments[mixture >> bit & 1], &target, part);
+        }
+        comes_up(&format!("mixture {mixture:03b}"), &target, &known);
+    }
+}

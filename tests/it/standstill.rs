@@ -1,0 +1,135 @@
+//! A service that takes events and delivers none says that it is not ready, and why, and goes on by
+//! itself.
+
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    crash::archived_serials,
+    harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
+    support::postgres::Database,
+};
+
+/// A table that every claim writes to.
+const CLAIMS_TABLE: &str = "hookswitch.held";
+
+/// What the service has to say within this time.
+const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A lock on a table, until it is dropped.
+struct Lock<'a> {
+    database: &'a Database,
+    holder: Option<thread::JoinHandle<()>>,
+}
+
+impl<'a> Lock<'a> {
+    fn take(database: &'a Database, table: &str) -> Self {
+        let url = database.url();
+        let statements = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(600)");
+        let holder = thread::spawn(move || {
+            // It ends with an error, when its backend is ended.
+            let psql = Command::new("psql")
+                .args(["-c", &statements, &url])
+                .output();
+            assert!(!psql.unwrap().status.success());
+        });
+        eventually("the table is locked", || {
+            database.sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+            ) == "1"
+        });
+        Self {
+            database,
+            holder: Some(holder),
+        }
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        self.database.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+        );
+        self.holder.take().unwrap().join().unwrap();
+    }
+}
+
+fn is_ready(service: &Service) -> bool {
+    service.ready() == (200, "ready".to_owned())
+}
+
+fn stalled(service: &Service, follower: &str) -> f64 {
+    service.metric(&format!(
+        "hookswitch_follower_stalled{{follower=\"{follower}\"}}"
+    ))
+}
+
+/// How many lines of the log have both words.
+fn lines(service: &Service, one: &str, other: &str) -> usize {
+    let log = service.log();
+    log.lines()
+        .filter(|line| line.contains(one) && line.contains(other))
+        .count()
+}
+
+/// Delivers one event, has `hinder` keep the service from delivering, until what it gives back is
+/// dropped, and sees that `follower` is said to stand still for the reason `why`, and goes on.
+fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce() -> H) {
+    let service = home.start();
+    let archived =
+        |serials: &[u64]| archived_serials(home) == BTreeSet::from_iter(serials.to_vec());
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("the first is delivered", || archived(&[1]));
+    assert!(is_ready(&service));
+
+    let hindrance = hinder();
+    let since = Instant::now();
+    assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
+    eventually("it is noticed", || {
+        service.ready() == (503, "unavailable".to_owned())
+    });
+    let took = since.elapsed();
+    eprintln!("{follower}: not ready after {took:?}");
+    assert!(took < NOTICED_WITHIN, "{took:?}");
+    assert!(took > Duration::from_secs(3), "{took:?}");
+    eventually("it is said who", || stalled(&service, follower) >= 1.0);
+    eventually("it is said why", || {
+        lines(&service, "come to a standstill", why) > 0
+    });
+    // What comes all the same is stored.
+    assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
+    assert!(archived(&[1]));
+
+    drop(hindrance);
+    eventually("it is ready again", || is_ready(&service));
+    eventually("all are delivered", || archived(&[1, 2, 3]));
+    eventually("nobody stands still", || stalled(&service, follower) == 0.0);
+    for line in ["come to a standstill", "goes on"] {
+        assert_eq!(lines(&service, line, follower), 1, "{line}");
+    }
+}
+
+#[test]
+fn a_ledger_that_another_program_has_locked() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    stands_still(&home, "indexer", "database is locked", || {
+        let ledger = home.path().join("data/ledger.db");
+        let db = rusqlite::Connection::open(ledger).unwrap();
+        db.busy_timeout(Duration::from_secs(60)).unwrap();
+        db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        db
+    });
+}
+
+#[test]
+fn a_database_in_which_nothing_can_be_claimed() {
+    let database = Database::new();
+    let home = crate::postgres::home_with(&database.url(), "");
+    stands_still(&home, "claims", "claiming deliveries", || {
+        Lock::take(&database, CLAIMS_TABLE)
+    });
+}
