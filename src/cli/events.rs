@@ -169,7 +169,9 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result
         state.as_str().unwrap_or_default(),
         count(delivery.attempts.into(), "attempt")
     )?;
-    if let Some(due_at) = delivery.due_at {
+    if let Some(id) = delivery.waits_for {
+        write!(out, ", waits for {id}")?;
+    } else if let Some(due_at) = delivery.due_at {
         write!(out, ", due {due_at:.0}")?;
     }
     if let Some(reason) = &delivery.replay {

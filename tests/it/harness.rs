@@ -599,12 +599,19 @@ pub(crate) fn read_request(reader: &mut impl BufRead) -> Option<String> {
     Some(String::from_utf8_lossy(&body).into_owned())
 }
 
-/// A caller-name change of carrier `carrier`, told apart by `serial`.
+/// A caller-name change of the number of carrier `carrier`, told apart by `serial`: those of one carrier
+/// share their ordering key, those of two share none.
 pub(crate) fn cnam(carrier: u32, serial: u64) -> String {
+    let number = format!("+1202555{:04}", carrier % 10_000);
+    cnam_about(carrier, &[&number], serial)
+}
+
+/// The same of `numbers`.
+pub(crate) fn cnam_about(carrier: u32, numbers: &[&str], serial: u64) -> String {
+    let event_ts = 1_700_000_000_000 + serial;
+    let numbers = serde_json::to_string(numbers).unwrap();
     format!(
-        r#"{{"event":"number_management.peering_number_cnam_updated","event_ts":{},"payload":{{"account_id":"acct-{carrier}","object":{{"carrier_code":{carrier},"phone_numbers":["+12025550{:03}"],"cnam":"serial {serial}"}}}}}}"#,
-        1_700_000_000_000 + serial,
-        serial % 1000,
+        r#"{{"event":"number_management.peering_number_cnam_updated","event_ts":{event_ts},"payload":{{"account_id":"acct-{carrier}","object":{{"carrier_code":{carrier},"phone_numbers":{numbers},"cnam":"serial {serial}"}}}}}}"#
     )
 }
 

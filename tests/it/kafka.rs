@@ -175,7 +175,7 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
     assert_eq!(header("ce_specversion"), "1.0");
     assert_eq!(header("ce_type"), structured.body["type"]);
     assert_eq!(header("ce_source"), structured.body["source"]);
-    assert_eq!(header("ce_subject"), "+12025550002");
+    assert_eq!(header("ce_subject"), "+12025550001");
     assert_eq!(header("ce_partitionkey"), key(1));
     assert_ne!(header("ce_id"), structured.body["id"]);
     let sent: Value = serde_json::from_str(&cnam(1, 2)).unwrap();

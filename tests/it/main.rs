@@ -26,6 +26,7 @@ mod migrate;
 mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
+mod order;
 mod postgres;
 mod readme;
 #[cfg(feature = "redis")]

@@ -191,7 +191,7 @@ fn an_entry_holds_the_event_in_each_of_its_forms() {
             "type",
             "zoom.number-management.peering-number-cnam-updated".to_owned(),
         ),
-        ("subject", "+12025550007".to_owned()),
+        ("subject", "+12025550001".to_owned()),
         ("time", "2023-11-14T22:13:20.007Z".to_owned()),
         ("datacontenttype", "application/json".to_owned()),
         ("receivedtime", of_event("receivedtime")),

@@ -257,7 +257,7 @@ fn a_message_holds_the_event_in_each_of_its_forms() {
             "ce-type",
             "zoom.number-management.peering-number-cnam-updated".to_owned(),
         ),
-        ("ce-subject", "+12025550007".to_owned()),
+        ("ce-subject", "+12025550001".to_owned()),
         ("ce-time", "2023-11-14T22:13:20.007Z".to_owned()),
         ("ce-datacontenttype", "application/json".to_owned()),
         (

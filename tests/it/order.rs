@@ -1,0 +1,246 @@
+//! What waits for what, and what does not: events of one number wait for each other, those of two
+//! numbers of one account never do.
+
+use std::{
+    io::{BufReader, Write},
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Barrier},
+    thread,
+};
+
+use serde_json::Value;
+
+use crate::harness::{
+    ENDPOINTS, Engine, Home, Receiver, Service, cnam_about, eventually, on_every_engine,
+    read_request, serials,
+};
+
+on_every_engine![
+    a_number_that_fails_for_good_holds_up_no_other_of_its_account,
+    numbers_of_one_account_are_delivered_at_once,
+    an_event_without_a_readable_number_waits_for_its_account_and_holds_it_up,
+    an_event_of_several_numbers_waits_for_each_and_holds_up_only_those,
+    what_a_delivery_waits_for_is_shown,
+    a_body_of_80_000_numbers_is_delivered_in_the_order_of_its_account,
+];
+
+/// A handler that posts to `address` and goes on trying.
+fn patient(address: SocketAddr, extra: &str) -> String {
+    format!(
+        r#"
+[handlers.crm]
+kind = "http"
+events = ["zoom.number-management.*"]
+url = "http://{address}/hooks"
+retry = {{ attempts = 1000000, first = "20ms", ceiling = "50ms" }}
+{extra}
+"#
+    )
+}
+
+/// Number `n` of those that the tests are about.
+fn number(n: u64) -> String {
+    format!("+1202555{n:04}")
+}
+
+/// Posts the change `serial` of `numbers` of account `account`.
+fn post(service: &Service, account: u32, numbers: &[u64], serial: u64) {
+    let numbers: Vec<_> = numbers.iter().map(|n| number(*n)).collect();
+    let numbers: Vec<_> = numbers.iter().map(String::as_str).collect();
+    let body = cnam_about(account, &numbers, serial);
+    assert_eq!(service.zoom(&body).status, 200);
+}
+
+/// The text in the body of the change `serial`, and of no other.
+fn mark(serial: u64) -> String {
+    format!("serial {serial}\"")
+}
+
+/// What `events show` says of the change `serial`; null until the event can be listed.
+fn shown(home: &Home, serial: u64) -> Value {
+    let listed = home.json(&["events", "list", "--limit", "100"]);
+    let ids = listed.as_array().unwrap().iter();
+    let cnam = format!("serial {serial}");
+    ids.map(|event| home.json(&["events", "show", event["id"].as_str().unwrap()]))
+        .find(|event| event["body"]["payload"]["object"]["cnam"] == cnam.as_str())
+        .unwrap_or_default()
+}
+
+/// Waits until the change `serial` is queued behind the change `other`.
+fn waits(home: &Home, serial: u64, other: u64) {
+    eventually(&format!("{serial} waits for {other}"), || {
+        let (event, other) = (shown(home, serial), shown(home, other));
+        let delivery = &event["deliveries"][0];
+        delivery["state"] == "queued" && delivery["waits_for"] == other["id"]
+    });
+}
+
+/// Waits until the receiver has taken exactly `wanted` of account `account`, in this order.
+fn taken(receiver: &Receiver, account: u32, wanted: &[u64]) {
+    let wanted: Vec<_> = wanted.iter().map(|n| format!("serial {n}")).collect();
+    eventually(&format!("{wanted:?} are taken"), || {
+        serials(&receiver.taken(), account).len() >= wanted.len()
+    });
+    assert_eq!(serials(&receiver.taken(), account), wanted);
+}
+
+fn a_number_that_fails_for_good_holds_up_no_other_of_its_account(engine: Engine) {
+    let receiver = Receiver::start();
+    receiver.answer(&mark(7), 500);
+    let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
+    let service = home.start();
+    for serial in 0..100 {
+        post(&service, 1, &[serial % 50], serial);
+    }
+    eventually("all others arrive", || receiver.taken().len() == 98);
+    let arrived = serials(&receiver.taken(), 1);
+    for n in (0..50).filter(|n| *n != 7) {
+        let place = |serial: u64| {
+            arrived
+                .iter()
+                .position(|one| *one == format!("serial {serial}"))
+        };
+        assert!(place(n).unwrap() < place(n + 50).unwrap(), "{n}");
+    }
+    let failing = &shown(&home, 7)["deliveries"][0];
+    assert_eq!(failing["state"], "ready");
+    assert!(failing["attempts"].as_u64().unwrap() > 1, "{failing}");
+    waits(&home, 57, 7);
+
+    receiver.answer(&mark(7), 200);
+    eventually("its number goes on", || receiver.taken().len() == 100);
+    let last = serials(&receiver.taken(), 1).split_off(98);
+    assert_eq!(last, ["serial 7", "serial 57"]);
+}
+
+/// A server that answers nobody until as many requests are there as `barrier` waits for.
+fn answer_together(barrier: Arc<Barrier>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let barrier = barrier.clone();
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                while read_request(&mut reader).is_some() {
+                    barrier.wait();
+                    let answer = b"HTTP/1.1 200 told\r\ncontent-length: 0\r\n\r\n";
+                    reader.get_mut().write_all(answer).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+fn numbers_of_one_account_are_delivered_at_once(engine: Engine) {
+    let address = answer_together(Arc::new(Barrier::new(8)));
+    // An attempt that ran out of time would be counted at the barrier once more.
+    let at_once = patient(address, "concurrency = 8\ntimeout = \"1h\"");
+    let home = engine.home(&[ENDPOINTS, &at_once]);
+    let service = home.start();
+    for serial in 0..8 {
+        post(&service, 1, &[serial], serial);
+    }
+    eventually("all eight are there at once, and done", || {
+        service.metric(r#"hookswitch_deliveries_total{handler="crm",outcome="done"}"#) == 8.0
+    });
+}
+
+fn an_event_without_a_readable_number_waits_for_its_account_and_holds_it_up(engine: Engine) {
+    let receiver = Receiver::start();
+    let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
+    let service = home.start();
+    receiver.answer(&mark(1), 503);
+    receiver.answer(&mark(3), 503);
+    post(&service, 1, &[1], 1);
+    post(&service, 1, &[2], 2);
+    let unreadable = cnam_about(1, &[&number(2), "reception"], 3);
+    assert_eq!(service.zoom(&unreadable).status, 200);
+    post(&service, 1, &[4], 4);
+    post(&service, 2, &[4], 5);
+    taken(&receiver, 1, &[2]);
+    taken(&receiver, 2, &[5]);
+    waits(&home, 3, 1);
+    waits(&home, 4, 3);
+
+    receiver.answer(&mark(1), 200);
+    eventually("the unreadable one is attempted", || {
+        shown(&home, 3)["deliveries"][0]["attempts"].as_u64() > Some(1)
+    });
+    post(&service, 2, &[6], 6);
+    taken(&receiver, 2, &[5, 6]);
+    waits(&home, 4, 3);
+    taken(&receiver, 1, &[2, 1]);
+
+    receiver.answer(&mark(3), 200);
+    taken(&receiver, 1, &[2, 1, 3, 4]);
+}
+
+fn an_event_of_several_numbers_waits_for_each_and_holds_up_only_those(engine: Engine) {
+    let receiver = Receiver::start();
+    let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
+    let service = home.start();
+    // Each of the two that the third waits for is over first once, in an account of its own.
+    for (account, [first, second]) in [(1, [10, 11]), (2, [21, 20])] {
+        let [a, b, both, after, other] = [0, 1, 2, 3, 4].map(|n| u64::from(account) * 10 + n);
+        receiver.answer(&mark(a), 503);
+        receiver.answer(&mark(b), 503);
+        post(&service, account, &[1], a);
+        post(&service, account, &[2], b);
+        post(&service, account, &[1, 3, 2], both);
+        post(&service, account, &[3], after);
+        post(&service, account, &[4], other);
+        taken(&receiver, account, &[other]);
+        waits(&home, after, both);
+
+        receiver.answer(&mark(first), 200);
+        waits(&home, both, second);
+        waits(&home, after, both);
+        taken(&receiver, account, &[other, first]);
+
+        receiver.answer(&mark(second), 200);
+        taken(&receiver, account, &[other, first, second, both, after]);
+    }
+}
+
+fn what_a_delivery_waits_for_is_shown(engine: Engine) {
+    let receiver = Receiver::start();
+    receiver.answer(&mark(1), 503);
+    let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
+    let service = home.start();
+    post(&service, 1, &[1], 1);
+    post(&service, 1, &[1], 2);
+    waits(&home, 2, 1);
+    assert_eq!(shown(&home, 1)["deliveries"][0]["waits_for"], Value::Null);
+    let [first, second] = [1, 2].map(|serial| shown(&home, serial)["id"].clone());
+    let text = home.run(&["events", "show", second.as_str().unwrap()]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    let line = format!(
+        "handler crm: queued, 0 attempts, waits for {}\n",
+        first.as_str().unwrap()
+    );
+    assert!(text.contains(&line), "{text}");
+}
+
+fn a_body_of_80_000_numbers_is_delivered_in_the_order_of_its_account(engine: Engine) {
+    let receiver = Receiver::start();
+    let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
+    let service = home.start();
+    receiver.answer(&mark(1), 503);
+    receiver.answer(&mark(2), 503);
+    post(&service, 1, &[1], 1);
+    let numbers: Vec<_> = (0..80_000).map(|n| format!("44207{n:05}")).collect();
+    let numbers: Vec<_> = numbers.iter().map(String::as_str).collect();
+    let body = cnam_about(1, &numbers, 2);
+    assert!((1_000_000..1 << 20).contains(&body.len()), "{}", body.len());
+    assert_eq!(service.zoom(&body).status, 200);
+    post(&service, 1, &[3], 3);
+    waits(&home, 2, 1);
+    waits(&home, 3, 2);
+
+    receiver.answer(&mark(1), 200);
+    taken(&receiver, 1, &[1]);
+    receiver.answer(&mark(2), 200);
+    taken(&receiver, 1, &[1, 2, 3]);
+}
