@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A table that every claim writes to.
-const CLAIMS_TABLE: &str = "hookswitch.held";
+const CLAIMS_TABLE: &str = "hookswitch.claims";
 
 /// What the service has to say within this time.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
