@@ -9,9 +9,11 @@ use sha2::{Digest, Sha256};
 
 use super::Key;
 
-/// The most keys that an event has one by one. An event about more numbers than this has all keys of
-/// its scope: it may wait longer, and overtakes nothing. So what an event costs a store is bounded,
-/// however long its body is (1 MiB holds some 80,000 numbers).
+/// The most keys that an event has one by one.
+///
+/// An event about more numbers than this has all keys of its scope: it may wait longer, and overtakes
+/// nothing. So what the order of an event costs a store is bounded, however long its body is (1 MiB
+/// holds some 80,000 numbers).
 pub const MOST_KEYS: usize = 64;
 
 /// A key or a scope: 63 bits of the SHA-256 of its text, never 0. Two texts with one hash make events
