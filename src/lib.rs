@@ -1,12 +1,12 @@
 //! hookswitch receives RingCentral and Zoom telephony webhooks and never loses one.
 //!
 //! It proves who sent a request, writes it to stable storage before it answers, turns it into a
-//! typed event, and delivers each event at least once, in order per key, to the handlers that a
+//! typed event, and delivers each event at least once, in order per number, to the handlers that a
 //! TOML file names. It is not a general webhook gateway, a queue, or a client of the providers'
 //! APIs.
 //!
 //! **The promise.** A 200 means that the event is on stable storage and every matching handler
-//! will get it, in order per key, or it will be parked where a person can see it and replay it.
+//! will get it, in order per number, or it will be parked where a person can see it and replay it.
 //! Nothing authentic is ever refused, and nothing forged is ever stored.
 //!
 //! # Floors
@@ -21,7 +21,7 @@
 //! | [`app`] | wires the floors together, supervises them, drains them |
 //! | [`config`] | the TOML file, and one report of everything wrong with it |
 //! | [`http`], [`admin`] | the door that providers knock at; the operator's door |
-//! | [`dispatch`] | at least once, in order per key |
+//! | [`dispatch`] | at least once, in order per number |
 //! | [`handler`] | what to do with one event |
 //! | [`store`] | remember it |
 //! | [`provider`] | who said it |
@@ -39,8 +39,10 @@
 //! | notification | one authenticated message, its bytes exactly as they came |
 //! | family | a group of events with one typed shape: `zoom.number-management` |
 //! | event name | `<family>.<change>`: `ringcentral.phone-number.created` |
-//! | key | what ordering holds for |
-//! | topic | what a newer event replaces: finer than a key |
+//! | ordering keys | what an event keeps its order by, a set: a phone number, an extension's id |
+//! | scope | what ordering keys stand in, such as a Zoom account; an event can have all keys of its scope |
+//! | partition key | the one key that brokers get: a number's id, an extension's id, account and carrier |
+//! | topic | what a newer event replaces: one kind of change of one number |
 //! | journal | the append-only log on disk; its sync is what a 200 stands for |
 //! | position | a place in the journal |
 //! | ledger | the database of who has had what |

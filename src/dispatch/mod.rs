@@ -1,8 +1,9 @@
-//! Floor 4b: at least once, in order per key.
+//! Floor 4b: at least once, in order per number.
 //!
 //! Each handler has a worker of its own, which claims deliveries from the store, attempts
-//! a bounded number of them at once, and settles them. The order per key is the store's doing: it
-//! gives out a key's next delivery only when the one before it is settled for good.
+//! a bounded number of them at once, and settles them. Order is the store's doing: of two deliveries
+//! whose events share an ordering key, it gives out the later one when the earlier one is settled for
+//! good.
 //!
 //! **Invariant:** every delivery that is claimed is settled (done, skipped, due again, parked or
 //! released), or is lost together with this process, and then claimed again by the next one.
@@ -189,7 +190,7 @@ impl Consumer {
 pub struct Settings {
     /// Which events it gets.
     pub events: Vec<Pattern>,
-    /// Whether events of one key reach it one at a time and in order.
+    /// Whether events that share an ordering key reach it one at a time and in order.
     #[serde(default)]
     pub order: Order,
     /// How many deliveries may be under way at once.
@@ -214,8 +215,8 @@ impl Settings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Those of one key one at a time, as they were stored; a delivery that is retried holds up
-    /// its key, a parked one does not.
+    /// Those that share an ordering key one at a time, as they were stored; a delivery that is retried
+    /// holds up those that share a key with it, a parked one does not.
     #[default]
     Key,
     /// Any.

@@ -7,8 +7,9 @@
 //!
 //! **Invariant:** of all copies of one event, known by any of its dedupe keys, one is delivered.
 //!
-//! **Invariant:** of the open deliveries of one ordered handler and one key, only the oldest can be
-//! claimed. Parking a delivery takes it out of the order.
+//! **Invariant:** of two deliveries to one ordered handler whose events share an ordering key, the later
+//! one can be claimed only when the earlier one is done, skipped or parked; deliveries that share none
+//! never wait for each other. A retry keeps its place; a parked delivery leaves it.
 //!
 //! # How to add an engine
 //!
@@ -85,9 +86,8 @@ pub trait Store: Send + Sync + 'static {
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>>;
 
-    /// Records how claimed deliveries went. What the next in order for a key is becomes claimable, or
-    /// is claimed at once for the caller and given back, where the engine has it at hand: never more
-    /// than one for each that was settled.
+    /// Records how claimed deliveries went. For each settled delivery the engine may return the next one
+    /// of its ordering key, already claimed; otherwise what waited for the delivery becomes claimable.
     ///
     /// # Errors
     ///
@@ -195,7 +195,7 @@ pub struct Subscription {
     pub handler: HandlerName,
     /// It gets what any of these takes.
     pub patterns: Vec<Pattern>,
-    /// Whether events of one key reach it one at a time and in order.
+    /// Whether events that share an ordering key reach it one at a time and in order.
     pub ordered: bool,
 }
 

@@ -11,7 +11,7 @@
 //! | `HOOKSWITCH_ID` | the event's id, the same in every attempt and replay |
 //! | `HOOKSWITCH_ATTEMPT` | which try this is, from 1 |
 //! | `HOOKSWITCH_SUPERSEDED` | `true` or `false` |
-//! | `HOOKSWITCH_KEY`, `HOOKSWITCH_SUBJECT`, `HOOKSWITCH_REPLAY` | the key, the subject, the reason of a replay; unset where there is none |
+//! | `HOOKSWITCH_KEY`, `HOOKSWITCH_SUBJECT`, `HOOKSWITCH_REPLAY` | the partition key, the subject, the reason of a replay; unset where there is none |
 //!
 //! and what `environment` adds or replaces. Exit status 0 is done, 75 (`EX_TEMPFAIL`) is tried
 //! again, any other is parked. A program that a signal ended, or that cannot be started, is tried

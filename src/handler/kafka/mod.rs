@@ -3,8 +3,9 @@
 //! What is sent is a [`Message`] in CloudEvents' Kafka binding: its content type is the header
 //! `content-type`, and in the binary form its attributes are `ce_` headers, in UTF-8.
 //!
-//! The message's key is the event's, and the partition is chosen by it as Java's clients choose: so
-//! events of one key are in one partition, in order, for as long as the topic has as many partitions.
+//! The message's key is the event's partition key, and the partition is chosen by it as Java's clients
+//! choose. So events of one number are in one partition, in order, for as long as the topic has as many
+//! partitions; of Zoom, those of all numbers of an account and carrier are in that partition.
 //! The producer is idempotent: what it sends again for itself is not there twice. What the dispatcher
 //! sends again may be, after an answer that was lost; the event's id tells copies apart.
 //!

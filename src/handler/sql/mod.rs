@@ -24,7 +24,7 @@
 //! where it stands in the statement; a cast says it plainly: `:time::timestamptz`.
 //!
 //! Deliveries are made at least once, so the statement must bear to be run again. `ON CONFLICT (id)
-//! DO NOTHING`, with `:id` in a column that is unique, is enough. Order per key holds as it does for
+//! DO NOTHING`, with `:id` in a column that is unique, is enough. Order per number holds as it does for
 //! every handler: the statement for one event has been committed before that for the next one begins.
 //!
 //! | answer | outcome |
