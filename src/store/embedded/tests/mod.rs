@@ -8,6 +8,7 @@ mod retention;
 mod seen;
 mod source;
 mod spare;
+mod upgrade;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
