@@ -133,7 +133,7 @@ impl Books {
         end: Reached,
     ) -> Result<Cut, StoreError> {
         match self.try_cut(lost, end) {
-            Err(error) if database::is_damage(&error) => {
+            Err(error) if database::is_damage(&error) || database::is_misfit(&error) => {
                 self.renew("it is damaged")?;
                 Ok(Cut::default())
             }

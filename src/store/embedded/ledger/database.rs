@@ -48,13 +48,17 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
     })
 }
 
-/// Whether the database itself is broken, so that it must be made anew. A constraint fails only where
-/// its pages are of different moments.
+/// Whether the database itself is broken, so that it must be made anew.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation)
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
     )
+}
+
+/// Whether a constraint failed, as happens where the database's pages are of different moments.
+pub(super) fn is_misfit(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }
 
 /// Whether the ledger at `path` was not closed in order, so that its files may be of different moments.

@@ -310,7 +310,8 @@ impl Books {
         {
             tracing::warn!("a transaction of the ledger could not be taken back: {error}");
         }
-        if !database::is_damage(error) && !self.lost {
+        let is_broken = database::is_damage(error) || self.is_suspect && database::is_misfit(error);
+        if !is_broken && !self.lost {
             if self.follower.fails(error) {
                 tracing::warn!("the ledger could not be written: {error}");
             }
@@ -318,7 +319,8 @@ impl Books {
         }
         self.lost = true;
         match self.renew("it is damaged") {
-            Ok(()) => self.lost = false,
+            // A new one fits, so that no failure has it made anew without end.
+            Ok(()) => (self.lost, self.is_suspect) = (false, false),
             Err(error) if self.follower.fails(&error) => {
                 tracing::error!("no new ledger could be made: {error}");
             }
