@@ -12,8 +12,8 @@ ALTER TABLE deliveries
     ADD COLUMN keys bigint[],                 -- where there are several: all of them
     ADD COLUMN behind bigint;                 -- the position of what a queued one waits for
 UPDATE deliveries d SET scope = greatest(1, ('x' || encode(substring(sha256(convert_to(
-        CASE WHEN e.key LIKE 'zoom.%' THEN regexp_replace(e.key, '/[^/]*$', '') ELSE e.key END,
-        'UTF8')) FOR 8), 'hex'))::bit(64)::bigint & 9223372036854775807)
+        replace(CASE WHEN e.key LIKE 'zoom.%' THEN regexp_replace(e.key, '/[^/]*$', '')
+            ELSE e.key END, '\\', '\'), 'UTF8')) FOR 8), 'hex'))::bit(64)::bigint & 9223372036854775807)
     FROM events e WHERE e.day = d.day AND e.position = d.position AND e.key IS NOT NULL;
 UPDATE deliveries SET state = 0 WHERE state <> 0;
 CREATE INDEX deliveries_by_key ON deliveries (handler, scope, key, position)

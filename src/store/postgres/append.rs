@@ -86,7 +86,7 @@ pub(super) const ADD: &str = "WITH
         RETURNING handler, scope, keys, position),
     to_further AS (INSERT INTO further_keys (handler, scope, key, position)
         SELECT d.handler, d.scope, k.key, d.position
-        FROM to_deliveries d CROSS JOIN unnest(d.keys[2:]) AS k (key)),
+        FROM to_deliveries d CROSS JOIN unnest(d.keys[2:]) AS k (key) WHERE d.keys IS NOT NULL),
     to_tally AS (INSERT INTO tally (handler, open, parked)
         SELECT handler, open, 0 FROM drawn, unnest($13::integer[], $14::bigint[])
             AS t (handler, open)),

@@ -112,8 +112,7 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
         JOIN events e ON e.day = o.day AND e.position = o.position
         WINDOW run AS (ORDER BY o.position ROWS UNBOUNDED PRECEDING)) e
         ON e.place = 1 OR e.bytes <= $8
-    WHERE t.first IS NOT NULL OR l.blocker IS NOT NULL
-    ORDER BY l.position, e.position",
+    WHERE t.first IS NOT NULL OR l.blocker IS NOT NULL",
         share_a_key = order::share_a_key("c", "d"),
         blocker = order::blocker("d"),
         columns = rows::COLUMNS,
@@ -173,8 +172,15 @@ pub(super) async fn claim(
         (taken, done)
     });
     let (rows, next_due) = taking.await?;
-    let mut found = Found::default();
+    let mut ascending = BTreeMap::new();
     for row in &rows {
+        ascending.insert(
+            (row.try_get::<_, i64>(0)?, row.try_get::<_, Option<i64>>(3)?),
+            row,
+        );
+    }
+    let mut found = Found::default();
+    for row in ascending.into_values() {
         found.add(row, (handler.id, token), since, now)?;
     }
     if let Err(fault) = tidy(parts, &found, handler.id, token).await {

@@ -30,13 +30,15 @@ const STATES: &str = "SELECT handler, position, state FROM deliveries
     SELECT x.handler, x.position, x.state FROM unnest($2::date[], $3::bigint[]) AS t (day, position)
     JOIN ended x ON x.day = t.day AND x.position = t.position WHERE x.handler = ANY($1)";
 
-/// Those of some events that are still there, with what their ordering keys are read from. A large body
-/// is not read: its event is taken to be about its whole scope. Their partitions cannot be dropped until the
+/// Those of some events that are still there, with what their ordering keys are read from. Large bodies
+/// are read one by one. Their partitions cannot be dropped until the
 /// transaction ends; whoever drops one looks after that whether something of it is open.
 const KEEP: &str = "SELECT e.position, e.name, e.key,
-        CASE WHEN octet_length(e.body) <= 65536 THEN e.body ELSE '' END
+        CASE WHEN octet_length(e.body) <= 65536 THEN e.body END, e.day
     FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
     JOIN events e ON e.day = t.day AND e.position = t.position";
+
+const BODY: &str = "SELECT body FROM events WHERE day = $1 AND position = $2";
 
 /// Makes open ones due, at their own place: ready, and looked at by the next claim.
 const HURRY: &str =
@@ -160,7 +162,7 @@ async fn apply(
     } = Columns::of(chosen.iter());
     let mut there: HashMap<i64, Option<OrderingKeys>> = HashMap::new();
     for row in change.query(KEEP, &[&days, &positions]).await? {
-        there.insert(row.try_get(0)?, ordering_keys(&row)?);
+        there.insert(row.try_get(0)?, ordering_keys(&change, &row).await?);
     }
     chosen.retain_mut(|chosen| {
         let found = there.get(&chosen.position);
@@ -172,11 +174,19 @@ async fn apply(
 }
 
 /// Those of an event, from a row of [`KEEP`].
-fn ordering_keys(row: &Row) -> Result<Option<OrderingKeys>, Fault> {
+async fn ordering_keys(change: &Transaction<'_>, row: &Row) -> Result<Option<OrderingKeys>, Fault> {
     let (name, key): (String, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
     let key = key.map(|key| Key::new(text::from_sql(key)));
     let name = EventName::new(text::from_sql(name));
-    Ok(event::ordering_keys(&name, key.as_ref(), row.try_get(3)?))
+    let body: Vec<u8> = match row.try_get(3)? {
+        Some(body) => body,
+        None => {
+            let (day, position): (Date, i64) = (row.try_get(4)?, row.try_get(0)?);
+            let row = change.query_one(BODY, &[&day, &position]).await?;
+            row.try_get(0)?
+        }
+    };
+    Ok(event::ordering_keys(&name, key.as_ref(), &body))
 }
 
 /// Whatever became of each meanwhile, it is made again: what is no longer open has ended.

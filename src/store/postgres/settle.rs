@@ -51,7 +51,8 @@ pub(super) const SETTLE: &str = "WITH
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict > 1
         RETURNING d.day, d.position, d.scope, d.keys, d.attempts, d.replays, d.replay, m.verdict,
             m.started_at, m.finished_at, m.why),
-    unkeyed AS (DELETE FROM further_keys f USING over o CROSS JOIN unnest(o.keys[2:]) AS k (key)
+    unkeyed AS (DELETE FROM further_keys f
+        USING (SELECT * FROM over WHERE keys IS NOT NULL) o CROSS JOIN unnest(o.keys[2:]) AS k (key)
         WHERE f.handler = $1 AND f.scope = o.scope AND f.key = k.key AND f.position = o.position),
     noted AS (INSERT INTO ended
             (day, position, handler, state, attempts, replays, ended_at, replay, why)
