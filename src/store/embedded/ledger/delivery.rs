@@ -130,7 +130,7 @@ pub(super) fn add(
         state,
         due_at
     ])?;
-    order::note(db, (handler, position), keys)?;
+    order::change_further_keys(db, order::NOTE, (handler, position), keys)?;
     tally.count(handler, None, Some(state));
     Ok(())
 }
@@ -180,7 +180,7 @@ fn set_open(
         state,
         behind.map(Position::to_sql)
     ])?;
-    order::note(db, (handler, position), keys)
+    order::change_further_keys(db, order::NOTE, (handler, position), keys)
 }
 
 /// Ends a delivery: done, skipped or parked.
@@ -204,7 +204,8 @@ pub(super) fn end(
         why.map(shorten)
     ])?;
     tally.count(row.handler, Some(row.state), Some(state));
-    order::forget(db, (row.handler, row.position), row.keys.as_ref())?;
+    let place = (row.handler, row.position);
+    order::change_further_keys(db, order::FORGET, place, row.keys.as_ref())?;
     order::wake(db, row.handler, row.position)
 }
 

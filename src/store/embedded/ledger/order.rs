@@ -49,35 +49,16 @@ pub(super) fn columns(keys: Option<&OrderingKeys>) -> (Option<KeyHash>, KeyHash,
     (Some(keys.scope()), first, several)
 }
 
-/// Notes the further keys of an open delivery.
-pub(super) fn note(
-    db: &Connection,
-    (handler, position): (HandlerId, Position),
-    keys: Option<&OrderingKeys>,
-) -> Result<()> {
-    change_further(
-        db,
-        "INSERT OR IGNORE INTO further_keys (handler, scope, key, position) VALUES (?1, ?2, ?3, ?4)",
-        (handler, position),
-        keys,
-    )
-}
+/// Notes the further keys of an open delivery, one by one.
+pub(super) const NOTE: &str =
+    "INSERT OR IGNORE INTO further_keys (handler, scope, key, position) VALUES (?1, ?2, ?3, ?4)";
 
 /// Forgets them.
-pub(super) fn forget(
-    db: &Connection,
-    (handler, position): (HandlerId, Position),
-    keys: Option<&OrderingKeys>,
-) -> Result<()> {
-    change_further(
-        db,
-        "DELETE FROM further_keys WHERE handler = ?1 AND scope = ?2 AND key = ?3 AND position = ?4",
-        (handler, position),
-        keys,
-    )
-}
+pub(super) const FORGET: &str =
+    "DELETE FROM further_keys WHERE handler = ?1 AND scope = ?2 AND key = ?3 AND position = ?4";
 
-fn change_further(
+/// Does [`NOTE`] or [`FORGET`] with the keys behind the first one.
+pub(super) fn change_further_keys(
     db: &Connection,
     change: &str,
     (handler, position): (HandlerId, Position),
