@@ -26,7 +26,7 @@ pub(super) enum Command {
 pub(super) struct List {
     #[command(flatten)]
     range: Range,
-    /// Only events of this key
+    /// Only events of this partition key
     #[arg(long)]
     key: Option<String>,
     /// At most so many

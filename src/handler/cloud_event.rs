@@ -9,7 +9,7 @@
 //! | `time` | when the provider says that it happened; else when it was received |
 //! | `datacontenttype` | `application/json`; `application/octet-stream` for a body that is not JSON |
 //! | `receivedtime` | when it was received |
-//! | `partitionkey` | what ordering holds for (CloudEvents' own Partitioning extension) |
+//! | `partitionkey` | the partition key, which several ordering keys may have in common (CloudEvents' own Partitioning extension) |
 //! | `attempt` | which try at the delivery this is, from 1 |
 //! | `superseded` | whether a later report on the same thing has already been received |
 //! | `replayreason` | why this is a replay, where it is one |

@@ -6,7 +6,7 @@
 //! | `{provider}` | its first word |
 //! | `{endpoint}` | the endpoint that received the event |
 //! | `{handler}` | the handler, as the TOML names it |
-//! | `{key}` | what ordering holds for |
+//! | `{key}` | the partition key |
 //! | `{subject}` | what the event is about: a phone number, an extension id |
 //! | `{id}` | the event's id |
 //!

@@ -15,7 +15,7 @@ pub struct EventFilter {
     pub since: Option<Timestamp>,
     /// Only those received before this.
     pub until: Option<Timestamp>,
-    /// Only those of this key.
+    /// Only those of this partition key.
     pub key: Option<Key>,
     /// At most so many.
     pub limit: usize,
@@ -30,7 +30,7 @@ pub struct EventSummary {
     pub name: EventName,
     /// Where it arrived.
     pub endpoint: EndpointName,
-    /// What ordering holds for.
+    /// The partition key.
     pub key: Option<Key>,
     /// When the provider says that it happened.
     pub occurred_at: Option<Timestamp>,
@@ -117,7 +117,7 @@ pub struct ParkedDelivery {
     pub name: EventName,
     /// The handler that could not take it.
     pub handler: HandlerName,
-    /// What ordering holds for.
+    /// The partition key.
     pub key: Option<Key>,
     /// When the event was received.
     pub received_at: Timestamp,

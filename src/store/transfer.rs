@@ -350,7 +350,7 @@ fn digest(stored: &Stored) -> [u8; 32] {
     ));
     notes.add(&event.body);
     for delivery in &stored.deliveries {
-        // Which of the open ones of a key is ready is for each store to say.
+        // Which of the open ones are ready is for each store to say.
         let (state, since) = match delivery.state {
             DeliveryState::Ready | DeliveryState::Queued => (DeliveryState::Ready, delivery.since),
             // Of no use to anybody any more, and not kept everywhere.

@@ -26,8 +26,8 @@
 //! | takes no message as large (311, 406) | parked |
 //! | is short of memory or disk, closes the connection, or is not there | tried again |
 //!
-//! **Order:** the broker has confirmed one event of a number before the next is sent, so a queue holds
-//! them in order. A copy whose confirmation never came may arrive late, behind its successors.
+//! **Order:** the broker has confirmed one event of an ordering key before the next is sent, so a queue
+//! holds them in order. A copy whose confirmation never came may arrive late, behind its successors.
 //!
 //! **Invariant:** nothing that the broker says is in a reason, but its codes: it may quote a routing
 //! key.

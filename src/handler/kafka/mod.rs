@@ -4,8 +4,8 @@
 //! `content-type`, and in the binary form its attributes are `ce_` headers, in UTF-8.
 //!
 //! The message's key is the event's partition key, and the partition is chosen by it as Java's clients
-//! choose. So events of one number are in one partition, in order, for as long as the topic has as many
-//! partitions; of Zoom, those of all numbers of an account and carrier are in that partition.
+//! choose: so events of one ordering key are in one partition, in order, for as long as the topic has as
+//! many partitions. Events of several ordering keys may be there in another order than they arrived in.
 //! The producer is idempotent: what it sends again for itself is not there twice. What the dispatcher
 //! sends again may be, after an answer that was lost; the event's id tells copies apart.
 //!

@@ -14,8 +14,8 @@
 //! | has had its fill (0x97), or fails (0x80, 0x91) | tried again |
 //! | closes the connection, or is not there | tried again |
 //!
-//! **Order:** the broker has confirmed one event of a number before the next is sent, and it keeps the
-//! order of each topic.
+//! **Order:** the broker has confirmed one event of an ordering key before the next is sent, and it
+//! keeps the order of each topic.
 //!
 //! **Session:** the store is the session. Each connection starts clean and leaves nothing behind
 //! with the broker (clean start, session expiry 0), and what a lost connection had not had confirmed

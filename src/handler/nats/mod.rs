@@ -9,7 +9,7 @@
 //! minutes by default, `always` for before the acknowledgement).
 //!
 //! **Order.** A stream keeps messages in the order of their acknowledgements, so with
-//! `order = "key"` it has each key's events in the order in which they arrived.
+//! `order = "key"` it has the events of each ordering key in the order in which they arrived.
 //!
 //! **Copies.** `Nats-Msg-Id` is the delivery's [copy key](Delivery::copy_key), so within its
 //! duplicate window a stream keeps one message however often hookswitch had to try, and one more for

@@ -20,7 +20,7 @@
 //! from Redis 7.2). An entry that is not confirmed in time is added again.
 //!
 //! **Order.** A stream keeps entries in the order in which they were added, so with
-//! `order = "key"` it has each key's events in the order in which they arrived.
+//! `order = "key"` it has the events of each ordering key in the order in which they arrived.
 //!
 //! | answer | outcome |
 //! |---|---|

@@ -11,7 +11,7 @@
 //! | `:subject` | what it is about, or null | | text |
 //! | `:time` | when it happened | `timestamptz` | text, in UTC |
 //! | `:receivedtime` | when it was received | `timestamptz` | text, in UTC |
-//! | `:key` | what ordering holds for, or null | | text |
+//! | `:key` | the partition key, or null | | text |
 //! | `:attempt` | which try this is, from 1 | `int4`, `int8` | integer |
 //! | `:superseded` | whether a later report has been received | `bool` | 0 or 1 |
 //! | `:replayreason` | why this is a replay, or null | | text |
@@ -24,8 +24,9 @@
 //! where it stands in the statement; a cast says it plainly: `:time::timestamptz`.
 //!
 //! Deliveries are made at least once, so the statement must bear to be run again. `ON CONFLICT (id)
-//! DO NOTHING`, with `:id` in a column that is unique, is enough. Order per number holds as it does for
-//! every handler: the statement for one event has been committed before that for the next one begins.
+//! DO NOTHING`, with `:id` in a column that is unique, is enough. Order holds as it does for every
+//! handler: the statement for one event has been committed before that for the next one that shares an
+//! ordering key with it begins.
 //!
 //! | answer | outcome |
 //! |---|---|

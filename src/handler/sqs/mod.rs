@@ -18,8 +18,10 @@
 //! answer has the MD5 of another body, the message is sent again.
 //!
 //! **A queue whose name ends in `.fifo`** keeps the order of each group and drops copies. A
-//! message's group is the event's key; an event without a key is a group of its own. Characters
-//! that a group may not have are percent-encoded, and what is longer than 128 characters then is
+//! message's group is the event's partition key; an event without one is a group of its own. Events of
+//! one ordering key are in one group, in order; those of several may be there in another order than they
+//! arrived in. Characters that a group may not have are percent-encoded, and what is longer than 128
+//! characters then is
 //! replaced by its SHA-256. What copies are told by is the delivery's [copy key](Delivery::copy_key), so
 //! for five minutes the queue takes one message however often hookswitch had to try, and one more for
 //! each replay.
