@@ -273,11 +273,18 @@ impl Store for Embedded {
 
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let job = self
-                .parts
-                .ledger
-                .run("subscribing", |books| books.subscribe(subscriptions));
-            job.await?;
+            let ledger = &self.parts.ledger;
+            let again = subscriptions.clone();
+            let subscribing = ledger.run("subscribing", |books| books.subscribe(subscriptions));
+            match subscribing.await {
+                // Whoever is the first to come upon damage has the ledger made anew: then it works.
+                Err(StoreError::Database { .. }) => {
+                    ledger
+                        .run("subscribing", |books| books.subscribe(again))
+                        .await?;
+                }
+                subscribed => subscribed?,
+            }
             self.parts.progress.subscribed();
             Ok(())
         })
