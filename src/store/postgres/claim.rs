@@ -6,7 +6,7 @@
 //! delivery that is older and shares a key. Where it has to, it is queued behind that one, in a
 //! transaction of its own.
 //!
-//! A candidate is claimed together with those that follow it in the chain of its key: a run. The first
+//! A candidate is claimed together with those that follow it in the line: a run. The first
 //! one is handed out; each of the others when the one before it is over, by its settlement.
 
 use std::{
@@ -45,13 +45,13 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.claims'), 
 
 /// What a delivery tells of itself; [`rows::COLUMNS`] follow.
 const DELIVERY: &str = "l.position, l.blocker, t.first IS NOT NULL, e.position, e.day, e.attempts,
-    e.since, e.replay, e.replays, e.due_at, e.keys IS NOT NULL, f.fence,
+    e.since, e.replay, e.replays, e.due_at, e.keys IS NOT NULL, f.fence, l.scope, l.key,
     e.occurred_at IS NOT NULL AND e.topic_keys <> '{}' AND NOT EXISTS (
         SELECT FROM unnest(e.topic_keys) AS k (topic) LEFT JOIN topics t ON t.topic = k.topic
         WHERE t.latest IS NULL OR t.latest <= e.occurred_at)";
 
 /// How many columns those are.
-const DELIVERY_COLUMNS: usize = 13;
+const DELIVERY_COLUMNS: usize = 15;
 
 /// Claims what is ready and due, oldest first, and waits for nothing. Passed over is what somebody has,
 /// and what was replayed while a younger one that shares a key with it is under way. One more is looked
@@ -124,12 +124,13 @@ pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
     WHERE handler = $1 AND state = 0 AND due_at > $2 ORDER BY due_at LIMIT 1";
 
 /// Queues deliveries that looked ready behind those that they wait for, and with the first one of each
-/// key up to so many of those that follow it.
+/// line up to so many of those that follow it.
 ///
-/// The row of what is waited for is locked against its end until the queueing is committed, and what is
-/// ending at that moment is passed over: so its settlement, which wakes what is queued behind it by a
-/// statement after the one that ends it, finds everything that was queued. (`state < 1` keeps the
-/// planner from the index of what is ready, which does not lead to a position.)
+/// What is waited for is locked against its end until the queueing is committed, and what is ending at
+/// that moment is passed over: so its settlement, which wakes what is queued behind it by a statement
+/// after the one that ends it, finds everything that was queued. Nothing of a line can be claimed, and so
+/// end, while that stands before it. (`state < 1` keeps the planner from the index of what is ready, which
+/// does not lead to a position.)
 pub(super) const QUEUE: &str = "WITH
     told AS MATERIALIZED (SELECT DISTINCT ON (d.scope, d.key, d.keys)
             d.position, t.blocker, d.scope, d.key, d.keys
@@ -137,18 +138,17 @@ pub(super) const QUEUE: &str = "WITH
         CROSS JOIN LATERAL (SELECT * FROM deliveries d
             WHERE d.handler = $1 AND d.position = t.position OFFSET 0) d
         ORDER BY d.scope, d.key, d.keys, d.position),
-    there AS MATERIALIZED (SELECT ARRAY(SELECT b.position FROM deliveries b
+    there AS MATERIALIZED (SELECT b.position, b.scope, b.key FROM deliveries b
         WHERE b.handler = $1 AND b.position = ANY(ARRAY(SELECT blocker FROM told))
-        FOR KEY SHARE SKIP LOCKED) AS positions),
-    pairs AS MATERIALIZED (SELECT o.position, coalesce(o.before, t.blocker) AS behind
-        FROM told t CROSS JOIN there CROSS JOIN LATERAL (
-            SELECT l.position, l.state, lag(l.position) OVER (ORDER BY l.position) AS before
-            FROM (SELECT o.position, o.state FROM deliveries o WHERE o.handler = $1
-                    AND o.scope = t.scope AND o.key = t.key AND o.position >= t.position
-                ORDER BY o.handler, o.scope, o.key, o.position
-                LIMIT CASE WHEN t.keys IS NULL THEN $4::bigint ELSE 1 END
-                FOR KEY SHARE SKIP LOCKED) l) o
-        WHERE o.state = 0 AND (o.before IS NOT NULL OR t.blocker = ANY(there.positions)))
+        FOR KEY SHARE SKIP LOCKED),
+    pairs AS MATERIALIZED (SELECT o.position, CASE WHEN o.position = t.position
+                AND (b.scope, b.key) IS DISTINCT FROM (t.scope, t.key) THEN b.position END AS behind
+        FROM told t JOIN there b ON b.position = t.blocker
+        CROSS JOIN LATERAL (SELECT o.position, o.state FROM deliveries o WHERE o.handler = $1
+                AND o.scope = t.scope AND o.key = t.key AND o.position >= t.position
+            ORDER BY o.handler, o.scope, o.key, o.position
+            LIMIT CASE WHEN t.keys IS NULL THEN $4::bigint ELSE 1 END) o
+        WHERE o.state = 0)
     UPDATE deliveries d SET state = 1, behind = p.behind FROM pairs p
     WHERE d.handler = $1 AND d.position = p.position AND d.state < 1
         AND NOT EXISTS (SELECT FROM claims c WHERE c.handler = d.handler
@@ -308,6 +308,7 @@ impl Found {
             first,
             token,
             position,
+            line: row.try_get::<_, Option<_>>(12)?.zip(row.try_get(13)?),
             day: row.try_get(4)?,
             replays: row.try_get(8)?,
             since,
@@ -321,7 +322,7 @@ impl Found {
             attempt: attempts.cast_unsigned() + 1,
             since: row.try_get::<_, Option<Timestamp>>(6)?.unwrap_or(now),
             replay: replay.map(text::from_sql),
-            superseded: row.try_get(12)?,
+            superseded: row.try_get(14)?,
         });
         Ok(())
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{fault::Fault, pool::Session, roster::HandlerId};
 use crate::{
-    event::Notification,
+    event::{KeyHash, Notification},
     store::{Claim, Lease},
 };
 
@@ -54,6 +54,8 @@ pub(super) struct Held {
     pub(super) token: Uuid,
     pub(super) day: Date,
     pub(super) position: i64,
+    /// Its scope and first key, where order holds.
+    pub(super) line: Option<(KeyHash, KeyHash)>,
     /// How often the delivery had been replayed when it was handed out.
     pub(super) replays: i32,
     /// When the lease began, by our clock, at the latest.

@@ -54,7 +54,8 @@
 //! That a delivery is ready is a hint. Appends add deliveries as ready, but for those that wait for one
 //! of the same batch, and take no lock that a claim or a settlement waits for. A claim that comes upon
 //! one that has to wait has it queued behind what it waits for; a settlement that ends a delivery wakes
-//! what is queued behind it. The deliveries of one key so form a chain, and each end wakes one.
+//! what is queued behind it. The deliveries of one scope and first key are a line, and what waits for the
+//! one before it in its line needs no note of that: where a run ends, the oldest of its line is woken.
 //!
 //! No wake-up is lost. Who queues a delivery locks the one that it waits for, so that this does not end
 //! before the queueing is committed, and does not queue behind one that is ending at that moment. A
@@ -62,7 +63,7 @@
 //! wait for such a lock, the next statement's snapshot has what was queued meanwhile. A claim that ran
 //! out is taken over where it was: its delivery is ready, or made ready.
 //!
-//! Whoever claims a delivery of one key claims a run: the deliveries that follow it in the chain, 16 at
+//! Whoever claims a delivery of one key claims a run: the deliveries that follow it in its line, 16 at
 //! most. The next one of the run is handed out by the settlement of the one before it, in whose
 //! transaction the claim stays. So a claim, which has to wait for the disk, is paid once a run, and
 //! nothing is attempted before the end of what was before it is on record. A replay that comes to stand

@@ -34,6 +34,11 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("003.sql"),
         needs: 3,
     },
+    // A program of version 3 does not wake what is queued in a line.
+    Migration {
+        sql: include_str!("004.sql"),
+        needs: 4,
+    },
 ];
 
 /// The version of the tables that this program knows.

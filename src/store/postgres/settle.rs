@@ -76,11 +76,19 @@ pub(super) const SETTLE: &str = "WITH
     SELECT n, goes_on, verdict > 0 AND position NOT IN (SELECT position FROM over)
         AND position NOT IN (SELECT position FROM again) FROM mine";
 
-/// Wakes what is queued behind deliveries that are over, but for those that go on. A statement of its
-/// own, after the one that ends them: that may have waited for the lock of somebody who queued something
-/// behind them, and this one sees it.
+/// Wakes what is queued behind deliveries that are over, but for those that go on, and the oldest of each
+/// line in which nobody goes on. A statement of its own, after the one that ends them: that may have
+/// waited for the lock of somebody who queued something behind them, and this one sees it.
 pub(super) const WAKE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
-    WHERE d.handler = $1 AND d.behind = ANY($2) AND d.state = 1 AND d.position <> ALL($3)";
+    WHERE d.handler = $1 AND d.state = 1 AND d.position = ANY(ARRAY(
+        SELECT w.position FROM deliveries w
+            WHERE w.handler = $1 AND w.behind = ANY($2) AND w.position <> ALL($3)
+        UNION ALL
+        SELECT o.position FROM unnest($4::bigint[], $5::bigint[]) AS t (scope, key)
+            CROSS JOIN LATERAL (SELECT o.position, o.behind FROM deliveries o
+                WHERE o.handler = $1 AND o.scope = t.scope AND o.key = t.key
+                ORDER BY o.handler, o.scope, o.key, o.position LIMIT 1) o
+            WHERE o.behind IS NULL))";
 
 /// Ends deliveries that were parked while they were attempted, their handler being gone.
 pub(super) const REDEEM: &str = "WITH
@@ -181,6 +189,8 @@ async fn settle_on(
     let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
     let next: Vec<_> = told.iter().map(|told| told.next).collect();
     let over = told.iter().filter(|told| told.verdict >= PARKED);
+    let ends = over.clone().filter(|told| told.next.is_none());
+    let (scopes, keys): (Vec<_>, Vec<_>) = ends.filter_map(|told| told.held.line).unzip();
     let over: Vec<_> = over.map(|told| told.held.position).collect();
     let going_on: Vec<_> = told.iter().filter_map(|told| told.next).collect();
     let settle = session.prepare(SETTLE).await?;
@@ -189,7 +199,7 @@ async fn settle_on(
         &handler, &firsts, &tokens, &positions, &replays, &verdicts, &started, &finished, &due,
         &why, &next,
     ];
-    let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &going_on];
+    let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &going_on, &scopes, &keys];
     let client = &session.client;
     let (begun, answers, woken, committed) = tokio::join!(
         biased;

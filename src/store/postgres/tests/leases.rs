@@ -50,6 +50,7 @@ fn what_comes_after_a_settlement_is_held_no_longer_than_what_came_before() {
             token: Uuid::nil(),
             day: rows::day(at(0)),
             position: n as i64,
+            line: None,
             replays: 0,
             since,
         },

@@ -78,7 +78,11 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
         ),
         (
             settle::WAKE,
-            vec!["((behind = ANY ($2)) AND (handler = $1))"],
+            vec![
+                "((behind = ANY ($2)) AND (handler = $1))",
+                "deliveries_by_key",
+                "((handler = $1) AND (\"position\" = ANY (",
+            ],
         ),
         (leases::GIVE_UP, vec!["deliveries_pkey"]),
         (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),
