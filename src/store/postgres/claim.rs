@@ -6,7 +6,7 @@
 //! delivery that is older and shares a key. Where it has to, it is queued behind that one, in a
 //! transaction of its own.
 //!
-//! A candidate is claimed together with those that follow it in the line: a run. The first
+//! A candidate is claimed together with those that follow it in its line: a run. The first
 //! one is handed out; each of the others when the one before it is over, by its settlement.
 
 use std::{
@@ -57,8 +57,8 @@ const DELIVERY_COLUMNS: usize = 15;
 /// and what was replayed while a younger one that shares a key with it is under way. One more is looked
 /// at than is claimed.
 ///
-/// A run ends before what shares its key and is not of its chain: a delivery of several keys, or of the
-/// whole scope (`fence`).
+/// A run is of one key alone: it ends before a delivery of its line that has several keys, and before one
+/// outside of its line that shares the key (`fence`).
 pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH

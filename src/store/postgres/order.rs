@@ -35,7 +35,7 @@ fn array(hashes: &[KeyHash]) -> String {
 
 /// An expression: the position of the open delivery that `d`, a row or an alias of one with the columns
 /// of `deliveries`, waits for; null where it may begin. It is the youngest older one that shares a key,
-/// so that the deliveries of one key form a chain; for all keys of a scope any older one will do. The
+/// so that the deliveries of a line wait one for another; for all keys of a scope any older one will do. The
 /// order by all columns of an index makes sure that the index is used.
 pub(super) fn blocker(d: &str) -> String {
     let of_key = |table: &str, key: &str| {

@@ -26,7 +26,7 @@ async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
     got
 }
 
-async fn chain(replica: &Replica, length: u64) -> Vec<Notification> {
+async fn line(replica: &Replica, length: u64) -> Vec<Notification> {
     let events: Vec<_> = (0..length).map(|n| keyed(n, "a")).collect();
     replica.store.append_all(events.clone()).await;
     events
@@ -36,7 +36,7 @@ async fn chain(replica: &Replica, length: u64) -> Vec<Notification> {
 async fn a_settlement_brings_the_next_of_the_key_until_the_run_is_over() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = chain(&one, 20).await;
+    let events = line(&one, 20).await;
     let run = follow(&one, one.store.claim("crm", at(10)).await).await;
     let expected: Vec<_> = events.iter().map(|event| event.id).collect();
     assert_eq!(ids(&run), expected[..16], "others have their turn too");
@@ -48,7 +48,7 @@ async fn a_settlement_brings_the_next_of_the_key_until_the_run_is_over() {
 async fn nobody_else_gets_a_key_between_two_of_a_run() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = chain(&one, 3).await;
+    let events = line(&one, 3).await;
     let first = one.store.claim("crm", at(10)).await;
     let second = one.store.settle_all("crm", &first, Verdict::Done).await;
     assert_eq!(ids(&second), [events[1].id]);
@@ -66,7 +66,7 @@ async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
     for before in [0, 16] {
         let database = Database::new();
         let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-        let events = chain(&one, 20).await;
+        let events = line(&one, 20).await;
         if before > 0 {
             follow(&one, one.store.claim("crm", at(10)).await).await;
         }
@@ -94,7 +94,7 @@ async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
 async fn what_has_to_wait_ends_its_run_and_loses_nothing_of_the_key() {
     let database = Database::new();
     let one = Replica::new(&database).await;
-    let events = chain(&one, 4).await;
+    let events = line(&one, 4).await;
     for verdict in [retry(20), Verdict::Released] {
         let first = one.store.claim("crm", at(30)).await;
         let second = one.store.settle_all("crm", &first, Verdict::Done).await;
@@ -109,7 +109,7 @@ async fn what_has_to_wait_ends_its_run_and_loses_nothing_of_the_key() {
 async fn a_replay_within_a_run_is_made_after_it() {
     let database = Database::new();
     let one = Replica::new(&database).await;
-    let events = chain(&one, 3).await;
+    let events = line(&one, 3).await;
     let first = one.store.claim("crm", at(10)).await;
     let second = one.store.settle_all("crm", &first, Verdict::Done).await;
     // As `replay` does to one that is under way.
@@ -139,7 +139,7 @@ async fn large_events_come_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_ends_before_what_shares_its_key_and_is_not_of_its_chain() {
+async fn a_run_ends_before_what_shares_its_key_and_has_more_keys() {
     let database = Database::new();
     let one = Replica::new(&database).await;
     let (a, b) = ("+12025550100", "+12025550101");
@@ -171,7 +171,7 @@ async fn what_cannot_be_queued_holds_up_no_claim_and_is_looked_at_again() {
     settings.statement_timeout = Duration::from_secs(1);
     let one = Replica::open(settings, clock).await;
     one.store.subscribe(&["crm"]).await;
-    let events = chain(&one, 3).await;
+    let events = line(&one, 3).await;
     let other = connection(&database).await;
     let lock = "BEGIN; SELECT FROM deliveries ORDER BY position DESC LIMIT 1 FOR UPDATE";
     other.client.batch_execute(lock).await.unwrap();
