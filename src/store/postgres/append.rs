@@ -27,7 +27,7 @@ use super::{
     Parts,
     batch::Batch,
     fault::Fault,
-    partition,
+    learn, partition,
     pool::{Session, within},
     roster::Active,
     rows,
@@ -46,8 +46,7 @@ const BATCH_EVENTS: usize = 1024;
 /// The most bytes of bodies in one transaction, besides its last event.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// The most topics of events in one transaction, besides its last event: one about 80,000 numbers takes
-/// half of what an append may, and two of them must not be in one.
+/// The most topics that are learnt in one transaction, besides those of its last event.
 const BATCH_TOPICS: usize = 16 << 10;
 
 /// The most events that wait: several transactions' worth.
@@ -67,7 +66,7 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 pub(super) const ADD: &str = "WITH
     known AS MATERIALIZED (SELECT dedupe FROM seen WHERE dedupe = ANY($1::uuid[])),
     drawn AS MATERIALIZED (SELECT ARRAY(SELECT nextval('positions')
-            FROM generate_series(1, cardinality($18::uuid[]))) AS positions
+            FROM generate_series(1, cardinality($20::uuid[]))) AS positions
         WHERE NOT EXISTS (SELECT FROM known)),
     to_seen AS (INSERT INTO seen (dedupe, position)
         SELECT dedupe, positions[place] FROM drawn, unnest($1::uuid[], $2::integer[])
@@ -76,28 +75,31 @@ pub(super) const ADD: &str = "WITH
         SELECT topic, latest FROM drawn, unnest($3::uuid[], $4::timestamptz[]) AS n (topic, latest)
         ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest
             WHERE excluded.latest > t.latest),
+    to_unlearnt AS (INSERT INTO unlearnt (position, day)
+        SELECT positions[place], day FROM drawn, unnest($5::integer[], $6::date[])
+            AS n (place, day)),
     to_deliveries AS (INSERT INTO deliveries
             (handler, position, day, scope, key, keys, state, behind, due_at)
         SELECT handler, positions[place], day, scope, key, keys::bigint[],
             CASE WHEN behind IS NULL THEN 0 ELSE 1 END, positions[behind], due_at
-        FROM drawn, unnest($5::integer[], $6::integer[], $7::date[], $8::bigint[], $9::bigint[],
-            $10::text[], $11::integer[], $12::timestamptz[])
+        FROM drawn, unnest($7::integer[], $8::integer[], $9::date[], $10::bigint[], $11::bigint[],
+            $12::text[], $13::integer[], $14::timestamptz[])
             AS t (handler, place, day, scope, key, keys, behind, due_at)
         RETURNING handler, scope, keys, position),
     to_further AS (INSERT INTO further_keys (handler, scope, key, position)
         SELECT d.handler, d.scope, k.key, d.position
         FROM to_deliveries d CROSS JOIN unnest(d.keys[2:]) AS k (key) WHERE d.keys IS NOT NULL),
     to_tally AS (INSERT INTO tally (handler, open, parked)
-        SELECT handler, open, 0 FROM drawn, unnest($13::integer[], $14::bigint[])
+        SELECT handler, open, 0 FROM drawn, unnest($15::integer[], $16::bigint[])
             AS t (handler, open)),
     to_events AS (INSERT INTO events (day, position, id, name, endpoint, key, subject, occurred_at,
             received_at, topics, topic_keys, dedupe, body)
         SELECT day, positions[place], id, name, endpoint, key, subject, occurred_at, received_at,
-            topics, ($15::uuid[])[first_topic:last_topic],
-            ($16::uuid[])[first_dedupe:last_dedupe], body
-        FROM drawn, unnest($17::date[], $18::uuid[], $19::text[], $20::text[], $21::text[],
-            $22::text[], $23::timestamptz[], $24::timestamptz[], $25::text[], $26::integer[],
-            $27::integer[], $28::integer[], $29::integer[], $30::bytea[])
+            topics, ($17::uuid[])[first_topic:last_topic],
+            ($18::uuid[])[first_dedupe:last_dedupe], body
+        FROM drawn, unnest($19::date[], $20::uuid[], $21::text[], $22::text[], $23::text[],
+            $24::text[], $25::timestamptz[], $26::timestamptz[], $27::text[], $28::integer[],
+            $29::integer[], $30::integer[], $31::integer[], $32::bytea[])
             WITH ORDINALITY AS e (day, id, name, endpoint, key, subject, occurred_at, received_at,
                 topics, first_topic, last_topic, first_dedupe, last_dedupe, body, place))
     SELECT ARRAY(SELECT dedupe FROM known), (SELECT positions FROM drawn)";
@@ -205,7 +207,7 @@ impl Inbox {
         let mut next = Some(first);
         while let Some(waiting) = next {
             bytes += waiting.notification.body.len();
-            topics += waiting.notification.topics.len();
+            topics += waiting.notification.topics.len().min(learn::MOST_TOPICS);
             taken.push(waiting);
             let is_full =
                 taken.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;

@@ -12,7 +12,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    order,
+    learn, order,
     roster::{Active, HandlerId},
     rows, text,
 };
@@ -27,6 +27,7 @@ pub(super) struct Batch<'a> {
     pub(super) events: Events<'a>,
     pub(super) seen: Seen,
     pub(super) topics: Topics,
+    pub(super) unlearnt: Unlearnt,
     pub(super) deliveries: Deliveries,
     pub(super) tally: Tally,
     /// Notifications that are copies of others, here or in the database.
@@ -59,11 +60,14 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    fn push(&mut self, ids: impl Iterator<Item = Uuid>) {
+    /// Adds a list, and gives it back.
+    fn push(&mut self, ids: impl Iterator<Item = Uuid>) -> &[Uuid] {
         let count = |ids: &Vec<Uuid>| i32::try_from(ids.len()).unwrap_or(i32::MAX);
+        let before = self.ids.len();
         self.first.push(count(&self.ids).saturating_add(1));
         self.ids.extend(ids);
         self.last.push(count(&self.ids));
+        self.ids.split_at(before).1
     }
 }
 
@@ -79,6 +83,13 @@ pub(super) struct Seen {
 pub(super) struct Topics {
     pub(super) topic: Vec<Uuid>,
     pub(super) latest: Vec<Timestamp>,
+}
+
+/// Events whose topics are learnt later (see [`learn`]).
+#[derive(Debug, Default)]
+pub(super) struct Unlearnt {
+    pub(super) place: Vec<i32>,
+    pub(super) day: Vec<Date>,
 }
 
 /// Deliveries by handler.
@@ -108,7 +119,7 @@ impl<'a> Batch<'a> {
     ) -> Self {
         let mut batch = Self::default();
         let mut seen = BTreeMap::new();
-        let mut topics = BTreeMap::new();
+        let mut reported = BTreeMap::new();
         let mut last = Last::default();
         let mut tally = BTreeMap::from([NOTHING]);
         for notification in notifications {
@@ -119,15 +130,22 @@ impl<'a> Batch<'a> {
                 continue;
             }
             known.extend(&notification.dedupe);
-            let place = batch.events.add(notification);
+            let (place, topics) = batch.events.add(notification);
+            match notification.occurred_at {
+                Some(_) if topics.len() > learn::MOST_TOPICS => {
+                    batch.unlearnt.place.push(place);
+                    batch.unlearnt.day.push(rows::day(notification.received_at));
+                }
+                Some(occurred_at) => {
+                    for topic in topics {
+                        let latest = reported.entry(*topic).or_insert(occurred_at);
+                        *latest = occurred_at.max(*latest);
+                    }
+                }
+                None => {}
+            }
             let keys = notification.dedupe.iter().map(rows::dedupe_key);
             seen.extend(keys.map(|key| (key, place)));
-            if let Some(occurred_at) = notification.occurred_at {
-                for topic in &notification.topics {
-                    let latest = topics.entry(rows::topic_key(topic)).or_insert(occurred_at);
-                    *latest = occurred_at.max(*latest);
-                }
-            }
             let takes = |handler: &&Active| handler.asked.takes(&notification.name);
             let mut takers = active.iter().filter(takes).peekable();
             let keys = takers.peek().and_then(|_| notification.ordering_keys());
@@ -137,17 +155,18 @@ impl<'a> Batch<'a> {
             }
         }
         (batch.seen.dedupe, batch.seen.place) = seen.into_iter().unzip();
-        (batch.topics.topic, batch.topics.latest) = topics.into_iter().unzip();
+        (batch.topics.topic, batch.topics.latest) = reported.into_iter().unzip();
         (batch.tally.handler, batch.tally.open) = tally.into_iter().unzip();
         batch
     }
 
     /// In the order of the statement that adds it.
-    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 30] {
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 32] {
         let Self {
             events,
             seen,
             topics,
+            unlearnt,
             deliveries,
             tally,
             copies: _,
@@ -157,6 +176,8 @@ impl<'a> Batch<'a> {
             &seen.place,
             &topics.topic,
             &topics.latest,
+            &unlearnt.place,
+            &unlearnt.day,
             &deliveries.handler,
             &deliveries.place,
             &deliveries.day,
@@ -248,8 +269,8 @@ impl Last {
 }
 
 impl<'a> Events<'a> {
-    /// Gives back its place.
-    fn add(&mut self, notification: &'a Notification) -> i32 {
+    /// Gives back its place, and what its topics are known by.
+    fn add(&mut self, notification: &'a Notification) -> (i32, &[Uuid]) {
         let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
         let topic_keys = notification.topics.iter().map(rows::topic_key);
         self.day.push(rows::day(notification.received_at));
@@ -264,9 +285,9 @@ impl<'a> Events<'a> {
         self.occurred_at.push(notification.occurred_at);
         self.received_at.push(notification.received_at);
         self.topics.push(rows::topics(notification));
-        self.topic_keys.push(topic_keys);
         self.dedupe.push(dedupe);
         self.body.push(&notification.body);
-        i32::try_from(self.body.len()).unwrap_or(i32::MAX)
+        let place = i32::try_from(self.body.len()).unwrap_or(i32::MAX);
+        (place, self.topic_keys.push(topic_keys))
     }
 }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::{
     Parts,
     fault::Fault,
+    learn,
     leases::{Held, Offer},
     order,
     pool::Session,
@@ -188,6 +189,9 @@ pub(super) async fn claim(
         tracing::debug!("deliveries could not be queued: {fault}");
         parts.alarm.notify_one();
     }
+    for position in found.unlearnt() {
+        learn::learn(parts, position).await?;
+    }
     let is_short = !found.blocked.is_empty();
     let runs = found.runs.into_values();
     let mut runs: Vec<_> = runs.map(|run| run.offers).collect();
@@ -325,6 +329,13 @@ impl Found {
             superseded: row.try_get(14)?,
         });
         Ok(())
+    }
+
+    /// The positions of events whose topics may be still to be learnt.
+    fn unlearnt(&self) -> impl Iterator<Item = i64> {
+        let offers = self.runs.values().flat_map(|run| &run.offers);
+        let has_many = |offer: &&Offer| offer.notification.topics.len() > learn::MOST_TOPICS;
+        offers.filter(has_many).map(|offer| offer.held.position)
     }
 
     async fn tidy(

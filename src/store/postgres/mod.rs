@@ -16,6 +16,7 @@
 //! | `events` | an event with its body; a partition for each day (UTC) of arrival | never |
 //! | `seen` | a dedupe key; small and apart, since a unique key of `events` would hold for one day only | never |
 //! | `topics` | the latest provider time of a topic, known by a hash | with newer events |
+//! | `unlearnt` | an event whose topics are still to be added to `topics`, since it has very many | comes and goes with the event |
 //! | `handlers` | a handler, and when a replica named it last | every few seconds |
 //! | `deliveries` | a delivery that is open, narrow, with its first ordering key | with each retry; deleted at its end |
 //! | `further_keys` | an ordering key behind the first one of an open delivery | comes and goes with the delivery |
@@ -137,6 +138,7 @@ mod append;
 mod batch;
 mod claim;
 mod fault;
+mod learn;
 mod leases;
 mod notify;
 mod order;

@@ -1,5 +1,5 @@
 //! What one replica does for all, and would do no harm if two did it: making the partitions of the
-//! days to come, dropping old ones, adding counts up, parking what is left of handlers that are
+//! days to come, dropping old ones, adding counts up, learning topics, parking what is left of handlers that are
 //! gone, and making ready what was queued of those that have left order behind.
 
 use std::{
@@ -15,7 +15,7 @@ use tokio_postgres::types::ToSql;
 use super::{
     Parts,
     fault::Fault,
-    partition,
+    learn, partition,
     pool::{Durability, Session},
     roster::HandlerId,
     rows, standing,
@@ -152,6 +152,7 @@ impl Chores {
             return Ok(());
         };
         session.client.execute(standing::ADD_UP, &[]).await?;
+        learn::learn_all(session).await?;
         if asked || self.round.is_none_or(|round| round.elapsed() >= ROUND) {
             self.round(parts).await?;
             self.round = Some(Instant::now());

@@ -224,17 +224,18 @@ async fn an_event_of_very_many_numbers_stands_for_its_account(place: Place) {
     let numbers: Vec<_> = (0..80_000).map(|n| (10_000_000 + n).to_string()).collect();
     let numbers: Vec<_> = numbers.iter().map(String::as_str).collect();
     let large = numbered(2, "acme", &numbers);
-    let facts = event::recognize("zoom", &large.body).facts;
-    let large = Notification {
-        topics: facts.topics,
-        ..large
+    let reported = |event: Notification, time| Notification {
+        topics: event::recognize("zoom", &event.body).facts.topics,
+        occurred_at: Some(at(time)),
+        ..event
     };
+    let large = reported(large, 60);
     assert_eq!(large.topics.len(), 80_000);
     let other = "+12025550100";
     let events = [
         numbered(1, "acme", &[other]),
         large,
-        numbered(3, "acme", &[other]),
+        reported(numbered(3, "acme", &numbers[70_000..70_002]), 50),
         numbered(4, "elsewhere", &[other]),
     ];
     store.append_all(events.clone()).await;
@@ -246,6 +247,7 @@ async fn an_event_of_very_many_numbers_stands_for_its_account(place: Place) {
     store.settle("crm", &claims[0], Verdict::Done).await;
     let claims = store.claim("crm", at(10)).await;
     assert_eq!(ids(&claims), [events[2].id]);
+    assert!(claims[0].superseded, "the large one is newer");
     // So it does when it is replayed.
     let selection = ReplaySelection {
         ids: vec![events[1].id],

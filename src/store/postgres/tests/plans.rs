@@ -4,7 +4,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::{postgres::Database, settings};
 use crate::store::postgres::{
-    append, claim, leases, partition, pool::Durability, pool::Session, rows, schema, settle,
+    append, claim, learn, leases, partition, pool::Durability, pool::Session, rows, schema, settle,
     standing, upkeep,
 };
 
@@ -42,6 +42,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
     let session = session(&database).await;
     for (statement, steps) in [
         (append::ADD, vec!["seen_pkey", "(dedupe = ANY ($1))"]),
+        (learn::LEARN, vec!["unlearnt_pkey", "(\"position\" = $1)"]),
         (
             claim::TAKE.as_str(),
             vec![
@@ -127,6 +128,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             "further_keys",
             "seen",
             "topics",
+            "unlearnt",
             "events",
             "ended",
         ] {

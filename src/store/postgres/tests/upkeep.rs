@@ -7,8 +7,8 @@ use crate::{
     event::{Key, Notification},
     store::{
         AppendError, Verdict,
-        postgres::{pool::Durability, rows, upkeep},
-        tests::{at, clock, event, keyed, parked},
+        postgres::{learn, pool::Durability, rows, upkeep},
+        tests::{self as suite, at, clock, event, keyed, parked},
     },
 };
 
@@ -229,4 +229,25 @@ fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
         assert!(refused.contains(why), "{url}: {refused}");
         assert!(!refused.contains("hunter2"), "{refused}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_an_event_that_nobody_claims_are_learnt() {
+    let database = Database::new();
+    let replica = Replica::new(&database).await;
+    let many = learn::MOST_TOPICS + 1;
+    let large = Notification {
+        occurred_at: Some(at(0)),
+        topics: (0..many).map(|n| n.to_string().as_str().into()).collect(),
+        ..event(1)
+    };
+    replica.store.append(&large).await.unwrap();
+    replica.parts().chores.notify_one();
+    suite::eventually("they are learnt", async || {
+        let left = "SELECT count(*) FROM hookswitch.unlearnt";
+        (database.sql(left) == "0").then_some(())
+    })
+    .await;
+    let learnt = database.sql("SELECT count(*) FROM hookswitch.topics");
+    assert_eq!(learnt, many.to_string());
 }
