@@ -1,6 +1,9 @@
 //! SIGHUP: validated whole, swapped at once, and not one request dropped.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use crate::{
     crash::{Load, archived_serials},
@@ -22,7 +25,7 @@ fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing(engine: E
     let load = Load::start(&service, &serials);
     let reloads =
         |result: &str| service.metric(&format!("hookswitch_reloads_total{{result=\"{result}\"}}"));
-    for turn in 1..=5 {
+    for turn in 1..=5_u32 {
         home.configure(&[ENDPOINTS, ARCHIVE, SECOND]);
         service.signal("HUP");
         eventually("it is applied", || {
@@ -35,6 +38,9 @@ fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing(engine: E
         service.signal("HUP");
         eventually("it is applied", || {
             reloads("applied") >= f64::from(turn * 2)
+        });
+        eventually("events come in", || {
+            serials.load(Ordering::Relaxed) >= 8 + u64::from(turn) * 21
         });
     }
     let others = load.others.clone();
