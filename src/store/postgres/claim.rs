@@ -56,7 +56,8 @@ const DELIVERY_COLUMNS: usize = 15;
 
 /// Claims what is ready and due, oldest first, and waits for nothing. Passed over is what somebody has,
 /// and what was replayed while a younger one that shares a key with it is under way. One more is looked
-/// at than is claimed.
+/// at than is claimed. What is in a run that somebody is at is not looked at: to queue it would make the
+/// run's settlements wait.
 ///
 /// A run is of one key alone: it ends before a delivery of its line that has several keys, and before one
 /// outside of its line that shares the key (`fence`).
@@ -69,7 +70,8 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
                 AND c.first = d.position AND c.until > clock_timestamp())
             AND NOT EXISTS (SELECT FROM claims c WHERE c.handler = d.handler
                 AND c.scope = d.scope AND c.until > clock_timestamp()
-                AND (c.position = d.position OR $6 AND c.position > d.position AND {share_a_key}))
+                AND (c.position = d.position OR $6 AND c.position > d.position AND {share_a_key}
+                    OR $6 AND d.position <= c.last AND c.keys[1] = d.key AND d.keys IS NULL))
         ORDER BY d.due_at, d.position LIMIT $3::bigint + 1),
     looked AS MATERIALIZED (SELECT d.*,
             CASE WHEN NOT $6::boolean THEN NULL WHEN d.before IS NOT NULL THEN d.before
@@ -78,13 +80,18 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
         FROM (SELECT d.*, CASE WHEN d.scope IS NOT NULL THEN lag(d.position)
                 OVER (PARTITION BY d.scope, d.key ORDER BY d.position) END AS before
             FROM due d) d),
-    taken AS (INSERT INTO claims AS c (handler, first, position, scope, keys, token, until)
-        SELECT handler, position, position, scope, coalesce(keys, ARRAY[key]), $4,
+    taken AS (INSERT INTO claims AS c (handler, first, position, last, scope, keys, token, until)
+        SELECT handler, position, position, last, scope, coalesce(keys, ARRAY[key]), $4,
             clock_timestamp() + $5::bigint * interval '1 ms'
         FROM (SELECT * FROM looked WHERE blocker IS NULL ORDER BY due_at, position LIMIT $3) l
+        CROSS JOIN LATERAL (SELECT CASE WHEN l.in_line THEN (SELECT max(o.position)
+            FROM (SELECT o.position FROM deliveries o
+                WHERE o.handler = $1 AND o.scope = l.scope AND o.key = l.key
+                    AND o.position >= l.position
+                ORDER BY o.handler, o.scope, o.key, o.position LIMIT $7) o) END AS last) r
         ORDER BY position
         ON CONFLICT (handler, first) DO UPDATE SET position = excluded.position,
-            scope = excluded.scope, keys = excluded.keys, token = excluded.token,
+            last = excluded.last, scope = excluded.scope, keys = excluded.keys, token = excluded.token,
             until = excluded.until
             WHERE c.until <= clock_timestamp()
         RETURNING first)

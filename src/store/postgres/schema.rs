@@ -43,6 +43,10 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("005.sql"),
         needs: 4,
     },
+    Migration {
+        sql: include_str!("006.sql"),
+        needs: 4,
+    },
 ];
 
 /// The version of the tables that this program knows.
