@@ -115,7 +115,7 @@ pub fn main(builder: &app::Builder) -> ExitCode {
 fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Answer> {
     let config = || -> anyhow::Result<Config> { Ok(builder.load(&cli.config)?) };
     let records = || -> anyhow::Result<Box<dyn store::Records>> {
-        Ok(config::load_store(&cli.config)?.records()?)
+        Ok(config::load_store(&cli.config)?.records(app::now)?)
     };
     match &cli.command {
         Command::Serve(args) => serve::run(args, &cli.config, builder),

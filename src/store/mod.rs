@@ -399,12 +399,12 @@ pub trait Engine: Send + std::fmt::Debug {
     /// When it is in use, cannot be read or written, or is of a newer version.
     fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError>;
 
-    /// Opens the store for an operator.
+    /// Opens the store for an operator. `clock` is for what has to be written of it.
     ///
     /// # Errors
     ///
     /// When there is none, or it cannot be read.
-    fn records(&self) -> Result<Box<dyn Records>, StoreError>;
+    fn records(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Records>, StoreError>;
 
     /// Opens the store for moving its events into another one. `subscriptions` say who gets what of
     /// events that have not been given to anybody yet.

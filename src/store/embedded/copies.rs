@@ -10,6 +10,7 @@ use std::{io, path::Path};
 
 use super::{
     reader::{Bodies, Directory},
+    record::{Event, Personal},
     seen::{Found, Seen, Slot},
     segment::Position,
 };
@@ -56,14 +57,16 @@ impl Copies {
 
     /// Whether the event at `position` of the journal is in the table.
     fn knows(&mut self, position: Position) -> io::Result<bool> {
-        let Ok(event) = self.bodies.read(position) else {
+        let Ok(event) = self.bodies.read_public(position) else {
             return Ok(false);
         };
-        for key in &event.dedupe {
+        for key in &event.notification.dedupe {
             let bodies = &mut self.bodies;
-            let is_key_of = |event: Notification| event.dedupe.contains(key);
             let found = self.seen.find(key, |known| {
-                known <= position && bodies.read(known).is_ok_and(is_key_of)
+                known <= position
+                    && bodies
+                        .read_public(known)
+                        .is_ok_and(|event| is_of(&event, key))
             })?;
             if matches!(found, Found::Known(_)) {
                 return Ok(true);
@@ -86,13 +89,15 @@ impl Copies {
         let mut unknown = Vec::with_capacity(notification.dedupe.len());
         for key in &notification.dedupe {
             let bodies = &mut self.bodies;
-            let is_key_of = |event: Notification| event.dedupe.contains(key);
             // An entry for this very position is no proof that there is no earlier event: a table that
             // is ahead of the journal has one from before the journal lost its end.
             let mut is_learnt = false;
             let found = self.seen.find(key, |known| {
                 is_learnt |= known == position;
-                known < position && bodies.read(known).is_ok_and(is_key_of)
+                known < position
+                    && bodies
+                        .read_public(known)
+                        .is_ok_and(|event| is_of(&event, key))
             })?;
             match found {
                 Found::Known(_) => {
@@ -142,4 +147,10 @@ impl Copies {
         self.unsynced = 0;
         Ok(())
     }
+}
+
+/// Whether `event` is known by `key`. One that is damaged is known by none, since it can no longer be
+/// delivered; one that was erased on purpose is.
+fn is_of(event: &Event, key: &DedupeKey) -> bool {
+    event.personal != Personal::Damaged && event.notification.dedupe.contains(key)
 }

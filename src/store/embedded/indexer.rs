@@ -2,12 +2,15 @@
 
 use std::{fmt::Display, io, sync::Arc, time::Instant};
 
+use bytes::Bytes;
+
 use super::{
     copies::Copies,
     ledger::{Batch, Ledger},
     progress::Progress,
     reader::{Damage, Directory, Scan, Step},
-    segment::{self, HEADER_BYTES, Position},
+    record::{self, Content, Invalid, Personal},
+    segment::{HEADER_BYTES, Position},
 };
 use crate::store::Follower;
 
@@ -29,6 +32,9 @@ pub(super) struct Indexer {
     pub(super) learnt: Position,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
+    /// Where the journal ended when the ledger was opened: the ledger itself has told the journal what
+    /// is said of deliveries behind that. Nowhere, once it has been made anew.
+    pub(super) own: Option<Position>,
     /// How far the ledger has read the journal.
     pub(super) through: Position,
     /// How many records that was.
@@ -131,6 +137,7 @@ impl Indexer {
         (self.through, self.records) = (through, records);
         self.progress.indexed(records);
         if back {
+            self.own = None;
             self.notice_rebuild();
         }
         self.tell_rebuild();
@@ -144,26 +151,14 @@ impl Indexer {
             records: self.records,
             ..Batch::default()
         };
-        let mut bytes_read = 0;
-        while batch.notifications.len() + (batch.copies as usize) < BATCH_RECORDS
-            && bytes_read < BATCH_BYTES
-            && batch.through < end
-        {
+        let (mut records_read, mut bytes_read) = (0, 0);
+        while records_read < BATCH_RECORDS && bytes_read < BATCH_BYTES && batch.through < end {
             match self.step(&mut batch, end)? {
                 Some(Step::Record { position, bytes }) => {
                     batch.records += 1;
+                    records_read += 1;
                     bytes_read += bytes.len();
-                    match segment::notification(&bytes, position) {
-                        Ok(notification) if self.copies.is_copy(position, &notification)? => {
-                            batch.copies += 1;
-                        }
-                        Ok(notification) => batch.notifications.push((position, notification)),
-                        Err(segment::Invalid) => {
-                            let bytes = bytes.len() as u64;
-                            self.damage
-                                .report(position, bytes, "a record is not readable");
-                        }
-                    }
+                    self.take_in(&mut batch, position, &bytes)?;
                 }
                 Some(Step::Damage { position, bytes }) => {
                     self.damage
@@ -176,6 +171,35 @@ impl Indexer {
             self.copies.sync()?;
         }
         Ok(batch)
+    }
+
+    /// Adds what a record holds to `batch`, unless the ledger knows it.
+    fn take_in(&mut self, batch: &mut Batch, position: Position, bytes: &Bytes) -> io::Result<()> {
+        let is_own = self.own.is_some_and(|own| own <= position);
+        let content = match record::content(bytes, position) {
+            Ok(Content::Deliveries(_) | Content::Inventory(..)) if is_own => return Ok(()),
+            Ok(Content::Event(event)) => {
+                if event.personal == Personal::Damaged {
+                    self.tell_damage(position, bytes, "an event fails its checksum");
+                }
+                if self.copies.is_copy(position, &event.notification)? {
+                    batch.copies += 1;
+                    return Ok(());
+                }
+                Content::Event(event)
+            }
+            Ok(content) => content,
+            Err(Invalid) => {
+                self.tell_damage(position, bytes, "a record is not readable");
+                return Ok(());
+            }
+        };
+        batch.contents.push((position, content));
+        Ok(())
+    }
+
+    fn tell_damage(&self, position: Position, bytes: &Bytes, what: &'static str) {
+        self.damage.report(position, bytes.len() as u64, what);
     }
 
     /// The next step at `batch.through`, which it moves. `None` when the batch cannot go on.

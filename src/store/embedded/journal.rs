@@ -1,6 +1,11 @@
 //! The journal's one writer. What is waiting goes out in one write and one sync; then, and only
 //! then, everyone who waited is told.
 //!
+//! Besides events the engine has its own records written, its notes: what has become of deliveries above
+//! all. Nobody waits for most of them. They go out with the events of their moment, or are synced within
+//! [`UNSYNCED_FOR`]: the loss of power takes away the notes of that time at most, the end of the process
+//! those that have not been handed over yet. There is room for notes in the reserve.
+//!
 //! It writes over the zeros of a segment that was made ahead where there is one, since that is
 //! faster, and lets the file grow where there is none.
 //!
@@ -27,8 +32,9 @@ use super::{
     disk::{self, Disk},
     progress::Progress,
     reader::Directory,
+    record::{Record, TooLarge},
     recovery::Tail,
-    segment::{Position, Record, TooLarge},
+    segment::Position,
     spare::{self, Preparer},
 };
 use crate::{
@@ -56,6 +62,9 @@ const SPARE_ORDERED_AT: u64 = 16;
 
 /// How often free space is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long notes that nobody waits for may stay without a sync.
+const UNSYNCED_FOR: Duration = Duration::from_secs(1);
 
 /// The age at which a segment is sealed though it is small, so that retention, which deletes whole
 /// segments, works for those who get few events as well.
@@ -90,21 +99,48 @@ pub(super) struct Journal {
 }
 
 enum Command {
-    Append(Waiting),
+    Write(Waiting),
     Close,
 }
 
-/// One append that has not been answered.
+/// One record that has not been written.
 struct Waiting {
     record: Record,
+    kind: Kind,
     since: Instant,
-    reply: oneshot::Sender<Result<(), AppendError>>,
+    /// Who waits for the sync, if anybody does.
+    reply: Option<Reply>,
 }
+
+/// What becomes of a record.
+pub(super) type Answer = oneshot::Receiver<Result<(), AppendError>>;
+type Reply = oneshot::Sender<Result<(), AppendError>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Event,
+    Note,
+    /// A note that each segment begins with from now on.
+    Heading,
+}
+
+/// A way to a writer that has not been started yet, and its other end.
+pub(super) fn channel() -> (Notes, Inbox) {
+    let (sender, inbox) = sync_channel(WAITING_RECORDS);
+    (Notes(sender), Inbox(inbox))
+}
+
+/// What waits for the writer.
+pub(super) struct Inbox(Receiver<Command>);
 
 impl Journal {
     /// Starts the writer behind `tail`.
-    pub(super) fn start(plan: Plan, tail: Tail) -> Result<Self, StoreError> {
-        let (sender, inbox) = sync_channel(WAITING_RECORDS);
+    pub(super) fn start(
+        plan: Plan,
+        tail: Tail,
+        (notes, Inbox(inbox)): (Notes, Inbox),
+    ) -> Result<Self, StoreError> {
+        let Notes(sender) = notes;
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let condition = plan.condition.clone();
         let preparer = Preparer::start(spare::Plan {
@@ -122,6 +158,8 @@ impl Journal {
             room: 0,
             batch: Vec::with_capacity(BATCH_RECORDS),
             buffer: Vec::new(),
+            heading: None,
+            unsynced: None,
             plan,
         };
         writer.look();
@@ -151,21 +189,19 @@ impl Journal {
         }
     }
 
-    fn hand_over(
-        &self,
-        notification: &Notification,
-    ) -> Result<oneshot::Receiver<Result<(), AppendError>>, AppendError> {
+    fn hand_over(&self, notification: &Notification) -> Result<Answer, AppendError> {
         let since = Instant::now();
-        let record = Record::new(notification).map_err(|TooLarge(bytes)| {
+        let record = Record::event(notification).map_err(|TooLarge(bytes)| {
             AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
         })?;
         let bytes = record.len();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        let append = Command::Append(Waiting {
+        let append = Command::Write(Waiting {
             record,
+            kind: Kind::Event,
             since,
-            reply,
+            reply: Some(reply),
         });
         // One record is taken however large it is, when nothing else waits.
         let sent = if waiting > 0 && waiting + bytes > WAITING_BYTES {
@@ -207,6 +243,40 @@ impl Journal {
     }
 }
 
+/// The way to the writer for the engine's own records. Blocks while too many wait. Once the writer has
+/// ended, notes are lost: nothing is trusted to it then.
+#[derive(Clone)]
+pub(super) struct Notes(SyncSender<Command>);
+
+impl Notes {
+    /// Has `record` written, sooner or later.
+    pub(super) fn put(&self, record: Record) {
+        self.send(record, Kind::Note, None);
+    }
+
+    /// Has `record` written, and at the beginning of every segment from now on.
+    pub(super) fn head(&self, record: Record) {
+        self.send(record, Kind::Heading, None);
+    }
+
+    /// Has `record` written. The answer comes when it and all before it are on stable storage.
+    pub(super) fn put_durably(&self, record: Record) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.send(record, Kind::Note, Some(reply));
+        answer
+    }
+
+    fn send(&self, record: Record, kind: Kind, reply: Option<Reply>) {
+        let note = Waiting {
+            record,
+            kind,
+            since: Instant::now(),
+            reply,
+        };
+        self.0.send(Command::Write(note)).ok();
+    }
+}
+
 /// The thread that writes.
 struct Writer {
     plan: Plan,
@@ -220,6 +290,10 @@ struct Writer {
     room: u64,
     batch: Vec<Waiting>,
     buffer: Vec<u8>,
+    /// What each segment begins with.
+    heading: Option<Record>,
+    /// Since when something is written that has not been synced.
+    unsynced: Option<Instant>,
 }
 
 /// Why a batch was not written.
@@ -234,18 +308,32 @@ impl Writer {
     fn run(mut self) {
         let mut open = true;
         while open {
-            match self.inbox.recv_timeout(LOOK_EVERY) {
-                Ok(Command::Append(waiting)) => {
+            match self.inbox.recv_timeout(self.patience()) {
+                Ok(Command::Write(waiting)) => {
                     open = self.gather(waiting);
                     self.commit();
                 }
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => open = false,
+                // Notes for which there was no room.
+                Err(RecvTimeoutError::Timeout) if !self.batch.is_empty() => self.commit(),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self
+                .unsynced
+                .is_some_and(|since| since.elapsed() >= UNSYNCED_FOR)
+                || !open
+            {
+                self.sync_notes();
             }
             if self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
                 self.look();
             }
         }
+    }
+
+    fn patience(&self) -> Duration {
+        let left = |since: Instant| UNSYNCED_FOR.saturating_sub(since.elapsed());
+        self.unsynced.map_or(LOOK_EVERY, left)
     }
 
     /// Takes what else is waiting. `false` when the journal is to be closed after it.
@@ -254,7 +342,7 @@ impl Writer {
         self.batch.push(first);
         while self.batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
             match self.inbox.try_recv() {
-                Ok(Command::Append(waiting)) => {
+                Ok(Command::Write(waiting)) => {
                     bytes += waiting.record.len();
                     self.batch.push(waiting);
                 }
@@ -265,70 +353,140 @@ impl Writer {
         true
     }
 
-    /// Makes the batch durable and answers everyone in it.
+    /// Writes the batch and answers everyone in it who waits.
     fn commit(&mut self) {
-        let result = self.write();
-        let metrics = self.plan.metrics.clone();
-        let answer = match result {
-            Ok(records) => {
-                metrics.journal_batch.observe(records as f64);
-                Ok(())
+        let events = self.events();
+        let bytes: usize = events.clone().map(|event| event.record.len()).sum();
+        let count = events.count();
+        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if let Err(error) = self.admit(bytes) {
+            self.answer(&Err(error), |waiting| waiting.kind == Kind::Event);
+        }
+        if self.batch.is_empty() {
+            return;
+        }
+        match self.write() {
+            Ok(()) => {
+                if count > 0 {
+                    self.plan.metrics.journal_batch.observe(count as f64);
+                }
+                self.answer(&Ok(()), |_| true);
             }
             Err(Failure::Full(why)) => {
-                self.plan
-                    .condition
-                    .set(&Health::Unavailable { why: why.clone() });
-                Err(AppendError::Unavailable(why))
+                let health = Health::Unavailable { why: why.clone() };
+                self.plan.condition.set(&health);
+                let refused = Err(AppendError::Unavailable(why));
+                self.answer(&refused, |waiting| waiting.kind == Kind::Event);
             }
             Err(Failure::Poisoned(why)) => {
-                self.plan
-                    .condition
-                    .set(&Health::Poisoned { why: why.clone() });
-                Err(AppendError::Poisoned(why))
+                self.poison(&why);
+                self.answer(&Err(AppendError::Poisoned(why)), |_| true);
             }
-        };
-        for waiting in self.batch.drain(..) {
-            if answer.is_ok() {
-                let took = waiting.since.elapsed().as_secs_f64();
-                metrics.append_seconds.observe(took);
-            }
-            // Whoever waited may have run out of patience; the event is stored all the same.
-            waiting.reply.send(answer.clone()).ok();
         }
         self.buffer.clear();
         self.buffer.shrink_to(BATCH_BYTES);
     }
 
-    fn write(&mut self) -> Result<usize, Failure> {
-        let bytes: usize = self.batch.iter().map(|waiting| waiting.record.len()).sum();
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    fn events(&self) -> impl Iterator<Item = &Waiting> + Clone {
+        let batch = self.batch.iter();
+        batch.filter(|waiting| waiting.kind == Kind::Event)
+    }
+
+    /// Whether `bytes` of events may be written now.
+    fn admit(&mut self, bytes: usize) -> Result<(), AppendError> {
         match self.plan.condition.get() {
-            Health::Sound => {}
-            Health::Unavailable { why } => return Err(Failure::Full(why)),
-            Health::Poisoned { why } => return Err(Failure::Poisoned(why)),
+            Health::Sound if bytes as u64 > self.room => {
+                self.room = 0;
+                let why = self.too_little_room();
+                let health = Health::Unavailable { why: why.clone() };
+                self.plan.condition.set(&health);
+                Err(AppendError::Unavailable(why))
+            }
+            Health::Sound => Ok(()),
+            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
+            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
         }
-        if bytes as u64 > self.room {
-            self.room = 0;
-            return Err(Failure::Full(self.too_little_room()));
+    }
+
+    /// Answers those of the batch that `whom` takes, and lets go of them.
+    fn answer(&mut self, answer: &Result<(), AppendError>, whom: impl Fn(&Waiting) -> bool) {
+        for waiting in self.batch.extract_if(.., |waiting| whom(waiting)) {
+            if answer.is_ok() && waiting.kind == Kind::Event {
+                let took = waiting.since.elapsed().as_secs_f64();
+                self.plan.metrics.append_seconds.observe(took);
+            }
+            match waiting.reply {
+                // Whoever waited may have run out of patience; what is stored stays so.
+                Some(reply) => drop(reply.send(answer.clone())),
+                None if answer.is_ok() && waiting.kind == Kind::Heading => {
+                    self.heading = Some(waiting.record);
+                }
+                None => {}
+            }
         }
+    }
+
+    fn poison(&self, why: &str) {
+        let why = why.to_owned();
+        self.plan.condition.set(&Health::Poisoned { why });
+    }
+
+    fn write(&mut self) -> Result<(), Failure> {
+        if let Health::Poisoned { why } = self.plan.condition.get() {
+            return Err(Failure::Poisoned(why));
+        }
+        let mut records = self.batch.len();
         if self.tail_is_done() {
             self.roll()?;
         }
-        for waiting in &mut self.batch {
+        if self.tail.records == 0
+            && let Some(heading) = &self.heading
+        {
+            heading.write_to(&mut self.buffer, self.tail.end());
+            records += 1;
+        }
+        for waiting in &self.batch {
             let offset = self.tail.length + self.buffer.len() as u64;
             let position = Position::new(self.tail.header.number, offset);
             waiting.record.write_to(&mut self.buffer, position);
         }
         self.write_buffer()?;
-        self.tail.length += self.buffer.len() as u64;
-        self.tail.records += self.batch.len() as u64;
-        self.room -= bytes as u64;
+        let bytes = self.buffer.len() as u64;
+        self.tail.length += bytes;
+        self.tail.records += records as u64;
+        self.room = self.room.saturating_sub(bytes);
+        self.unsynced.get_or_insert_with(Instant::now);
+        if self.batch.iter().any(|waiting| waiting.reply.is_some()) {
+            self.sync()?;
+        }
         if self.tail.length >= self.plan.segment_bytes / SPARE_ORDERED_AT {
             self.preparer.order();
         }
+        Ok(())
+    }
+
+    /// Syncs what nobody waits for.
+    fn sync_notes(&mut self) {
+        if let Err(Failure::Full(why) | Failure::Poisoned(why)) = self.sync() {
+            self.poison(&why);
+        }
+    }
+
+    /// Puts all that is written on stable storage, and says so.
+    fn sync(&mut self) -> Result<(), Failure> {
+        // What a failed sync leaves behind is never synced again.
+        if self.unsynced.take().is_none() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let synced = self.plan.disk.sync(&self.tail.file);
+        synced
+            .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
+        let took = began.elapsed().as_secs_f64();
+        self.plan.metrics.sync_seconds.observe(took);
         let (end, records) = (self.tail.end(), self.tail.records_through());
         self.plan.progress.written(end, records);
-        Ok(self.batch.len())
+        Ok(())
     }
 
     fn write_buffer(&mut self) -> Result<(), Failure> {
@@ -351,11 +509,6 @@ impl Writer {
                 ))),
             };
         }
-        let began = Instant::now();
-        disk.sync(file)
-            .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
-        let took = began.elapsed().as_secs_f64();
-        self.plan.metrics.sync_seconds.observe(took);
         Ok(())
     }
 
@@ -367,9 +520,9 @@ impl Writer {
             || (self.tail.grows() && self.preparer.is_ready())
     }
 
-    /// Begins the next segment, in the spare if it is ready. The records of the current one need no
-    /// sync: every batch had its own.
+    /// Begins the next segment, in the spare if it is ready.
     fn roll(&mut self) -> Result<(), Failure> {
+        self.sync()?;
         let number = self.tail.header.number + 1;
         let header = self.tail.successor(number, (self.plan.clock)());
         let directory = &self.plan.directory;

@@ -1,10 +1,14 @@
 //! The embedded store: a journal and a ledger in one directory, for one service on one machine.
 //!
-//! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. The
-//! [`ledger`] is a projection of it: who gets what, and how that stands. The [`indexer`] reads
-//! behind the journal and brings the ledger up to date, so the ledger may lag, may lose its last
-//! moments with the power, and may be deleted: the worst that comes of it is a second delivery. Where it
-//! is of another moment than the journal, the journal decides when the store is opened.
+//! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. It has the
+//! events, who was to get them, and what became of each delivery. The [`ledger`] and the table of copies
+//! are views of it. The [`indexer`] reads behind the journal and brings both up to date, so they may lag,
+//! may lose their last moments with the power, and may be deleted. Where the ledger is of another moment
+//! than the journal, the journal decides when the store is opened.
+//!
+//! What becomes of a delivery is in the ledger first, and goes from there into the journal, where it is on
+//! stable storage within a second (see [`journal`]). So nothing that was on record as done is done again,
+//! unless the ledger is lost within the second after it.
 //!
 //! ```text
 //! <path>/lock                            held by the one service
@@ -20,6 +24,7 @@
 //!
 //! **Invariant:** blocking work is done on threads of the engine's own.
 
+mod codec;
 mod copies;
 mod disk;
 mod indexer;
@@ -27,16 +32,19 @@ mod journal;
 mod ledger;
 mod progress;
 mod reader;
+mod record;
 mod recovery;
 mod retention;
 mod seen;
 mod segment;
 mod source;
 mod spare;
+mod takeover;
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::{
+    collections::HashMap,
     fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -53,10 +61,11 @@ use self::{
     copies::Copies,
     disk::{Disk, SystemDisk},
     indexer::Indexer,
-    journal::{Journal, Plan},
+    journal::{Journal, Notes, Plan},
     ledger::{Books, Ledger, Operator, Reached},
     progress::Progress,
     reader::{Damage, Directory},
+    record::{Record, TooLarge},
     recovery::Tail,
     retention::Retention,
 };
@@ -121,9 +130,8 @@ impl Engine for Settings {
         )?))
     }
 
-    fn records(&self) -> Result<Box<dyn Records>, StoreError> {
-        let operator = Operator::open(&self.ledger(), self.journal())?;
-        Ok(Box::new(operator))
+    fn records(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Records>, StoreError> {
+        Ok(Box::new(Operator::open(self, clock)?))
     }
 
     fn source(
@@ -154,6 +162,7 @@ struct Embedded {
 struct Parts {
     condition: Condition,
     journal: Journal,
+    notes: Notes,
     ledger: Arc<Ledger>,
     progress: Arc<Progress>,
     directory: Directory,
@@ -185,6 +194,7 @@ impl Embedded {
         let damage = Damage::new(metrics.clone());
         let condition = Condition::new(Health::Sound, metrics.clone());
         let progress = Arc::new(Progress::new());
+        let (notes, inbox) = journal::channel();
         let mut books = Books::open(
             &settings.ledger(),
             directory.clone(),
@@ -192,12 +202,13 @@ impl Embedded {
             context.clock,
             progress.clone(),
             &condition,
+            notes.clone(),
         )?;
         let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
         let tail = agree(&mut books, &directory, tail, (context.clock)())?;
-        let reached = books
-            .reached()
-            .map_err(StoreError::database("reading the ledger"))?;
+        let own = tail.end();
+        let tail = takeover::take_over(&books, &directory, tail, (context.clock)())?;
+        let reached = books.wait_for(tail.end())?;
         let ledger = Arc::new(Ledger::start(books, &condition)?);
         progress.written(tail.end(), tail.records_through());
         let plan = Plan {
@@ -210,7 +221,7 @@ impl Embedded {
             condition: condition.clone(),
             progress: progress.clone(),
         };
-        let journal = Journal::start(plan, tail)?;
+        let journal = Journal::start(plan, tail, (notes.clone(), inbox))?;
         let table = path.join("seen.table");
         let (copies, learnt) =
             Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
@@ -222,6 +233,7 @@ impl Embedded {
             rebuild: context.rebuild.clone(),
             copies,
             learnt,
+            own: Some(own),
             through: reached.through,
             records: reached.records,
             scan: None,
@@ -239,6 +251,8 @@ impl Embedded {
                 .followers()
                 .patient("retention", "deleting old segments"),
             clock: context.clock,
+            notes: notes.clone(),
+            told: HashMap::new(),
         };
         let (stop_retention, stop) = mpsc::channel();
         let threads = Threads {
@@ -253,6 +267,7 @@ impl Embedded {
         let parts = Parts {
             condition,
             journal,
+            notes,
             ledger,
             progress,
             directory,
@@ -266,6 +281,25 @@ impl Embedded {
     }
 }
 
+impl Embedded {
+    /// Tells the journal what commands have changed, where no service has the store.
+    ///
+    /// # Errors
+    ///
+    /// When one has, or the store cannot be read or written.
+    fn tell(settings: &Settings, clock: fn() -> Timestamp) -> Result<(), StoreError> {
+        let context = Context {
+            metrics: Arc::default(),
+            clock,
+            rebuild: Arc::new(|_, _| {}),
+        };
+        let store = Self::open(settings, context, Arc::new(SystemDisk))?;
+        // Each transaction of the ledger does.
+        let ledger = &store.parts.ledger;
+        ledger.run_blocking("telling the journal", |_| Ok(()))
+    }
+}
+
 impl Store for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
         Box::pin(self.parts.journal.append(event.notification()))
@@ -273,6 +307,7 @@ impl Store for Embedded {
 
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
+            self.parts.announce(&subscriptions)?;
             let ledger = &self.parts.ledger;
             let again = subscriptions.clone();
             let subscribing = ledger.run("subscribing", |books| books.subscribe(subscriptions));
@@ -371,7 +406,6 @@ impl Drop for Embedded {
 impl Parts {
     /// Ends the threads in the order in which they need each other. Blocks.
     fn close(&self) {
-        self.journal.close();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(threads) = threads.take() {
             self.progress.stop();
@@ -379,12 +413,26 @@ impl Parts {
             threads.indexer.join().ok();
             threads.retention.join().ok();
             self.ledger.close();
+            // Behind the ledger, which tells it what has become of deliveries.
+            self.journal.close();
             // Not just closed: a process that is being started at this moment has the file open
             // too, for as long as it is not yet another program.
             if let Err(error) = threads.lock.unlock() {
                 tracing::warn!(%error, "the lock of the store is given back by closing its file");
             }
         }
+    }
+
+    /// Has the journal say who gets the events from here on.
+    fn announce(&self, subscriptions: &[Subscription]) -> Result<(), StoreError> {
+        let now = (self.context.clock)();
+        let record = Record::subscriptions(now, subscriptions);
+        let record = record.map_err(|TooLarge(bytes)| StoreError::Io {
+            what: format!("{bytes} bytes of subscriptions are too many"),
+            error: io::ErrorKind::FileTooLarge.into(),
+        })?;
+        self.notes.head(record);
+        Ok(())
     }
 
     /// The size of what is written of the journal and the free space on its disk, in bytes.

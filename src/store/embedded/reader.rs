@@ -12,8 +12,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::segment::{self, BadHeader, HEADER_BYTES, Header, MARKER, PREFIX_BYTES, Position};
-use crate::{event::Notification, store::StoreError, telemetry::Metrics};
+use super::{
+    record::{self, Content, Event, Invalid, LENGTH_BYTES, MARKER_BEGIN, Personal},
+    segment::{BadHeader, HEADER_BYTES, Header, Position},
+};
+use crate::{store::StoreError, telemetry::Metrics};
 
 /// How much of a segment is read at once, in bytes. A larger record is read whole.
 const WINDOW_BYTES: usize = 256 << 10;
@@ -109,12 +112,14 @@ impl Directory {
         match Header::decode(&bytes) {
             Ok(header) if header.number == number => Ok(Some(header)),
             Ok(_) | Err(BadHeader::Damaged) => Ok(None),
-            Err(BadHeader::TooNew(version)) => {
-                let path = path.display();
-                Err(StoreError::TooNew(format!(
-                    "{path} is of journal version {version}"
-                )))
-            }
+            Err(BadHeader::TooNew(version)) => Err(StoreError::TooNew(format!(
+                "{} is of journal version {version}",
+                path.display()
+            ))),
+            Err(BadHeader::Encrypted(key)) => Err(StoreError::TooNew(format!(
+                "{} is encrypted under key {key}",
+                path.display()
+            ))),
         }
     }
 }
@@ -135,6 +140,9 @@ pub(super) enum Unread {
     /// What is there is not the record that was written.
     #[error("the event fails its checksum in the journal")]
     Damaged,
+    /// What it said was erased on purpose.
+    #[error("the event has been erased")]
+    Erased,
     /// The system could not read it.
     #[error("the journal cannot be read: {0}")]
     Io(#[from] io::Error),
@@ -149,15 +157,29 @@ impl Bodies {
         }
     }
 
-    /// The notification at `position`, verified.
-    pub(super) fn read(&mut self, position: Position) -> Result<Notification, Unread> {
+    /// The event at `position`, verified, all of it.
+    pub(super) fn read(&mut self, position: Position) -> Result<Event, Unread> {
+        let event = self.read_public(position)?;
+        match event.personal {
+            Personal::Whole => Ok(event),
+            Personal::Erased => Err(Unread::Erased),
+            Personal::Damaged => Err(Unread::Damaged),
+        }
+    }
+
+    /// The event at `position`, with its public part verified.
+    pub(super) fn read_public(&mut self, position: Position) -> Result<Event, Unread> {
         let file = self.file(position.segment())?;
-        let mut prefix = [0; PREFIX_BYTES];
-        read_exact(file, &mut prefix, position.offset())?;
-        let length = segment::length(&prefix).map_err(|_| Unread::Damaged)?;
+        let mut begin = [0; LENGTH_BYTES];
+        read_exact(file, &mut begin, position.offset())?;
+        let length = record::length(&begin).map_err(|Invalid| Unread::Damaged)?;
         let mut bytes = vec![0; length];
         read_exact(file, &mut bytes, position.offset())?;
-        segment::notification(&Bytes::from(bytes), position).map_err(|_| Unread::Damaged)
+        record::check(&bytes, position).map_err(|Invalid| Unread::Damaged)?;
+        match record::content(&bytes.into(), position) {
+            Ok(Content::Event(event)) => Ok(*event),
+            Ok(_) | Err(Invalid) => Err(Unread::Damaged),
+        }
     }
 
     /// Lets go of segment `number`, which has been deleted.
@@ -192,7 +214,7 @@ fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), Unread> 
 /// What [`Scan::next`] came upon.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// A valid record, whole.
+    /// A valid record, whole but for its personal part, which is not checked.
     Record {
         /// Where.
         position: Position,
@@ -297,10 +319,10 @@ impl Scan {
     /// The offset of the first valid record at or after `at` and before `end`, or `end`.
     fn search(&mut self, mut at: u64, end: u64) -> io::Result<u64> {
         while at < end {
-            let window = self.window(at, PREFIX_BYTES.min((self.end - at) as usize))?;
+            let window = self.window(at, LENGTH_BYTES.min((self.end - at) as usize))?;
             let found = window
-                .windows(MARKER.len())
-                .position(|bytes| bytes == MARKER);
+                .windows(MARKER_BEGIN.len())
+                .position(|bytes| bytes == MARKER_BEGIN);
             match found {
                 Some(skipped) => {
                     at += skipped as u64;
@@ -310,7 +332,7 @@ impl Scan {
                     at += 1;
                 }
                 // A marker may stand across the edge of the window.
-                None => at += (window.len().saturating_sub(MARKER.len() - 1)).max(1) as u64,
+                None => at += (window.len().saturating_sub(MARKER_BEGIN.len() - 1)).max(1) as u64,
             }
         }
         Ok(end)
@@ -338,19 +360,17 @@ impl Scan {
 
     fn record_at(&mut self, at: u64) -> io::Result<Option<Bytes>> {
         let left = (self.end - at) as usize;
-        if left < PREFIX_BYTES {
+        if left < LENGTH_BYTES {
             return Ok(None);
         }
         let position = Position::new(self.number, at);
-        let length = match segment::length(self.window(at, PREFIX_BYTES)?) {
+        let length = match record::length(self.window(at, LENGTH_BYTES)?) {
             Ok(length) if length <= left => length,
             _ => return Ok(None),
         };
         let bytes = self.window(at, length)?.get(..length).unwrap_or_default();
-        Ok(match segment::payload(bytes, position) {
-            Ok(_) => Some(Bytes::copy_from_slice(bytes)),
-            Err(segment::Invalid) => None,
-        })
+        let is_valid = record::check(bytes, position).is_ok();
+        Ok(is_valid.then(|| Bytes::copy_from_slice(bytes)))
     }
 
     /// What the segment holds from `at` on: at least `least` bytes, which must not go beyond its

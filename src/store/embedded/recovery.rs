@@ -14,7 +14,8 @@ use super::{
     disk,
     journal::BATCH_BYTES,
     reader::{Damage, Directory, Scan, Step},
-    segment::{HEADER_BYTES, Header, Position},
+    record::{self, Record},
+    segment::{HEADER_BYTES, Header, Position, VERSION},
     spare::Spare,
 };
 use crate::store::StoreError;
@@ -52,6 +53,46 @@ impl Tail {
         let unnamed = directory.segment(header.number).with_extension("new");
         let file = disk::create_file(&unnamed)?;
         Self::begin_in(file, &unnamed, directory, header)
+    }
+
+    /// Begins a segment that has what `fill` [adds](Self::add) to it: all of it, or there is no such
+    /// segment.
+    pub(super) fn begin_with(
+        directory: &Directory,
+        header: Header,
+        fill: impl FnOnce(&mut Self) -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
+        let unnamed = directory.segment(header.number).with_extension("new");
+        let written = StoreError::writing(&unnamed);
+        let file = disk::create_file(&unnamed).map_err(written)?;
+        let mut tail = Self {
+            file,
+            header,
+            length: HEADER_BYTES as u64,
+            records: 0,
+            file_bytes: 0,
+        };
+        fill(&mut tail)?;
+        let begin = || Self::begin_in(tail.file, &unnamed, directory, header);
+        let begun = begin().map_err(StoreError::writing(&unnamed))?;
+        Ok(Self {
+            length: begun.file_bytes,
+            records: tail.records,
+            ..begun
+        })
+    }
+
+    /// Adds `records` to a segment that has no name yet.
+    pub(super) fn add(&mut self, records: &[Record]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for record in records {
+            let at = self.length + bytes.len() as u64;
+            record.write_to(&mut bytes, Position::new(self.header.number, at));
+        }
+        self.file.write_all_at(&bytes, self.length)?;
+        self.length += bytes.len() as u64;
+        self.records += records.len() as u64;
+        Ok(())
     }
 
     /// Begins a segment in a file that was made ahead.
@@ -99,6 +140,7 @@ impl Tail {
     /// The header of the segment after this one.
     pub(super) const fn successor(&self, number: u32, begun_at: Timestamp) -> Header {
         Header {
+            version: VERSION,
             number,
             previous: Some((self.header.number, self.length)),
             records_before: self.records_through(),
@@ -127,6 +169,7 @@ pub(super) fn recover(
         Some(&last) => reopen(directory, last, now, damage)?,
         None => {
             let first = Header {
+                version: VERSION,
                 number: 1,
                 previous: None,
                 records_before: 0,
@@ -215,6 +258,7 @@ fn reopen(
         file,
         file_bytes,
         header: header.unwrap_or(Header {
+            version: VERSION,
             number,
             previous: None,
             records_before: 0,
@@ -231,17 +275,22 @@ fn reopen(
 }
 
 /// Begins segment `number` after `tail`.
-fn follow(directory: &Directory, mut tail: Tail, number: u32, now: Timestamp) -> io::Result<Tail> {
+pub(super) fn follow(
+    directory: &Directory,
+    mut tail: Tail,
+    number: u32,
+    now: Timestamp,
+) -> io::Result<Tail> {
     tail.seal()?;
     Tail::begin(directory, tail.successor(number, now))
 }
 
 struct Scanned {
-    /// Where the last valid record ends.
+    /// Where the last whole record ends.
     end: u64,
     /// Where it begins.
     last: u64,
-    /// Bytes after the last valid record that are neither one nor zeros to the end of the file.
+    /// Bytes after the last whole record that are neither one nor zeros to the end of the file.
     torn: u64,
     records: u64,
 }
@@ -254,19 +303,28 @@ fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scann
         torn: 0,
         records: 0,
     };
-    let mut damaged = None;
+    let (mut damaged, mut broken) = (None, 0);
     while let Some(step) = scan.next()? {
         match step {
+            // Of the last write before a crash anything may have arrived.
+            Step::Record { position, bytes } if !record::is_whole(&bytes, position) => {
+                let (begin, before) = damaged.unwrap_or((position, 0));
+                damaged = Some((begin, before + bytes.len() as u64));
+                broken += 1;
+            }
             Step::Record { position, .. } => {
                 if let Some((position, bytes)) = damaged.take() {
                     damage.report(position, bytes, "records fail their checksum");
                 }
-                found.records += 1;
+                found.records += 1 + std::mem::take(&mut broken);
                 found.last = position.offset();
                 found.end = scan.position().offset();
             }
             // Damage with nothing valid after it is a torn tail, and no loss.
-            Step::Damage { position, bytes } => damaged = Some((position, bytes)),
+            Step::Damage { position, bytes } => {
+                let (begin, before) = damaged.unwrap_or((position, 0));
+                damaged = Some((begin, before + bytes));
+            }
         }
     }
     found.torn = damaged.map_or(0, |(_, bytes)| bytes);
@@ -329,9 +387,10 @@ pub(super) fn beyond(
         disk::sync_dir(directory.path())?;
         return Ok((tail, Some(end)));
     }
-    let previous = tail.header.previous;
-    let previous = previous.map(|(number, length)| Position::new(number, length));
-    let begun = Position::new(tail.header.number, 0);
-    let lost = previous.filter(|previous| *previous < known && known < begun);
-    Ok((tail, lost))
+    let mut numbers = directory.segments()?.into_iter();
+    let after = numbers.find(|number| *number > known.segment());
+    let after = after.and_then(|number| directory.header(number).ok().flatten());
+    let before = after.and_then(|after| after.previous);
+    let before = before.map(|(number, length)| Position::new(number, length));
+    Ok((tail, before.filter(|before| *before < known)))
 }

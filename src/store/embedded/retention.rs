@@ -1,7 +1,11 @@
 //! Deletes segments that are old enough and of which nothing is needed any more. Before the first look,
 //! its thread has the ledger checked.
+//!
+//! A segment also says what became of deliveries of events in older ones. Where one of those is kept, for
+//! something parked in it, the journal is told all of that again before.
 
 use std::{
+    collections::HashMap,
     fs, io,
     sync::{
         Arc,
@@ -10,14 +14,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
+
+use tokio::sync::oneshot;
 
 use super::{
     disk,
+    journal::Notes,
     ledger::Ledger,
     progress::Progress,
     reader::{Directory, Scan, Step},
-    segment::{self, Position},
+    record::{self, Content},
+    segment::Position,
 };
 use crate::{
     event::Notification,
@@ -39,11 +48,14 @@ pub(super) struct Retention {
     pub(super) retain: Duration,
     pub(super) follower: Follower,
     pub(super) clock: fn() -> Timestamp,
+    pub(super) notes: Notes,
+    /// In which segment the journal has been told again what became of the deliveries of a kept one.
+    pub(super) told: HashMap<u32, u32>,
 }
 
 impl Retention {
     /// Looks now and then, until the other end of `stop` is dropped.
-    pub(super) fn run(self, stop: &Receiver<()>) {
+    pub(super) fn run(mut self, stop: &Receiver<()>) {
         super::yield_to_the_door();
         if let Err(error) = self.ledger.check() {
             tracing::warn!("{error}");
@@ -61,7 +73,7 @@ impl Retention {
     }
 
     /// Deletes what may go, and says how many segments that was.
-    pub(super) fn pass(&self) -> Result<usize, StoreError> {
+    pub(super) fn pass(&mut self) -> Result<usize, StoreError> {
         let path = self.directory.path();
         let numbers = self.directory.segments();
         let numbers = numbers.map_err(StoreError::reading(path))?;
@@ -71,7 +83,7 @@ impl Retention {
             .through;
         let retain = SignedDuration::try_from(self.retain).unwrap_or(SignedDuration::MAX);
         let now = (self.clock)();
-        let mut deleted = 0;
+        let (mut deleted, mut kept) = (0, Vec::new());
         for pair in numbers.windows(2) {
             let [number, next] = *pair else { continue };
             let is_read = through.segment() > number;
@@ -79,18 +91,23 @@ impl Retention {
             // Everything in a segment is older than the one after it.
             let header = self.directory.header(next)?;
             let is_old = header.is_some_and(|next| now.duration_since(next.begun_at) >= retain);
-            if is_read && is_written && is_old && self.delete(number)? {
+            if is_read && is_written && is_old && self.delete(number, &kept)? {
                 deleted += 1;
+            } else {
+                kept.push(number);
             }
         }
         Ok(deleted)
     }
 
-    /// Deletes segment `number`, unless it is needed.
-    fn delete(&self, number: u32) -> Result<bool, StoreError> {
-        let all = (Position::new(number, 0), Position::new(number + 1, 0));
+    /// Deletes segment `number`, unless it is needed; those in `kept` are older.
+    fn delete(&mut self, number: u32, kept: &[u32]) -> Result<bool, StoreError> {
+        let all = of(number);
         if self.is_needed(all)? || !self.forget(number)? || self.is_needed(all)? {
             return Ok(false);
+        }
+        for kept in kept {
+            self.tell_again(*kept, number)?;
         }
         // The ledger first: should the power fail now, the file is found and deleted later.
         let path = self.directory.segment(number);
@@ -101,11 +118,37 @@ impl Retention {
                 books.forget_segment(number);
                 Ok(())
             })?;
+        self.told.remove(&number);
         tracing::info!(
             segment = number,
             "an old segment of the journal was deleted"
         );
         Ok(true)
+    }
+
+    /// Has the journal say behind segment `deleted` what became of the deliveries of the events in `kept`.
+    fn tell_again(&mut self, kept: u32, deleted: u32) -> Result<(), StoreError> {
+        if self.told.get(&kept).is_some_and(|told| *told > deleted) {
+            return Ok(());
+        }
+        let told = self
+            .ledger
+            .run_blocking("reading deliveries", move |books| {
+                let (mut records, (from, to)) = (Vec::new(), of(kept));
+                books.inventory(from, to, |record| records.push(record))?;
+                Ok(records)
+            })?;
+        let mut answers: Vec<_> = told
+            .into_iter()
+            .map(|record| self.notes.put_durably(record))
+            .collect();
+        // All before the last are on stable storage when that is.
+        let answer = answers.pop().map(oneshot::Receiver::blocking_recv);
+        if !matches!(answer, Some(Ok(Ok(())))) {
+            return Err(StoreError::Closed);
+        }
+        self.told.insert(kept, self.progress.end().segment());
+        Ok(())
     }
 
     fn is_needed(&self, (from, to): (Position, Position)) -> Result<bool, StoreError> {
@@ -139,6 +182,11 @@ impl Retention {
     }
 }
 
+/// From where to where the positions of a segment go.
+const fn of(number: u32) -> (Position, Position) {
+    (Position::new(number, 0), Position::new(number + 1, 0))
+}
+
 /// The next notifications, without their bodies. Damage is passed over: it was reported when it was
 /// read first.
 fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
@@ -149,9 +197,11 @@ fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
         let Step::Record { position, bytes } = step else {
             continue;
         };
-        if let Ok(mut notification) = segment::notification(&bytes, position) {
-            notification.body = bytes::Bytes::new();
-            slice.push(notification);
+        if let Ok(Content::Event(event)) = record::content(&bytes, position) {
+            slice.push(Notification {
+                body: Bytes::new(),
+                ..event.notification
+            });
         }
     }
     Ok(slice)

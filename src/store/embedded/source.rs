@@ -33,6 +33,7 @@ impl Sole {
             retain: Duration::MAX,
             ..settings.clone()
         };
+        let clock = context.clock;
         let store = Embedded::open(settings, context, Arc::new(SystemDisk))?;
         let parts = &store.parts;
         parts
@@ -40,7 +41,7 @@ impl Sole {
             .run_blocking("subscribing", |books| books.subscribe(subscriptions))?;
         parts.progress.subscribed();
         until_known(parts)?;
-        let operator = Operator::open(&ledger, settings.journal())?;
+        let operator = Operator::open(settings, clock)?;
         Ok(Self {
             operator,
             _store: store,

@@ -210,7 +210,7 @@ impl Engine for Settings {
         Ok(Arc::new(store))
     }
 
-    fn records(&self) -> Result<Box<dyn Records>, StoreError> {
+    fn records(&self, _: fn() -> Timestamp) -> Result<Box<dyn Records>, StoreError> {
         Ok(Box::new(records::Operator::open(self)?))
     }
 

@@ -217,12 +217,12 @@ impl Place {
     }
 
     pub(super) fn try_records(&self) -> Result<Box<dyn Records>, StoreError> {
-        tokio::task::block_in_place(|| self.engine.records())
+        tokio::task::block_in_place(|| self.engine.records(clock))
     }
 
     /// What an operator does while a service may be running.
     pub(super) fn operator<T>(&self, act: impl FnOnce(&mut dyn Records) -> T) -> T {
-        tokio::task::block_in_place(|| act(&mut *self.engine.records().unwrap()))
+        tokio::task::block_in_place(|| act(&mut *self.engine.records(clock).unwrap()))
     }
 }
 

@@ -87,11 +87,11 @@ impl Books {
         }
         let mut before = end;
         while let Some((position, id)) = self.last_event(before)? {
-            before = match self.bodies.read(position) {
-                Ok(event) => return Ok(event.id == id),
+            before = match self.bodies.read_public(position) {
+                Ok(event) => return Ok(event.notification.id == id),
                 Err(Unread::Io(error)) => return Err(error.into()),
                 Err(Unread::Missing) => Position::new(position.segment(), 0),
-                Err(Unread::Damaged) => match damage_at(journal, position)? {
+                Err(Unread::Damaged | Unread::Erased) => match damage_at(journal, position)? {
                     Some(begin) => begin,
                     None => return Ok(false),
                 },
@@ -168,8 +168,9 @@ impl Books {
         for forget in FORGET {
             change.execute(forget, [from])?;
         }
+        // What the journal has lost may also have said what became of older ones.
         change.execute(
-            "UPDATE progress SET through = ?1, records = ?2",
+            "UPDATE progress SET through = ?1, records = ?2, journaled = 0",
             params![end.through.to_sql(), end.records.cast_signed()],
         )?;
         change.commit()?;

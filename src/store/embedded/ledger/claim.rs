@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Result, params};
+use rusqlite::{OptionalExtension, Result};
 
 use super::{
     Books,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     event::{HandlerName, OrderingKeys},
-    store::{Claim, Claims, Lease, Settlement, Verdict, embedded::segment::Position, shorten},
+    store::{Attempt, Claim, Claims, Lease, Settlement, Verdict, embedded::segment::Position},
 };
 
 /// A delivery that is being attempted.
@@ -52,7 +52,7 @@ impl Books {
         at_most: usize,
         now: Timestamp,
     ) -> Result<Claims> {
-        let Some(id) = self.handler(handler)? else {
+        let Some(id) = self.handler(handler)?.filter(|_| self.awaited.is_none()) else {
             return Ok(Claims::default());
         };
         let mut claims = Vec::new();
@@ -107,7 +107,7 @@ impl Books {
             handler, position, ..
         } = candidate.held;
         let notification = match self.bodies.read(position) {
-            Ok(notification) => notification,
+            Ok(event) => event.notification,
             Err(unread) => {
                 tracing::error!(
                     segment = position.segment(),
@@ -118,6 +118,7 @@ impl Books {
                     let why = unread.to_string();
                     let (db, tally) = (&self.db, &mut self.tally);
                     delivery::end(db, tally, &row, PARKED, micros(now), Some(&why))?;
+                    self.note(handler, position);
                 }
                 self.stirred = true;
                 return Ok(None);
@@ -160,6 +161,8 @@ impl Books {
             return Ok(());
         }
         self.count_attempt(held, settlement)?;
+        let place = (held.handler, held.position);
+        self.note(held.handler, held.position);
         let at = micros(settlement.finished_at);
         let (db, tally) = (&self.db, &mut self.tally);
         match &settlement.verdict {
@@ -167,14 +170,14 @@ impl Books {
             Verdict::Skipped { why } => delivery::end(db, tally, &row, SKIPPED, at, Some(why)),
             Verdict::Parked { why } => {
                 delivery::end(db, tally, &row, PARKED, at, Some(why))?;
-                self.add_failure(held, settlement, why)
+                delivery::add_failure(db, place, &failure(settlement, why))
             }
             Verdict::Retry { due_at, why } => {
                 // It may have been parked meanwhile, with its handler gone.
                 if row.is_open() {
                     delivery::postpone(db, &row, micros(*due_at))?;
                 }
-                self.add_failure(held, settlement, why)
+                delivery::add_failure(db, place, &failure(settlement, why))
             }
             Verdict::Released => Ok(()),
         }
@@ -193,25 +196,18 @@ impl Books {
             ))?;
         Ok(())
     }
+}
 
-    fn add_failure(&self, held: &Held, settlement: &Settlement, why: &str) -> Result<()> {
-        let took = settlement
-            .finished_at
-            .duration_since(settlement.started_at)
-            .as_millis();
-        self.db
-            .prepare_cached(
-                "INSERT OR REPLACE INTO attempts (handler, position, started_at, took_ms, why)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![
-                held.handler,
-                held.position.to_sql(),
-                micros(settlement.started_at),
-                i64::try_from(took.max(0)).unwrap_or(i64::MAX),
-                shorten(why),
-            ])?;
-        Ok(())
+/// The attempt that `settlement` is about, which went wrong because `why`.
+fn failure(settlement: &Settlement, why: &str) -> Attempt {
+    let took = settlement
+        .finished_at
+        .duration_since(settlement.started_at)
+        .as_millis();
+    Attempt {
+        started_at: settlement.started_at,
+        took_ms: u64::try_from(took).unwrap_or(0),
+        why: why.to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use crate::store::{StoreError, embedded::disk};
 
 /// The version of `schema.sql`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// How long to wait for the other process that writes: the service, or a command. Less than what makes a
 /// standstill, so that its reason is known by then.
@@ -72,9 +72,17 @@ pub(super) fn is_sound(path: &Path) -> rusqlite::Result<bool> {
     let db = Connection::open_with_flags(path, flags)?;
     match db.pragma_query_value(None, "integrity_check", |row| row.get::<_, String>(0)) {
         Err(error) if is_damage(&error) => Ok(false),
-        found => Ok(found? == "ok"),
+        found => Ok(found? == "ok" && db.query_row(TALLIES_HOLD, [], |row| row.get(0))?),
     }
 }
+
+/// Whether handlers have as many deliveries as they are said to have: both are changed in one
+/// transaction, so pages of different moments show here although each of them is sound.
+const TALLIES_HOLD: &str = "SELECT NOT EXISTS (SELECT 1 FROM handlers h
+    WHERE open <> (SELECT count(*) FROM deliveries INDEXED BY unfinished
+            WHERE handler = h.id AND state IN (0, 1) AND state < 3)
+        OR parked <> (SELECT count(*) FROM deliveries INDEXED BY unfinished
+            WHERE handler = h.id AND state = 2 AND state < 3))";
 
 /// What the database says when it is damaged.
 pub(super) const fn damage() -> rusqlite::Error {
@@ -99,8 +107,8 @@ pub(super) fn set_aside(path: &Path, why: &str) -> Result<(), StoreError> {
     }
     tracing::error!(
         kept = %kept.display(),
-        "the ledger was set aside, since {why}; a new one is made from the journal, so that what is \
-         still in the journal is delivered again"
+        "the ledger was set aside, since {why}; a new one is made from the journal, which has \
+         what became of each delivery but for the last moments"
     );
     Ok(())
 }
@@ -134,7 +142,11 @@ fn try_open(path: &Path, upgrade: bool) -> Result<Connection, Trouble> {
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match change.pragma_query_value(None, "user_version", |row| row.get(0))? {
         0 => change.execute_batch(include_str!("schema.sql"))?,
-        1 if upgrade => change.execute_batch(include_str!("from_1.sql"))?,
+        1 if upgrade => {
+            change.execute_batch(include_str!("from_1.sql"))?;
+            change.execute_batch(include_str!("from_2.sql"))?;
+        }
+        2 if upgrade => change.execute_batch(include_str!("from_2.sql"))?,
         VERSION => {}
         version => return Err(Trouble::Version(version)),
     }

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use super::order;
+use super::{micros, order};
 use crate::{
     event::OrderingKeys,
-    store::{DeliveryState, embedded::segment::Position, shorten},
+    store::{Attempt, DeliveryState, embedded::segment::Position, shorten},
 };
 
 /// A handler's row.
@@ -31,6 +31,16 @@ pub(super) const fn state(state: i64) -> DeliveryState {
         PARKED => DeliveryState::Parked,
         SKIPPED => DeliveryState::Skipped,
         _ => DeliveryState::Done,
+    }
+}
+
+/// The number of a state. What is open is taken for ready.
+pub(super) const fn number(state: DeliveryState) -> i64 {
+    match state {
+        DeliveryState::Ready | DeliveryState::Queued => READY,
+        DeliveryState::Parked => PARKED,
+        DeliveryState::Done => DONE,
+        DeliveryState::Skipped => SKIPPED,
     }
 }
 
@@ -155,17 +165,8 @@ pub(super) fn place(
     db: &Connection,
     (handler, position): (HandlerId, Position),
     keys: Option<&OrderingKeys>,
-) -> Result<()> {
+) -> Result<i64> {
     let (state, behind) = order::state(db, (handler, position), keys)?;
-    set_open(db, (handler, position), keys, (state, behind))
-}
-
-fn set_open(
-    db: &Connection,
-    (handler, position): (HandlerId, Position),
-    keys: Option<&OrderingKeys>,
-    (state, behind): (i64, Option<Position>),
-) -> Result<()> {
     let (scope, key, several) = order::columns(keys);
     db.prepare_cached(
         "UPDATE deliveries SET scope = ?3, key = ?4, keys = ?5, state = ?6, behind = ?7
@@ -180,7 +181,54 @@ fn set_open(
         state,
         behind.map(Position::to_sql)
     ])?;
-    order::change_further_keys(db, order::NOTE, (handler, position), keys)
+    order::change_further_keys(db, order::NOTE, (handler, position), keys)?;
+    Ok(state)
+}
+
+/// Opens a delivery that has ended, at its own place in the order of `keys`.
+pub(super) fn reopen(
+    db: &Connection,
+    tally: &mut Tally,
+    row: &Row,
+    keys: Option<&OrderingKeys>,
+) -> Result<()> {
+    let place_of = (row.handler, row.position);
+    let state = place(db, place_of, keys)?;
+    tally.count(row.handler, Some(row.state), Some(state));
+    match keys {
+        Some(keys) => order::step_back(db, row.handler, row.position, keys),
+        None => Ok(()),
+    }
+}
+
+/// Forgets a delivery, as if nobody had asked for it.
+pub(super) fn forget(db: &Connection, tally: &mut Tally, row: &Row) -> Result<()> {
+    let place = (row.handler, row.position);
+    db.prepare_cached("DELETE FROM deliveries WHERE handler = ?1 AND position = ?2")?
+        .execute((row.handler, row.position.to_sql()))?;
+    tally.count(row.handler, Some(row.state), None);
+    order::change_further_keys(db, order::FORGET, place, row.keys.as_ref())?;
+    order::wake(db, row.handler, row.position)
+}
+
+/// Adds an attempt that did not end well.
+pub(super) fn add_failure(
+    db: &Connection,
+    (handler, position): (HandlerId, Position),
+    failure: &Attempt,
+) -> Result<()> {
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO attempts (handler, position, started_at, took_ms, why)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![
+        handler,
+        position.to_sql(),
+        micros(failure.started_at),
+        i64::try_from(failure.took_ms).unwrap_or(i64::MAX),
+        shorten(&failure.why),
+    ])?;
+    Ok(())
 }
 
 /// Ends a delivery: done, skipped or parked.
@@ -237,12 +285,12 @@ pub(super) fn replay(
     if row.is_open() {
         return Ok(());
     }
-    let keys = row.keys.as_ref();
-    let (state, behind) = order::state(db, (handler, position), keys)?;
-    set_open(db, (handler, position), keys, (state, behind))?;
-    tally.count(handler, Some(row.state), Some(state));
-    match keys {
-        Some(keys) => order::step_back(db, handler, position, keys),
-        None => Ok(()),
-    }
+    reopen(db, tally, row, row.keys.as_ref())
+}
+
+/// Lists a delivery as changed by a command, for the service to tell the journal.
+pub(super) fn list(db: &Connection, handler: HandlerId, position: Position) -> Result<()> {
+    db.prepare_cached("INSERT OR IGNORE INTO outbox (handler, position) VALUES (?1, ?2)")?
+        .execute((handler, position.to_sql()))?;
+    Ok(())
 }

@@ -1,12 +1,17 @@
 //! Everything that is known of events, for another store.
 
-use rusqlite::{Connection, Result};
+use rusqlite::{Connection, Result, Row};
 
-use super::{Operator, delivery, record::failures, time};
+use super::{
+    Operator,
+    delivery::{self, HandlerId},
+    record::failures,
+    time,
+};
 use crate::{
     event::{EventId, HandlerName, Topic},
     store::{
-        Milestone, Reported, Slice, StoreError, Stored, StoredDelivery,
+        DeliveryState, Milestone, Reported, Slice, StoreError, Stored, StoredDelivery,
         embedded::{
             reader::{Bodies, Unread},
             segment::Position,
@@ -52,8 +57,8 @@ impl Operator {
             slice.last = Milestone { place, event: id };
             let failed = StoreError::database("reading deliveries");
             let notification = match bodies.read(Position::from_sql(place)) {
-                Ok(notification) => notification,
-                Err(Unread::Missing | Unread::Damaged) => {
+                Ok(event) => event.notification,
+                Err(Unread::Missing | Unread::Damaged | Unread::Erased) => {
                     slice.damaged.push(id);
                     continue;
                 }
@@ -110,22 +115,52 @@ fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<(i64, Ev
 
 fn deliveries(db: &Connection, position: i64) -> Result<Vec<StoredDelivery>> {
     let mut list = db.prepare_cached(
-        "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id
+        "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id, position
          FROM handlers CROSS JOIN deliveries ON handler = id WHERE position = ?1 ORDER BY name",
     )?;
-    let rows = list.query_map([position], |row| {
-        Ok(StoredDelivery {
-            handler: HandlerName::new(row.get::<_, String>(0)?),
-            ordered: row.get(1)?,
-            state: delivery::state(row.get(2)?),
-            attempts: row.get(3)?,
-            replays: row.get(4)?,
-            at: time(row.get(5)?),
-            since: row.get::<_, Option<i64>>(6)?.map(time),
-            replay: row.get(7)?,
-            why: row.get(8)?,
-            failures: failures(db, row.get(9)?, position)?,
-        })
-    })?;
+    let rows = list.query_map([position], |row| read(db, row))?;
+    rows.map(|row| Ok(row?.1)).collect()
+}
+
+/// The first deliveries to a handler of the events from one position on, before another one.
+pub(super) fn of_handler(
+    db: &Connection,
+    handler: HandlerId,
+    (from, to): (Position, Position),
+    at_most: usize,
+) -> Result<Vec<(Position, StoredDelivery)>> {
+    let mut list = db.prepare_cached(
+        "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id, position
+         FROM handlers CROSS JOIN deliveries ON handler = id
+         WHERE id = ?1 AND handler = ?1 AND position >= ?2 AND position < ?3
+         ORDER BY position LIMIT ?4",
+    )?;
+    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+    let place = (handler, from.to_sql(), to.to_sql(), at_most);
+    let rows = list.query_map(place, |row| read(db, row))?;
     rows.collect()
+}
+
+fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, StoredDelivery)> {
+    let state = delivery::state(row.get(2)?);
+    let (attempts, replays) = (row.get(3)?, row.get(4)?);
+    let position: i64 = row.get(10)?;
+    // What was done at the first attempt has seen no other.
+    let failures = match (state, attempts, replays) {
+        (DeliveryState::Done, 1, 0) | (_, 0, 0) => Vec::new(),
+        _ => failures(db, row.get(9)?, position)?,
+    };
+    let delivery = StoredDelivery {
+        handler: HandlerName::new(row.get::<_, String>(0)?),
+        ordered: row.get(1)?,
+        state,
+        attempts,
+        replays,
+        at: time(row.get(5)?),
+        since: row.get::<_, Option<i64>>(6)?.map(time),
+        replay: row.get(7)?,
+        why: row.get(8)?,
+        failures,
+    };
+    Ok((Position::from_sql(position), delivery))
 }

@@ -2,10 +2,16 @@
 
 use rusqlite::{OptionalExtension, Result, params};
 
-use super::{Books, delivery, micros};
+use super::{Books, delivery, micros, upkeep::Active};
 use crate::{
     event::Notification,
-    store::{StoreError, embedded::segment::Position},
+    store::{
+        StoreError,
+        embedded::{
+            record::{Content, Event},
+            segment::Position,
+        },
+    },
 };
 
 /// What was read of the journal at one go.
@@ -17,8 +23,8 @@ pub(in super::super) struct Batch {
     pub(in super::super) through: Position,
     /// Records of the journal up to there.
     pub(in super::super) records: u64,
-    /// The events in it, without copies.
-    pub(in super::super) notifications: Vec<(Position, Notification)>,
+    /// What is in it, without copies.
+    pub(in super::super) contents: Vec<(Position, Content)>,
     /// How many copies there were.
     pub(in super::super) copies: u64,
 }
@@ -53,6 +59,32 @@ impl Books {
         Ok(reached.through)
     }
 
+    /// Has nothing handed out before the journal has been read up to `end`: it may say of something that
+    /// it is done.
+    pub(in super::super) fn wait_for(
+        &mut self,
+        end: Position,
+    ) -> std::result::Result<Reached, StoreError> {
+        let reached = self.reached();
+        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
+        self.awaited = (reached.through < end).then_some(end);
+        Ok(reached)
+    }
+
+    /// Whether the journal has what became of deliveries.
+    pub(in super::super) fn is_journaled(&self) -> std::result::Result<bool, StoreError> {
+        let told = "SELECT journaled FROM progress";
+        let told = self.db.query_row(told, [], |row| row.get(0));
+        told.map_err(StoreError::database("reading the ledger"))
+    }
+
+    /// Notes that it has.
+    pub(in super::super) fn set_journaled(&self) -> std::result::Result<(), StoreError> {
+        let noted = self.db.execute("UPDATE progress SET journaled = 1", []);
+        noted.map_err(StoreError::database("writing the ledger"))?;
+        Ok(())
+    }
+
     /// Adds `batch`, if it begins where the journal has been read to, and says how far it has been
     /// read then. A ledger that was made anew starts from the beginning in this way.
     pub(in super::super) fn index(&mut self, batch: &Batch) -> Result<(Position, u64)> {
@@ -61,19 +93,40 @@ impl Books {
             return Ok((through, records));
         }
         self.copies += batch.copies;
-        for (position, notification) in &batch.notifications {
-            if !self.add(*position, notification)? {
-                self.copies += 1;
+        let mut given = self.given()?;
+        for (position, content) in &batch.contents {
+            match content {
+                Content::Event(event) => {
+                    if !self.add(*position, event, &given)? {
+                        self.copies += 1;
+                    }
+                }
+                Content::Deliveries(told) => {
+                    for (position, delivery) in told {
+                        self.learn(*position, delivery)?;
+                    }
+                }
+                Content::Subscriptions(since, subscriptions) => {
+                    self.give(*since, subscriptions)?;
+                    given = self.given()?;
+                }
+                Content::Inventory(from, to) => self.forget_untouched(*from, *to)?,
+                Content::Other => {}
             }
         }
         self.db
             .prepare_cached("UPDATE progress SET through = ?1, records = ?2")?
             .execute((batch.through.to_sql(), batch.records.cast_signed()))?;
+        self.awaited = self.awaited.filter(|awaited| *awaited > batch.through);
+        self.stirred |= self.awaited.is_none();
         Ok((batch.through, batch.records))
     }
 
-    /// Adds an event with its deliveries; `false` when its id is known.
-    fn add(&mut self, position: Position, notification: &Notification) -> Result<bool> {
+    /// Adds an event with its deliveries to those it is `given` to; `false` when its id is known.
+    fn add(&mut self, position: Position, event: &Event, given: &[Active]) -> Result<bool> {
+        let Event {
+            notification, keys, ..
+        } = event;
         let added = self
             .db
             .prepare_cached(
@@ -94,12 +147,8 @@ impl Books {
             return Ok(false);
         }
         self.add_topics(notification)?;
-        let mut keys = None;
-        for active in &self.subscriptions {
+        for active in given {
             if active.asked.takes(&notification.name) {
-                if active.asked.ordered && keys.is_none() {
-                    keys = notification.ordering_keys();
-                }
                 delivery::add(
                     &self.db,
                     &mut self.tally,

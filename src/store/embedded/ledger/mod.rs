@@ -14,6 +14,7 @@ mod database;
 mod delivery;
 mod export;
 mod intake;
+mod notes;
 mod order;
 mod record;
 mod replay;
@@ -32,10 +33,16 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::{claim::Held, delivery::Tally, upkeep::Active};
+use self::{
+    claim::Held,
+    delivery::{HandlerId, Tally},
+    upkeep::Active,
+};
 use super::{
+    journal::Notes,
     progress::Progress,
     reader::{Bodies, Directory},
+    segment::Position,
 };
 use crate::{
     store::{Follower, Lease, StoreError, condition::Condition},
@@ -92,6 +99,13 @@ pub(super) struct Books {
     stirred: bool,
     /// Copies that the transaction under way has dropped.
     copies: u64,
+    /// Where the journal is told what becomes of deliveries.
+    journal: Notes,
+    /// What the transaction under way has to tell it of.
+    changed: Vec<(HandlerId, Position)>,
+    /// Up to where the journal has to be read before anything is handed out: it may say of something that
+    /// it is done.
+    awaited: Option<Position>,
 }
 
 impl Ledger {
@@ -222,8 +236,12 @@ impl Books {
         clock: fn() -> Timestamp,
         progress: Arc<Progress>,
         condition: &Condition,
+        notes: Notes,
     ) -> Result<Self, StoreError> {
         Ok(Self {
+            journal: notes,
+            changed: Vec::new(),
+            awaited: None,
             is_suspect: database::is_suspect(path),
             follower: condition.followers().vital("ledger", "writing the ledger"),
             db: database::open(path, true)?,
@@ -265,6 +283,7 @@ impl Books {
         let outcome = self.attempt(jobs, &mut replies);
         self.tally.clear();
         let claimed = std::mem::take(&mut self.claimed);
+        self.changed.clear();
         let copies = std::mem::take(&mut self.copies);
         let problem = match outcome {
             Ok(()) => {
@@ -300,7 +319,13 @@ impl Books {
         }
         outcome?;
         self.tally.write(&self.db)?;
-        self.db.execute_batch("COMMIT")
+        self.empty_outbox()?;
+        let notes = self.notes()?;
+        self.db.execute_batch("COMMIT")?;
+        for note in notes {
+            self.journal.put(note);
+        }
+        Ok(())
     }
 
     /// After a failed transaction: takes it back, and makes the ledger anew if it is damaged.
@@ -337,6 +362,7 @@ impl Books {
         database::set_aside(&self.path, why)?;
         self.db = database::open(&self.path, true)?;
         self.held.clear();
+        self.awaited = Some(self.journal_progress.end());
         self.journal_progress.renewed();
         let asked = self.subscriptions.iter().map(|active| active.asked.clone());
         let subscriptions = asked.collect();

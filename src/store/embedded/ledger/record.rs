@@ -1,6 +1,9 @@
 //! The operator's side: the same database on a connection of its own, beside a running service.
 
-use std::path::Path;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use rusqlite::{
@@ -18,6 +21,7 @@ use crate::{
         Attempt, DeliveryRecord, EventFilter, EventRecord, EventSummary, ParkedDelivery,
         ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
         embedded::{
+            Embedded, Settings,
             reader::{Bodies, Directory},
             segment::Position,
         },
@@ -28,25 +32,68 @@ use crate::{
 /// Deliveries that are skipped in one transaction, so that the service is never held up long.
 const SLICE: usize = 256;
 
+/// How long a command waits for the service to tell the journal what the command has changed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// An operator's connection to a store.
 pub(in super::super) struct Operator {
     pub(super) db: Connection,
     pub(super) journal: Directory,
+    settings: Settings,
+    clock: fn() -> Timestamp,
 }
 
 impl Operator {
-    /// Opens the ledger at `path` over the journal in `journal`.
+    /// Opens the ledger of the store that `settings` tell of.
     ///
     /// # Errors
     ///
     /// When there is none, or it cannot be read.
-    pub(in super::super) fn open(path: &Path, journal: Directory) -> Result<Self, StoreError> {
+    pub(in super::super) fn open(
+        settings: &Settings,
+        clock: fn() -> Timestamp,
+    ) -> Result<Self, StoreError> {
+        let path = settings.ledger();
         if !path.exists() {
-            let store = path.parent().unwrap_or(path);
-            return Err(StoreError::Absent(store.display().to_string()));
+            return Err(StoreError::Absent(settings.path.display().to_string()));
         }
-        let db = database::open(path, false)?;
-        Ok(Self { db, journal })
+        Ok(Self {
+            db: database::open(&path, false)?,
+            journal: settings.journal(),
+            settings: settings.clone(),
+            clock,
+        })
+    }
+
+    /// Returns when the journal has been told what this command has changed: by the service that has the
+    /// store, or by this process where there is none.
+    fn tell_journal(&self) -> Result<(), StoreError> {
+        let began = Instant::now();
+        while self.is_untold()? {
+            match Embedded::tell(&self.settings, self.clock) {
+                Err(StoreError::Locked(_)) if began.elapsed() < PATIENCE => {
+                    thread::sleep(LOOK_EVERY)
+                }
+                Err(StoreError::Locked(_)) => {
+                    tracing::warn!(
+                        "the service that has the store has not told its journal of this yet; it will \
+                         when it can"
+                    );
+                    return Ok(());
+                }
+                told => told?,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_untold(&self) -> Result<bool, StoreError> {
+        let look = "SELECT EXISTS (SELECT 1 FROM outbox)";
+        let found = self.db.query_row(look, [], |row| row.get(0));
+        found.map_err(StoreError::database("reading the ledger"))
     }
 }
 
@@ -61,12 +108,12 @@ impl Records for Operator {
             return Ok(None);
         };
         let read = Bodies::new(self.journal.clone()).read(position);
-        let notification = read.map_err(|unread| StoreError::Io {
+        let event = read.map_err(|unread| StoreError::Io {
             what: format!("reading the event {id}"),
             error: std::io::Error::other(unread),
         })?;
         Ok(Some(EventRecord {
-            notification,
+            notification: event.notification,
             deliveries,
         }))
     }
@@ -87,7 +134,9 @@ impl Records for Operator {
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
         let journal = Bodies::new(self.journal.clone());
-        replay::make(&self.db, journal, selection, reason, now, progress)
+        let made = replay::make(&self.db, journal, selection, reason, now, progress)?;
+        self.tell_journal()?;
+        Ok(made)
     }
 
     fn skip(
@@ -101,6 +150,7 @@ impl Records for Operator {
             let slice = skip(&self.db, parked, reason, micros(now));
             skipped += slice.map_err(StoreError::database("skipping parked deliveries"))?;
         }
+        self.tell_journal()?;
         Ok(skipped)
     }
 }
@@ -243,6 +293,7 @@ fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i
         let row = delivery::find(&change, handler, position)?;
         if let Some(row) = row.filter(|row| row.state == PARKED) {
             delivery::end(&change, &mut tally, &row, SKIPPED, now, Some(reason))?;
+            delivery::list(&change, handler, position)?;
             skipped += 1;
         }
     }

@@ -105,11 +105,14 @@ impl Chosen {
         if !row.is_open() {
             // Whether the handler is ordered may have changed since. What cannot be read is parked
             // when its turn comes.
-            let event = journal.read(self.position).ok();
-            let keys = event.and_then(|event| event.ordering_keys());
+            let keys = journal
+                .read(self.position)
+                .ok()
+                .and_then(|event| event.keys);
             row.keys = keys.filter(|_| self.ordered);
         }
-        delivery::replay(db, tally, &row, reason, now)
+        delivery::replay(db, tally, &row, reason, now)?;
+        delivery::list(db, self.handler, self.position)
     }
 }
 

@@ -1,4 +1,4 @@
--- Version 2 of the ledger. A projection of the journal, except for what became of deliveries.
+-- Version 3 of the ledger. A projection of the journal.
 -- Times are microseconds since 1970. Positions are the journal's: segment number << 32 | offset.
 
 -- How far the journal has been read. Changed in the transaction that adds what was read.
@@ -6,9 +6,10 @@ CREATE TABLE progress (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     through INTEGER NOT NULL, -- the position after the last record read
     records INTEGER NOT NULL, -- how many records were read
-    learnt INTEGER NOT NULL   -- not used: the table of copies says by itself what is in it
+    subscriptions BLOB,       -- who gets the events there, as the journal said last; null if it never did
+    journaled INTEGER NOT NULL -- whether the journal has what became of deliveries
 ) STRICT;
-INSERT INTO progress VALUES (1, 0, 0, 0);
+INSERT INTO progress VALUES (1, 0, 0, NULL, 1);
 
 -- Events, each once; their bodies stay in the journal. Ids are UUIDs of version 7, so their index
 -- is one by time of arrival as well.
@@ -86,4 +87,11 @@ CREATE TABLE attempts (
     PRIMARY KEY (handler, position, started_at)
 ) STRICT, WITHOUT ROWID;
 
-PRAGMA user_version = 2;
+-- What commands have changed and the journal has not been told of.
+CREATE TABLE outbox (
+    handler INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    PRIMARY KEY (handler, position)
+) STRICT, WITHOUT ROWID;
+
+PRAGMA user_version = 3;

@@ -1,6 +1,7 @@
 //! Who is configured, what is to be forgotten, and how much there is.
 
-use rusqlite::{OptionalExtension, Result, params};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
     Books,
@@ -9,15 +10,18 @@ use super::{
 };
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
-    store::{Subscription, embedded::segment::Position},
+    store::{
+        Subscription,
+        embedded::{record, segment::Position},
+    },
     telemetry::ByHandler,
 };
 
 /// Why deliveries of a handler that is gone are parked.
 const NO_HANDLER: &str = "no handler of this name is configured";
 
-/// A handler that is configured.
-#[derive(Debug)]
+/// A handler that gets events.
+#[derive(Clone, Debug)]
 pub(super) struct Active {
     pub(super) id: HandlerId,
     pub(super) asked: Subscription,
@@ -41,30 +45,63 @@ impl Books {
             let id = self.configure(&asked)?;
             active.push(Active { id, asked });
         }
-        self.park_the_abandoned()?;
         self.subscriptions = active;
         self.stirred = true;
-        Ok(())
+        let names: Vec<_> = self
+            .subscriptions
+            .iter()
+            .map(|one| one.asked.handler.clone())
+            .collect();
+        self.park_the_abandoned((self.clock)(), |handler| {
+            !names.iter().any(|name| name.as_str() == handler)
+        })
     }
 
-    /// The row of a handler, made where there is none.
-    fn configure(&mut self, asked: &Subscription) -> Result<HandlerId> {
-        let name = asked.handler.as_str();
-        let known: Option<(HandlerId, bool)> = self
+    /// Who gets the events at the place up to which the journal has been read.
+    pub(super) fn given(&self) -> Result<Vec<Active>> {
+        let said: Option<Vec<u8>> = self
             .db
-            .query_row(
-                "SELECT id, ordered FROM handlers WHERE name = ?1",
-                [name],
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )
-            .optional()?;
-        let Some((id, ordered)) = known else {
-            self.db.execute(
-                "INSERT INTO handlers (name, configured, ordered) VALUES (?1, 1, ?2)",
-                (name, asked.ordered),
-            )?;
-            return Ok(self.db.last_insert_rowid());
+            .prepare_cached("SELECT subscriptions FROM progress")?
+            .query_row([], |row| row.get(0))?;
+        let said = said.and_then(|bytes| record::take_subscriptions(&mut bytes.as_slice()));
+        let Some(said) = said else {
+            return Ok(self.subscriptions.clone());
         };
+        let given = said.into_iter().map(|mut asked| {
+            let mut configured = self.subscriptions.iter();
+            let configured = configured.find(|active| active.asked.handler == asked.handler);
+            // What nobody asks for needs no order: it is parked.
+            asked.ordered = configured.is_some_and(|active| active.asked.ordered);
+            let id = id(&self.db, &asked.handler)?;
+            Ok(Active { id, asked })
+        });
+        given.collect()
+    }
+
+    /// Takes in what the journal says of who gets the events behind, since `since`.
+    pub(super) fn give(&mut self, since: Timestamp, subscriptions: &[Subscription]) -> Result<()> {
+        let mut said = Vec::new();
+        record::put_subscriptions(&mut said, subscriptions);
+        self.db
+            .prepare_cached("UPDATE progress SET subscriptions = ?1")?
+            .execute([said])?;
+        for Subscription { handler, .. } in subscriptions {
+            id(&self.db, handler)?;
+        }
+        self.park_the_abandoned(since, |handler| {
+            !subscriptions
+                .iter()
+                .any(|one| one.handler.as_str() == handler)
+        })
+    }
+
+    /// The row of a handler, with its order as `asked`.
+    fn configure(&mut self, asked: &Subscription) -> Result<HandlerId> {
+        let id = id(&self.db, &asked.handler)?;
+        let ordered: bool = self
+            .db
+            .prepare_cached("SELECT ordered FROM handlers WHERE id = ?1")?
+            .query_row([id], |row| row.get(0))?;
         self.db.execute(
             "UPDATE handlers SET configured = 1, ordered = ?2 WHERE id = ?1",
             (id, asked.ordered),
@@ -105,8 +142,7 @@ impl Books {
     /// Those of an event in the journal. One that cannot be read has none: it is parked when its turn
     /// comes.
     fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
-        let notification = self.bodies.read(position).ok()?;
-        notification.ordering_keys()
+        self.bodies.read(position).ok()?.keys
     }
 
     /// Open deliveries after `last`, some of them.
@@ -121,23 +157,32 @@ impl Books {
         rows.collect()
     }
 
-    fn park_the_abandoned(&self) -> Result<()> {
-        let now = micros((self.clock)());
-        self.db.execute(
-            "DELETE FROM further_keys
-             WHERE handler IN (SELECT id FROM handlers WHERE configured = 0 AND open > 0)",
-            [],
-        )?;
-        let parked = self.db.execute(ABANDON, params![PARKED, now, NO_HANDLER])?;
-        self.db.execute(
-            "UPDATE handlers SET parked = parked + open, open = 0
-             WHERE configured = 0 AND open > 0",
-            [],
-        )?;
-        if parked > 0 {
+    /// Parks what is open of the handlers that `is_gone` tells by their names.
+    fn park_the_abandoned(
+        &mut self,
+        since: Timestamp,
+        is_gone: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        // The counts of the transaction under way.
+        self.tally.write(&self.db)?;
+        let mut with_open = self
+            .db
+            .prepare_cached("SELECT id, name FROM handlers WHERE open > 0")?;
+        let rows = with_open.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let with_open = rows.collect::<Result<Vec<(HandlerId, String)>>>()?;
+        for (handler, name) in with_open.into_iter().filter(|(_, name)| is_gone(name)) {
+            self.db
+                .execute("DELETE FROM further_keys WHERE handler = ?1", [handler])?;
+            let reason = params![PARKED, micros(since), NO_HANDLER, handler];
+            let parked = self.db.execute(ABANDON, reason)?;
+            self.db.execute(
+                "UPDATE handlers SET parked = parked + open, open = 0 WHERE id = ?1",
+                [handler],
+            )?;
             tracing::warn!(
+                handler = name,
                 parked,
-                "deliveries are parked, since their handlers are no longer configured"
+                "deliveries are parked, since their handler is no longer configured"
             );
         }
         Ok(())
@@ -201,7 +246,7 @@ impl Books {
     }
 
     /// How each handler stands at `now`.
-    pub(in super::super) fn standings(&self, now: jiff::Timestamp) -> Result<Vec<Standing>> {
+    pub(in super::super) fn standings(&self, now: Timestamp) -> Result<Vec<Standing>> {
         let mut handlers = self
             .db
             .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
@@ -235,11 +280,26 @@ pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
     (SELECT position FROM deliveries INDEXED BY unfinished
      WHERE handler = ?1 AND state = 0 AND state < 3 ORDER BY position LIMIT 1)";
 
-/// Parks what is open of handlers that are no longer configured.
+/// Parks what is open of a handler that is no longer configured.
 pub(super) const ABANDON: &str = "UPDATE deliveries INDEXED BY unfinished
     SET state = ?1, due_at = ?2, why = ?3
-    WHERE handler IN (SELECT id FROM handlers WHERE configured = 0 AND open > 0)
-      AND state IN (0, 1) AND state < 3";
+    WHERE handler = ?4 AND state IN (0, 1) AND state < 3";
+
+/// The row of the handler called `name`, made where there is none.
+pub(super) fn id(db: &Connection, name: &HandlerName) -> Result<HandlerId> {
+    let known = db
+        .prepare_cached("SELECT id FROM handlers WHERE name = ?1")?
+        .query_row([name.as_str()], |row| row.get(0))
+        .optional()?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    db.execute(
+        "INSERT INTO handlers (name, configured, ordered) VALUES (?1, 0, 0)",
+        [name.as_str()],
+    )?;
+    Ok(db.last_insert_rowid())
+}
 
 impl Standing {
     /// Sets the handler's gauges.

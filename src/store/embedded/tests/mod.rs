@@ -3,11 +3,13 @@
 mod fault;
 mod format;
 mod ledger;
+mod rebuild;
 mod recovery;
 mod retention;
 mod seen;
 mod source;
 mod spare;
+mod takeover;
 mod upgrade;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -15,7 +17,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tempfile::TempDir;
 
-use super::{Disk, Embedded, Engine, Records, Settings, SystemDisk};
+use super::{
+    Disk, Embedded, Engine, Records, Settings, SystemDisk, record::Record, segment::Position,
+};
 use crate::{
     store::{
         Context, StoreError,
@@ -86,7 +90,7 @@ impl Place {
     }
 
     fn records(&self) -> Box<dyn Records> {
-        self.settings.records().unwrap()
+        self.settings.records(clock).unwrap()
     }
 
     fn journal(&self) -> super::Directory {
@@ -111,6 +115,13 @@ impl Place {
         change(&mut bytes);
         std::fs::write(&path, bytes).unwrap();
     }
+}
+
+/// Returns when the journal has all that it was told by then.
+async fn written(store: &Opened) {
+    let nothing = Record::inventory(Position::default(), Position::default());
+    let answer = store.store.parts.notes.put_durably(nothing);
+    answer.await.unwrap().unwrap();
 }
 
 fn copy_dir(from: &Path, to: &Path) {

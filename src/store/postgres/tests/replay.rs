@@ -4,7 +4,7 @@ use super::{Replica, postgres::Database, settings};
 use crate::store::{
     Engine, ReplaySelection, Verdict,
     postgres::{pool::Durability, upkeep},
-    tests::{at, event, eventually, ids},
+    tests::{at, clock, event, eventually, ids},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,7 +27,7 @@ async fn a_day_whose_events_are_being_replayed_is_not_dropped() {
     let close = "SELECT pg_advisory_lock(1)";
     gate.client.batch_execute(close).await.unwrap();
     let replay = tokio::task::spawn_blocking(move || {
-        let mut records = settings.records().unwrap();
+        let mut records = settings.records(clock).unwrap();
         let everything = ReplaySelection::default();
         records.replay(&everything, "mended", at(20), &mut |_| {})
     });
