@@ -101,14 +101,10 @@ pub(super) fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
     let bar = Mutex::new(None);
     Arc::new(move |done, total| {
         let Ok(mut bar) = bar.lock() else { return };
-        let bar = bar.get_or_insert_with(|| {
-            tracing::warn!(bytes = total, "the ledger is rebuilt from the journal");
-            progress_bar(total)
-        });
+        let bar = bar.get_or_insert_with(|| progress_bar(total));
         bar.set_position(done);
         if done >= total && !bar.is_finished() {
             bar.finish_and_clear();
-            tracing::info!("the ledger has been rebuilt");
         }
     })
 }

@@ -1,6 +1,11 @@
 //! Reads behind the journal's writer and brings the ledger up to date, in large batches.
 
-use std::{fmt::Display, io, sync::Arc, time::Instant};
+use std::{
+    fmt::Display,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -19,6 +24,9 @@ const BATCH_RECORDS: usize = 4096;
 
 /// The most bytes of the journal in one transaction.
 const BATCH_BYTES: usize = 4 << 20;
+
+/// How often the log says how far a ledger is that is made anew.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// The thread that indexes.
 pub(super) struct Indexer {
@@ -54,6 +62,8 @@ pub(super) struct Rebuilding {
     base: u64,
     /// Records in the journal when it began.
     total: u64,
+    /// When somebody was told how far it is.
+    told: Instant,
 }
 
 impl Indexer {
@@ -242,18 +252,27 @@ impl Indexer {
                 records = total - base,
                 "the ledger is made from the journal"
             );
-            self.rebuilding = Some(Rebuilding { base, total });
+            self.rebuilding = Some(Rebuilding {
+                base,
+                total,
+                told: Instant::now(),
+            });
         }
     }
 
     fn tell_rebuild(&mut self) {
-        if let Some(Rebuilding { base, total }) = self.rebuilding {
-            let all = total.saturating_sub(base);
-            (self.rebuild)(self.records.saturating_sub(base).min(all), all);
-            if self.records >= total {
-                tracing::info!("the ledger is complete");
-                self.rebuilding = None;
-            }
+        let Some(Rebuilding { base, total, told }) = &mut self.rebuilding else {
+            return;
+        };
+        let all = total.saturating_sub(*base);
+        let done = self.records.saturating_sub(*base).min(all);
+        (self.rebuild)(done, all);
+        if done >= all {
+            tracing::info!("the ledger is complete");
+            self.rebuilding = None;
+        } else if told.elapsed() >= TELL_EVERY {
+            tracing::info!(done, all, "the ledger is being made");
+            *told = Instant::now();
         }
     }
 }

@@ -207,7 +207,7 @@ impl Embedded {
         let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
         let tail = agree(&mut books, &directory, tail, (context.clock)())?;
         let own = tail.end();
-        let tail = takeover::take_over(&books, &directory, tail, (context.clock)())?;
+        let tail = takeover::take_over(&mut books, &directory, tail, (context.clock)())?;
         let reached = books.wait_for(tail.end())?;
         let ledger = Arc::new(Ledger::start(books, &condition)?);
         progress.written(tail.end(), tail.records_through());

@@ -24,7 +24,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Makes sure that the journal has what became of deliveries so far, and that nothing is added to a segment
 /// of an older version.
 pub(super) fn take_over(
-    books: &Books,
+    books: &mut Books,
     directory: &Directory,
     mut tail: Tail,
     now: Timestamp,
@@ -36,6 +36,10 @@ pub(super) fn take_over(
             VERSION => Ok(tail),
             _ => follow(directory, tail, number, now).map_err(written()),
         };
+    }
+    if !books.is_sound()? {
+        books.renew("it is damaged")?;
+        return take_over(books, directory, tail, now);
     }
     tracing::info!("the journal is told what became of deliveries");
     tail.seal().map_err(written())?;

@@ -125,6 +125,11 @@ impl Books {
             .optional()
     }
 
+    /// Reads the whole ledger, and says whether its parts fit.
+    pub(in super::super) fn is_sound(&self) -> Result<bool, StoreError> {
+        database::is_sound(&self.path).map_err(StoreError::database("checking the ledger"))
+    }
+
     /// Forgets what is finished of the events from `lost` on, which the journal has lost, and parks what
     /// is not, where a person can see it. The journal goes on at `end`, where nothing of the ledger is.
     pub(in super::super) fn cut(

@@ -1,6 +1,6 @@
 //! A store of version 1, whose journal does not have what became of deliveries.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::FileExt, path::Path};
 
 use rusqlite::Connection;
 
@@ -113,6 +113,26 @@ async fn it_is_made_again_where_it_was_cut_short() {
     assert_eq!(noted.unwrap(), 1);
     drop(db);
     check_twice(&place).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_cannot_be_read_is_set_aside() {
+    let place = of_version_1();
+    let path = place.settings.ledger();
+    let db = Connection::open(&path).unwrap();
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'attempts'";
+    let page: u32 = db.query_row(root, [], |row| row.get(0)).unwrap();
+    let size: u32 = db
+        .pragma_query_value(None, "page_size", |row| row.get(0))
+        .unwrap();
+    drop(db);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let begin = u64::from(page - 1) * u64::from(size);
+    file.write_all_at(&vec![0xa5; size as usize], begin)
+        .unwrap();
+    let store = start(&place, &["crm"]).await;
+    assert_eq!(place.kept("ledger.db.damaged-1").len(), 1);
+    assert_eq!(store.drain("crm").await.len(), events().len());
 }
 
 /// Starts on `place`, and once more without what is made from the journal.
