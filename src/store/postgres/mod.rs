@@ -68,7 +68,8 @@
 //! most. The next one of the run is handed out by the settlement of the one before it, in whose
 //! transaction the claim stays. So a claim, which has to wait for the disk, is paid once a run, and
 //! nothing is attempted before the end of what was before it is on record. A replay that comes to stand
-//! before the rest of a run is made after it.
+//! before the rest of a run is made after it. Claims pass over what is in a run, as far as `claims.last`
+//! says: who queued it would make the run's settlements wait.
 //!
 //! An event of more keys than [`MOST_KEYS`](crate::event::MOST_KEYS) has all keys of its scope, so a
 //! delivery has at most so many rows of `further_keys`, and a look at it takes at most so many look-ups.
