@@ -11,7 +11,10 @@ use std::{
 };
 
 use super::{Context, Disk, Embedded, Place};
-use crate::store::{AppendError, Health, Store, tests::event};
+use crate::store::{
+    AppendError, Health, Store, Verdict,
+    tests::{at, event, eventually},
+};
 
 /// A disk whose calls fail when told to.
 #[derive(Default)]
@@ -27,6 +30,8 @@ pub(super) struct Faulty {
     pub(super) free: AtomicU64,
     /// How often it was asked for.
     looks: AtomicU64,
+    /// How often a file was synced.
+    syncs: AtomicU64,
 }
 
 impl Disk for Faulty {
@@ -46,6 +51,7 @@ impl Disk for Faulty {
         if self.sync.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(5));
         }
+        self.syncs.fetch_add(1, Ordering::SeqCst);
         SYSTEM.sync(file)
     }
 
@@ -219,4 +225,21 @@ async fn a_panic_of_a_thread_that_delivers_poisons_the_store() {
         .unwrap()
         .unwrap();
     assert_eq!(place.metrics.store_sound.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_delivery_is_synced_though_nothing_else_comes() {
+    let (place, disk) = faulty();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append(&event(1)).await.unwrap();
+    let claims = store.claim("crm", at(10)).await;
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let end = store.store.parts.progress.end();
+    store.settle("crm", &claims[0], Verdict::Done).await;
+    eventually("the end of the journal has moved, by a sync", async || {
+        let synced = disk.syncs.load(Ordering::SeqCst) > before;
+        (synced && store.store.parts.progress.end() > end).then_some(())
+    })
+    .await;
 }
