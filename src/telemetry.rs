@@ -38,6 +38,35 @@ fn durations() -> Histogram {
     ))
 }
 
+/// Declares a closed set of words, which metrics count by and logs say. All of them and the word of
+/// each come from one declaration, so that none can be forgotten.
+macro_rules! words {
+    ($(#[$doc:meta])* $visibility:vis enum $name:ident {
+        $($(#[$variant_doc:meta])* $variant:ident = $word:expr,)+
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        $visibility enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every one. Each stands at the place that it has as a number.
+            $visibility const ALL: [Self; [$(stringify!($variant)),+].len()] =
+                [$(Self::$variant,)+];
+
+            /// The word for it.
+            $visibility const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+    };
+}
+
+pub(crate) use words;
+
 /// By endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByEndpoint {

@@ -2,10 +2,10 @@
 //!
 //! | answer | status | why that one |
 //! |---|---|---|
-//! | [`Stored`](Answer::Stored), [`Handshake`](Answer::Handshake) | 200 | |
-//! | [`Refused`](Answer::Refused) | 401, or 503 when the provider floor asks for another try | |
-//! | [`TooLarge`](Answer::TooLarge) | 413 | a second try would be as large |
-//! | [`Path`](Answer::Path), [`Method`](Answer::Method) | 404, 405 | |
+//! | [`Accepted`] | 200 | |
+//! | [`Refused`](Rejection::Refused) | 401, or 503 when the provider floor asks for another try | |
+//! | [`TooLarge`](Rejection::TooLarge) | 413 | a second try would be as large |
+//! | [`Path`](Rejection::Path), [`Method`](Rejection::Method) | 404, 405 | |
 //! | all others | 503 | Zoom repeats after 503, and after no 4xx; RingCentral is as patient with one as with the other. Never 429, which Zoom takes as final |
 
 use axum::{
@@ -14,15 +14,23 @@ use axum::{
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
-use crate::provider::{Reason, Refusal, Reply};
+use crate::{
+    provider::{Reason, Refusal, Reply},
+    telemetry::words,
+};
 
-/// How a request is answered.
+/// A request that gets what it came for.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum Accepted {
     /// Its event is on stable storage.
     Stored(Reply),
     /// It was a handshake and nothing else.
     Handshake(Reply),
+}
+
+/// Why a request does not get what it came for.
+#[derive(Debug)]
+pub(super) enum Rejection {
     /// It was not shown to come from its provider.
     Refused(Refusal),
     /// There is no endpoint of that path.
@@ -45,50 +53,71 @@ pub(super) enum Answer {
     Panic,
 }
 
-impl Answer {
-    /// The words for all answers that an endpoint can give.
-    pub(super) const WORDS: [&str; 15] = [
-        "stored",
-        "handshake",
-        "too_large",
-        "slow_body",
-        "broken_body",
-        "overloaded",
-        "unavailable",
-        "draining",
-        "panic",
-        Reason::MissingCredential.as_str(),
-        Reason::MalformedCredential.as_str(),
-        Reason::WrongCredential.as_str(),
-        Reason::Stale.as_str(),
-        Reason::RequirementUnmet.as_str(),
-        Reason::MalformedHandshake.as_str(),
-    ];
+words! {
+    /// The words for answers in metrics and logs.
+    pub(super) enum Word {
+        Stored = "stored",
+        Handshake = "handshake",
+        TooLarge = "too_large",
+        SlowBody = "slow_body",
+        BrokenBody = "broken_body",
+        Overloaded = "overloaded",
+        Unavailable = "unavailable",
+        Draining = "draining",
+        Path = "path",
+        Method = "method",
+        Panic = "panic",
+        MissingCredential = Reason::MissingCredential.as_str(),
+        MalformedCredential = Reason::MalformedCredential.as_str(),
+        WrongCredential = Reason::WrongCredential.as_str(),
+        Stale = Reason::Stale.as_str(),
+        RequirementUnmet = Reason::RequirementUnmet.as_str(),
+        MalformedHandshake = Reason::MalformedHandshake.as_str(),
+    }
+}
 
-    /// The words for all answers that are given where there is no endpoint.
-    pub(super) const WORDS_NOWHERE: [&str; 3] = ["path", "method", "panic"];
-
-    /// The word for it in metrics and logs.
-    pub(super) const fn word(&self) -> &'static str {
-        match self {
-            Self::Stored(_) => "stored",
-            Self::Handshake(_) => "handshake",
-            Self::Refused(refusal) => refusal.reason.as_str(),
-            Self::Path => "path",
-            Self::Method => "method",
-            Self::TooLarge => "too_large",
-            Self::SlowBody => "slow_body",
-            Self::BrokenBody => "broken_body",
-            Self::Overloaded => "overloaded",
-            Self::Unavailable(_) => "unavailable",
-            Self::Draining => "draining",
-            Self::Panic => "panic",
+impl From<&Accepted> for Word {
+    fn from(accepted: &Accepted) -> Self {
+        match accepted {
+            Accepted::Stored(_) => Self::Stored,
+            Accepted::Handshake(_) => Self::Handshake,
         }
     }
+}
 
+impl From<&Rejection> for Word {
+    fn from(rejection: &Rejection) -> Self {
+        match rejection {
+            Rejection::Refused(refusal) => refusal.reason.into(),
+            Rejection::Path => Self::Path,
+            Rejection::Method => Self::Method,
+            Rejection::TooLarge => Self::TooLarge,
+            Rejection::SlowBody => Self::SlowBody,
+            Rejection::BrokenBody => Self::BrokenBody,
+            Rejection::Overloaded => Self::Overloaded,
+            Rejection::Unavailable(_) => Self::Unavailable,
+            Rejection::Draining => Self::Draining,
+            Rejection::Panic => Self::Panic,
+        }
+    }
+}
+
+impl From<Reason> for Word {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::MissingCredential => Self::MissingCredential,
+            Reason::MalformedCredential => Self::MalformedCredential,
+            Reason::WrongCredential => Self::WrongCredential,
+            Reason::Stale => Self::Stale,
+            Reason::RequirementUnmet => Self::RequirementUnmet,
+            Reason::MalformedHandshake => Self::MalformedHandshake,
+        }
+    }
+}
+
+impl Rejection {
     const fn status(&self) -> StatusCode {
         match self {
-            Self::Stored(_) | Self::Handshake(_) => StatusCode::OK,
             Self::Refused(Refusal { again: false, .. }) => StatusCode::UNAUTHORIZED,
             Self::Path => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -104,32 +133,40 @@ impl Answer {
     }
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for Accepted {
+    fn into_response(self) -> Response {
+        let (Self::Stored(reply) | Self::Handshake(reply)) = self;
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        match reply {
+            Reply::Accepted => {
+                headers.insert(CONTENT_LENGTH, NONE);
+            }
+            Reply::Echo(name, value) => {
+                headers.insert(name, value);
+                // RingCentral takes no other type in a handshake, though there is no body.
+                headers.insert(header::CONTENT_TYPE, JSON);
+                headers.insert(CONTENT_LENGTH, NONE);
+            }
+            Reply::Challenge(body) => {
+                headers.insert(header::CONTENT_TYPE, JSON);
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+                *response.body_mut() = Body::from(body);
+            }
+        }
+        response
+    }
+}
+
+impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
-        let length = match self {
-            Self::Stored(Reply::Echo(name, value)) | Self::Handshake(Reply::Echo(name, value)) => {
-                headers.insert(name, value);
-                // RingCentral takes no other type in a handshake, though there is no body.
-                headers.insert(header::CONTENT_TYPE, JSON);
-                NONE
-            }
-            Self::Stored(Reply::Challenge(body)) | Self::Handshake(Reply::Challenge(body)) => {
-                headers.insert(header::CONTENT_TYPE, JSON);
-                let length = body.len();
-                *response.body_mut() = Body::from(body);
-                HeaderValue::from(length)
-            }
-            Self::Method => {
-                headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
-                NONE
-            }
-            _ => NONE,
-        };
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_LENGTH, length);
+        if let Self::Method = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        headers.insert(CONTENT_LENGTH, NONE);
         response
     }
 }

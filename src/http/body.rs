@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Settings,
-    answer::Answer,
+    answer::Rejection,
     room::{Permit, Room},
 };
 
@@ -61,7 +61,7 @@ impl Collector {
         headers: &HeaderMap,
         mut body: Body,
         slots: &Room,
-    ) -> Result<Collected, Answer> {
+    ) -> Result<Collected, Rejection> {
         let dismissal = Dismissal::new(CancellationToken::new);
         let collected = {
             let mut reading = pin!(self.read(&mut body, &dismissal));
@@ -70,25 +70,27 @@ impl Collector {
                 None => {
                     let _place = slots.wait(&dismissal);
                     tokio::select! {
-                        () = dismissal.cancelled() => Err(Answer::Overloaded),
+                        () = dismissal.cancelled() => Err(Rejection::Overloaded),
                         collected = timeout(self.time, reading) => {
-                            collected.unwrap_or(Err(Answer::SlowBody))
+                            collected.unwrap_or(Err(Rejection::SlowBody))
                         }
                     }
                 }
             }
         };
         // Who asked before sending is told before sending.
-        if let (Err(Answer::TooLarge), false) = (&collected, headers.contains_key(header::EXPECT)) {
+        if let (Err(Rejection::TooLarge), false) =
+            (&collected, headers.contains_key(header::EXPECT))
+        {
             discard(body).await;
         }
         collected
     }
 
-    async fn read(&self, body: &mut Body, dismissal: &Dismissal) -> Result<Collected, Answer> {
+    async fn read(&self, body: &mut Body, dismissal: &Dismissal) -> Result<Collected, Rejection> {
         // What the head promises, before a byte of it is read.
         if body.size_hint().lower() > self.max_body {
-            return Err(Answer::TooLarge);
+            return Err(Rejection::TooLarge);
         }
         let mut bytes = Chunks::default();
         let mut memory: Option<Permit> = None;
@@ -97,7 +99,7 @@ impl Collector {
             && let Some(frame) = body.frame().await
         {
             // Trailers are no part of the body.
-            let Ok(chunk) = frame.map_err(|_| Answer::BrokenBody)?.into_data() else {
+            let Ok(chunk) = frame.map_err(|_| Rejection::BrokenBody)?.into_data() else {
                 continue;
             };
             if chunk.is_empty() {
@@ -105,10 +107,10 @@ impl Collector {
             }
             let total = bytes.len() + chunk.len();
             if u64::try_from(total).is_ok_and(|total| total > self.max_body) {
-                return Err(Answer::TooLarge);
+                return Err(Rejection::TooLarge);
             }
-            let size = u32::try_from(chunk.len()).map_err(|_| Answer::TooLarge)?;
-            let taken = self.memory.take(size).await.ok_or(Answer::Overloaded)?;
+            let size = u32::try_from(chunk.len()).map_err(|_| Rejection::TooLarge)?;
+            let taken = self.memory.take(size).await.ok_or(Rejection::Overloaded)?;
             match &mut memory {
                 Some(memory) => memory.merge(taken),
                 None => memory = Some(taken),

@@ -1,9 +1,10 @@
 //! The one route: find the endpoint, have the request admitted, have its event stored, answer.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,21 +18,23 @@ use axum::{
 };
 use http::Method;
 use jiff::Timestamp;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
+use prometheus_client::metrics::{
+    counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
+};
 use tokio::time::{Instant, timeout};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
     Endpoint, Settings,
-    answer::Answer,
+    answer::{Accepted, Rejection, Word},
     body::{Collected, Collector},
     presence::Presence,
     room::Room,
     throttle::Throttle,
 };
 use crate::{
-    event::{self, EventName},
-    provider::{self, Reply, Verified},
+    event::{self, EventName, Notification},
+    provider::{self, Admission, Reply, Verified},
     store::{APPEND_BUDGET, AppendError, Store},
     telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
 };
@@ -49,7 +52,6 @@ pub struct Webhook {
     /// In requests; those whose body is on its way can be let go.
     slots: Room,
     append_budget: Duration,
-    requests: AtomicU64,
 }
 
 impl Webhook {
@@ -69,7 +71,6 @@ impl Webhook {
             collector: Collector::new(settings),
             slots: Room::new(settings.max_in_flight),
             append_budget: APPEND_BUDGET,
-            requests: AtomicU64::new(0),
         }
     }
 
@@ -92,7 +93,7 @@ impl Webhook {
     pub(super) fn router(self: Arc<Self>) -> Router {
         let webhook = Arc::clone(&self);
         let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
-            webhook.respond(&webhook.routes.load().nowhere, Answer::Panic)
+            webhook.turn_away(Rejection::Panic)
         });
         Router::new()
             .fallback(async |State(webhook): State<Arc<Self>>, request: Request| {
@@ -105,38 +106,35 @@ impl Webhook {
     async fn receive(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
-            return self.respond(&routes.nowhere, Answer::Path);
+            return self.turn_away(Rejection::Path);
         };
         if request.method() != Method::POST {
-            return self.respond(&routes.nowhere, Answer::Method);
+            return self.turn_away(Rejection::Method);
         }
         let started = Instant::now();
         let _in_flight = InFlight::enter(&self.metrics.in_flight);
-        let answer = match self.take(route, request).await {
-            Ok(answer) | Err(answer) => answer,
-        };
-        let response = self.respond(&route.answers, answer);
+        let answer = self.take(route, request).await;
+        route.answers.count(answer.as_ref(), self.clock);
+        let response = answer.into_response();
         route
             .answer_seconds
             .observe(started.elapsed().as_secs_f64());
         response
     }
 
-    fn respond(&self, answers: &Answers, answer: Answer) -> Response {
-        // A number of its own for the log, which tells apart the lines of requests that are served
-        // at the same time. It never leaves the process.
-        let request = self.requests.fetch_add(1, Ordering::Relaxed);
-        answers.count(&answer, request, self.clock);
-        answer.into_response()
+    /// Answers a request that no endpoint takes.
+    fn turn_away(&self, rejection: Rejection) -> Response {
+        let nowhere = &self.routes.load().nowhere;
+        nowhere.count(Err(&rejection), self.clock);
+        rejection.into_response()
     }
 
-    /// Either kind of result is an answer; an `Err` cuts the way to it short.
-    async fn take(&self, route: &Route, request: Request) -> Result<Answer, Answer> {
+    async fn take(&self, route: &Route, request: Request) -> Result<Accepted, Rejection> {
         let presence = request.extensions().get::<Presence>().cloned();
         if presence.as_ref().is_some_and(Presence::is_draining) {
-            return Err(Answer::Draining);
+            return Err(Rejection::Draining);
         }
-        let _slot = self.slots.take(1).await.ok_or(Answer::Overloaded)?;
+        let _slot = self.slots.take(1).await.ok_or(Rejection::Overloaded)?;
         let (head, body) = request.into_parts();
         // Once it has arrived whole nobody can push it out, and its memory is held until the store
         // has written it.
@@ -155,41 +153,42 @@ impl Webhook {
             headers: &head.headers,
             body: bytes,
         };
-        let admission = route
+        let Admission { event, reply } = route
             .endpoint
             .provider
             .admit(request, now)
-            .map_err(Answer::Refused)?;
-        let stored = admission.event.is_some();
-        if let Some(event) = admission.event {
+            .map_err(Rejection::Refused)?;
+        let is_event = event.is_some();
+        if let Some(event) = event {
             self.store(route, event).await?;
         }
-        if admission.reply != Reply::Accepted {
+        if reply != Reply::Accepted {
             route.last_handshake.set(seconds(now));
         }
-        Ok(if stored {
-            Answer::Stored(admission.reply)
+        Ok(if is_event {
+            Accepted::Stored(reply)
         } else {
-            Answer::Handshake(admission.reply)
+            Accepted::Handshake(reply)
         })
     }
 
-    async fn store(&self, route: &Route, event: Verified) -> Result<(), Answer> {
-        let (id, name) = {
-            let notification = event.notification();
-            (notification.id, notification.name.clone())
-        };
+    async fn store(&self, route: &Route, event: Verified) -> Result<(), Rejection> {
+        let Notification { id, name, .. } = event.notification();
+        let (id, kind) = (*id, route.kind(name, &self.metrics));
         match timeout(self.append_budget, self.store.append(event)).await {
             Ok(Ok(())) => {}
-            Ok(Err(AppendError::Overloaded)) => return Err(Answer::Overloaded),
-            Ok(Err(error)) => return Err(Answer::Unavailable(error.to_string())),
+            Ok(Err(AppendError::Overloaded)) => return Err(Rejection::Overloaded),
+            Ok(Err(error)) => return Err(Rejection::Unavailable(error.to_string())),
             Err(_) => {
                 let why = format!("the store took longer than {:?}", self.append_budget);
-                return Err(Answer::Unavailable(why));
+                return Err(Rejection::Unavailable(why));
             }
         }
-        tracing::debug!(event.id = %id, event.name = %name, "an event was stored");
-        route.count(&name, &self.metrics);
+        tracing::debug!(event.id = %id, event.name = %kind.name, "an event was stored");
+        kind.stored.inc();
+        if kind.is_misdirected {
+            route.misdirected.inc();
+        }
         Ok(())
     }
 }
@@ -208,7 +207,7 @@ impl Routes {
             .collect();
         Self {
             by_path,
-            nowhere: Answers::new(NOWHERE, &Answer::WORDS_NOWHERE, metrics),
+            nowhere: Answers::new(NOWHERE, is_of_no_endpoint, metrics),
         }
     }
 }
@@ -218,7 +217,7 @@ struct Route {
     endpoint: Endpoint,
     answers: Answers,
     /// Few, so that looking through them is the quickest way to one.
-    events: Vec<(EventName, Counter)>,
+    kinds: Vec<Kind>,
     misdirected: Counter,
     last_handshake: Fraction,
     answer_seconds: Histogram,
@@ -228,17 +227,14 @@ impl Route {
     fn new(endpoint: Endpoint, metrics: &Metrics) -> Self {
         let label = ByEndpoint::from(&endpoint.name);
         let provider = endpoint.family.provider();
-        let events = event::event_names()
+        let kinds = event::event_names()
             .into_iter()
             .filter(|name| name.provider() == provider)
-            .map(|name| {
-                let counter = event_counter(&endpoint, &name, metrics);
-                (name, counter)
-            })
+            .map(|name| Kind::new(name, &endpoint, metrics))
             .collect();
         Self {
-            answers: Answers::new(endpoint.name.as_str(), &Answer::WORDS, metrics),
-            events,
+            answers: Answers::new(endpoint.name.as_str(), is_of_an_endpoint, metrics),
+            kinds,
             misdirected: metrics.misdirected.get_or_create(&label).clone(),
             last_handshake: metrics
                 .last_handshake_timestamp_seconds
@@ -249,13 +245,33 @@ impl Route {
         }
     }
 
-    fn count(&self, name: &EventName, metrics: &Metrics) {
-        match self.events.iter().find(|(known, _)| known == name) {
-            Some((_, counter)) => counter.inc(),
-            None => event_counter(&self.endpoint, name, metrics).inc(),
+    /// What is known of events called `name`.
+    fn kind(&self, name: &EventName, metrics: &Metrics) -> Cow<'_, Kind> {
+        match self.kinds.iter().find(|kind| kind.name == *name) {
+            Some(kind) => Cow::Borrowed(kind),
+            None => Cow::Owned(Kind::new(name.clone(), &self.endpoint, metrics)),
+        }
+    }
+}
+
+/// The events of one name that come to one endpoint.
+#[derive(Clone)]
+struct Kind {
+    name: EventName,
+    stored: Counter,
+    is_misdirected: bool,
+}
+
+impl Kind {
+    fn new(name: EventName, endpoint: &Endpoint, metrics: &Metrics) -> Self {
+        let label = ByEvent {
+            endpoint: endpoint.name.to_string(),
+            event: name.to_string(),
         };
-        if is_of_another_family(name, self.endpoint.family) {
-            self.misdirected.inc();
+        Self {
+            stored: metrics.events.get_or_create(&label).clone(),
+            is_misdirected: is_of_another_family(&name, endpoint.family),
+            name,
         }
     }
 }
@@ -267,57 +283,78 @@ fn is_of_another_family(name: &EventName, family: &event::Family) -> bool {
     claimed_by.is_some_and(|claimed_by| claimed_by.contains('.') && claimed_by != family.name)
 }
 
-fn event_counter(endpoint: &Endpoint, name: &EventName, metrics: &Metrics) -> Counter {
-    let label = ByEvent {
-        endpoint: endpoint.name.to_string(),
-        event: name.to_string(),
-    };
-    metrics.events.get_or_create(&label).clone()
-}
-
 /// Counts answers, and writes down those that somebody should know of.
 struct Answers {
     endpoint: String,
-    /// By [`Answer::word`]. Few, with the usual answer first, so that looking through them is the
-    /// quickest way to one.
-    by_word: Vec<(&'static str, Counter, Throttle)>,
+    requests: Family<ByAnswer, Counter>,
+    lines: [Line; Word::ALL.len()],
+    /// How many lines have been written, which tells apart those of requests that are served at the
+    /// same time. The number never leaves the process.
+    logged: AtomicU64,
+}
+
+/// What there is for each [`Word`].
+#[derive(Default)]
+struct Line {
+    counter: OnceLock<Counter>,
+    throttle: Throttle,
+}
+
+/// What requests that come to an endpoint can be answered.
+const fn is_of_an_endpoint(word: Word) -> bool {
+    !matches!(word, Word::Path | Word::Method)
+}
+
+/// What requests that come to none can be answered.
+const fn is_of_no_endpoint(word: Word) -> bool {
+    matches!(word, Word::Path | Word::Method | Word::Panic)
 }
 
 impl Answers {
-    fn new(endpoint: &str, words: &[&'static str], metrics: &Metrics) -> Self {
-        let line = |answer| {
-            let label = ByAnswer {
-                endpoint: endpoint.to_owned(),
-                answer,
-            };
-            let counter = metrics.requests.get_or_create(&label).clone();
-            (answer, counter, Throttle::default())
-        };
-        Self {
+    /// Answers whose words are `expected` are counted from 0, any others from 1.
+    fn new(endpoint: &str, expected: fn(Word) -> bool, metrics: &Metrics) -> Self {
+        let answers = Self {
             endpoint: endpoint.to_owned(),
-            by_word: words.iter().copied().map(line).collect(),
-        }
-    }
-
-    fn count(&self, answer: &Answer, request: u64, clock: fn() -> Timestamp) {
-        let mut lines = self.by_word.iter();
-        if let Some((_, counter, throttle)) = lines.find(|(word, ..)| *word == answer.word()) {
-            counter.inc();
-            self.log(answer, throttle, request, clock);
-        }
-    }
-
-    fn log(&self, answer: &Answer, throttle: &Throttle, request: u64, clock: fn() -> Timestamp) {
-        if matches!(answer, Answer::Stored(_) | Answer::Handshake(_)) {
-            return;
-        }
-        let Some(suppressed) = throttle.pass(clock()) else {
-            return;
+            requests: metrics.requests.clone(),
+            lines: Word::ALL.map(|_| Line::default()),
+            logged: AtomicU64::new(0),
         };
-        let (endpoint, reason) = (self.endpoint.as_str(), answer.word());
-        match answer {
-            Answer::Stored(_) | Answer::Handshake(_) => {}
-            Answer::Path | Answer::Method | Answer::Draining | Answer::BrokenBody => {
+        for word in Word::ALL.into_iter().filter(|word| expected(*word)) {
+            answers.counter(word);
+        }
+        answers
+    }
+
+    fn line(&self, word: Word) -> &Line {
+        #[expect(clippy::indexing_slicing, reason = "there is a line for each word")]
+        &self.lines[word as usize]
+    }
+
+    fn counter(&self, word: Word) -> &Counter {
+        self.line(word).counter.get_or_init(|| {
+            let label = ByAnswer {
+                endpoint: self.endpoint.clone(),
+                answer: word.as_str(),
+            };
+            self.requests.get_or_create(&label).clone()
+        })
+    }
+
+    fn count(&self, answer: Result<&Accepted, &Rejection>, clock: fn() -> Timestamp) {
+        let word = answer.map_or_else(Word::from, Word::from);
+        self.counter(word).inc();
+        if let Err(rejection) = answer
+            && let Some(suppressed) = self.line(word).throttle.pass(clock())
+        {
+            self.log(rejection, suppressed);
+        }
+    }
+
+    fn log(&self, rejection: &Rejection, suppressed: u64) {
+        let request = self.logged.fetch_add(1, Ordering::Relaxed);
+        let (endpoint, reason) = (self.endpoint.as_str(), Word::from(rejection).as_str());
+        match rejection {
+            Rejection::Path | Rejection::Method | Rejection::Draining | Rejection::BrokenBody => {
                 tracing::info!(
                     endpoint,
                     request,
@@ -326,7 +363,10 @@ impl Answers {
                     "a request was turned away"
                 );
             }
-            Answer::Refused(_) | Answer::TooLarge | Answer::SlowBody | Answer::Overloaded => {
+            Rejection::Refused(_)
+            | Rejection::TooLarge
+            | Rejection::SlowBody
+            | Rejection::Overloaded => {
                 tracing::warn!(
                     endpoint,
                     request,
@@ -335,7 +375,7 @@ impl Answers {
                     "a request was refused"
                 );
             }
-            Answer::Unavailable(why) => {
+            Rejection::Unavailable(why) => {
                 tracing::error!(
                     endpoint,
                     request,
@@ -345,7 +385,7 @@ impl Answers {
                     "an event was not stored"
                 );
             }
-            Answer::Panic => {
+            Rejection::Panic => {
                 tracing::error!(request, reason, suppressed, "a request made us panic");
             }
         }
