@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 
 use super::{
     Settings,
@@ -12,14 +13,26 @@ use crate::{
     event::{HandlerName, Notification},
     handler::{Outcome, Panicked},
     store::{Claim, Verdict},
-    telemetry::{ByHandler, ByOutcome, Metrics},
+    telemetry::{ByHandler, ByOutcome, Metrics, words},
 };
 
 /// How much of a reason is stored, in characters: reasons are for people to read.
 const LONGEST_REASON: usize = 1000;
 
-/// What the outcome of an attempt comes to, and the word for it in metrics. An attempt that
-/// makes its delivery parked is counted as that, whatever it failed of.
+words! {
+    /// How attempts end, as metrics and logs say it.
+    pub(super) enum End {
+        Done = "done",
+        Skipped = "skipped",
+        Retry = "retry",
+        Panic = "panic",
+        Timeout = "timeout",
+        Parked = "parked",
+    }
+}
+
+/// What the outcome of an attempt comes to, and how it is counted. An attempt that makes its delivery
+/// parked is counted as that, whatever it failed of.
 ///
 /// `None` is an attempt that took too long; `jitter` is a random number from 0 to 1.
 pub(super) fn judge(
@@ -28,28 +41,28 @@ pub(super) fn judge(
     outcome: Option<Outcome>,
     now: Timestamp,
     jitter: f64,
-) -> (Verdict, &'static str) {
-    let (after, why, label) = match outcome {
-        Some(Outcome::Done) => return (Verdict::Done, "done"),
+) -> (Verdict, End) {
+    let (after, why, end) = match outcome {
+        Some(Outcome::Done) => return (Verdict::Done, End::Done),
         Some(Outcome::Skip { why }) => {
             let why = bounded(&why);
-            return (Verdict::Skipped { why }, "skipped");
+            return (Verdict::Skipped { why }, End::Skipped);
         }
         Some(Outcome::Park { why }) => {
             let why = bounded(&why.to_string());
-            return (Verdict::Parked { why }, "parked");
+            return (Verdict::Parked { why }, End::Parked);
         }
         Some(Outcome::Retry { after, why }) => {
-            let label = if why.is::<Panicked>() {
-                "panic"
+            let end = if why.is::<Panicked>() {
+                End::Panic
             } else {
-                "retry"
+                End::Retry
             };
-            (after, why.to_string(), label)
+            (after, why.to_string(), end)
         }
         None => {
             let timeout = humantime::format_duration(settings.timeout);
-            (None, format!("took longer than {timeout}"), "timeout")
+            (None, format!("took longer than {timeout}"), End::Timeout)
         }
     };
     let failure = Failure {
@@ -62,49 +75,63 @@ pub(super) fn judge(
     match settings.retry.next(failure) {
         Next::At(due_at) => {
             let why = bounded(&why);
-            (Verdict::Retry { due_at, why }, label)
+            (Verdict::Retry { due_at, why }, end)
         }
         Next::Never(limit) => {
             let why = bounded(&format!("{limit}; the last one: {why}"));
-            (Verdict::Parked { why }, "parked")
+            (Verdict::Parked { why }, End::Parked)
         }
     }
 }
 
-/// Counts an attempt, and logs it at the level of what an operator has to do about it.
-pub(super) fn report(
-    metrics: &Metrics,
-    handler: &HandlerName,
-    claim: &Claim,
-    verdict: &Verdict,
-    label: &'static str,
-    took: Duration,
-) {
-    let by_outcome = ByOutcome {
-        handler: handler.to_string(),
-        outcome: label,
-    };
-    metrics.deliveries.get_or_create(&by_outcome).inc();
-    metrics
-        .delivery_seconds
-        .get_or_create(&ByHandler::from(handler))
-        .observe(took.as_secs_f64());
+/// Tells of the attempts of one handler, with its metrics, which are looked up once.
+pub(super) struct Reporter {
+    handler: HandlerName,
+    /// For each [`End`].
+    deliveries: [Counter; End::ALL.len()],
+    delivery_seconds: Histogram,
+}
 
-    let Notification { id, name, .. } = &*claim.notification;
-    let attempt = claim.attempt;
-    match verdict {
-        Verdict::Parked { why } => tracing::error!(
-            %handler, event.id = %id, event.name = %name, attempt, reason = %why,
-            "parked the delivery of {id} to {handler}: {why}",
-        ),
-        Verdict::Retry { due_at, why } => tracing::warn!(
-            %handler, event.id = %id, event.name = %name, attempt, %due_at, reason = %why,
-            "the delivery of {id} to {handler} will be tried again: {why}",
-        ),
-        Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => tracing::debug!(
-            %handler, event.id = %id, event.name = %name, attempt, outcome = label,
-            "delivered {id} to {handler}: {label}",
-        ),
+impl Reporter {
+    pub(super) fn new(handler: &HandlerName, metrics: &Metrics) -> Self {
+        let counter = |end: End| {
+            let label = ByOutcome {
+                handler: handler.to_string(),
+                outcome: end.as_str(),
+            };
+            metrics.deliveries.get_or_create(&label).clone()
+        };
+        let label = ByHandler::from(handler);
+        Self {
+            handler: handler.clone(),
+            deliveries: End::ALL.map(counter),
+            delivery_seconds: metrics.delivery_seconds.get_or_create(&label).clone(),
+        }
+    }
+
+    /// Counts an attempt, and logs it at the level of what an operator has to do about it.
+    pub(super) fn report(&self, claim: &Claim, verdict: &Verdict, end: End, took: Duration) {
+        #[expect(clippy::indexing_slicing, reason = "there is a counter for each end")]
+        self.deliveries[end as usize].inc();
+        self.delivery_seconds.observe(took.as_secs_f64());
+
+        let handler = &self.handler;
+        let Notification { id, name, .. } = &*claim.notification;
+        let (attempt, end) = (claim.attempt, end.as_str());
+        match verdict {
+            Verdict::Parked { why } => tracing::error!(
+                %handler, event.id = %id, event.name = %name, attempt, reason = %why,
+                "parked the delivery of {id} to {handler}: {why}",
+            ),
+            Verdict::Retry { due_at, why } => tracing::warn!(
+                %handler, event.id = %id, event.name = %name, attempt, %due_at, reason = %why,
+                "the delivery of {id} to {handler} will be tried again: {why}",
+            ),
+            Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => tracing::debug!(
+                %handler, event.id = %id, event.name = %name, attempt, outcome = end,
+                "delivered {id} to {handler}: {end}",
+            ),
+        }
     }
 }
 

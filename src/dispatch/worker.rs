@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Consumer, Parts, verdict};
+use super::{
+    Consumer, Parts,
+    verdict::{self, Reporter},
+};
 use crate::{
     event::Notification,
     handler::{DeliveryContext, Outcome, Panicked},
@@ -40,6 +43,7 @@ const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(10);
 pub(super) struct Worker {
     consumer: Arc<Consumer>,
     parts: Parts,
+    reporter: Reporter,
     stop: CancellationToken,
     abandon: CancellationToken,
     /// Claimed and not begun, oldest first: so that no attempt waits for the store.
@@ -122,6 +126,7 @@ impl Worker {
         Self {
             claims: followers.vital("claims", claims),
             settlements: followers.vital("settlements", settlements),
+            reporter: Reporter::new(&consumer.name, &parts.metrics),
             consumer: Arc::new(consumer),
             parts,
             stop,
@@ -373,17 +378,10 @@ impl Worker {
         let Some(Begun { claim, at }) = self.begun.remove(&id) else {
             return;
         };
-        let Consumer { name, settings, .. } = &*self.consumer;
+        let settings = &self.consumer.settings;
         let jitter = self.jitter(&claim);
-        let (verdict, label) = verdict::judge(settings, &claim, ended.outcome, ended.at, jitter);
-        verdict::report(
-            &self.parts.metrics,
-            name,
-            &claim,
-            &verdict,
-            label,
-            ended.took,
-        );
+        let (verdict, end) = verdict::judge(settings, &claim, ended.outcome, ended.at, jitter);
+        self.reporter.report(&claim, &verdict, end, ended.took);
         let settlement = self.settlement(&claim, verdict, at, ended.at);
         self.unsettled.push(settlement);
     }
