@@ -121,8 +121,8 @@ where
     S: Clone + Send + Sync + 'static,
 {
     /// `dismissal` closes it, whatever it is doing.
-    pub(super) fn new(host: Arc<Host<S>>, room: Room, dismissal: CancellationToken) -> Self {
-        let presence = Presence::new(room, dismissal.clone(), host.draining.clone());
+    pub(super) fn new(host: Arc<Host<S>>, room: &Room, dismissal: CancellationToken) -> Self {
+        let presence = Presence::new(room, &dismissal, host.draining.clone());
         Self {
             host,
             presence,

@@ -179,7 +179,7 @@ async fn accept<S>(
             }
         };
         let permit = place(&room).await;
-        let connection = Connection::new(Arc::clone(host), room.clone(), cut.child_token());
+        let connection = Connection::new(Arc::clone(host), &room, cut.child_token());
         tasks.spawn(async move {
             connection.serve(without_delay(stream)).await;
             drop(permit);

@@ -19,9 +19,9 @@ use super::room::{Place, Room};
 pub(super) struct Presence(Arc<Inner>);
 
 struct Inner {
-    room: Room,
-    dismissal: CancellationToken,
     draining: CancellationToken,
+    /// The place in the line of those that may be let go; paused while at work.
+    place: Place,
     state: Mutex<State>,
 }
 
@@ -34,14 +34,13 @@ struct State {
     seen: Instant,
     /// How many of those have arrived whole.
     at_work: usize,
-    /// The place in the line of those that may be let go; none while at work.
-    place: Option<Place>,
 }
 
 impl Presence {
+    /// In the line of `room`, a connection that is let go by way of `dismissal`.
     pub(super) fn new(
-        room: Room,
-        dismissal: CancellationToken,
+        room: &Room,
+        dismissal: &CancellationToken,
         draining: CancellationToken,
     ) -> Self {
         let state = State {
@@ -49,12 +48,10 @@ impl Presence {
             requests: 0,
             seen: Instant::now(),
             at_work: 0,
-            place: Some(room.wait(&dismissal)),
         };
         Self(Arc::new(Inner {
-            room,
-            dismissal,
             draining,
+            place: room.wait(dismissal),
             state: Mutex::new(state),
         }))
     }
@@ -69,7 +66,7 @@ impl Presence {
     pub(super) fn work(&self) -> Work {
         let mut state = self.state();
         state.at_work += 1;
-        state.place = None;
+        self.0.place.pause();
         drop(state);
         Work(self.clone())
     }
@@ -133,14 +130,11 @@ pub(super) struct Work(Presence);
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let Inner {
-            room, dismissal, ..
-        } = &*self.0.0;
         let mut state = self.0.state();
         state.at_work -= 1;
         if state.at_work == 0 {
             // At the end of the line: it has just shown that it is worth waiting for.
-            state.place = Some(room.wait(dismissal));
+            self.0.0.place.resume();
         }
     }
 }
@@ -158,7 +152,7 @@ mod tests {
         const PATIENCE: Duration = Duration::from_millis(1);
         const HANG: Duration = Duration::from_secs(20);
         let token = CancellationToken::new();
-        let presence = Presence::new(Room::new(1), token.clone(), token);
+        let presence = Presence::new(&Room::new(1), &token, token.clone());
         let mut overstays = pin!(presence.overstays(PATIENCE));
         let (visit, other) = (presence.begin(), presence.begin());
         assert!(timeout(20 * PATIENCE, overstays.as_mut()).await.is_err());

@@ -8,7 +8,10 @@
 use std::{
     collections::BTreeMap,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -66,7 +69,7 @@ impl Room {
     /// Puts a holder at the end of the line; it is let go by way of `dismissal`.
     pub(super) fn wait(&self, dismissal: &CancellationToken) -> Place {
         Place {
-            number: self.line.join(dismissal.clone()),
+            holder: self.line.join(dismissal.clone()),
             line: Arc::clone(&self.line),
         }
     }
@@ -83,47 +86,95 @@ impl Room {
 #[derive(Debug)]
 pub(super) struct Place {
     line: Arc<Line>,
-    number: u64,
+    holder: Arc<Holder>,
+}
+
+impl Place {
+    /// The holder does not wait, and is not let go, until [`resume`](Self::resume).
+    pub(super) fn pause(&self) {
+        self.holder.since.store(PAUSED, Ordering::Relaxed);
+    }
+
+    /// The holder waits again, at the end of the line.
+    pub(super) fn resume(&self) {
+        self.holder.since.store(self.line.next(), Ordering::Relaxed);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.line.leave(self.number);
+        self.line.leave(&self.holder);
     }
 }
 
 /// Those that wait for their peers, by the order in which they began to.
+///
+/// A connection stops waiting with each request, and waits again with each answer, while hardly ever
+/// one is let go. So a holder that does either only notes it, and the order is put right when the
+/// first in line is looked for.
 #[derive(Debug, Default)]
-struct Line(Mutex<Numbered>);
-
-#[derive(Debug, Default)]
-struct Numbered {
-    next: u64,
-    waiting: BTreeMap<u64, CancellationToken>,
+struct Line {
+    /// How many numbers have been given out. Who begins to wait later has a greater one.
+    numbers: AtomicU64,
+    /// Each holder by its [`place`](Holder::place).
+    holders: Mutex<BTreeMap<u64, Arc<Holder>>>,
 }
 
+#[derive(Debug)]
+struct Holder {
+    dismissal: CancellationToken,
+    /// The number with which it began to wait; [`PAUSED`] while it does not.
+    since: AtomicU64,
+    /// The number that `since` was when it was last looked at, and therefore no greater than `since`.
+    /// Changes with the line locked.
+    place: AtomicU64,
+}
+
+const PAUSED: u64 = u64::MAX;
+
 impl Line {
-    fn join(&self, dismissal: CancellationToken) -> u64 {
-        self.with(|line| {
-            let number = line.next;
-            line.next += 1;
-            line.waiting.insert(number, dismissal);
-            number
-        })
+    fn join(&self, dismissal: CancellationToken) -> Arc<Holder> {
+        let number = self.next();
+        let holder = Arc::new(Holder {
+            dismissal,
+            since: AtomicU64::new(number),
+            place: AtomicU64::new(number),
+        });
+        self.lock().insert(number, Arc::clone(&holder));
+        holder
     }
 
-    fn leave(&self, number: u64) {
-        self.with(|line| line.waiting.remove(&number));
+    fn leave(&self, holder: &Holder) {
+        let mut holders = self.lock();
+        holders.remove(&holder.place.load(Ordering::Relaxed));
     }
 
     fn pop(&self) -> Option<CancellationToken> {
-        self.with(|line| line.waiting.pop_first())
-            .map(|(_, dismissal)| dismissal)
+        let mut holders = self.lock();
+        // Whoever waits now has a smaller number.
+        let end = self.next();
+        while let Some(first) = holders.first_entry()
+            && *first.key() < end
+        {
+            let (place, holder) = first.remove_entry();
+            let place = match holder.since.load(Ordering::Relaxed) {
+                since if since == place => return Some(holder.dismissal.clone()),
+                PAUSED => self.next(),
+                since => since,
+            };
+            holder.place.store(place, Ordering::Relaxed);
+            holders.insert(place, holder);
+        }
+        None
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut Numbered) -> T) -> T {
+    fn next(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Holder>>> {
         // Nothing in here panics half-way, so a poisoned line is still in order.
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,6 +214,26 @@ mod tests {
         assert!(!dismissal.is_cancelled());
         drop(permit);
         assert!(room.take(1).await.is_some());
+    }
+
+    #[test]
+    fn whoever_stops_waiting_goes_to_the_end_of_the_line() {
+        let room = Room::new(1);
+        let [first, second, third] = [(); 3].map(|()| CancellationToken::new());
+        let places = [&first, &second, &third].map(|dismissal| room.wait(dismissal));
+        let let_go = || [&first, &second, &third].map(CancellationToken::is_cancelled);
+        places[0].pause();
+        places[1].pause();
+        places[1].resume();
+        room.dismiss_longest();
+        assert_eq!(let_go(), [false, false, true]);
+        room.dismiss_longest();
+        assert_eq!(let_go(), [false, true, true]);
+        room.dismiss_longest();
+        assert!(!first.is_cancelled(), "it does not wait");
+        places[0].resume();
+        room.dismiss_longest();
+        assert!(first.is_cancelled());
     }
 
     #[tokio::test]
