@@ -84,7 +84,7 @@ impl Door {
     /// connections, answers new requests on open ones 503, and lets those in flight finish for at
     /// most [`Settings::drain_timeout`].
     pub async fn serve(self, webhook: Arc<Webhook>, shutdown: impl Future<Output = ()>) -> Drained {
-        self.listener.serve(webhook.router(), shutdown).await
+        self.listener.serve(webhook.service(), shutdown).await
     }
 }
 

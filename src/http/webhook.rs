@@ -3,17 +3,22 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
+    convert::Infallible,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use axum::{
-    Router,
     extract::{Request, State},
+    handler::Handler,
     response::{IntoResponse, Response},
 };
 use http::Method;
@@ -22,7 +27,7 @@ use prometheus_client::metrics::{
     counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
 };
 use tokio::time::{Instant, timeout};
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::Service;
 
 use super::{
     Endpoint, Settings,
@@ -89,21 +94,27 @@ impl Webhook {
         }
     }
 
-    /// The one route, ready to be served. A panic of ours on the way is answered like any failure.
-    pub(super) fn router(self: Arc<Self>) -> Router {
-        let webhook = Arc::clone(&self);
-        let catch = CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
-            webhook.turn_away(Rejection::Panic)
-        });
-        Router::new()
-            .fallback(async |State(webhook): State<Arc<Self>>, request: Request| {
-                webhook.receive(request).await
-            })
-            .with_state(self)
-            .layer(catch)
+    /// The one route, ready to be served.
+    pub(super) fn service(
+        self: Arc<Self>,
+    ) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static {
+        let receive = async |State(webhook): State<Arc<Self>>, request: Request| {
+            webhook.receive(request).await
+        };
+        receive.with_state(self)
     }
 
+    /// A panic of ours on the way is answered like any failure.
     async fn receive(&self, request: Request) -> Response {
+        let answered = catch_panic(self.answer(request)).await;
+        answered.unwrap_or_else(|| self.turn_away(Rejection::Panic))
+    }
+
+    async fn answer(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
             return self.turn_away(Rejection::Path);
@@ -191,6 +202,17 @@ impl Webhook {
         }
         Ok(())
     }
+}
+
+/// What `future` comes to; `None` when it panics.
+async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        // The future is not polled again after it has panicked.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        polled.map_or(Poll::Ready(None), |poll| poll.map(Some))
+    })
+    .await
 }
 
 /// Which endpoint serves which path.
