@@ -24,6 +24,10 @@ impl E164 {
     /// with 0, and `+44 (0)20 ...`, whose 0 belongs to no international number. A national number
     /// of 8 digits or more cannot be told from an international one without its `+`.
     pub fn read(text: &str) -> Option<Self> {
+        // Most numbers are written in that form.
+        if is_sound(text, FEWEST_DIGITS) {
+            return Some(Self(text.into()));
+        }
         if text.contains("(0)") {
             return None;
         }
@@ -34,17 +38,22 @@ impl E164 {
         let mut number = String::with_capacity(1 + digits.len());
         number.push('+');
         number.extend(digits.chars().filter(|c| !is_separator(*c)));
-        let digits = number.strip_prefix('+').unwrap_or_default();
-        let sound = (fewest..=MOST_DIGITS).contains(&digits.len())
-            && digits.bytes().all(|byte| byte.is_ascii_digit())
-            && !digits.starts_with('0');
-        sound.then(|| Self(number.into()))
+        is_sound(&number, fewest).then(|| Self(number.into()))
     }
 
     /// The number: `+` and digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether `number` is a `+`, then `fewest` digits or more, of which the first is not 0.
+fn is_sound(number: &str, fewest: usize) -> bool {
+    number.strip_prefix('+').is_some_and(|digits| {
+        (fewest..=MOST_DIGITS).contains(&digits.len())
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+            && !digits.starts_with('0')
+    })
 }
 
 /// What people put between digits: spaces of all kinds, hyphens and dashes, dots, slashes, and

@@ -1,6 +1,6 @@
 //! The part of an envelope that both providers share, read by itself.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -8,17 +8,18 @@ use serde::{
 };
 
 /// The `event` member of `body`, if the body is JSON and has it once.
-pub(super) fn event(body: &[u8]) -> Option<String> {
+pub(super) fn event(body: &[u8]) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
-    struct Envelope {
-        event: String,
+    struct Envelope<'a> {
+        #[serde(borrow)]
+        event: Cow<'a, str>,
     }
-    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    let envelope: Envelope<'_> = serde_json::from_slice(body).ok()?;
     Some(envelope.event)
 }
 
 /// The first `event` member of `body`. What stands behind it is not looked at, and may be anything.
-pub(super) fn first_event(body: &[u8]) -> Option<String> {
+pub(super) fn first_event(body: &[u8]) -> Option<Cow<'_, str>> {
     let mut found = None;
     let mut json = serde_json::Deserializer::from_slice(body);
     // The object is left before its end, which is an error to the reader and of no interest here.
@@ -27,7 +28,10 @@ pub(super) fn first_event(body: &[u8]) -> Option<String> {
 }
 
 /// Looks through an object and stops where it has found what it looks for.
-struct Search<'a>(&'a mut Option<String>);
+struct Search<'a, 'de>(&'a mut Option<Cow<'de, str>>);
+
+#[derive(Deserialize)]
+struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "lowercase")]
@@ -37,7 +41,7 @@ enum Member {
     Other,
 }
 
-impl<'de> Visitor<'de> for Search<'_> {
+impl<'de> Visitor<'de> for Search<'_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,7 +52,7 @@ impl<'de> Visitor<'de> for Search<'_> {
         while let Some(member) = members.next_key()? {
             match member {
                 Member::Event => {
-                    *self.0 = Some(members.next_value()?);
+                    *self.0 = Some(members.next_value::<Borrowed<'_>>()?.0);
                     break;
                 }
                 Member::Other => {

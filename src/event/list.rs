@@ -2,29 +2,82 @@
 //!
 //! For `#[serde(deserialize_with = "list::read")]` with `#[schemars(schema_with = "list::schema::<T>")]`.
 
+use std::{fmt, marker::PhantomData};
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error},
+    de::{Error, IntoDeserializer, MapAccess, SeqAccess, Visitor, value},
 };
-use serde_json::Value;
 
 /// Reads an array without its nulls, a null as an empty one, and one value alone as an array of
 /// itself.
 pub(super) fn read<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
-    T: DeserializeOwned,
+    T: Deserialize<'de>,
 {
-    let items = match Value::deserialize(deserializer)? {
-        Value::Array(items) => items,
-        item => vec![item],
-    };
-    items
-        .into_iter()
-        .filter(|item| !item.is_null())
-        .map(|item| T::deserialize(item).map_err(Error::custom))
-        .collect()
+    deserializer.deserialize_any(List(PhantomData))
+}
+
+struct List<T>(PhantomData<T>);
+
+impl<T> List<T> {
+    /// An array of the one value that `deserializer` has.
+    fn of_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        T: Deserialize<'de>,
+    {
+        Ok(vec![T::deserialize(deserializer)?])
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array, or one value")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element::<Option<T>>()? {
+            list.extend(item);
+        }
+        Ok(list)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Vec<T>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Vec<T>, E> {
+        Self::of_one(value::BorrowedStrDeserializer::new(text))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
+        Self::of_one(text.into_deserializer())
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Vec<T>, E> {
+        Self::of_one(value.into_deserializer())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Vec<T>, E> {
+        Self::of_one(value.into_deserializer())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Vec<T>, E> {
+        Self::of_one(value.into_deserializer())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Vec<T>, E> {
+        Self::of_one(value.into_deserializer())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Vec<T>, A::Error> {
+        Self::of_one(value::MapAccessDeserializer::new(members))
+    }
 }
 
 /// What [`read`] accepts.

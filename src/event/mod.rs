@@ -40,7 +40,7 @@ pub use e164::E164;
 pub use given::Given;
 pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Topic};
 pub use notification::Notification;
-pub use ordering::{KeyHash, MOST_KEYS, OrderingKeys};
+pub use ordering::{KeyHash, MOST_KEYS, OrderingKeys, key_hash};
 pub use pattern::{Pattern, PatternError};
 pub use text::Text;
 
@@ -74,7 +74,7 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
     /// holds.
     fn ordering_keys(key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
         let _ = body;
-        key.map(OrderingKeys::whole)
+        whole(key)
     }
 
     /// The thing the event is about, as a reader would name it: an E.164 number, an extension id.
@@ -246,8 +246,14 @@ fn examine(provider: &str, body: &[u8]) -> Recognized {
 pub fn ordering_keys(name: &EventName, key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
     match Family::naming(name) {
         Some(family) => (family.ordering_keys)(key, body),
-        None => key.map(OrderingKeys::whole),
+        None => whole(key),
     }
+}
+
+/// All keys of the scope that a partition key is.
+fn whole(key: Option<&Key>) -> Option<OrderingKeys> {
+    let scope = key_hash(&[key?.as_str()]);
+    Some(OrderingKeys::whole(scope))
 }
 
 /// Reads `body` as an event of family `F`.

@@ -42,7 +42,8 @@ macro_rules! open_enum {
 
         impl<'de> ::serde::Deserialize<'de> for $name {
             fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::event::Text::deserialize(deserializer).map(|text| Self::from(text.as_str()))
+                $crate::event::text::BorrowedText::deserialize(deserializer)
+                    .map(|text| Self::from(&*text.0))
             }
         }
 

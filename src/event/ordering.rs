@@ -7,8 +7,6 @@
 
 use sha2::{Digest, Sha256};
 
-use super::Key;
-
 /// The most keys that an event has one by one.
 ///
 /// An event about more numbers than this has all keys of its scope: it may wait longer, and overtakes
@@ -31,28 +29,27 @@ pub struct OrderingKeys {
 
 impl OrderingKeys {
     /// All keys of `scope`.
-    pub fn whole(scope: &Key) -> Self {
+    pub const fn whole(scope: KeyHash) -> Self {
         Self {
-            scope: hash(scope.as_str()),
+            scope,
             keys: Vec::new(),
         }
     }
 
     /// `keys` of `scope`; all keys of the scope where there are none, or more than [`MOST_KEYS`].
-    pub fn of(scope: &Key, keys: impl IntoIterator<Item = Key>) -> Self {
-        let mut hashes = Vec::new();
+    pub fn of(scope: KeyHash, keys: impl IntoIterator<Item = KeyHash>) -> Self {
+        let mut sorted = Vec::new();
         for key in keys {
-            let hash = hash(key.as_str());
-            if let Err(place) = hashes.binary_search(&hash) {
-                hashes.insert(place, hash);
+            if let Err(place) = sorted.binary_search(&key) {
+                sorted.insert(place, key);
             }
-            if hashes.len() > MOST_KEYS {
+            if sorted.len() > MOST_KEYS {
                 return Self::whole(scope);
             }
         }
         Self {
-            scope: hash(scope.as_str()),
-            keys: hashes,
+            scope,
+            keys: sorted,
         }
     }
 
@@ -83,19 +80,24 @@ impl OrderingKeys {
     }
 }
 
-/// The same in every version: stores keep it.
-fn hash(text: &str) -> KeyHash {
-    let digest = Sha256::digest(text);
+/// The hash of the text that `parts` make, with nothing between them. The same in every version:
+/// stores keep it.
+pub fn key_hash(parts: &[&str]) -> KeyHash {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    let digest = hasher.finalize();
     let first = digest.first_chunk().copied().map_or(0, i64::from_be_bytes);
     (first & i64::MAX).max(1)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Key, MOST_KEYS, OrderingKeys};
+    use super::{MOST_KEYS, OrderingKeys, key_hash};
 
     fn keys(scope: &str, keys: &[&str]) -> OrderingKeys {
-        OrderingKeys::of(&scope.into(), keys.iter().map(|key| Key::from(*key)))
+        OrderingKeys::of(key_hash(&[scope]), keys.iter().map(|key| key_hash(&[key])))
     }
 
     #[test]
@@ -118,14 +120,15 @@ mod tests {
         assert!(whole.share_a_key_with(&a) && a.share_a_key_with(&whole));
         assert!(whole.share_a_key_with(&whole));
         assert!(!whole.share_a_key_with(&keys("y", &["a"])));
-        assert_eq!(whole, OrderingKeys::whole(&"x".into()));
+        assert_eq!(whole, OrderingKeys::whole(key_hash(&["x"])));
     }
 
     #[test]
     fn more_keys_than_are_kept_are_all_keys_of_the_scope() {
         let numbered = |count: usize| {
-            let keys = (0..count).chain(0..count).map(|n| Key::new(n.to_string()));
-            OrderingKeys::of(&"x".into(), keys)
+            let keys = (0..count).chain(0..count);
+            let keys = keys.map(|n| key_hash(&[&n.to_string()]));
+            OrderingKeys::of(key_hash(&["x"]), keys)
         };
         assert_eq!(numbered(MOST_KEYS).keys().len(), MOST_KEYS);
         assert!(numbered(MOST_KEYS + 1).is_whole());
@@ -134,6 +137,7 @@ mod tests {
     #[test]
     fn a_hash_is_the_same_in_every_version() {
         // printf x | sha256sum, and the same of a
+        assert_eq!(key_hash(&["a", "b"]), key_hash(&["ab"]));
         let x = keys("x", &["a"]);
         assert_eq!(x.scope(), 0x2d71_1642_b726_b044);
         assert_eq!(x.keys(), [0x4a97_8112_ca1b_bdca]);

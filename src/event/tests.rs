@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 
-use super::{FAMILIES, Family, event_names, examine, recognize};
+use super::{FAMILIES, Family, Text, event_names, examine, list, recognize};
 
 /// A body of a family, from `fixtures/<provider>/<family>/<name>.json`.
 struct Fixture {
@@ -241,6 +241,15 @@ enum Mishap {
     Add(Index, String, Value),
 }
 
+/// The text of `value`; `None` for null.
+fn text(value: &Value) -> Option<Text> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.as_str().into()),
+        other => Some(other.to_string().as_str().into()),
+    }
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -424,6 +433,25 @@ proptest! {
     fn any_bytes_have_a_name(body in proptest::collection::vec(any::<u8>(), 0..200)) {
         let recognized = recognize("zoom", &body);
         prop_assert_eq!(recognized.name.as_str(), "zoom.unrecognized");
+    }
+
+    #[test]
+    fn a_text_is_what_a_string_says_and_any_other_value_but_null_as_json(value in any_json()) {
+        let json = value.to_string();
+        let value = serde_json::from_str(&json).expect("it is JSON");
+        let read: Option<Text> = serde_json::from_str(&json).expect("it is read");
+        prop_assert_eq!(read, text(&value));
+    }
+
+    #[test]
+    fn a_list_is_what_is_in_an_array_but_nulls_and_any_other_value_alone(value in any_json()) {
+        let json = value.to_string();
+        let value: Value = serde_json::from_str(&json).expect("it is JSON");
+        let items = value.as_array().map_or(std::slice::from_ref(&value), Vec::as_slice);
+        let expected: Vec<_> = items.iter().filter_map(text).collect();
+        let read: Result<Vec<Text>, _> =
+            list::read(&mut serde_json::Deserializer::from_str(&json));
+        prop_assert_eq!(read.expect("it is read"), expected);
     }
 
     #[test]

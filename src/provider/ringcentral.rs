@@ -6,6 +6,8 @@
 //! either header may carry the proof, and a `Validation-Token` that comes with a body never makes
 //! the body a mere handshake.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::Timestamp;
@@ -169,12 +171,13 @@ fn echo(headers: &HeaderMap) -> Option<Reply> {
 fn dedupe_key(body: &[u8]) -> DedupeKey {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Identity {
-        uuid: String,
+    struct Identity<'a> {
+        #[serde(borrow)]
+        uuid: Cow<'a, str>,
         #[serde(default)]
         subscription_id: Option<String>,
     }
-    match serde_json::from_slice::<Identity>(body) {
+    match serde_json::from_slice::<Identity<'_>>(body) {
         Ok(Identity {
             uuid,
             subscription_id,

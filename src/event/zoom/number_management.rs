@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::Envelope;
-use crate::event::{E164, EventFamily, Given, Key, OrderingKeys, Text, Topic, list};
+use crate::event::{
+    E164, EventFamily, Given, Key, KeyHash, OrderingKeys, Text, Topic, key_hash, list,
+    text::BorrowedText,
+};
 
 /// One event.
 pub type Event = Envelope<Payload>;
@@ -90,30 +93,40 @@ impl Object {
 
 /// What order goes by: read by itself, since it is needed of bodies too that the model cannot read.
 #[derive(Deserialize)]
-struct Ordered<O> {
-    payload: Owned<O>,
+struct Ordered<'a, O> {
+    #[serde(borrow)]
+    payload: Owned<'a, O>,
 }
 
 #[derive(Deserialize)]
-struct Owned<O> {
-    account_id: Text,
+struct Owned<'a, O> {
+    #[serde(borrow)]
+    account_id: BorrowedText<'a>,
     object: Option<O>,
 }
 
-#[derive(Deserialize)]
-struct Numbers {
-    carrier_code: Text,
-    #[serde(deserialize_with = "list::read")]
-    phone_numbers: Vec<Text>,
+impl<O> Ordered<'_, O> {
+    /// The account.
+    fn scope(&self) -> KeyHash {
+        key_hash(&[Event::NAME, "/", &self.payload.account_id.0])
+    }
 }
 
-impl Numbers {
+#[derive(Deserialize)]
+struct Numbers<'a> {
+    #[serde(borrow)]
+    carrier_code: BorrowedText<'a>,
+    #[serde(borrow, deserialize_with = "list::read")]
+    phone_numbers: Vec<BorrowedText<'a>>,
+}
+
+impl Numbers<'_> {
     /// A key for each number, within its carrier; none where any cannot be read, since it may be one
     /// of those that other events are about.
-    fn keys(&self) -> Vec<Key> {
-        let key = |number: &Text| {
-            let number = E164::read(number)?;
-            Some(Key::of(&[&self.carrier_code, "/", number.as_str()]))
+    fn keys(&self) -> Vec<KeyHash> {
+        let key = |number: &BorrowedText<'_>| {
+            let number = E164::read(&number.0)?;
+            Some(key_hash(&[&self.carrier_code.0, "/", number.as_str()]))
         };
         let keys: Option<_> = self.phone_numbers.iter().map(key).collect();
         keys.unwrap_or_default()
@@ -161,13 +174,12 @@ impl EventFamily for Event {
     /// Each number, within its carrier and account. An event of which any number cannot be read, or
     /// that has none, is about the whole account.
     fn ordering_keys(_: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
-        let scope = |account: &str| Key::of(&[Self::NAME, "/", account]);
-        if let Ok(Ordered { payload }) = serde_json::from_slice::<Ordered<Numbers>>(body) {
-            let keys = payload.object.iter().flat_map(Numbers::keys);
-            return Some(OrderingKeys::of(&scope(&payload.account_id), keys));
+        if let Ok(ordered) = serde_json::from_slice::<Ordered<'_, Numbers<'_>>>(body) {
+            let keys = ordered.payload.object.iter().flat_map(Numbers::keys);
+            return Some(OrderingKeys::of(ordered.scope(), keys));
         }
-        let Ordered { payload } = serde_json::from_slice::<Ordered<IgnoredAny>>(body).ok()?;
-        Some(OrderingKeys::whole(&scope(&payload.account_id)))
+        let ordered: Ordered<'_, IgnoredAny> = serde_json::from_slice(body).ok()?;
+        Some(OrderingKeys::whole(ordered.scope()))
     }
 
     /// The first number.
