@@ -16,6 +16,7 @@
 mod e164;
 mod envelope;
 mod given;
+mod json;
 mod list;
 mod name;
 mod notification;
@@ -262,7 +263,7 @@ fn whole(key: Option<&Key>) -> Option<OrderingKeys> {
 ///
 /// When the body is not JSON, or not of the family's shape.
 pub fn decode<F: EventFamily>(body: &[u8]) -> Result<F, Unreadable> {
-    serde_json::from_slice(body).map_err(|error| Unreadable::new(F::NAME, &error))
+    json::read(body).map_err(|error| Unreadable::new(F::NAME, &error))
 }
 
 /// The last part of the name of an event that nobody claims, or that reports an unknown change.

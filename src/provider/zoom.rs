@@ -6,6 +6,8 @@
 //! events for anyone. So it is checked like any event, and what is signed is bounded besides to
 //! characters that no signed message can be made of.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jiff::{SignedDuration, Timestamp};
@@ -271,21 +273,24 @@ const CHALLENGE_LIMIT: usize = 512;
 
 /// The token of a challenge that can be answered. One with another token is no challenge: it goes
 /// the way of every authentic body that nobody understands.
-fn challenge(body: &[u8]) -> Option<String> {
+fn challenge(body: &[u8]) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
-    struct Challenge {
-        event: String,
-        payload: Payload,
+    struct Challenge<'a> {
+        #[serde(borrow)]
+        event: Cow<'a, str>,
+        #[serde(borrow)]
+        payload: Payload<'a>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Payload {
-        plain_token: String,
+    struct Payload<'a> {
+        #[serde(borrow)]
+        plain_token: Cow<'a, str>,
     }
     if body.len() > CHALLENGE_LIMIT {
         return None;
     }
-    let challenge: Challenge = serde_json::from_slice(body).ok()?;
+    let challenge: Challenge<'_> = serde_json::from_slice(body).ok()?;
     let token = challenge.payload.plain_token;
     (challenge.event == CHALLENGE && is_answerable(&token)).then_some(token)
 }

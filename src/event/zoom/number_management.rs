@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::Envelope;
 use crate::event::{
-    E164, EventFamily, Given, Key, KeyHash, OrderingKeys, Text, Topic, key_hash, list,
+    E164, EventFamily, Given, Key, KeyHash, OrderingKeys, Text, Topic, json, key_hash, list,
     text::BorrowedText,
 };
 
@@ -174,11 +174,11 @@ impl EventFamily for Event {
     /// Each number, within its carrier and account. An event of which any number cannot be read, or
     /// that has none, is about the whole account.
     fn ordering_keys(_: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
-        if let Ok(ordered) = serde_json::from_slice::<Ordered<'_, Numbers<'_>>>(body) {
+        if let Ok(ordered) = json::read::<Ordered<'_, Numbers<'_>>>(body) {
             let keys = ordered.payload.object.iter().flat_map(Numbers::keys);
             return Some(OrderingKeys::of(ordered.scope(), keys));
         }
-        let ordered: Ordered<'_, IgnoredAny> = serde_json::from_slice(body).ok()?;
+        let ordered: Ordered<'_, IgnoredAny> = json::read(body).ok()?;
         Some(OrderingKeys::whole(ordered.scope()))
     }
 
