@@ -185,7 +185,7 @@ impl Webhook {
 
     async fn store(&self, route: &Route, event: Verified) -> Result<(), Rejection> {
         let Notification { id, name, .. } = event.notification();
-        let (id, kind) = (*id, route.kind(name, &self.metrics));
+        let (id, series) = (*id, route.series(name, &self.metrics));
         match timeout(self.append_budget, self.store.append(event)).await {
             Ok(Ok(())) => {}
             Ok(Err(AppendError::Overloaded)) => return Err(Rejection::Overloaded),
@@ -195,9 +195,9 @@ impl Webhook {
                 return Err(Rejection::Unavailable(why));
             }
         }
-        tracing::debug!(event.id = %id, event.name = %kind.name, "an event was stored");
-        kind.stored.inc();
-        if kind.is_misdirected {
+        tracing::debug!(event.id = %id, event.name = %series.name, "an event was stored");
+        series.stored.inc();
+        if series.is_misdirected {
             route.misdirected.inc();
         }
         Ok(())
@@ -239,7 +239,7 @@ struct Route {
     endpoint: Endpoint,
     answers: Answers,
     /// Few, so that looking through them is the quickest way to one.
-    kinds: Vec<Kind>,
+    series: Vec<Series>,
     misdirected: Counter,
     last_handshake: Fraction,
     answer_seconds: Histogram,
@@ -249,14 +249,14 @@ impl Route {
     fn new(endpoint: Endpoint, metrics: &Metrics) -> Self {
         let label = ByEndpoint::from(&endpoint.name);
         let provider = endpoint.family.provider();
-        let kinds = event::event_names()
+        let series = event::event_names()
             .into_iter()
             .filter(|name| name.provider() == provider)
-            .map(|name| Kind::new(name, &endpoint, metrics))
+            .map(|name| Series::new(name, &endpoint, metrics))
             .collect();
         Self {
             answers: Answers::new(endpoint.name.as_str(), is_of_an_endpoint, metrics),
-            kinds,
+            series,
             misdirected: metrics.misdirected.get_or_create(&label).clone(),
             last_handshake: metrics
                 .last_handshake_timestamp_seconds
@@ -267,24 +267,24 @@ impl Route {
         }
     }
 
-    /// What is known of events called `name`.
-    fn kind(&self, name: &EventName, metrics: &Metrics) -> Cow<'_, Kind> {
-        match self.kinds.iter().find(|kind| kind.name == *name) {
-            Some(kind) => Cow::Borrowed(kind),
-            None => Cow::Owned(Kind::new(name.clone(), &self.endpoint, metrics)),
+    /// What events called `name` are counted by.
+    fn series(&self, name: &EventName, metrics: &Metrics) -> Cow<'_, Series> {
+        match self.series.iter().find(|series| series.name == *name) {
+            Some(series) => Cow::Borrowed(series),
+            None => Cow::Owned(Series::new(name.clone(), &self.endpoint, metrics)),
         }
     }
 }
 
-/// The events of one name that come to one endpoint.
+/// What the events of one name that come to one endpoint are counted by.
 #[derive(Clone)]
-struct Kind {
+struct Series {
     name: EventName,
     stored: Counter,
     is_misdirected: bool,
 }
 
-impl Kind {
+impl Series {
     fn new(name: EventName, endpoint: &Endpoint, metrics: &Metrics) -> Self {
         let label = ByEvent {
             endpoint: endpoint.name.to_string(),
@@ -442,6 +442,20 @@ fn seconds(moment: Timestamp) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_nobody_expected_is_counted_all_the_same() {
+        let metrics = Metrics::default();
+        let answers = Answers::new("x", |_| false, &metrics);
+        let counted = |answer| {
+            let series =
+                format!("hookswitch_requests_total{{endpoint=\"x\",answer=\"{answer}\"}} 1\n");
+            metrics.render().unwrap().contains(&series)
+        };
+        assert!(!counted("path"));
+        answers.count(Err(&Rejection::Path), || Timestamp::UNIX_EPOCH);
+        assert!(counted("path"));
+    }
 
     #[test]
     fn an_event_is_misdirected_when_another_family_claims_it() {
