@@ -59,6 +59,13 @@ pub struct StoredDelivery {
     pub failures: Vec<Attempt>,
 }
 
+impl StoredDelivery {
+    /// Whether nothing more is attempted.
+    pub(crate) const fn is_over(&self) -> bool {
+        !matches!(self.state, DeliveryState::Ready | DeliveryState::Queued)
+    }
+}
+
 /// A store that events are moved out of. Nobody else has it meanwhile.
 pub trait Source {
     /// How many events there are behind `place`.

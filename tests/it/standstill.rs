@@ -102,7 +102,8 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
     });
     // What comes all the same is stored.
     assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
-    assert!(archived(&[1]));
+    // What was in memory by then may have been delivered.
+    assert!(!archived_serials(home).contains(&3));
 
     drop(hindrance);
     eventually("it is ready again", || is_ready(&service));

@@ -1,8 +1,10 @@
-//! Reads behind the journal's writer and brings the ledger up to date, in large batches.
+//! Reads behind the journal's writer: what it finds goes to the queue at once, and to the ledger in large
+//! batches.
 
 use std::{
     fmt::Display,
     io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,19 +13,23 @@ use bytes::Bytes;
 
 use super::{
     copies::Copies,
-    ledger::{Batch, Ledger},
+    ledger::{Batch, Ledger, Topics},
     progress::Progress,
+    queue::{Queue, Reported},
     reader::{Damage, Directory, Scan, Step},
     record::{self, Content, Invalid, Personal},
     segment::{HEADER_BYTES, Position},
 };
 use crate::store::Follower;
 
-/// The most records in one transaction of the ledger: claims wait meanwhile.
+/// The most records that are read at one go.
 const BATCH_RECORDS: usize = 4096;
 
-/// The most bytes of the journal in one transaction.
+/// The most bytes.
 const BATCH_BYTES: usize = 4 << 20;
+
+/// How often the ledger is looked at though nothing comes: commands leave word there.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How often the log says how far a ledger is that is made anew.
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -32,6 +38,11 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Indexer {
     pub(super) directory: Directory,
     pub(super) ledger: Arc<Ledger>,
+    pub(super) queue: Arc<Queue>,
+    /// What the ledger knows of topics, while that can be asked.
+    pub(super) topics: Option<Topics>,
+    /// Where the ledger is.
+    pub(super) path: PathBuf,
     pub(super) progress: Arc<Progress>,
     pub(super) damage: Damage,
     /// What copies are told by.
@@ -43,7 +54,7 @@ pub(super) struct Indexer {
     /// Where the journal ended when the ledger was opened: the ledger itself has told the journal what
     /// is said of deliveries behind that. Nowhere, once it has been made anew.
     pub(super) own: Option<Position>,
-    /// How far the ledger has read the journal.
+    /// How far the journal has been read.
     pub(super) through: Position,
     /// How many records that was.
     pub(super) records: u64,
@@ -73,22 +84,25 @@ impl Indexer {
         self.progress.indexed(self.records);
         self.relearn();
         self.notice_rebuild();
-        let mut last = Instant::now();
-        while let Some(end) = self
-            .progress
-            .beyond(self.through, BATCH_RECORDS as u64, last)
-        {
-            last = Instant::now();
-            let before = self.through;
+        let mut looked = Instant::now();
+        loop {
+            let due = self.queue.is_due_at();
+            let until = due.unwrap_or_else(|| looked + LOOK_EVERY);
+            let end = self.progress.beyond((self.through, self.records), until);
             self.follower.begins();
-            match self.advance(end) {
-                Ok(()) if self.through == before && before < end => {}
-                Ok(()) => self.follower.gets_on(),
-                Err(problem) => {
-                    if !self.fails("the journal cannot be indexed", &problem) {
-                        break;
-                    }
+            let done = self.advance(end).and_then(|()| {
+                if end.is_none() || self.queue.is_due_at().unwrap_or(until) <= Instant::now() {
+                    looked = Instant::now();
+                    self.bring_up_to_date()?;
                 }
+                Ok(())
+            });
+            match done {
+                Ok(()) => self.follower.gets_on(),
+                Err(problem) => drop(self.fails("the journal cannot be indexed", &problem)),
+            }
+            if end.is_none() {
+                break;
             }
         }
         if let Err(problem) = self.copies.sync() {
@@ -131,35 +145,102 @@ impl Indexer {
         self.progress.pause()
     }
 
-    /// Brings the ledger up to date with the next batch.
-    fn advance(&mut self, end: Position) -> Result<(), super::StoreError> {
-        let batch = self
-            .read(end)
-            .map_err(super::StoreError::io("reading the journal"))?;
-        let expected = batch.through;
-        let (through, records) = self
-            .ledger
-            .run_blocking("indexing the journal", move |books| books.index(&batch))?;
-        if through != expected {
+    /// Takes in what comes next in the journal before `end`, if there is one.
+    fn advance(&mut self, end: Option<Position>) -> Result<(), super::StoreError> {
+        if let Some(end) = end.filter(|end| self.through < *end) {
+            let batch = self.next(end);
+            let batch = batch.map_err(super::StoreError::io("reading the journal"))?;
+            if batch.through > batch.from {
+                let reported = self.reported(&batch);
+                self.queue.take_in(batch, &reported);
+            }
+        }
+        let reached = self.queue.taken_in();
+        let back = reached.through < self.through;
+        if reached.through.segment() != self.through.segment() || back {
             self.scan = None;
         }
-        let back = through < self.through;
-        (self.through, self.records) = (through, records);
-        self.progress.indexed(records);
+        (self.through, self.records) = (reached.through, reached.records);
         if back {
-            self.own = None;
+            // The ledger is made anew.
+            (self.own, self.topics) = (None, None);
             self.notice_rebuild();
         }
-        self.tell_rebuild();
         Ok(())
+    }
+
+    /// When topics of `batch` were reported last of which the queue knows nothing, as far as that can be
+    /// told: the queue has what it needs of the others read later.
+    fn reported(&mut self, batch: &Batch) -> Vec<Reported> {
+        let unknown = self.queue.unreported(batch.events());
+        if unknown.is_empty() {
+            return Vec::new();
+        }
+        if self.topics.is_none() {
+            self.topics = Topics::open(&self.path).ok();
+        }
+        let reported = self.topics.as_ref().map(|topics| topics.reported(unknown));
+        match reported {
+            Some(Ok(reported)) => reported,
+            Some(Err(error)) => {
+                tracing::debug!("topics cannot be looked up: {error}");
+                self.topics = None;
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Has the ledger take in what it lacks.
+    fn bring_up_to_date(&mut self) -> Result<(), super::StoreError> {
+        let reached = self
+            .ledger
+            .run_blocking("indexing the journal", |books| books.reached())?;
+        self.tell_rebuild(reached.records);
+        Ok(())
+    }
+
+    /// What comes next: as the writer has handed it over or, where it has not, from the disk.
+    fn next(&mut self, end: Position) -> io::Result<Batch> {
+        // What was handed over has only events. Of its own notes the ledger knows.
+        if self.own.is_none_or(|own| self.through < own) {
+            return self.read(end);
+        }
+        match self.progress.handed(self.through) {
+            Ok(batch) => {
+                self.scan = None;
+                self.without_copies(batch)
+            }
+            Err(until) => self.read(until.unwrap_or(end).min(end)),
+        }
+    }
+
+    fn without_copies(&mut self, mut batch: Batch) -> io::Result<Batch> {
+        let mut contents = Vec::with_capacity(batch.contents.len());
+        for (position, content) in batch.contents {
+            match &content {
+                Content::Event(event) if self.copies.is_copy(position, &event.notification)? => {
+                    batch.copies += 1;
+                }
+                _ => contents.push((position, content)),
+            }
+        }
+        batch.contents = contents;
+        self.sync_copies()?;
+        Ok(batch)
+    }
+
+    fn sync_copies(&mut self) -> io::Result<()> {
+        match self.copies.is_due() {
+            true => self.copies.sync(),
+            false => Ok(()),
+        }
     }
 
     fn read(&mut self, end: Position) -> io::Result<Batch> {
         let mut batch = Batch {
-            from: self.through,
-            through: self.through,
             records: self.records,
-            ..Batch::default()
+            ..Batch::behind(self.through)
         };
         let (mut records_read, mut bytes_read) = (0, 0);
         while records_read < BATCH_RECORDS && bytes_read < BATCH_BYTES && batch.through < end {
@@ -177,9 +258,7 @@ impl Indexer {
                 None => break,
             }
         }
-        if self.copies.is_due() {
-            self.copies.sync()?;
-        }
+        self.sync_copies()?;
         Ok(batch)
     }
 
@@ -260,12 +339,12 @@ impl Indexer {
         }
     }
 
-    fn tell_rebuild(&mut self) {
+    fn tell_rebuild(&mut self, records: u64) {
         let Some(Rebuilding { base, total, told }) = &mut self.rebuilding else {
             return;
         };
         let all = total.saturating_sub(*base);
-        let done = self.records.saturating_sub(*base).min(all);
+        let done = records.saturating_sub(*base).min(all);
         (self.rebuild)(done, all);
         if done >= all {
             tracing::info!("the ledger is complete");

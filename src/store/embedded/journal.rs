@@ -6,6 +6,9 @@
 //! [`UNSYNCED_FOR`]: the loss of power takes away the notes of that time at most, the end of the process
 //! those that have not been handed over yet. There is room for notes in the reserve.
 //!
+//! What is on stable storage is handed to the [indexer](super::indexer) as well, so that it need not be read
+//! back.
+//!
 //! It writes over the zeros of a segment that was made ahead where there is one, since that is
 //! faster, and lets the file grow where there is none.
 //!
@@ -30,9 +33,10 @@ use tokio::sync::oneshot;
 
 use super::{
     disk::{self, Disk},
+    ledger::Batch,
     progress::Progress,
     reader::Directory,
-    record::{Record, TooLarge},
+    record::{Content, Event, Personal, Record, TooLarge},
     recovery::Tail,
     segment::Position,
     spare::{self, Preparer},
@@ -106,10 +110,24 @@ enum Command {
 /// One record that has not been written.
 struct Waiting {
     record: Record,
+    /// What it holds, if that is an event.
+    event: Option<Box<Event>>,
     kind: Kind,
     since: Instant,
     /// Who waits for the sync, if anybody does.
     reply: Option<Reply>,
+}
+
+impl Waiting {
+    fn note(record: Record, kind: Kind, reply: Option<Reply>) -> Command {
+        Command::Write(Self {
+            record,
+            event: None,
+            kind,
+            since: Instant::now(),
+            reply,
+        })
+    }
 }
 
 /// What becomes of a record.
@@ -150,6 +168,8 @@ impl Journal {
             disk: plan.disk.clone(),
         })?;
         let mut writer = Writer {
+            written: Batch::behind(tail.end()),
+            is_all: true,
             inbox,
             waiting_bytes: waiting_bytes.clone(),
             tail,
@@ -178,7 +198,7 @@ impl Journal {
     /// Puts `notification` on stable storage.
     pub(super) fn append(
         &self,
-        notification: &Notification,
+        notification: Notification,
     ) -> impl Future<Output = Result<(), AppendError>> + use<> {
         let waiting = self.hand_over(notification);
         async move {
@@ -189,16 +209,23 @@ impl Journal {
         }
     }
 
-    fn hand_over(&self, notification: &Notification) -> Result<Answer, AppendError> {
+    fn hand_over(&self, notification: Notification) -> Result<Answer, AppendError> {
         let since = Instant::now();
-        let record = Record::event(notification).map_err(|TooLarge(bytes)| {
+        let keys = notification.ordering_keys();
+        let record = Record::event(&notification, keys.as_ref()).map_err(|TooLarge(bytes)| {
             AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
         })?;
         let bytes = record.len();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
+        let event = Event {
+            notification: Arc::new(notification),
+            keys,
+            personal: Personal::Whole,
+        };
         let append = Command::Write(Waiting {
             record,
+            event: Some(Box::new(event)),
             kind: Kind::Event,
             since,
             reply: Some(reply),
@@ -254,6 +281,14 @@ impl Notes {
         self.send(record, Kind::Note, None);
     }
 
+    /// Has `record` written, sooner or later, if there is room for it now: gives it back otherwise.
+    pub(super) fn try_put(&self, record: Record) -> Option<Record> {
+        match self.0.try_send(Waiting::note(record, Kind::Note, None)) {
+            Err(TrySendError::Full(Command::Write(waiting))) => Some(waiting.record),
+            _ => None,
+        }
+    }
+
     /// Has `record` written, and at the beginning of every segment from now on.
     pub(super) fn head(&self, record: Record) {
         self.send(record, Kind::Heading, None);
@@ -267,13 +302,7 @@ impl Notes {
     }
 
     fn send(&self, record: Record, kind: Kind, reply: Option<Reply>) {
-        let note = Waiting {
-            record,
-            kind,
-            since: Instant::now(),
-            reply,
-        };
-        self.0.send(Command::Write(note)).ok();
+        self.0.send(Waiting::note(record, kind, reply)).ok();
     }
 }
 
@@ -294,6 +323,10 @@ struct Writer {
     heading: Option<Record>,
     /// Since when something is written that has not been synced.
     unsynced: Option<Instant>,
+    /// What is written and was not handed to the indexer.
+    written: Batch,
+    /// Whether that is all that the indexer has to know of it.
+    is_all: bool,
 }
 
 /// Why a batch was not written.
@@ -365,7 +398,12 @@ impl Writer {
         if self.batch.is_empty() {
             return;
         }
-        match self.write() {
+        let is_awaited = self.batch.iter().any(|waiting| waiting.reply.is_some());
+        let synced = |writer: &mut Self| match is_awaited {
+            true => writer.sync(),
+            false => Ok(()),
+        };
+        match self.write().and_then(|()| synced(self)) {
             Ok(()) => {
                 if count > 0 {
                     self.plan.metrics.journal_batch.observe(count as f64);
@@ -444,21 +482,24 @@ impl Writer {
         {
             heading.write_to(&mut self.buffer, self.tail.end());
             records += 1;
+            self.is_all = false;
         }
-        for waiting in &self.batch {
-            let offset = self.tail.length + self.buffer.len() as u64;
-            let position = Position::new(self.tail.header.number, offset);
+        let (number, end) = (self.tail.header.number, self.tail.length);
+        let mut events = Vec::with_capacity(self.batch.len());
+        for waiting in &mut self.batch {
+            let position = Position::new(number, end + self.buffer.len() as u64);
             waiting.record.write_to(&mut self.buffer, position);
+            self.is_all &= waiting.kind != Kind::Heading;
+            let event = waiting.event.take();
+            events.extend(event.map(|event| (position, Content::Event(event))));
         }
         self.write_buffer()?;
+        self.written.contents.append(&mut events);
         let bytes = self.buffer.len() as u64;
         self.tail.length += bytes;
         self.tail.records += records as u64;
         self.room = self.room.saturating_sub(bytes);
         self.unsynced.get_or_insert_with(Instant::now);
-        if self.batch.iter().any(|waiting| waiting.reply.is_some()) {
-            self.sync()?;
-        }
         if self.tail.length >= self.plan.segment_bytes / SPARE_ORDERED_AT {
             self.preparer.order();
         }
@@ -484,9 +525,19 @@ impl Writer {
             .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
         let took = began.elapsed().as_secs_f64();
         self.plan.metrics.sync_seconds.observe(took);
-        let (end, records) = (self.tail.end(), self.tail.records_through());
-        self.plan.progress.written(end, records);
+        self.hand_over();
         Ok(())
+    }
+
+    /// Hands what is on stable storage to the indexer, which reads it where that is not all there is.
+    fn hand_over(&mut self) {
+        let (end, records) = (self.tail.end(), self.tail.records_through());
+        let mut written = std::mem::replace(&mut self.written, Batch::behind(end));
+        (written.through, written.records) = (end, records);
+        let is_all = std::mem::replace(&mut self.is_all, true);
+        self.plan
+            .progress
+            .written(end, records, is_all.then_some(written));
     }
 
     fn write_buffer(&mut self) -> Result<(), Failure> {

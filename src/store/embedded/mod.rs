@@ -31,6 +31,7 @@ mod indexer;
 mod journal;
 mod ledger;
 mod progress;
+mod queue;
 mod reader;
 mod record;
 mod recovery;
@@ -64,6 +65,7 @@ use self::{
     journal::{Journal, Notes, Plan},
     ledger::{Books, Ledger, Operator, Reached},
     progress::Progress,
+    queue::Queue,
     reader::{Damage, Directory},
     record::{Record, TooLarge},
     recovery::Tail,
@@ -164,6 +166,7 @@ struct Parts {
     journal: Journal,
     notes: Notes,
     ledger: Arc<Ledger>,
+    queue: Arc<Queue>,
     progress: Arc<Progress>,
     directory: Directory,
     context: Context,
@@ -195,14 +198,15 @@ impl Embedded {
         let condition = Condition::new(Health::Sound, metrics.clone());
         let progress = Arc::new(Progress::new());
         let (notes, inbox) = journal::channel();
+        let queue = Arc::new(Queue::new(notes.clone()));
         let mut books = Books::open(
             &settings.ledger(),
             directory.clone(),
-            metrics.clone(),
-            context.clock,
+            &context,
             progress.clone(),
             &condition,
             notes.clone(),
+            queue.clone(),
         )?;
         let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
         let tail = agree(&mut books, &directory, tail, (context.clock)())?;
@@ -210,7 +214,7 @@ impl Embedded {
         let tail = takeover::take_over(&mut books, &directory, tail, (context.clock)())?;
         let reached = books.wait_for(tail.end())?;
         let ledger = Arc::new(Ledger::start(books, &condition)?);
-        progress.written(tail.end(), tail.records_through());
+        progress.written(tail.end(), tail.records_through(), None);
         let plan = Plan {
             directory: directory.clone(),
             segment_bytes: settings.segment,
@@ -228,6 +232,9 @@ impl Embedded {
         let indexer = Indexer {
             directory: directory.clone(),
             ledger: ledger.clone(),
+            queue: queue.clone(),
+            topics: None,
+            path: settings.ledger(),
             progress: progress.clone(),
             damage,
             rebuild: context.rebuild.clone(),
@@ -269,6 +276,7 @@ impl Embedded {
             journal,
             notes,
             ledger,
+            queue,
             progress,
             directory,
             context,
@@ -302,7 +310,7 @@ impl Embedded {
 
 impl Store for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(self.parts.journal.append(event.notification()))
+        Box::pin(self.parts.journal.append(event.into_notification()))
     }
 
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -332,24 +340,36 @@ impl Store for Embedded {
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>> {
         let handler = handler.clone();
-        let job = move |books: &mut Books| books.claim(&handler, at_most, now);
-        Box::pin(self.parts.ledger.run("claiming deliveries", job))
+        Box::pin(async move {
+            let Parts { queue, ledger, .. } = &*self.parts;
+            let fill = |handler: &HandlerName| {
+                let handler = handler.clone();
+                move |books: &mut Books| books.fill(&handler, now)
+            };
+            if queue.is_short_of(&handler, at_most, now) {
+                ledger.run("reading deliveries", fill(&handler)).await?;
+            }
+            let claims = queue.claim(&handler, at_most, now);
+            if queue.wants_ahead(&handler) {
+                ledger.ask(fill(&handler));
+            }
+            Ok(claims)
+        })
     }
 
     fn settle(
         &self,
         settlements: Vec<Settlement>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
-        // What comes next is a claim like any other: nothing is far away here.
-        let job = move |books: &mut Books| {
-            books.settle(&settlements)?;
+        Box::pin(async move {
+            self.parts.queue.settle(&settlements);
+            // What comes next is a claim like any other: nothing is far away here.
             Ok(Vec::new())
-        };
-        Box::pin(self.parts.ledger.run("settling deliveries", job))
+        })
     }
 
     fn work(&self) -> watch::Receiver<u64> {
-        self.parts.ledger.work()
+        self.parts.queue.work()
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -1,6 +1,7 @@
-//! How far the journal has been written, for the one who reads behind the writer.
+//! How far the journal has been written, and what is new there, for the one who reads behind the writer.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -8,19 +9,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::segment::Position;
+use super::{ledger::Batch, segment::Position};
 
 /// How long the indexer waits after a failure.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The least time from one transaction of the indexer to the next, unless there is enough for a
-/// full one. Under load a transaction then has many records, which cost far less together, and
-/// not so many that it keeps a core from answering for long; an event that comes alone does not
-/// wait.
-const LINGER: Duration = Duration::from_millis(25);
+/// The least time from one look to the next, unless there is enough. Under load there are many records each
+/// time then, which cost far less together; an event that comes alone does not wait.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// How many records are enough.
+const ENOUGH: u64 = 1024;
+
+/// How many events are handed over at one go, and how many and how many bytes of them wait, besides the last
+/// ones. What finds no room is read from the journal.
+const BATCH_RECORDS: usize = 4096;
+const HANDED_RECORDS: usize = 8192;
+const HANDED_BYTES: usize = 4 << 20;
 
 /// Shared by the journal's writer and the indexer.
-#[derive(Debug)]
 pub(super) struct Progress {
     state: Mutex<State>,
     changed: Condvar,
@@ -28,12 +35,15 @@ pub(super) struct Progress {
     indexed: AtomicU64,
 }
 
-#[derive(Clone, Copy, Debug)]
 struct State {
     /// Where what is on stable storage ends.
     end: Position,
     /// Records up to there.
     records: u64,
+    /// What was written last, as far as there is room for it.
+    handed: VecDeque<Batch>,
+    /// How many contents and bytes that is.
+    handed_size: (usize, usize),
     /// Whether the indexer waits to be told of a write. Telling it costs the writer a system call.
     awaited: bool,
     /// Whether it is known who gets what.
@@ -43,13 +53,37 @@ struct State {
     stopped: bool,
 }
 
+impl State {
+    fn hand(&mut self, batch: Batch) {
+        let (contents, bytes) = self.handed_size;
+        if contents < HANDED_RECORDS && bytes < HANDED_BYTES {
+            self.handed_size = (contents + batch.contents.len(), bytes + batch.bytes());
+            self.handed.push_back(batch);
+        }
+    }
+
+    fn take(&mut self) -> Option<Batch> {
+        let batch = self.handed.pop_front()?;
+        let (contents, bytes) = self.handed_size;
+        self.handed_size = (contents - batch.contents.len(), bytes - batch.bytes());
+        Some(batch)
+    }
+
+    fn take_behind(&mut self, position: Position) -> Option<Batch> {
+        self.handed.front().filter(|batch| batch.from == position)?;
+        self.take()
+    }
+}
+
 impl Progress {
     /// Of a journal that has not been opened yet.
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             state: Mutex::new(State {
                 end: Position::new(0, 0),
                 records: 0,
+                handed: VecDeque::new(),
+                handed_size: (0, 0),
                 awaited: false,
                 subscribed: false,
                 renewed: false,
@@ -60,16 +94,44 @@ impl Progress {
         }
     }
 
-    /// What is on stable storage now ends at `end` after `records`.
-    pub(super) fn written(&self, end: Position, records: u64) {
+    /// What is on stable storage now ends at `end` after `records`; `batch` is what is new of it, unless it
+    /// has to be read.
+    pub(super) fn written(&self, end: Position, records: u64, batch: Option<Batch>) {
         let mut state = self.lock();
         state.end = end;
         state.records = records;
+        if let Some(batch) = batch {
+            state.hand(batch);
+        }
         let awaited = state.awaited;
         drop(state);
         if awaited {
             self.changed.notify_all();
         }
+    }
+
+    /// What was handed over behind `position`; or else up to where, or to the end, the journal has to be read
+    /// from there on.
+    pub(super) fn handed(&self, position: Position) -> Result<Batch, Option<Position>> {
+        let mut state = self.lock();
+        while state
+            .handed
+            .front()
+            .is_some_and(|batch| batch.from < position)
+        {
+            state.take();
+        }
+        match state.handed.front().map(|batch| batch.from) {
+            Some(from) if from == position => {}
+            other => return Err(other),
+        }
+        let mut all = Batch::behind(position);
+        while all.contents.len() < BATCH_RECORDS
+            && let Some(batch) = state.take_behind(all.through)
+        {
+            all.append(batch);
+        }
+        Ok(all)
     }
 
     /// It is known who gets what: indexing may begin.
@@ -116,35 +178,36 @@ impl Progress {
         self.lock().records
     }
 
-    /// Waits until there is something after `position` to index, or the ledger is no longer what it
-    /// was, and until `enough` records are there or the transaction that began at `last` is a while
-    /// ago; `None` when indexing is to end.
+    /// Waits until there is something to read after the place that was `reached`, or the ledger is no longer
+    /// what it was, or until `until` at most; and a moment longer, unless much is there by now. Says where
+    /// what is on stable storage ends; `None` when indexing is to end.
     pub(super) fn beyond(
         &self,
-        position: Position,
-        enough: u64,
-        last: Instant,
+        (position, records): (Position, u64),
+        until: Instant,
     ) -> Option<Position> {
         let waits = |state: &mut State| {
             !state.stopped && (!state.subscribed || state.end <= position && !state.renewed)
         };
         let mut state = self.lock();
-        state.awaited = true;
-        let mut state = self
-            .changed
-            .wait_while(state, waits)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.awaited = false;
-        if state
-            .records
-            .saturating_sub(self.indexed.load(Ordering::Relaxed))
-            < enough
-        {
-            let pause = LINGER.saturating_sub(last.elapsed());
-            state = self.rest(state, pause);
+        if waits(&mut state) {
+            state.awaited = true;
+            let pause = until.saturating_duration_since(Instant::now());
+            let waited = self.changed.wait_timeout_while(state, pause, waits);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.awaited = false;
+        } else if state.records.saturating_sub(records) < ENOUGH {
+            state = self.rest(state, LINGER);
         }
         state.renewed = false;
-        (!state.stopped).then_some(state.end)
+        if state.stopped {
+            return None;
+        }
+        Some(if state.subscribed {
+            state.end
+        } else {
+            position
+        })
     }
 
     /// Waits a little after a failure; `false` when indexing is to end.

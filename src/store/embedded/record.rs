@@ -106,6 +106,8 @@
 //!          partition key, optional subject, list of topics, list of dedupe keys, body to the end
 //! ```
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 
@@ -183,7 +185,7 @@ pub(super) enum Content {
 #[derive(Debug)]
 pub(super) struct Event {
     /// It. Where its personal part cannot be read it has none: no keys, topics or body.
-    pub(super) notification: Notification,
+    pub(super) notification: Arc<Notification>,
     /// What it keeps its order by.
     pub(super) keys: Option<OrderingKeys>,
     /// How its personal part is.
@@ -202,16 +204,36 @@ pub(super) enum Personal {
 }
 
 impl Record {
-    /// One of an event. Encoded by the caller of an append, so that the one writer only copies.
+    /// One of an event, which keeps its order by `keys`. Encoded by the caller of an append, so that the one writer only copies.
     ///
     /// # Errors
     ///
     /// When it is larger than a record may be.
-    pub(super) fn event(notification: &Notification) -> Result<Self, TooLarge> {
+    pub(super) fn event(
+        notification: &Notification,
+        keys: Option<&OrderingKeys>,
+    ) -> Result<Self, TooLarge> {
         let mut record = Builder::new(notification.body.len() + 512);
         put_public(&mut record.0, notification);
-        let personal = |out: &mut Vec<u8>| put_personal(out, notification);
+        let personal = |out: &mut Vec<u8>| put_personal(out, notification, keys);
         record.finish(EVENT, personal).checked()
+    }
+
+    /// Those that tell how all of `deliveries` stand, which are to one handler.
+    pub(super) fn of_deliveries(deliveries: &[(Position, StoredDelivery)]) -> Vec<Self> {
+        let Some((_, first)) = deliveries.first() else {
+            return Vec::new();
+        };
+        match Self::deliveries(&first.handler, deliveries) {
+            Ok(record) => vec![record],
+            // Reasons are short: one alone always fits.
+            Err(TooLarge(_)) => {
+                let (some, others) = deliveries.split_at(deliveries.len() / 2);
+                let mut records = Self::of_deliveries(some);
+                records.append(&mut Self::of_deliveries(others));
+                records
+            }
+        }
     }
 
     /// One of what has become of deliveries to one handler.
@@ -219,7 +241,7 @@ impl Record {
     /// # Errors
     ///
     /// When they are more than fit into a record.
-    pub(super) fn deliveries(
+    fn deliveries(
         handler: &HandlerName,
         deliveries: &[(Position, StoredDelivery)],
     ) -> Result<Self, TooLarge> {
@@ -473,7 +495,7 @@ fn put_public(out: &mut Vec<u8>, notification: &Notification) {
     });
 }
 
-fn put_personal(out: &mut Vec<u8>, notification: &Notification) {
+fn put_personal(out: &mut Vec<u8>, notification: &Notification, keys: Option<&OrderingKeys>) {
     put_option(out, notification.key.as_ref().map(Key::as_str), put_text);
     let subject = notification.subject.as_deref();
     put_list(out, subject.as_slice(), |out, subject| {
@@ -482,7 +504,7 @@ fn put_personal(out: &mut Vec<u8>, notification: &Notification) {
     put_list(out, &notification.topics, |out, topic| {
         put_text(out, topic.as_str())
     });
-    put_option(out, notification.ordering_keys(), |out, keys| {
+    put_option(out, keys, |out, keys| {
         put_integer(out, keys.scope());
         put_list(out, keys.keys(), |out, key| put_integer(out, *key));
     });
@@ -500,29 +522,25 @@ fn take_event(
     let occurred_at = take_option(public, take_time)?;
     let [_origin] = take_array(public)?;
     take_option(public, |bytes| take(bytes, 25))?;
-    let mut event = Event {
-        notification: Notification {
-            id,
-            endpoint: EndpointName::from(take_text(public)?),
-            name: EventName::from(take_text(public)?),
-            key: None,
-            subject: None,
-            occurred_at,
-            received_at,
-            topics: Vec::new(),
-            dedupe: take_list(public, |bytes| take_array(bytes).map(DedupeKey::from_bytes))?,
-            body: Bytes::new(),
-        },
-        keys: None,
-        personal: state,
+    let mut notification = Notification {
+        id,
+        endpoint: EndpointName::from(take_text(public)?),
+        name: EventName::from(take_text(public)?),
+        key: None,
+        subject: None,
+        occurred_at,
+        received_at,
+        topics: Vec::new(),
+        dedupe: take_list(public, |bytes| take_array(bytes).map(DedupeKey::from_bytes))?,
+        body: Bytes::new(),
     };
+    let mut keys = None;
     if state == Personal::Whole {
-        let notification = &mut event.notification;
         notification.key = take_option(personal, take_text)?.map(Key::from);
         let subjects = take_list(personal, take_text)?;
         notification.subject = subjects.first().map(|subject| (*subject).to_owned());
         notification.topics = take_list(personal, |bytes| take_text(bytes).map(Topic::from))?;
-        event.keys = take_option(personal, |bytes| {
+        keys = take_option(personal, |bytes| {
             let scope = take_integer(bytes)?;
             Some(OrderingKeys::from_hashes(
                 scope,
@@ -531,7 +549,11 @@ fn take_event(
         })?;
         notification.body = share(take_bytes(personal)?);
     }
-    Some(event)
+    Some(Event {
+        notification: Arc::new(notification),
+        keys,
+        personal: state,
+    })
 }
 
 fn take_event_1(bytes: &mut &[u8], share: impl FnOnce(&[u8]) -> Bytes) -> Option<Event> {
@@ -552,7 +574,7 @@ fn take_event_1(bytes: &mut &[u8], share: impl FnOnce(&[u8]) -> Bytes) -> Option
     };
     Some(Event {
         keys: notification.ordering_keys(),
-        notification,
+        notification: Arc::new(notification),
         personal: Personal::Whole,
     })
 }

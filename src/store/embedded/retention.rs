@@ -200,7 +200,7 @@ fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
         if let Ok(Content::Event(event)) = record::content(&bytes, position) {
             slice.push(Notification {
                 body: Bytes::new(),
-                ..event.notification
+                ..Arc::unwrap_or_clone(event.notification)
             });
         }
     }

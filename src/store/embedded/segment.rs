@@ -72,6 +72,9 @@ const MAGIC: [u8; 8] = *b"hookswch";
 pub(super) struct Position(u64);
 
 impl Position {
+    /// Behind all others.
+    pub(super) const LAST: Self = Self(u64::MAX);
+
     /// `offset` bytes into segment `number`. Segments are far smaller than 4 GiB.
     pub(super) const fn new(number: u32, offset: u64) -> Self {
         Self(((number as u64) << 32) | (offset & 0xffff_ffff))

@@ -293,7 +293,7 @@ impl<S: Store + ?Sized> Opened<S> {
         }
     }
 
-    /// Settles claims, and gives back what the store goes on with.
+    /// Settles claims, has operators see that, and gives back what the store goes on with.
     pub(super) async fn settle_all(
         &self,
         handler: &str,
@@ -308,7 +308,9 @@ impl<S: Store + ?Sized> Opened<S> {
             finished_at: at(101),
         };
         let settlements = claims.iter().map(settlement).collect();
-        self.store.settle(settlements).await.unwrap()
+        let next = self.store.settle(settlements).await.unwrap();
+        self.store.measure(clock()).await.unwrap();
+        next
     }
 
     /// Claims and finishes until nothing is left, and says what came, in the order it came in.

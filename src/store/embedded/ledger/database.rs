@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use crate::store::{StoreError, embedded::disk};
 
 /// The version of `schema.sql`.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// How long to wait for the other process that writes: the service, or a command. Less than what makes a
 /// standstill, so that its reason is known by then.
@@ -80,7 +80,7 @@ pub(super) fn is_sound(path: &Path) -> rusqlite::Result<bool> {
 /// transaction, so pages of different moments show here although each of them is sound.
 const TALLIES_HOLD: &str = "SELECT NOT EXISTS (SELECT 1 FROM handlers h
     WHERE open <> (SELECT count(*) FROM deliveries INDEXED BY unfinished
-            WHERE handler = h.id AND state IN (0, 1) AND state < 3)
+            WHERE handler = h.id AND state = 0 AND state < 3)
         OR parked <> (SELECT count(*) FROM deliveries INDEXED BY unfinished
             WHERE handler = h.id AND state = 2 AND state < 3))";
 
@@ -113,6 +113,13 @@ pub(super) fn set_aside(path: &Path, why: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// What brings each version to the next one, from version 1 on.
+const UPGRADES: &[&str] = &[
+    include_str!("from_1.sql"),
+    include_str!("from_2.sql"),
+    include_str!("from_3.sql"),
+];
+
 enum Trouble {
     Sql(rusqlite::Error),
     Version(i64),
@@ -142,12 +149,12 @@ fn try_open(path: &Path, upgrade: bool) -> Result<Connection, Trouble> {
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match change.pragma_query_value(None, "user_version", |row| row.get(0))? {
         0 => change.execute_batch(include_str!("schema.sql"))?,
-        1 if upgrade => {
-            change.execute_batch(include_str!("from_1.sql"))?;
-            change.execute_batch(include_str!("from_2.sql"))?;
-        }
-        2 if upgrade => change.execute_batch(include_str!("from_2.sql"))?,
         VERSION => {}
+        from @ 1..VERSION if upgrade => {
+            for step in UPGRADES.iter().skip(from as usize - 1) {
+                change.execute_batch(step)?;
+            }
+        }
         version => return Err(Trouble::Version(version)),
     }
     // Reads a page or two of what is always needed, so that the grossest damage shows now.

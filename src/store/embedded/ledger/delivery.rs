@@ -1,5 +1,6 @@
 //! What becomes of deliveries: the rules of states, on one connection. Used by the service's ledger and
-//! by the operator's commands alike. Which of the open ones are ready is up to [`order`].
+//! by the operator's commands alike. Which of the open ones can be attempted is up to the
+//! [queue](crate::store::embedded::queue).
 //!
 //! **Invariant:** each change of a state is counted in the [`Tally`] of its transaction.
 
@@ -10,15 +11,14 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 use super::{micros, order};
 use crate::{
     event::OrderingKeys,
-    store::{Attempt, DeliveryState, embedded::segment::Position, shorten},
+    store::{Attempt, DeliveryState, StoredDelivery, embedded::segment::Position, shorten},
 };
 
 /// A handler's row.
 pub(super) type HandlerId = i64;
 
 /// The states as the schema numbers them.
-pub(super) const READY: i64 = 0;
-pub(super) const QUEUED: i64 = 1;
+pub(super) const OPEN: i64 = 0;
 pub(super) const PARKED: i64 = 2;
 pub(super) const DONE: i64 = 3;
 pub(super) const SKIPPED: i64 = 4;
@@ -26,18 +26,17 @@ pub(super) const SKIPPED: i64 = 4;
 /// The state that the schema numbers `state`.
 pub(super) const fn state(state: i64) -> DeliveryState {
     match state {
-        READY => DeliveryState::Ready,
-        QUEUED => DeliveryState::Queued,
+        OPEN => DeliveryState::Ready,
         PARKED => DeliveryState::Parked,
         SKIPPED => DeliveryState::Skipped,
         _ => DeliveryState::Done,
     }
 }
 
-/// The number of a state. What is open is taken for ready.
-pub(super) const fn number(state: DeliveryState) -> i64 {
+/// The number of a state.
+const fn number(state: DeliveryState) -> i64 {
     match state {
-        DeliveryState::Ready | DeliveryState::Queued => READY,
+        DeliveryState::Ready | DeliveryState::Queued => OPEN,
         DeliveryState::Parked => PARKED,
         DeliveryState::Done => DONE,
         DeliveryState::Skipped => SKIPPED,
@@ -54,7 +53,7 @@ impl Tally {
         let (open, parked) = self.0.entry(handler).or_default();
         for (state, by) in [(before, -1), (after, 1)] {
             match state {
-                Some(READY | QUEUED) => *open += by,
+                Some(OPEN) => *open += by,
                 Some(PARKED) => *parked += by,
                 _ => {}
             }
@@ -85,8 +84,8 @@ impl Tally {
 pub(super) struct Row {
     pub(super) handler: HandlerId,
     pub(super) position: Position,
-    pub(super) keys: Option<OrderingKeys>,
     pub(super) state: i64,
+    pub(super) attempts: u32,
     /// How often it has been replayed.
     pub(super) replays: u32,
 }
@@ -94,29 +93,40 @@ pub(super) struct Row {
 impl Row {
     /// Whether it is to be attempted, now or later.
     pub(super) const fn is_open(&self) -> bool {
-        self.state == READY || self.state == QUEUED
+        self.state == OPEN
+    }
+
+    /// Whether `told` says more of it: of two with as many replays and attempts, what is further on.
+    pub(super) fn is_behind(&self, told: &StoredDelivery) -> bool {
+        let rank = |state| match state {
+            OPEN => 0,
+            PARKED => 1,
+            _ => 2,
+        };
+        let own = (self.replays, self.attempts, rank(self.state));
+        own < (told.replays, told.attempts, rank(number(told.state)))
     }
 }
 
 /// Looks one delivery up.
 pub(super) fn find(db: &Connection, handler: HandlerId, position: Position) -> Result<Option<Row>> {
     db.prepare_cached(
-        "SELECT scope, key, keys, state, replays FROM deliveries
+        "SELECT state, attempts, replays FROM deliveries
          WHERE handler = ?1 AND position = ?2",
     )?
     .query_row((handler, position.to_sql()), |row| {
         Ok(Row {
             handler,
             position,
-            keys: order::read(row, 0)?,
-            state: row.get(3)?,
-            replays: row.get(4)?,
+            state: row.get(0)?,
+            attempts: row.get(1)?,
+            replays: row.get(2)?,
         })
     })
     .optional()
 }
 
-/// Adds the delivery of the newest event of all to `handler`.
+/// Adds the delivery of an event to `handler`.
 pub(super) fn add(
     db: &Connection,
     tally: &mut Tally,
@@ -124,11 +134,10 @@ pub(super) fn add(
     keys: Option<&OrderingKeys>,
     due_at: i64,
 ) -> Result<()> {
-    let (state, behind) = order::state(db, (handler, position), keys)?;
     let (scope, key, several) = order::columns(keys);
     db.prepare_cached(
-        "INSERT INTO deliveries (handler, position, scope, key, keys, behind, state, due_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO deliveries (handler, position, scope, key, keys, state, due_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
     .execute(params![
         handler,
@@ -136,11 +145,37 @@ pub(super) fn add(
         scope,
         key,
         several,
-        behind.map(Position::to_sql),
-        state,
+        OPEN,
         due_at
     ])?;
-    order::change_further_keys(db, order::NOTE, (handler, position), keys)?;
+    tally.count(handler, None, Some(OPEN));
+    Ok(())
+}
+
+/// Adds the delivery of an event to `handler` of which something has become already.
+pub(super) fn add_as_told(
+    db: &Connection,
+    tally: &mut Tally,
+    (handler, position): (HandlerId, Position),
+    told: &StoredDelivery,
+) -> Result<()> {
+    let state = number(told.state);
+    db.prepare_cached(
+        "INSERT INTO deliveries
+             (handler, position, state, attempts, replays, due_at, since, replay, why)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?
+    .execute(params![
+        handler,
+        position.to_sql(),
+        state,
+        told.attempts,
+        told.replays,
+        micros(told.at),
+        told.since.map(micros),
+        told.replay,
+        told.why,
+    ])?;
     tally.count(handler, None, Some(state));
     Ok(())
 }
@@ -159,56 +194,27 @@ pub(super) fn insert_done(
     Ok(())
 }
 
-/// Gives an open delivery ordering keys, or takes them away. To be done for all of a handler, oldest
-/// first.
+/// Gives a delivery ordering keys, or takes them away.
 pub(super) fn place(
     db: &Connection,
     (handler, position): (HandlerId, Position),
     keys: Option<&OrderingKeys>,
-) -> Result<i64> {
-    let (state, behind) = order::state(db, (handler, position), keys)?;
+) -> Result<()> {
     let (scope, key, several) = order::columns(keys);
     db.prepare_cached(
-        "UPDATE deliveries SET scope = ?3, key = ?4, keys = ?5, state = ?6, behind = ?7
+        "UPDATE deliveries SET scope = ?3, key = ?4, keys = ?5
          WHERE handler = ?1 AND position = ?2",
     )?
-    .execute(params![
-        handler,
-        position.to_sql(),
-        scope,
-        key,
-        several,
-        state,
-        behind.map(Position::to_sql)
-    ])?;
-    order::change_further_keys(db, order::NOTE, (handler, position), keys)?;
-    Ok(state)
-}
-
-/// Opens a delivery that has ended, at its own place in the order of `keys`.
-pub(super) fn reopen(
-    db: &Connection,
-    tally: &mut Tally,
-    row: &Row,
-    keys: Option<&OrderingKeys>,
-) -> Result<()> {
-    let place_of = (row.handler, row.position);
-    let state = place(db, place_of, keys)?;
-    tally.count(row.handler, Some(row.state), Some(state));
-    match keys {
-        Some(keys) => order::step_back(db, row.handler, row.position, keys),
-        None => Ok(()),
-    }
+    .execute(params![handler, position.to_sql(), scope, key, several])?;
+    Ok(())
 }
 
 /// Forgets a delivery, as if nobody had asked for it.
 pub(super) fn forget(db: &Connection, tally: &mut Tally, row: &Row) -> Result<()> {
-    let place = (row.handler, row.position);
     db.prepare_cached("DELETE FROM deliveries WHERE handler = ?1 AND position = ?2")?
         .execute((row.handler, row.position.to_sql()))?;
     tally.count(row.handler, Some(row.state), None);
-    order::change_further_keys(db, order::FORGET, place, row.keys.as_ref())?;
-    order::wake(db, row.handler, row.position)
+    Ok(())
 }
 
 /// Adds an attempt that did not end well.
@@ -252,20 +258,69 @@ pub(super) fn end(
         why.map(shorten)
     ])?;
     tally.count(row.handler, Some(row.state), Some(state));
-    let place = (row.handler, row.position);
-    order::change_further_keys(db, order::FORGET, place, row.keys.as_ref())?;
-    order::wake(db, row.handler, row.position)
-}
-
-/// Makes an open delivery due at `due_at`. What waits for it goes on waiting.
-pub(super) fn postpone(db: &Connection, row: &Row, due_at: i64) -> Result<()> {
-    db.prepare_cached("UPDATE deliveries SET due_at = ?3 WHERE handler = ?1 AND position = ?2")?
-        .execute((row.handler, row.position.to_sql(), due_at))?;
     Ok(())
 }
 
-/// Makes a delivery again, at its own place in the order of the keys of `row`, for `reason`. Makes an
-/// open one due.
+/// The statement by which a delivery stands otherwise, on a condition.
+macro_rules! update {
+    ($condition:literal) => {
+        concat!(
+            "UPDATE deliveries SET state = ?3, attempts = ?4, replays = ?5, due_at = ?6,
+                 since = ?7, replay = ?8, why = ?9
+             WHERE handler = ?1 AND position = ?2 ",
+            $condition
+        )
+    };
+}
+
+/// Has a delivery stand as `told`.
+pub(super) fn change(
+    db: &Connection,
+    tally: &mut Tally,
+    row: &Row,
+    told: &StoredDelivery,
+) -> Result<()> {
+    update(db, update!(""), (row.handler, row.position), told)?;
+    tally.count(row.handler, Some(row.state), Some(number(told.state)));
+    Ok(())
+}
+
+/// The same of one that is open and was not made again meanwhile, as almost all are; `false` when it is not.
+pub(super) fn advance(
+    db: &Connection,
+    tally: &mut Tally,
+    (handler, position): (HandlerId, Position),
+    told: &StoredDelivery,
+) -> Result<bool> {
+    let still_open = update!("AND state = 0 AND attempts <= ?4 AND replays = ?5");
+    let is_changed = update(db, still_open, (handler, position), told)?;
+    if is_changed {
+        tally.count(handler, Some(OPEN), Some(number(told.state)));
+    }
+    Ok(is_changed)
+}
+
+fn update(
+    db: &Connection,
+    update: &str,
+    (handler, position): (HandlerId, Position),
+    told: &StoredDelivery,
+) -> Result<bool> {
+    let changed = db.prepare_cached(update)?.execute(params![
+        handler,
+        position.to_sql(),
+        number(told.state),
+        told.attempts,
+        told.replays,
+        micros(told.at),
+        told.since.map(micros),
+        told.replay,
+        told.why,
+    ])?;
+    Ok(changed > 0)
+}
+
+/// Makes a delivery again, for `reason`. Makes an open one due.
 pub(super) fn replay(
     db: &Connection,
     tally: &mut Tally,
@@ -277,15 +332,19 @@ pub(super) fn replay(
         handler, position, ..
     } = row;
     db.prepare_cached(
-        "UPDATE deliveries
-         SET attempts = 0, due_at = ?3, since = NULL, replay = ?4, replays = replays + 1, why = NULL
+        "UPDATE deliveries SET state = ?3, attempts = 0, due_at = ?4, since = NULL, replay = ?5,
+             replays = replays + 1, why = NULL
          WHERE handler = ?1 AND position = ?2",
     )?
-    .execute(params![handler, position.to_sql(), now, shorten(reason)])?;
-    if row.is_open() {
-        return Ok(());
-    }
-    reopen(db, tally, row, row.keys.as_ref())
+    .execute(params![
+        handler,
+        position.to_sql(),
+        OPEN,
+        now,
+        shorten(reason)
+    ])?;
+    tally.count(handler, Some(row.state), Some(OPEN));
+    Ok(())
 }
 
 /// Lists a delivery as changed by a command, for the service to tell the journal.

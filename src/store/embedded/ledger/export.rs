@@ -1,5 +1,7 @@
 //! Everything that is known of events, for another store.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, Result, Row};
 
 use super::{
@@ -57,7 +59,7 @@ impl Operator {
             slice.last = Milestone { place, event: id };
             let failed = StoreError::database("reading deliveries");
             let notification = match bodies.read(Position::from_sql(place)) {
-                Ok(event) => event.notification,
+                Ok(event) => Arc::unwrap_or_clone(event.notification),
                 Err(Unread::Missing | Unread::Damaged | Unread::Erased) => {
                     slice.damaged.push(id);
                     continue;

@@ -1,13 +1,16 @@
 //! From the journal into the ledger.
 
-use rusqlite::{OptionalExtension, Result, params};
+use std::{collections::HashMap, mem, path::Path};
 
-use super::{Books, delivery, micros, upkeep::Active};
+use rusqlite::{Connection, Result, params};
+
+use super::{Books, Taking, database, delivery, fill, micros, upkeep::Active};
 use crate::{
-    event::Notification,
+    event::{HandlerName, Notification, Topic},
     store::{
-        StoreError,
+        StoreError, StoredDelivery,
         embedded::{
+            queue::{Reported, Told},
             record::{Content, Event},
             segment::Position,
         },
@@ -29,8 +32,43 @@ pub(in super::super) struct Batch {
     pub(in super::super) copies: u64,
 }
 
+impl Batch {
+    /// An empty one that begins at `from`.
+    pub(in super::super) fn behind(from: Position) -> Self {
+        Self {
+            from,
+            through: from,
+            ..Self::default()
+        }
+    }
+
+    /// Adds what was read behind it.
+    pub(in super::super) fn append(&mut self, mut next: Self) {
+        (self.through, self.records) = (next.through, next.records);
+        self.contents.append(&mut next.contents);
+        self.copies += next.copies;
+    }
+
+    /// The events in it.
+    pub(in super::super) fn events(&self) -> impl Iterator<Item = &Notification> {
+        let contents = self.contents.iter();
+        contents.filter_map(|(_, content)| match content {
+            Content::Event(event) => Some(&*event.notification),
+            _ => None,
+        })
+    }
+
+    /// How many bytes of bodies are in it.
+    pub(in super::super) fn bytes(&self) -> usize {
+        self.events().map(|event| event.body.len()).sum()
+    }
+}
+
+/// What becomes of deliveries whose events the ledger does not have yet.
+type Outcomes<'a> = HashMap<(&'a HandlerName, Position), &'a StoredDelivery>;
+
 /// How far the journal has been read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(in super::super) struct Reached {
     /// Up to where the ledger knows it.
     pub(in super::super) through: Position,
@@ -65,9 +103,12 @@ impl Books {
         &mut self,
         end: Position,
     ) -> std::result::Result<Reached, StoreError> {
-        let reached = self.reached();
-        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
+        let reached = self
+            .reached()
+            .and_then(|reached| Ok((reached, self.said()?)));
+        let (reached, said) = reached.map_err(StoreError::database("reading the ledger"))?;
         self.awaited = (reached.through < end).then_some(end);
+        self.queue.begin(reached, said);
         Ok(reached)
     }
 
@@ -85,19 +126,76 @@ impl Books {
         Ok(())
     }
 
-    /// Adds `batch`, if it begins where the journal has been read to, and says how far it has been
-    /// read then. A ledger that was made anew starts from the beginning in this way.
-    pub(in super::super) fn index(&mut self, batch: &Batch) -> Result<(Position, u64)> {
-        let Reached { through, records } = self.reached()?;
-        if through != batch.from {
-            return Ok((through, records));
+    /// Takes in what the queue has for the ledger: a piece of the journal, and what became of deliveries.
+    pub(super) fn take_in(&mut self) -> Result<()> {
+        self.taking.batch = self.queue.next();
+        let through = match &self.taking.batch {
+            Some(batch) => batch.through,
+            None => self.reached()?.through,
+        };
+        self.taking.outcomes = self.queue.outcomes(through);
+        let Taking {
+            batch, outcomes, ..
+        } = mem::take(&mut self.taking);
+        let taken = self.add_all(batch.as_ref(), &outcomes);
+        (self.taking.batch, self.taking.outcomes) = (batch, outcomes);
+        taken
+    }
+
+    fn add_all<'a>(&mut self, batch: Option<&Batch>, outcomes: &'a [Told]) -> Result<()> {
+        let from = batch.map_or(Position::LAST, |batch| batch.from);
+        let (new, known): (Vec<_>, Vec<_>) =
+            outcomes.iter().partition(|(position, _)| *position >= from);
+        for (position, told) in known {
+            self.learn(*position, told)?;
+        }
+        if let Some(batch) = batch {
+            // Of several the last one holds.
+            let place = |(position, told): &&'a Told| (&told.handler, *position);
+            let last = new.iter().map(|told| (place(told), &told.1)).collect();
+            self.index(batch, &last)?;
+        }
+        // What has failed before is told as well.
+        for (position, told) in new
+            .into_iter()
+            .filter(|(_, told)| !told.failures.is_empty())
+        {
+            self.learn(*position, told)?;
+        }
+        Ok(())
+    }
+
+    /// What there is to do when the transaction has been committed.
+    pub(super) fn take_in_is_done(&mut self, taken: Taking) {
+        for (handler, position, open) in taken.replayed {
+            self.queue.replay(&handler, position, open);
+        }
+        for note in self.queue.unwritten() {
+            self.journal.put(note);
+        }
+        if let Some(batch) = taken.batch {
+            self.journal_progress.indexed(batch.records);
+            self.awaited = self.awaited.filter(|awaited| *awaited > batch.through);
+        }
+        if !taken.has_filled {
+            self.queue.forget_reports();
+        }
+        if self.awaited.is_none() {
+            self.queue.open();
+        }
+    }
+
+    /// Adds `batch` if it begins where the journal has been read to.
+    fn index(&mut self, batch: &Batch, outcomes: &Outcomes<'_>) -> Result<()> {
+        if self.reached()?.through != batch.from {
+            return Ok(());
         }
         self.copies += batch.copies;
         let mut given = self.given()?;
         for (position, content) in &batch.contents {
             match content {
                 Content::Event(event) => {
-                    if !self.add(*position, event, &given)? {
+                    if !self.add(*position, event, &given, outcomes)? {
                         self.copies += 1;
                     }
                 }
@@ -117,13 +215,17 @@ impl Books {
         self.db
             .prepare_cached("UPDATE progress SET through = ?1, records = ?2")?
             .execute((batch.through.to_sql(), batch.records.cast_signed()))?;
-        self.awaited = self.awaited.filter(|awaited| *awaited > batch.through);
-        self.stirred |= self.awaited.is_none();
-        Ok((batch.through, batch.records))
+        Ok(())
     }
 
     /// Adds an event with its deliveries to those it is `given` to; `false` when its id is known.
-    fn add(&mut self, position: Position, event: &Event, given: &[Active]) -> Result<bool> {
+    fn add(
+        &mut self,
+        position: Position,
+        event: &Event,
+        given: &[Active],
+        outcomes: &Outcomes<'_>,
+    ) -> Result<bool> {
         let Event {
             notification, keys, ..
         } = event;
@@ -149,14 +251,15 @@ impl Books {
         self.add_topics(notification)?;
         for active in given {
             if active.asked.takes(&notification.name) {
-                delivery::add(
-                    &self.db,
-                    &mut self.tally,
-                    (active.id, position),
-                    keys.as_ref().filter(|_| active.asked.ordered),
-                    micros(notification.received_at),
-                )?;
-                self.stirred = true;
+                let place = (active.id, position);
+                let (db, tally) = (&self.db, &mut self.tally);
+                match outcomes.get(&(&active.asked.handler, position)) {
+                    Some(told) if told.is_over() => delivery::add_as_told(db, tally, place, told)?,
+                    _ => {
+                        let keys = keys.as_ref().filter(|_| active.asked.ordered);
+                        delivery::add(db, tally, place, keys, micros(notification.received_at))?;
+                    }
+                }
             }
         }
         Ok(true)
@@ -176,24 +279,26 @@ impl Books {
         }
         Ok(())
     }
+}
 
-    /// Whether each topic has been reported again, with a later provider time.
-    pub(super) fn is_superseded(&self, notification: &Notification) -> Result<bool> {
-        let (Some(occurred_at), false) = (notification.occurred_at, notification.topics.is_empty())
-        else {
-            return Ok(false);
-        };
-        let mut look = self
-            .db
-            .prepare_cached("SELECT latest FROM topics WHERE topic = ?1")?;
-        for topic in &notification.topics {
-            let latest: Option<i64> = look
-                .query_row([topic.as_str()], |row| row.get(0))
-                .optional()?;
-            if latest.is_none_or(|latest| latest <= micros(occurred_at)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+/// What the ledger knows of topics, on a connection of its own: it is asked for events that their handlers
+/// get before the ledger has them.
+pub(in super::super) struct Topics(Connection);
+
+impl Topics {
+    /// Those of the ledger at `path`.
+    pub(in super::super) fn open(path: &Path) -> std::result::Result<Self, StoreError> {
+        let db = database::open(path, false)?;
+        let small = db.pragma_update(None, "cache_size", -1024); // KiB
+        small.map_err(StoreError::database("opening the ledger"))?;
+        Ok(Self(db))
+    }
+
+    /// When each of `topics` was reported last.
+    pub(in super::super) fn reported(
+        &self,
+        topics: Vec<Topic>,
+    ) -> std::result::Result<Vec<Reported>, StoreError> {
+        fill::reported(&self.0, topics).map_err(StoreError::database("reading topics"))
     }
 }

@@ -5,14 +5,14 @@
 //! **Invariant:** a transaction that adds events also moves the place to which the journal has been
 //! read, so that each event is added once.
 //!
-//! **Invariant:** claims are held in memory only. The store's lock makes this process the only one
-//! that claims, and its end releases them all.
+//! **Invariant:** what can be attempted, and what is being attempted, is known to the
+//! [queue](super::queue) alone. The store's lock makes this process the only one that has one.
 
 mod agreement;
-mod claim;
 mod database;
 mod delivery;
 mod export;
+mod fill;
 mod intake;
 mod notes;
 mod order;
@@ -23,7 +23,6 @@ mod tests;
 mod upkeep;
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
@@ -31,26 +30,24 @@ use std::{
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
-use self::{
-    claim::Held,
-    delivery::{HandlerId, Tally},
-    upkeep::Active,
-};
+use self::{delivery::Tally, upkeep::Active};
 use super::{
     journal::Notes,
     progress::Progress,
+    queue::{Open, Queue, Told},
     reader::{Bodies, Directory},
     segment::Position,
 };
 use crate::{
-    store::{Follower, Lease, StoreError, condition::Condition},
+    event::HandlerName,
+    store::{Context, Follower, StoreError, condition::Condition},
     telemetry::Metrics,
 };
 
 pub(super) use self::{
-    intake::{Batch, Reached},
+    intake::{Batch, Reached, Topics},
     record::Operator,
 };
 
@@ -61,7 +58,6 @@ const JOBS: usize = 64;
 pub(super) struct Ledger {
     /// Taken when the ledger is closed: the thread ends when nobody can send any more.
     sender: Mutex<Option<mpsc::Sender<Job>>>,
-    work: watch::Receiver<u64>,
     path: PathBuf,
     /// Whether it was not closed in order the last time.
     is_suspect: bool,
@@ -88,24 +84,31 @@ pub(super) struct Books {
     /// To be told when the ledger has to be made anew.
     journal_progress: Arc<Progress>,
     subscriptions: Vec<Active>,
-    held: HashMap<Lease, Held>,
-    last_lease: u64,
+    /// What dispatch works from.
+    queue: Arc<Queue>,
+    /// What the transaction under way takes in from there.
+    taking: Taking,
     tally: Tally,
     /// Whether a damaged ledger has been set aside and no new one could be made yet.
     lost: bool,
-    /// Claims made in the transaction under way.
-    claimed: Vec<Lease>,
-    /// Whether the transaction under way may have made something claimable.
-    stirred: bool,
     /// Copies that the transaction under way has dropped.
     copies: u64,
     /// Where the journal is told what becomes of deliveries.
     journal: Notes,
-    /// What the transaction under way has to tell it of.
-    changed: Vec<(HandlerId, Position)>,
     /// Up to where the journal has to be read before anything is handed out: it may say of something that
     /// it is done.
     awaited: Option<Position>,
+}
+
+/// What one transaction takes in.
+#[derive(Default)]
+struct Taking {
+    batch: Option<Batch>,
+    outcomes: Vec<Told>,
+    /// Deliveries that commands have made again.
+    replayed: Vec<(HandlerName, Position, Open)>,
+    /// Whether it has filled a window.
+    has_filled: bool,
 }
 
 impl Ledger {
@@ -113,23 +116,16 @@ impl Ledger {
     pub(super) fn start(books: Books, condition: &Condition) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
         let (path, is_suspect) = (books.path.clone(), books.is_suspect);
-        let (stir, work) = watch::channel(0);
         let thread = thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(condition.vital("ledger", move || books.run(inbox, &stir)))
+            .spawn(condition.vital("ledger", move || books.run(inbox)))
             .map_err(StoreError::io("starting the ledger's thread"))?;
         Ok(Self {
             sender: Mutex::new(Some(sender)),
-            work,
             path,
             is_suspect,
             thread: Mutex::new(Some(thread)),
         })
-    }
-
-    /// Changes when there may be something new to claim.
-    pub(super) fn work(&self) -> watch::Receiver<u64> {
-        self.work.clone()
     }
 
     /// Does `job` in a transaction, and returns when it has been committed.
@@ -142,6 +138,16 @@ impl Ledger {
         let sent = self.sender()?.send(job).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Does `job` sooner or later, if not too much is to be done already.
+    pub(super) fn ask(
+        &self,
+        job: impl FnOnce(&mut Books) -> rusqlite::Result<()> + Send + 'static,
+    ) {
+        if let Ok(sender) = self.sender() {
+            sender.try_send(answered("", job).0).ok();
+        }
     }
 
     /// [`run`](Self::run) for a thread of the engine's own.
@@ -232,43 +238,37 @@ impl Books {
     pub(super) fn open(
         path: &Path,
         journal: Directory,
-        metrics: Arc<Metrics>,
-        clock: fn() -> Timestamp,
+        context: &Context,
         progress: Arc<Progress>,
         condition: &Condition,
         notes: Notes,
+        queue: Arc<Queue>,
     ) -> Result<Self, StoreError> {
         Ok(Self {
             journal: notes,
-            changed: Vec::new(),
+            queue,
+            taking: Taking::default(),
             awaited: None,
             is_suspect: database::is_suspect(path),
             follower: condition.followers().vital("ledger", "writing the ledger"),
             db: database::open(path, true)?,
             path: path.to_owned(),
             bodies: Bodies::new(journal),
-            metrics,
-            clock,
+            metrics: context.metrics.clone(),
+            clock: context.clock,
             journal_progress: progress,
             subscriptions: Vec::new(),
-            held: HashMap::new(),
-            last_lease: 0,
             tally: Tally::default(),
             lost: false,
-            claimed: Vec::new(),
-            stirred: false,
             copies: 0,
         })
     }
 
-    fn run(mut self, mut inbox: mpsc::Receiver<Job>, stir: &watch::Sender<u64>) {
+    fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
         super::yield_to_the_door();
         let mut jobs = Vec::with_capacity(JOBS);
         while inbox.blocking_recv_many(&mut jobs, JOBS) > 0 {
             self.transact(jobs.drain(..));
-            if std::mem::take(&mut self.stirred) {
-                stir.send_modify(|count| *count += 1);
-            }
         }
         // The write-ahead log is folded into the database when the last connection closes.
         if let Err((_, error)) = self.db.close() {
@@ -282,21 +282,17 @@ impl Books {
         let mut replies = Vec::new();
         let outcome = self.attempt(jobs, &mut replies);
         self.tally.clear();
-        let claimed = std::mem::take(&mut self.claimed);
-        self.changed.clear();
+        let taking = std::mem::take(&mut self.taking);
         let copies = std::mem::take(&mut self.copies);
         let problem = match outcome {
             Ok(()) => {
                 self.follower.gets_on();
                 self.metrics.duplicates.inc_by(copies);
+                self.take_in_is_done(taking);
                 None
             }
             Err(error) => {
-                for lease in claimed {
-                    self.held.remove(&lease);
-                }
-                // What was settled in vain is made again.
-                self.stirred = true;
+                self.queue.give_back(taking.batch, taking.outcomes);
                 self.recover(&error);
                 Some(error.to_string())
             }
@@ -312,6 +308,7 @@ impl Books {
         replies: &mut Vec<Reply>,
     ) -> rusqlite::Result<()> {
         let mut outcome = self.db.execute_batch("BEGIN IMMEDIATE");
+        outcome = outcome.and_then(|()| self.take_in());
         for job in jobs {
             let (own, reply) = job(outcome.is_ok().then_some(self));
             outcome = outcome.and(own);
@@ -320,12 +317,7 @@ impl Books {
         outcome?;
         self.tally.write(&self.db)?;
         self.empty_outbox()?;
-        let notes = self.notes()?;
-        self.db.execute_batch("COMMIT")?;
-        for note in notes {
-            self.journal.put(note);
-        }
-        Ok(())
+        self.db.execute_batch("COMMIT")
     }
 
     /// After a failed transaction: takes it back, and makes the ledger anew if it is damaged.
@@ -361,7 +353,7 @@ impl Books {
         drop(std::mem::replace(&mut self.db, memory));
         database::set_aside(&self.path, why)?;
         self.db = database::open(&self.path, true)?;
-        self.held.clear();
+        self.queue.begin(Reached::default(), None);
         self.awaited = Some(self.journal_progress.end());
         self.journal_progress.renewed();
         let asked = self.subscriptions.iter().map(|active| active.asked.clone());

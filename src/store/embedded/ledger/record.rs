@@ -1,6 +1,7 @@
 //! The operator's side: the same database on a connection of its own, beside a running service.
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -12,14 +13,14 @@ use rusqlite::{
 
 use super::{
     database,
-    delivery::{self, HandlerId, PARKED, QUEUED, READY, SKIPPED, Tally},
-    micros, replay, time,
+    delivery::{self, HandlerId, OPEN, PARKED, SKIPPED, Tally},
+    micros, order, replay, time,
 };
 use crate::{
-    event::{EventId, EventName, HandlerName, Key},
+    event::{EventId, EventName, HandlerName, Key, OrderingKeys},
     store::{
-        Attempt, DeliveryRecord, EventFilter, EventRecord, EventSummary, ParkedDelivery,
-        ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
+        Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
+        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
         embedded::{
             Embedded, Settings,
             reader::{Bodies, Directory},
@@ -113,7 +114,7 @@ impl Records for Operator {
             error: std::io::Error::other(unread),
         })?;
         Ok(Some(EventRecord {
-            notification: event.notification,
+            notification: Arc::unwrap_or_clone(event.notification),
             deliveries,
         }))
     }
@@ -207,18 +208,26 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
         return Ok(None);
     };
     let mut list = db.prepare_cached(
-        "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, d.why, h.id, b.id
+        "SELECT h.name, d.state, d.attempts, d.due_at, d.replay, d.why, h.id, d.scope, d.key, d.keys
          FROM handlers h CROSS JOIN deliveries d ON d.handler = h.id
-         LEFT JOIN events b ON d.state = 1 AND b.position = d.behind
          WHERE d.position = ?1 ORDER BY h.name",
     )?;
     let rows = list.query_map([position], |row| {
         let state: i64 = row.get(1)?;
-        let due_at = (state == READY || state == QUEUED).then_some(row.get(3)?);
+        let is_open = state == OPEN;
+        let due_at = is_open.then_some(row.get(3)?);
+        let keys = order::read(row, 7)?.filter(|_| is_open);
+        let waits_for = match keys {
+            Some(keys) => blocker(db, (row.get(6)?, Position::from_sql(position)), &keys)?,
+            None => None,
+        };
         Ok(DeliveryRecord {
             handler: HandlerName::new(row.get::<_, String>(0)?),
-            state: delivery::state(state),
-            waits_for: row.get::<_, Option<_>>(7)?.map(EventId::from_bytes),
+            state: match waits_for {
+                Some(_) => DeliveryState::Queued,
+                None => delivery::state(state),
+            },
+            waits_for,
             attempts: row.get(2)?,
             due_at: due_at.map(time),
             replay: row.get(4)?,
@@ -230,6 +239,22 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
         Position::from_sql(position),
         rows.collect::<Result<_>>()?,
     )))
+}
+
+/// The event whose delivery another one of the handler waits for.
+fn blocker(
+    db: &Connection,
+    (handler, position): (HandlerId, Position),
+    keys: &OrderingKeys,
+) -> Result<Option<EventId>> {
+    let Some(blocker) = order::blocker(db, handler, position, keys)? else {
+        return Ok(None);
+    };
+    db.prepare_cached("SELECT id FROM events WHERE position = ?1")?
+        .query_row([blocker.to_sql()], |row| {
+            Ok(EventId::from_bytes(row.get(0)?))
+        })
+        .optional()
 }
 
 pub(super) fn failures(db: &Connection, handler: HandlerId, position: i64) -> Result<Vec<Attempt>> {

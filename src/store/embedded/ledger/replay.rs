@@ -99,17 +99,16 @@ impl Chosen {
         if self.state.is_none() {
             delivery::insert_done(db, (self.handler, self.position), now)?;
         }
-        let Some(mut row) = delivery::find(db, self.handler, self.position)? else {
+        let Some(row) = delivery::find(db, self.handler, self.position)? else {
             return Ok(());
         };
         if !row.is_open() {
             // Whether the handler is ordered may have changed since. What cannot be read is parked
             // when its turn comes.
-            let keys = journal
-                .read(self.position)
-                .ok()
-                .and_then(|event| event.keys);
-            row.keys = keys.filter(|_| self.ordered);
+            let event = journal.read(self.position).ok();
+            let keys = event.and_then(|event| event.keys);
+            let keys = keys.filter(|_| self.ordered);
+            delivery::place(db, (self.handler, self.position), keys.as_ref())?;
         }
         delivery::replay(db, tally, &row, reason, now)?;
         delivery::list(db, self.handler, self.position)

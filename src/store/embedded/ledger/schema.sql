@@ -1,4 +1,4 @@
--- Version 3 of the ledger. A projection of the journal.
+-- Version 4 of the ledger. A projection of the journal.
 -- Times are microseconds since 1970. Positions are the journal's: segment number << 32 | offset.
 
 -- How far the journal has been read. Changed in the transaction that adds what was read.
@@ -40,15 +40,13 @@ CREATE TABLE handlers (
     parked INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- Who gets what, and how that stands: 0 ready, 1 queued behind another that it shares an ordering
--- key with, 2 parked, 3 done, 4 skipped. Those that are ready or queued are open.
+-- Who gets what, and how that stands: 0 open, 2 parked, 3 done, 4 skipped.
 CREATE TABLE deliveries (
     handler INTEGER NOT NULL,
     position INTEGER NOT NULL,
     scope INTEGER,             -- of its ordering keys; null where no order holds
     key INTEGER NOT NULL DEFAULT 0, -- the first ordering key; 0 for all keys of the scope
     keys BLOB,                 -- where there are several: all of them, 8 bytes each, big-endian
-    behind INTEGER,            -- the position of what a queued one waits for
     state INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
     due_at INTEGER NOT NULL,   -- once it is not open: when that came to be
@@ -58,24 +56,8 @@ CREATE TABLE deliveries (
     why TEXT,                  -- why it was parked or skipped
     PRIMARY KEY (handler, position)
 ) STRICT, WITHOUT ROWID;
--- What can be claimed.
-CREATE INDEX ready ON deliveries (handler, due_at, position) WHERE state = 0;
--- What is open of an ordering key.
-CREATE INDEX ordered ON deliveries (handler, scope, key, position)
-    WHERE state < 2 AND scope IS NOT NULL;
--- What waits for one.
-CREATE INDEX waiting ON deliveries (handler, behind) WHERE state = 1;
--- What keeps a segment from being deleted; what is parked; what is oldest.
+-- What is open; what keeps a segment from being deleted; what is parked; what is oldest.
 CREATE INDEX unfinished ON deliveries (handler, state, position) WHERE state < 3;
-
--- The ordering keys behind the first one, of open deliveries.
-CREATE TABLE further_keys (
-    handler INTEGER NOT NULL,
-    scope INTEGER NOT NULL,
-    key INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    PRIMARY KEY (handler, scope, key, position)
-) STRICT, WITHOUT ROWID;
 
 -- Attempts that did not end well.
 CREATE TABLE attempts (
@@ -94,4 +76,4 @@ CREATE TABLE outbox (
     PRIMARY KEY (handler, position)
 ) STRICT, WITHOUT ROWID;
 
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;

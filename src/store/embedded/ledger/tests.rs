@@ -1,6 +1,6 @@
 //! That nothing which happens often ever takes longer the more there is.
 
-use super::{claim, database, order, upkeep};
+use super::{database, fill, order, upkeep};
 
 /// How the database goes about `query`.
 fn plan(query: &str) -> Vec<String> {
@@ -18,24 +18,13 @@ fn plan(query: &str) -> Vec<String> {
 fn what_happens_often_uses_an_index_to_its_full_depth() {
     for (query, depth) in [
         (
-            order::BLOCKER,
-            "INDEX ordered (handler=? AND scope=? AND key=? AND position<?)",
+            order::BEFORE,
+            "INDEX unfinished (handler=? AND state=? AND position<?)",
         ),
         (
-            order::BLOCKER_OF_WHOLE,
-            "INDEX ordered (handler=? AND scope=? AND key>?)",
+            fill::OPEN,
+            "INDEX unfinished (handler=? AND state=? AND position>?)",
         ),
-        (order::WAITING, "INDEX waiting (handler=? AND behind=?)"),
-        (
-            order::STEP_BACK,
-            "INDEX ordered (handler=? AND scope=? AND key=? AND position>?)",
-        ),
-        (
-            order::STEP_BACK_ALL,
-            "INDEX ordered (handler=? AND scope=?)",
-        ),
-        (claim::DUE, "INDEX ready (handler=? AND due_at<?)"),
-        (claim::NEXT_DUE, "INDEX ready (handler=? AND due_at>?)"),
         (
             upkeep::UNFINISHED,
             "INDEX unfinished (handler=? AND state=? AND position>? AND position<?)",

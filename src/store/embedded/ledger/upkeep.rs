@@ -39,32 +39,31 @@ pub(in super::super) struct Standing {
 impl Books {
     /// Takes `subscriptions` in the place of those so far.
     pub(in super::super) fn subscribe(&mut self, subscriptions: Vec<Subscription>) -> Result<()> {
+        self.queue.retain(&subscriptions);
+        // What was settled before is not of a handler that is gone.
+        let outcomes = self.queue.outcomes(self.reached()?.through);
+        for (position, told) in &outcomes {
+            self.learn(*position, told)?;
+        }
+        self.taking.outcomes.extend(outcomes);
         self.db.execute("UPDATE handlers SET configured = 0", [])?;
         let mut active = Vec::with_capacity(subscriptions.len());
         for asked in subscriptions {
             let id = self.configure(&asked)?;
             active.push(Active { id, asked });
         }
+        let subscribed: Vec<_> = active.iter().map(|active| active.asked.clone()).collect();
         self.subscriptions = active;
-        self.stirred = true;
-        let names: Vec<_> = self
-            .subscriptions
-            .iter()
-            .map(|one| one.asked.handler.clone())
-            .collect();
         self.park_the_abandoned((self.clock)(), |handler| {
-            !names.iter().any(|name| name.as_str() == handler)
-        })
+            !subscribed.iter().any(|one| one.handler.as_str() == handler)
+        })?;
+        self.queue.subscribe(subscribed);
+        Ok(())
     }
 
     /// Who gets the events at the place up to which the journal has been read.
     pub(super) fn given(&self) -> Result<Vec<Active>> {
-        let said: Option<Vec<u8>> = self
-            .db
-            .prepare_cached("SELECT subscriptions FROM progress")?
-            .query_row([], |row| row.get(0))?;
-        let said = said.and_then(|bytes| record::take_subscriptions(&mut bytes.as_slice()));
-        let Some(said) = said else {
+        let Some(said) = self.said()? else {
             return Ok(self.subscriptions.clone());
         };
         let given = said.into_iter().map(|mut asked| {
@@ -76,6 +75,15 @@ impl Books {
             Ok(Active { id, asked })
         });
         given.collect()
+    }
+
+    /// What the journal says of that.
+    pub(super) fn said(&self) -> Result<Option<Vec<Subscription>>> {
+        let said: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT subscriptions FROM progress")?
+            .query_row([], |row| row.get(0))?;
+        Ok(said.and_then(|bytes| record::take_subscriptions(&mut bytes.as_slice())))
     }
 
     /// Takes in what the journal says of who gets the events behind, since `since`.
@@ -115,8 +123,6 @@ impl Books {
     /// Gives the open deliveries of a handler ordering keys, or takes them away, when its order has
     /// changed.
     fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
-        self.db
-            .execute("DELETE FROM further_keys WHERE handler = ?1", [handler])?;
         let mut last = Position::default();
         loop {
             let page = self.open_after(handler, last)?;
@@ -130,18 +136,13 @@ impl Books {
                     false => None,
                 };
                 delivery::place(&self.db, (handler, position), keys.as_ref())?;
-                for held in self.held.values_mut() {
-                    if (held.handler, held.position) == (handler, position) {
-                        held.keys.clone_from(&keys);
-                    }
-                }
             }
         }
     }
 
     /// Those of an event in the journal. One that cannot be read has none: it is parked when its turn
     /// comes.
-    fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
+    pub(super) fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
         self.bodies.read(position).ok()?.keys
     }
 
@@ -171,8 +172,6 @@ impl Books {
         let rows = with_open.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let with_open = rows.collect::<Result<Vec<(HandlerId, String)>>>()?;
         for (handler, name) in with_open.into_iter().filter(|(_, name)| is_gone(name)) {
-            self.db
-                .execute("DELETE FROM further_keys WHERE handler = ?1", [handler])?;
             let reason = params![PARKED, micros(since), NO_HANDLER, handler];
             let parked = self.db.execute(ABANDON, reason)?;
             self.db.execute(
@@ -193,6 +192,14 @@ impl Books {
         let mut active = self.subscriptions.iter();
         let found = active.find(|active| active.asked.handler == *name);
         Ok(found.map(|active| active.id))
+    }
+
+    /// The row of any handler called `name`, made where there is none.
+    pub(super) fn any_handler(&self, name: &HandlerName) -> Result<HandlerId> {
+        match self.handler(name)? {
+            Some(id) => Ok(id),
+            None => id(&self.db, name),
+        }
     }
 
     /// Whether anything between the two positions is not finished.
@@ -271,11 +278,10 @@ impl Books {
 /// Whether anything between two positions is not finished.
 pub(super) const UNFINISHED: &str = "SELECT 1
     FROM handlers CROSS JOIN deliveries INDEXED BY unfinished
-    ON handler = id AND state IN (0, 1, 2) AND state < 3 AND position >= ?1 AND position < ?2
+    ON handler = id AND state IN (0, 2) AND state < 3 AND position >= ?1 AND position < ?2
     LIMIT 1";
 
-/// When the oldest open delivery of a handler was received. It is ready, since nothing older can be in
-/// its way.
+/// When the oldest open delivery of a handler was received.
 pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
     (SELECT position FROM deliveries INDEXED BY unfinished
      WHERE handler = ?1 AND state = 0 AND state < 3 ORDER BY position LIMIT 1)";
@@ -283,7 +289,7 @@ pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
 /// Parks what is open of a handler that is no longer configured.
 pub(super) const ABANDON: &str = "UPDATE deliveries INDEXED BY unfinished
     SET state = ?1, due_at = ?2, why = ?3
-    WHERE handler = ?4 AND state IN (0, 1) AND state < 3";
+    WHERE handler = ?4 AND state = 0 AND state < 3";
 
 /// The row of the handler called `name`, made where there is none.
 pub(super) fn id(db: &Connection, name: &HandlerName) -> Result<HandlerId> {

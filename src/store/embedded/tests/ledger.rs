@@ -15,8 +15,8 @@ async fn an_event_that_fails_its_checksum_is_parked_and_the_next_goes_on() {
     store.append_all(events.clone()).await;
     store.settle_down().await;
     place.damage(1, |bytes| bytes[64 + 100] ^= 1);
-    assert!(store.claim("crm", at(10)).await.is_empty());
     assert_eq!(ids(&store.claim("crm", at(10)).await), [events[1].id]);
+    store.settle_down().await;
     let parked = place.records().parked(&all_parked()).unwrap();
     assert_eq!(parked[0].why, "the event fails its checksum in the journal");
 }
@@ -35,10 +35,9 @@ async fn the_gauges_say_how_much_room_there_is() {
     assert!(metrics.disk_free_bytes.get() > 0);
 }
 
-/// The counts in `handlers` follow `deliveries` through everything that can happen to them, and
-/// each key has one ready delivery: its oldest.
+/// The counts in `handlers` follow `deliveries` through everything that can happen to them.
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_and_order_hold_through_a_long_run() {
+async fn counts_hold_through_a_long_run() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -47,10 +46,10 @@ async fn counts_and_order_hold_through_a_long_run() {
         let made = records.replay(selection, "again", at(120), &mut |_| {});
         made.unwrap();
     };
-    long_run(&store, replay, async || check_rules(&place)).await;
+    long_run(&store, replay, async || check_counts(&place)).await;
 }
 
-fn check_rules(place: &Place) {
+fn check_counts(place: &Place) {
     let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
     let counted: (i64, i64) = db
         .query_row(
@@ -65,15 +64,4 @@ fn check_rules(place: &Place) {
         })
         .unwrap();
     assert_eq!(kept, counted);
-    let broken: i64 = db
-        .query_row(
-            "SELECT count(*) FROM (
-                 SELECT scope, min(position) AS oldest FROM deliveries WHERE state < 2 GROUP BY scope
-             ) JOIN deliveries USING (scope)
-             WHERE state < 2 AND (position = oldest) <> (state = 0)",
-            [],
-            |row| row.get(0),
-        )
-        .unwrap();
-    assert_eq!(broken, 0, "keys whose ready delivery is not their oldest");
 }

@@ -1,0 +1,106 @@
+//! From the ledger and the journal into the windows of the queue.
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Result};
+
+use super::{Books, delivery::HandlerId, order, time};
+use crate::{
+    event::{HandlerName, Topic},
+    store::embedded::{
+        queue::{Open, Reported},
+        segment::Position,
+    },
+};
+
+/// How many deliveries are read at once.
+const SLICE: usize = 4096;
+
+/// Open deliveries, oldest first.
+pub(super) const OPEN: &str =
+    "SELECT position, scope, key, keys, attempts, replays, due_at, since, replay
+    FROM deliveries INDEXED BY unfinished
+    WHERE handler = ?1 AND state = 0 AND state < 3 AND position >= ?2 ORDER BY position LIMIT ?3";
+
+impl Books {
+    /// Fills the window of `handler`, if it lacks something, and reads the events of what it hands out
+    /// next.
+    pub(in super::super) fn fill(&mut self, handler: &HandlerName, now: Timestamp) -> Result<()> {
+        let Some(id) = self.handler(handler)? else {
+            return Ok(());
+        };
+        self.taking.has_filled = true;
+        while let Some(from) = self.queue.wants(handler, now) {
+            let open = self.open_from(id, from, SLICE)?;
+            let given = match open.len() < SLICE {
+                true => Some(
+                    self.given()?
+                        .into_iter()
+                        .map(|active| active.asked)
+                        .collect(),
+                ),
+                false => None::<Vec<_>>,
+            };
+            self.queue.fill(handler, open, given.as_deref());
+        }
+        for position in self.queue.cold(handler, now) {
+            if !self.warm(handler, position, now)? {
+                break;
+            }
+        }
+        self.queue.filled(handler);
+        Ok(())
+    }
+
+    /// The first open deliveries of `handler` from a position on.
+    pub(super) fn open_from(
+        &self,
+        handler: HandlerId,
+        from: Position,
+        at_most: usize,
+    ) -> Result<Vec<(Position, Open)>> {
+        let mut open = self.db.prepare_cached(OPEN)?;
+        let rows = open.query_map((handler, from.to_sql(), at_most as i64), |row| {
+            let open = Open {
+                keys: order::read(row, 1)?,
+                attempts: row.get(4)?,
+                replays: row.get(5)?,
+                due_at: time(row.get(6)?),
+                since: row.get::<_, Option<i64>>(7)?.map(time),
+                replay: row.get(8)?,
+            };
+            Ok((Position::from_sql(row.get(0)?), open))
+        })?;
+        rows.collect()
+    }
+
+    /// Reads the event of a delivery. Whether there is room for more.
+    fn warm(&mut self, handler: &HandlerName, position: Position, now: Timestamp) -> Result<bool> {
+        match self.bodies.read(position) {
+            Ok(event) => {
+                let unknown = self.queue.unreported([&*event.notification]);
+                let reported = reported(&self.db, unknown)?;
+                let event = event.notification;
+                Ok(self.queue.warm(handler, position, event, &reported))
+            }
+            Err(unread) => {
+                tracing::error!(
+                    segment = position.segment(),
+                    offset = position.offset(),
+                    "a delivery is parked: {unread}"
+                );
+                self.queue.park(handler, position, &unread.to_string(), now);
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// When each of `topics` was reported last.
+pub(super) fn reported(db: &rusqlite::Connection, topics: Vec<Topic>) -> Result<Vec<Reported>> {
+    let mut look = db.prepare_cached("SELECT latest FROM topics WHERE topic = ?1")?;
+    let latest = |topic: Topic| {
+        let latest = look.query_row([topic.as_str()], |row| row.get(0));
+        Ok((topic, latest.optional()?.map(time)))
+    };
+    topics.into_iter().map(latest).collect()
+}

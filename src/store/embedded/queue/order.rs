@@ -1,0 +1,168 @@
+//! What waits for what: the deliveries of one handler by their ordering keys. Pure.
+//!
+//! **Invariant:** a delivery is free when no older one that shares a key with it is here, and none that
+//! shares a key with it is being attempted.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use crate::{
+    event::{KeyHash, OrderingKeys},
+    store::embedded::segment::Position,
+};
+
+/// The deliveries that have ordering keys.
+#[derive(Debug, Default)]
+pub(super) struct Order(HashMap<KeyHash, Scope>);
+
+/// Those of one scope.
+#[derive(Debug, Default)]
+struct Scope {
+    /// Those that have all keys of the scope.
+    whole: Chain,
+    keys: HashMap<KeyHash, Chain>,
+    /// Those that have some keys of the scope.
+    some: BTreeSet<Position>,
+    /// How many of them are being attempted.
+    held: usize,
+}
+
+/// Those of one key, oldest first.
+#[derive(Debug, Default)]
+struct Chain {
+    positions: VecDeque<Position>,
+    /// How many of them are being attempted.
+    held: usize,
+}
+
+impl Chain {
+    fn add(&mut self, position: Position) {
+        // Almost always behind all others.
+        let at = self.positions.partition_point(|other| *other < position);
+        if self.positions.get(at) != Some(&position) {
+            self.positions.insert(at, position);
+        }
+    }
+
+    fn remove(&mut self, position: Position) {
+        if let Ok(at) = self.positions.binary_search(&position) {
+            self.positions.remove(at);
+        }
+    }
+
+    fn first(&self) -> Option<Position> {
+        self.positions.front().copied()
+    }
+
+    fn is_free_for(&self, position: Position) -> bool {
+        self.held == 0 && self.first().is_none_or(|first| first >= position)
+    }
+}
+
+impl Order {
+    /// Adds a delivery.
+    pub(super) fn add(&mut self, position: Position, keys: &OrderingKeys) {
+        let scope = self.0.entry(keys.scope()).or_default();
+        if keys.is_whole() {
+            return scope.whole.add(position);
+        }
+        scope.some.insert(position);
+        for key in keys.keys() {
+            scope.keys.entry(*key).or_default().add(position);
+        }
+    }
+
+    /// Removes one, which is not being attempted.
+    pub(super) fn remove(&mut self, position: Position, keys: &OrderingKeys) {
+        let Some(scope) = self.0.get_mut(&keys.scope()) else {
+            return;
+        };
+        if keys.is_whole() {
+            scope.whole.remove(position);
+        } else {
+            scope.some.remove(&position);
+        }
+        for key in keys.keys() {
+            if let Some(chain) = scope.keys.get_mut(key) {
+                chain.remove(position);
+                if chain.positions.is_empty() {
+                    scope.keys.remove(key);
+                }
+            }
+        }
+        if scope.some.is_empty() && scope.whole.positions.is_empty() {
+            self.0.remove(&keys.scope());
+        }
+    }
+
+    /// Notes that the attempt at a delivery of these keys begins, or has ended.
+    pub(super) fn hold(&mut self, keys: &OrderingKeys, begins: bool) {
+        let count = |held: &mut usize| match begins {
+            true => *held += 1,
+            false => *held = held.saturating_sub(1),
+        };
+        let Some(scope) = self.0.get_mut(&keys.scope()) else {
+            return;
+        };
+        match keys.is_whole() {
+            true => count(&mut scope.whole.held),
+            false => count(&mut scope.held),
+        }
+        for key in keys.keys() {
+            if let Some(chain) = scope.keys.get_mut(key) {
+                count(&mut chain.held);
+            }
+        }
+    }
+
+    /// Whether a delivery that is here, and is not being attempted, may be.
+    pub(super) fn is_free(&self, position: Position, keys: &OrderingKeys) -> bool {
+        let Some(scope) = self.0.get(&keys.scope()) else {
+            return true;
+        };
+        if !scope.whole.is_free_for(position) {
+            return false;
+        }
+        if keys.is_whole() {
+            return scope.held == 0 && scope.some.first().is_none_or(|first| *first > position);
+        }
+        let mut chains = keys.keys().iter().filter_map(|key| scope.keys.get(key));
+        chains.all(|chain| chain.is_free_for(position))
+    }
+
+    /// Those that may have become free, or be free no longer, since something of these keys has changed.
+    pub(super) fn neighbours(&self, keys: &OrderingKeys) -> Vec<Position> {
+        let Some(scope) = self.0.get(&keys.scope()) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = scope.whole.positions.iter().take(2).copied().collect();
+        let mut add = |chain: &Chain| found.extend(chain.positions.iter().take(2));
+        match keys.is_whole() {
+            true => scope.keys.values().for_each(add),
+            false => keys
+                .keys()
+                .iter()
+                .filter_map(|key| scope.keys.get(key))
+                .for_each(&mut add),
+        }
+        found
+    }
+
+    /// The first of each key of these.
+    pub(super) fn heads(&self, keys: &OrderingKeys) -> impl Iterator<Item = Position> {
+        let scope = self.0.get(&keys.scope()).into_iter();
+        scope.flat_map(|scope| {
+            let chains = keys.keys().iter().filter_map(|key| scope.keys.get(key));
+            chains.chain([&scope.whole]).filter_map(Chain::first)
+        })
+    }
+
+    /// Whether something that shares a key with these is here.
+    pub(super) fn has(&self, keys: &OrderingKeys) -> bool {
+        let Some(scope) = self.0.get(&keys.scope()) else {
+            return false;
+        };
+        keys.is_whole()
+            || !scope.whole.positions.is_empty()
+            || keys.keys().iter().any(|key| scope.keys.contains_key(key))
+    }
+}

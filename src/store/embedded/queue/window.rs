@@ -1,0 +1,593 @@
+//! The open deliveries of one handler, as far as they are in memory. Pure: no I/O, the clock passed in.
+//!
+//! **Invariant:** every open delivery before [`Window::next`] is here or was passed over, and so is every
+//! one at all while the window is live.
+//!
+//! **Invariant:** what is ready is here, is not being attempted, and is free by its ordering keys.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::{aside::Aside, order::Order, reports::Reports};
+use crate::{
+    event::{HandlerName, Notification, OrderingKeys},
+    store::{
+        Attempt, Claim, DeliveryState, Lease, Settlement, StoredDelivery, Verdict,
+        embedded::segment::Position, shorten,
+    },
+};
+
+/// How many deliveries are in a window: some 3 MB. Beyond them only those come in that wait for no other.
+pub(super) const ROOM: usize = 16 << 10;
+
+/// How many times as many come in at all: those that wait for their next attempts, then, and nothing behind
+/// them.
+pub(super) const MOST: usize = 4;
+
+/// How many bytes of events are in a window, besides the last one.
+const BYTES: usize = 4 << 20;
+
+/// How many deliveries that can be attempted are enough for now.
+const ENOUGH: usize = 1024;
+
+/// Of how many deliveries the events are read at once.
+const AHEAD: usize = 4096;
+
+/// What part of the room they are where they are enough though it is full.
+const FEW: usize = 128;
+
+/// One handler's window.
+#[derive(Debug)]
+pub(super) struct Window {
+    handler: HandlerName,
+    /// For how many deliveries there is room.
+    room: usize,
+    is_ordered: bool,
+    /// Whether anything is handed out.
+    pub(super) is_active: bool,
+    /// Whether it gets events as they come. Otherwise it is filled from the ledger.
+    pub(super) is_live: bool,
+    /// From where on the ledger is to be read.
+    next: Position,
+    entries: BTreeMap<Position, Entry>,
+    order: Order,
+    /// When each is due that may be attempted.
+    ready: BTreeSet<(Timestamp, Position)>,
+    aside: Aside,
+    /// Whether something that was passed over may be free by now.
+    is_stranded: bool,
+    leases: HashMap<Lease, Position>,
+    /// What is being attempted, as it was when it was handed out.
+    held: HashMap<Position, Open>,
+    /// How many of these are not among the entries, since the window was emptied.
+    absent: usize,
+    /// How many events are here, and how many bytes of them.
+    warm: usize,
+    bytes: usize,
+    /// Whether many were read at once the last time, so that more may be.
+    is_ahead: bool,
+}
+
+/// An open delivery.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Open {
+    pub(in super::super) keys: Option<OrderingKeys>,
+    pub(in super::super) attempts: u32,
+    pub(in super::super) replays: u32,
+    pub(in super::super) due_at: Timestamp,
+    /// When its first attempt began.
+    pub(in super::super) since: Option<Timestamp>,
+    /// Why it is a replay.
+    pub(in super::super) replay: Option<String>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    open: Open,
+    event: Option<Arc<Notification>>,
+}
+
+impl Open {
+    /// One that nothing has become of.
+    pub(super) const fn new(keys: Option<OrderingKeys>, due_at: Timestamp) -> Self {
+        Self {
+            keys,
+            attempts: 0,
+            replays: 0,
+            due_at,
+            since: None,
+            replay: None,
+        }
+    }
+
+    /// One as it stands after what is `told` of it; `None` when it is open no longer.
+    pub(super) fn after(self, told: &StoredDelivery) -> Option<Self> {
+        if (told.replays, told.attempts) < (self.replays, self.attempts) {
+            return Some(self);
+        }
+        (!told.is_over()).then(|| Self {
+            keys: self.keys,
+            attempts: told.attempts,
+            replays: told.replays,
+            due_at: told.at,
+            since: told.since,
+            replay: told.replay.clone(),
+        })
+    }
+
+    /// What the ledger and the journal are told when it has come into `state` at `at`.
+    fn told(&self, handler: &HandlerName, state: DeliveryState, at: Timestamp) -> StoredDelivery {
+        StoredDelivery {
+            handler: handler.clone(),
+            ordered: false,
+            state,
+            attempts: self.attempts,
+            replays: self.replays,
+            at,
+            since: self.since,
+            replay: self.replay.clone(),
+            why: None,
+            failures: Vec::new(),
+        }
+    }
+}
+
+impl Window {
+    pub(super) fn new(handler: HandlerName, room: usize) -> Self {
+        Self {
+            handler,
+            room,
+            is_ordered: false,
+            is_active: false,
+            is_live: false,
+            next: Position::default(),
+            entries: BTreeMap::new(),
+            order: Order::default(),
+            ready: BTreeSet::new(),
+            aside: Aside::default(),
+            is_stranded: false,
+            leases: HashMap::new(),
+            held: HashMap::new(),
+            absent: 0,
+            warm: 0,
+            bytes: 0,
+            is_ahead: false,
+        }
+    }
+
+    /// Empties it, but for what is being attempted: it is filled from the ledger again.
+    pub(super) fn reset(&mut self) {
+        let empty = Self::new(self.handler.clone(), self.room);
+        let before = mem::replace(self, empty);
+        (self.is_ordered, self.is_active) = (before.is_ordered, before.is_active);
+        (self.leases, self.held) = (before.leases, before.held);
+        self.absent = self.held.len();
+    }
+
+    /// Has it handed out from now on, in order or not.
+    pub(super) fn activate(&mut self, is_ordered: bool) {
+        if !self.is_active || self.is_ordered != is_ordered {
+            self.reset();
+        }
+        (self.is_active, self.is_ordered) = (true, is_ordered);
+    }
+
+    /// Takes in an event that has just come, while the window is live. `is_reported` says whether all is known
+    /// that it takes to hand the event out.
+    pub(super) fn push(
+        &mut self,
+        position: Position,
+        keys: Option<&OrderingKeys>,
+        event: &Arc<Notification>,
+        is_reported: bool,
+    ) {
+        if self.is_full() {
+            (self.is_live, self.next) = (false, position);
+            return;
+        }
+        self.offer(position, Open::new(keys.cloned(), event.received_at));
+        // What waits for others would take the room of what does not.
+        let is_next = self.ready.contains(&(event.received_at, position));
+        if is_reported && is_next && self.bytes < BYTES {
+            self.warm(position, event.clone());
+        }
+    }
+
+    /// Takes in an open delivery at or behind [`next`](Self::next), or passes it over for want of room.
+    pub(super) fn offer(&mut self, position: Position, mut open: Open) {
+        self.pass(position);
+        if self.entries.contains_key(&position) {
+            return;
+        }
+        open.keys = open.keys.filter(|_| self.is_ordered);
+        match &open.keys {
+            Some(keys) if self.aside.takes(keys) || self.is_full() && self.order.has(keys) => {
+                self.aside.add(position, keys);
+            }
+            _ => self.insert(position, open),
+        }
+    }
+
+    /// Goes on behind `position`.
+    pub(super) fn pass(&mut self, position: Position) {
+        self.next = self.next.max(position.next());
+    }
+
+    /// From where on there is nothing here yet.
+    pub(super) const fn next(&self) -> Position {
+        self.next
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() >= self.room
+    }
+
+    /// Takes in a delivery that a command has made again, as it stands since.
+    pub(super) fn replay(&mut self, position: Position, open: Open) {
+        match self.entries.get_mut(&position) {
+            Some(entry) => {
+                self.ready.remove(&(entry.open.due_at, position));
+                // It keeps its place.
+                let keys = entry.open.keys.take();
+                entry.open = Open { keys, ..open };
+                self.look_again(position);
+            }
+            // It comes with the others.
+            None if !self.is_live && position >= self.next => {}
+            // Something before it may have been passed over, and something behind it not.
+            None if self.aside.first().is_some_and(|first| first < position) => self.reset(),
+            None => {
+                let keys = open.keys.filter(|_| self.is_ordered);
+                self.insert(position, Open { keys, ..open });
+            }
+        }
+    }
+
+    fn insert(&mut self, position: Position, open: Open) {
+        let keys = open.keys.clone();
+        self.entries.insert(position, Entry { open, event: None });
+        if let Some(keys) = &keys {
+            self.order.add(position, keys);
+        }
+        if self.held.contains_key(&position) {
+            self.absent -= 1;
+            keys.iter().for_each(|keys| self.order.hold(keys, true));
+        }
+        keys.iter().for_each(|keys| self.look_at_neighbours(keys));
+        self.look_again(position);
+    }
+
+    /// Notes whether a delivery is ready.
+    fn look_again(&mut self, position: Position) {
+        let Some(Entry { open, .. }) = self.entries.get(&position) else {
+            return;
+        };
+        let is_free = |keys| self.order.is_free(position, keys) && !self.waits_for_absent(keys);
+        let place = (open.due_at, position);
+        if !self.held.contains_key(&position) && open.keys.as_ref().is_none_or(is_free) {
+            self.ready.insert(place);
+        } else {
+            self.ready.remove(&place);
+        }
+    }
+
+    /// Whether something that shares a key with these is being attempted and is not among the entries.
+    fn waits_for_absent(&self, keys: &OrderingKeys) -> bool {
+        let mut held = self
+            .held
+            .iter()
+            .take(if self.absent > 0 { usize::MAX } else { 0 });
+        held.any(|(position, open)| {
+            let shares = open
+                .keys
+                .as_ref()
+                .is_some_and(|other| other.share_a_key_with(keys));
+            shares && !self.entries.contains_key(position)
+        })
+    }
+
+    fn look_at_neighbours(&mut self, keys: &OrderingKeys) {
+        for position in self.order.neighbours(keys) {
+            self.look_again(position);
+        }
+    }
+
+    /// Removes a delivery that is open no longer and not being attempted.
+    fn remove(&mut self, position: Position) {
+        let Some(Entry { open, event }) = self.entries.remove(&position) else {
+            return;
+        };
+        self.ready.remove(&(open.due_at, position));
+        if let Some(event) = event {
+            (self.bytes, self.warm) = (self.bytes - size(&event), self.warm - 1);
+        }
+        if let Some(keys) = &open.keys {
+            self.order.remove(position, keys);
+            self.look_at_neighbours(keys);
+            self.is_stranded |= self.aside.is_stranded(keys, &self.order);
+        }
+    }
+
+    /// From where on the ledger has to be read for more; `None` when there is enough that is due at `now`, or
+    /// no more.
+    pub(super) fn wants(&mut self, now: Timestamp) -> Option<Position> {
+        if let Some(first) = self.aside.first()
+            && (self.is_stranded || self.entries.is_empty())
+        {
+            (self.aside, self.is_stranded) = (Aside::default(), false);
+            (self.is_live, self.next) = (false, first);
+        }
+        let (count, ready) = (self.entries.len(), self.due(now).take(ENOUGH).count());
+        let few = (self.room / FEW).max(1);
+        let is_enough =
+            ready >= ENOUGH || self.is_full() && ready >= few || count >= MOST * self.room;
+        (self.is_active && !self.is_live && !is_enough).then_some(self.next)
+    }
+
+    /// Whether it cannot hand out so many at `now` without the ledger, which may have more.
+    pub(super) fn is_short_of(&self, count: usize, now: Timestamp) -> bool {
+        let mut due = self.due(now).take(count);
+        let warm = due
+            .by_ref()
+            .take_while(|position| self.is_warm(*position))
+            .count();
+        let is_behind = || {
+            !self.is_live
+                || self.is_stranded
+                || self.entries.is_empty() && self.aside.first().is_some()
+        };
+        self.is_active && warm < count && (self.due(now).nth(warm).is_some() || is_behind())
+    }
+
+    fn due(&self, now: Timestamp) -> impl Iterator<Item = Position> {
+        let ready = self.ready.iter();
+        ready
+            .take_while(move |(due_at, _)| *due_at <= now)
+            .map(|(_, position)| *position)
+    }
+
+    fn is_warm(&self, position: Position) -> bool {
+        let entry = self.entries.get(&position);
+        entry.is_some_and(|entry| entry.event.is_some())
+    }
+
+    /// Those that are attempted next and whose events are not here: what is due at `now`, and behind it the
+    /// oldest of those that wait for what moves.
+    pub(super) fn cold(&self, now: Timestamp) -> Vec<Position> {
+        let moves = |entry: &Entry| {
+            let mut heads = entry
+                .open
+                .keys
+                .iter()
+                .flat_map(|keys| self.order.heads(keys));
+            heads.all(|head| {
+                self.entries
+                    .get(&head)
+                    .is_some_and(|head| head.open.due_at <= now)
+            })
+        };
+        let oldest = self
+            .entries
+            .iter()
+            .take(AHEAD)
+            .filter(|(_, entry)| moves(entry));
+        let oldest = oldest.map(|(position, _)| *position);
+        let next = self.due(now).take(ENOUGH).chain(oldest);
+        next.filter(|position| !self.is_warm(*position) && !self.held.contains_key(position))
+            .collect()
+    }
+
+    /// Makes room for the events of those that are attempted next, where what waits for them has taken it.
+    pub(super) fn make_room(&mut self, now: Timestamp) {
+        let is_short = self
+            .due(now)
+            .next()
+            .is_some_and(|position| !self.is_warm(position));
+        if is_short && self.bytes >= BYTES {
+            self.cool();
+        }
+    }
+
+    /// Whether it is time to read more events ahead, though enough are here for the moment.
+    pub(super) fn wants_ahead(&mut self) -> bool {
+        self.is_ahead && self.warm < AHEAD / 4 && mem::take(&mut self.is_ahead)
+    }
+
+    /// Notes that events were read.
+    pub(super) fn filled(&mut self) {
+        self.is_ahead = self.warm >= AHEAD / 4;
+    }
+
+    /// Takes in the event of a delivery. Whether there is room for more.
+    pub(super) fn warm(&mut self, position: Position, event: Arc<Notification>) -> bool {
+        if let Some(entry) = self.entries.get_mut(&position)
+            && entry.event.is_none()
+        {
+            self.bytes += size(&event);
+            self.warm += 1;
+            entry.event = Some(event);
+        }
+        self.bytes < BYTES
+    }
+
+    /// Whether the event of any delivery is here.
+    pub(super) const fn has_warm(&self) -> bool {
+        self.warm > 0
+    }
+
+    /// Lets go of all events.
+    pub(super) fn cool(&mut self) {
+        (self.bytes, self.warm) = (0, 0);
+        self.entries
+            .values_mut()
+            .for_each(|entry| entry.event = None);
+    }
+
+    /// Hands out up to `at_most` deliveries that are due at `now`, oldest first.
+    pub(super) fn claim(
+        &mut self,
+        at_most: usize,
+        now: Timestamp,
+        last_lease: &mut u64,
+        reports: &Reports,
+    ) -> Vec<Claim> {
+        let due = self.due(now).take(at_most);
+        let due: Vec<_> = due.take_while(|position| self.is_warm(*position)).collect();
+        let mut claims = Vec::with_capacity(due.len());
+        for position in due {
+            let Some(entry) = self.entries.get_mut(&position) else {
+                continue;
+            };
+            let Some(notification) = entry.event.take() else {
+                continue;
+            };
+            (self.bytes, self.warm) = (self.bytes - size(&notification), self.warm - 1);
+            self.ready.remove(&(entry.open.due_at, position));
+            let open = entry.open.clone();
+            if let Some(keys) = &open.keys {
+                self.order.hold(keys, true);
+            }
+            *last_lease += 1;
+            let lease = Lease(*last_lease);
+            claims.push(Claim {
+                superseded: reports.supersede(&notification),
+                notification,
+                lease,
+                attempt: open.attempts + 1,
+                since: open.since.unwrap_or(now),
+                replay: open.replay.clone(),
+                replays: open.replays,
+            });
+            self.leases.insert(lease, position);
+            self.held.insert(position, open);
+        }
+        claims
+    }
+
+    /// When the next one is due that is not due at `now`.
+    pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let mut later = self.ready.range((now, Position::LAST)..);
+        later.next().map(|(due_at, _)| *due_at)
+    }
+
+    /// Takes in how an attempt went, and says how the delivery stands since, if that has changed.
+    pub(super) fn settle(&mut self, settlement: &Settlement) -> Option<(Position, StoredDelivery)> {
+        let position = self.leases.remove(&settlement.lease)?;
+        let held = self.held.remove(&position)?;
+        let keys = match self.entries.get(&position) {
+            Some(entry) => entry.open.keys.clone(),
+            None => held.keys.clone(),
+        };
+        let told = match self.entries.contains_key(&position) {
+            true => self.settle_entry(position, held, settlement),
+            false => {
+                self.absent -= 1;
+                self.judge(held, settlement).map(|(_, told)| told)
+            }
+        };
+        keys.iter().for_each(|keys| self.look_at_neighbours(keys));
+        told.map(|told| (position, told))
+    }
+
+    fn settle_entry(
+        &mut self,
+        position: Position,
+        held: Open,
+        settlement: &Settlement,
+    ) -> Option<StoredDelivery> {
+        let entry = self.entries.get_mut(&position)?;
+        if let Some(keys) = &entry.open.keys {
+            self.order.hold(keys, false);
+        }
+        // A replay that was asked for during the attempt is owed whatever came of the attempt.
+        let is_owed = entry.open.replays != held.replays;
+        let judged = if is_owed {
+            None
+        } else {
+            self.judge(held, settlement)
+        };
+        let told = judged.map(|(open, told)| {
+            if let Some(entry) = self.entries.get_mut(&position) {
+                let keys = entry.open.keys.take();
+                entry.open = Open { keys, ..open };
+            }
+            told
+        });
+        match &told {
+            Some(told) if told.is_over() => self.remove(position),
+            _ => self.look_again(position),
+        }
+        told
+    }
+
+    /// What `settlement` makes of a delivery; nothing where it was released.
+    fn judge(&self, mut open: Open, settlement: &Settlement) -> Option<(Open, StoredDelivery)> {
+        let (state, at, why) = match &settlement.verdict {
+            Verdict::Released => return None,
+            Verdict::Done => (DeliveryState::Done, settlement.finished_at, None),
+            Verdict::Skipped { why } => (DeliveryState::Skipped, settlement.finished_at, Some(why)),
+            Verdict::Parked { why } => (DeliveryState::Parked, settlement.finished_at, Some(why)),
+            Verdict::Retry { due_at, why } if self.is_active => {
+                (DeliveryState::Ready, *due_at, Some(why))
+            }
+            // Its handler is gone, and with it whoever would try again.
+            Verdict::Retry { why, .. } => {
+                (DeliveryState::Parked, settlement.finished_at, Some(why))
+            }
+        };
+        open.attempts += 1;
+        open.since = open.since.or(Some(settlement.started_at));
+        open.due_at = at;
+        let mut told = open.told(&self.handler, state, at);
+        let failed = matches!(
+            settlement.verdict,
+            Verdict::Retry { .. } | Verdict::Parked { .. }
+        );
+        told.failures = why
+            .filter(|_| failed)
+            .map(|why| failure(settlement, why))
+            .into_iter()
+            .collect();
+        told.why = why
+            .filter(|_| state != DeliveryState::Ready)
+            .map(|why| shorten(why).to_owned());
+        Some((open, told))
+    }
+
+    /// Parks a delivery that cannot be attempted, because `why`, and says how it stands since.
+    pub(super) fn park(
+        &mut self,
+        position: Position,
+        why: &str,
+        now: Timestamp,
+    ) -> Option<(Position, StoredDelivery)> {
+        let entry = self.entries.get(&position)?;
+        let mut told = entry.open.told(&self.handler, DeliveryState::Parked, now);
+        told.why = Some(shorten(why).to_owned());
+        self.remove(position);
+        Some((position, told))
+    }
+}
+
+/// The attempt that `settlement` is about, which went wrong because `why`.
+fn failure(settlement: &Settlement, why: &str) -> Attempt {
+    let took = settlement
+        .finished_at
+        .duration_since(settlement.started_at)
+        .as_millis();
+    Attempt {
+        started_at: settlement.started_at,
+        took_ms: u64::try_from(took).unwrap_or(0),
+        why: shorten(why).to_owned(),
+    }
+}
+
+/// About how many bytes an event takes in memory.
+fn size(event: &Notification) -> usize {
+    512 + event.body.len()
+}
