@@ -317,6 +317,14 @@ impl<'i> Reader<'_, 'i> {
             example: "events = [\"*\"]",
         };
         let settings = section.read(hints, &mut self.findings, dispatch::Settings::deserialize)?;
+        let concurrency = match (&factory, section.place_at(&["concurrency"])) {
+            (Some(factory), None) => factory.concurrency(),
+            _ => settings.concurrency,
+        };
+        let settings = dispatch::Settings {
+            concurrency,
+            ..settings
+        };
         check::dispatch(&settings, &section, &mut self.findings);
         let name = HandlerName::new(own_name(&section.name));
         let context = BuildContext {

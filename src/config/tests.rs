@@ -202,6 +202,18 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
+fn how_many_deliveries_are_under_way_is_up_to_the_file_and_else_to_the_kind() {
+    let file = "kind = \"file\"\nevents = [\"*\"]\npath = ";
+    let text =
+        format!("{LOG}[handlers.a]\n{file}\"a\"\n[handlers.b]\n{file}\"b\"\nconcurrency = 3\n");
+    let handlers = read(&format!("{SOUND}{text}")).unwrap().handlers;
+    let concurrency = handlers
+        .iter()
+        .map(|handler| handler.settings.concurrency.get());
+    assert_eq!(concurrency.collect::<Vec<_>>(), [8, 64, 3]);
+}
+
+#[test]
 fn endpoints_and_handlers_keep_the_order_of_the_file() {
     let text = format!(
         "{SOUND}{LOG}[endpoints.a]\nfamily = \"ringcentral.phone-number\"\npath = \"/a\"\n\

@@ -1,6 +1,6 @@
 //! The one place where a kind of handler loses its type.
 
-use std::{fmt, path::Path};
+use std::{fmt, num::NonZeroUsize, path::Path};
 
 use super::{AnyHandler, BuildContext, BuildError, HandlerKind};
 use crate::wire::Exposure;
@@ -52,6 +52,9 @@ pub trait Factory {
     /// See [`HandlerKind::own_file`].
     fn own_file(&self) -> Option<(&'static str, &Path)>;
 
+    /// See [`HandlerKind::CONCURRENCY`].
+    fn concurrency(&self) -> NonZeroUsize;
+
     /// Builds the handler.
     ///
     /// # Errors
@@ -69,6 +72,10 @@ impl<K: HandlerKind> Factory for Settings<K> {
 
     fn own_file(&self) -> Option<(&'static str, &Path)> {
         self.0.own_file()
+    }
+
+    fn concurrency(&self) -> NonZeroUsize {
+        K::CONCURRENCY
     }
 
     fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError> {

@@ -55,8 +55,8 @@ mod template;
 mod text;
 
 use std::{
-    any::type_name, fmt, future::Future, marker::PhantomData, panic::AssertUnwindSafe, path::Path,
-    pin::Pin, time::Duration,
+    any::type_name, fmt, future::Future, marker::PhantomData, num::NonZeroUsize,
+    panic::AssertUnwindSafe, path::Path, pin::Pin, time::Duration,
 };
 
 use jiff::Timestamp;
@@ -208,6 +208,8 @@ pub trait HandlerKind: DeserializeOwned + 'static {
     const KIND: &'static str;
     /// A handler of this kind as it would stand in a TOML file, for help texts and tests.
     const EXAMPLE: &'static str;
+    /// How many deliveries are under way at once where the TOML does not say.
+    const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(8).unwrap();
     /// What it builds.
     type Handler: Handler;
 

@@ -254,6 +254,36 @@ fn a_deleted_ledger_is_rebuilt_from_the_journal() {
     lists(&home, 21);
 }
 
+/// What became of a delivery is in the journal moments later, so that a kill brings back what was in hand, and
+/// not what was done before, though all that is made from the journal is lost as well.
+#[test]
+fn a_kill_that_takes_all_views_with_it_brings_back_the_last_moments_only() {
+    const KILLS: usize = 4;
+    /// Deliveries in hand, 1.5 times the concurrency, and as many whose outcome was not written yet.
+    const AGAIN: usize = 2 * 12;
+    let archive = format!("{ARCHIVE}concurrency = 8\n");
+    let home = Home::new(&[ENDPOINTS, &archive]);
+    let serials = Arc::new(AtomicU64::new(0));
+    let mut acknowledged = BTreeSet::new();
+    for _ in 0..KILLS {
+        let mut service = home.start();
+        let before = archived_serials(&home).len();
+        let load = Load::start(&service, &serials);
+        eventually("much is delivered", || {
+            archived_serials(&home).len() > before + 500
+        });
+        service.kill();
+        acknowledged.extend(load.stop());
+        delete_ledger(&home);
+        fs::remove_file(home.path().join("data/seen.table")).unwrap();
+    }
+    let _service = home.start();
+    archive_holds(&home, &acknowledged);
+    let again = home.archived().len() - archived_serials(&home).len();
+    eprintln!("delivered again: {again} of {}", acknowledged.len());
+    assert!(again <= KILLS * AGAIN, "{again}");
+}
+
 #[test]
 fn a_damaged_ledger_is_put_aside_and_rebuilt() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);

@@ -10,6 +10,7 @@ mod writer;
 
 use std::{
     io, mem,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -52,6 +53,8 @@ path = "data/events.ndjson"
 sync = true                     # false is faster, and loses the last lines in a power cut
 rotate = { size = "64MiB" }     # or { every = "day" }
 "#;
+    /// Those that are under way together are synced together.
+    const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(64).unwrap();
     type Handler = Lines;
 
     fn own_file(&self) -> Option<(&'static str, &Path)> {
