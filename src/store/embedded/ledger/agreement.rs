@@ -127,7 +127,7 @@ impl Books {
 
     /// Reads the whole ledger, and says whether its parts fit.
     pub(in super::super) fn is_sound(&self) -> Result<bool, StoreError> {
-        database::is_sound(&self.path).map_err(StoreError::database("checking the ledger"))
+        database::is_sound(&self.path)
     }
 
     /// Forgets what is finished of the events from `lost` on, which the journal has lost, and parks what

@@ -67,7 +67,11 @@ pub(super) fn is_suspect(path: &Path) -> bool {
 }
 
 /// Reads all of the ledger at `path`, and says whether its parts fit.
-pub(super) fn is_sound(path: &Path) -> rusqlite::Result<bool> {
+pub(super) fn is_sound(path: &Path) -> Result<bool, StoreError> {
+    look_through(path).map_err(StoreError::database("checking the ledger"))
+}
+
+fn look_through(path: &Path) -> rusqlite::Result<bool> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     match db.pragma_query_value(None, "integrity_check", |row| row.get::<_, String>(0)) {

@@ -115,11 +115,19 @@ fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<(i64, Ev
     rows.collect()
 }
 
+/// The statement that gives deliveries to [`read`].
+macro_rules! deliveries {
+    ($which:literal) => {
+        concat!(
+            "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id, position
+             FROM handlers CROSS JOIN deliveries ON handler = id ",
+            $which
+        )
+    };
+}
+
 fn deliveries(db: &Connection, position: i64) -> Result<Vec<StoredDelivery>> {
-    let mut list = db.prepare_cached(
-        "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id, position
-         FROM handlers CROSS JOIN deliveries ON handler = id WHERE position = ?1 ORDER BY name",
-    )?;
+    let mut list = db.prepare_cached(deliveries!("WHERE position = ?1 ORDER BY name"))?;
     let rows = list.query_map([position], |row| read(db, row))?;
     rows.map(|row| Ok(row?.1)).collect()
 }
@@ -131,12 +139,10 @@ pub(super) fn of_handler(
     (from, to): (Position, Position),
     at_most: usize,
 ) -> Result<Vec<(Position, StoredDelivery)>> {
-    let mut list = db.prepare_cached(
-        "SELECT name, ordered, state, attempts, replays, due_at, since, replay, why, id, position
-         FROM handlers CROSS JOIN deliveries ON handler = id
-         WHERE id = ?1 AND handler = ?1 AND position >= ?2 AND position < ?3
-         ORDER BY position LIMIT ?4",
-    )?;
+    let mut list = db.prepare_cached(deliveries!(
+        "WHERE id = ?1 AND handler = ?1 AND position >= ?2 AND position < ?3
+         ORDER BY position LIMIT ?4"
+    ))?;
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
     let place = (handler, from.to_sql(), to.to_sql(), at_most);
     let rows = list.query_map(place, |row| read(db, row))?;

@@ -166,12 +166,9 @@ impl Ledger {
     /// fit: its files may have been copied one after the other while a service wrote to them. Deliveries
     /// go on meanwhile. Blocks.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        let checking = "checking the ledger";
-        if self.is_suspect
-            && !database::is_sound(&self.path).map_err(StoreError::database(checking))?
-        {
+        if self.is_suspect && !database::is_sound(&self.path)? {
             // What any other job would come upon sooner or later.
-            self.run_blocking(checking, |_| Err::<(), _>(database::damage()))
+            self.run_blocking("checking the ledger", |_| Err::<(), _>(database::damage()))
                 .ok();
         }
         Ok(())

@@ -54,9 +54,7 @@ impl Books {
         }
         let subscribed: Vec<_> = active.iter().map(|active| active.asked.clone()).collect();
         self.subscriptions = active;
-        self.park_the_abandoned((self.clock)(), |handler| {
-            !subscribed.iter().any(|one| one.handler.as_str() == handler)
-        })?;
+        self.park_the_abandoned((self.clock)(), &subscribed)?;
         self.queue.subscribe(subscribed);
         Ok(())
     }
@@ -96,11 +94,7 @@ impl Books {
         for Subscription { handler, .. } in subscriptions {
             id(&self.db, handler)?;
         }
-        self.park_the_abandoned(since, |handler| {
-            !subscriptions
-                .iter()
-                .any(|one| one.handler.as_str() == handler)
-        })
+        self.park_the_abandoned(since, subscriptions)
     }
 
     /// The row of a handler, with its order as `asked`.
@@ -158,12 +152,13 @@ impl Books {
         rows.collect()
     }
 
-    /// Parks what is open of the handlers that `is_gone` tells by their names.
+    /// Parks what is open of the handlers that are not among `subscriptions`.
     fn park_the_abandoned(
         &mut self,
         since: Timestamp,
-        is_gone: impl Fn(&str) -> bool,
+        subscriptions: &[Subscription],
     ) -> Result<()> {
+        let is_gone = |name: &str| !subscriptions.iter().any(|one| one.handler.as_str() == name);
         // The counts of the transaction under way.
         self.tally.write(&self.db)?;
         let mut with_open = self
