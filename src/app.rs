@@ -177,7 +177,13 @@ impl App {
             now,
         );
         tasks.spawn(look_after(store.clone(), metrics.clone(), stop.clone()));
-        let dispatcher = Dispatcher::new(store.clone(), metrics.clone(), now, tasks.clone());
+        let dispatcher = Dispatcher::new(
+            store.clone(),
+            store.followers(),
+            metrics.clone(),
+            now,
+            tasks.clone(),
+        );
         dispatcher.replace(config.handlers).await?;
 
         let parts = Parts {

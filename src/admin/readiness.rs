@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use crate::store::{Health, Store};
+use crate::store::{Health, Monitored};
 
 /// Where the service stands in its life, and how its store does. Shared by whoever changes it and
 /// whoever is asked.
 #[derive(Default)]
 pub struct Readiness {
     phase: RwLock<Phase>,
-    store: OnceLock<Arc<dyn Store>>,
+    store: OnceLock<Arc<dyn Monitored>>,
 }
 
 /// The service's stations, in order.
@@ -33,7 +33,7 @@ impl Readiness {
     }
 
     /// Looks at `store` from now on. Only the first one counts.
-    pub fn observe(&self, store: Arc<dyn Store>) {
+    pub fn observe(&self, store: Arc<dyn Monitored>) {
         self.store.get_or_init(|| store);
     }
 
@@ -58,7 +58,7 @@ impl Readiness {
     }
 
     /// The store, once there is one.
-    pub(super) fn store(&self) -> Option<&Arc<dyn Store>> {
+    pub(super) fn store(&self) -> Option<&Arc<dyn Monitored>> {
         self.store.get()
     }
 }

@@ -73,7 +73,7 @@ async fn readiness_is_one_word_for_the_first_obstacle() {
     assert_eq!(house.ready().await, no("recovering"));
     house
         .readiness
-        .observe(Arc::clone(&store) as Arc<dyn crate::store::Store>);
+        .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
     house.readiness.enter(Phase::Serving);
     assert_eq!(house.ready().await, (200, "ready".to_owned()));
 
@@ -101,7 +101,7 @@ async fn metrics_are_measured_when_they_are_asked_for() {
     let store = Arc::new(Memory::default());
     house
         .readiness
-        .observe(Arc::clone(&store) as Arc<dyn crate::store::Store>);
+        .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
     let response = house.get("/metrics", None).await;
     assert_eq!(response.headers()["content-type"], METRICS_TYPE);
     let text = response.text().await.unwrap();

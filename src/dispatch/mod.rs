@@ -33,7 +33,7 @@ use crate::{
     event::{HandlerName, Pattern},
     handler::AnyHandler,
     quantity,
-    store::{Store, StoreError, Subscription},
+    store::{Deliveries, Followers, StoreError, Subscription},
     telemetry::Metrics,
 };
 use worker::Worker;
@@ -59,7 +59,8 @@ pub struct Dispatcher {
 /// What every worker needs.
 #[derive(Clone)]
 struct Parts {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Deliveries>,
+    followers: Followers,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
 }
@@ -71,10 +72,11 @@ struct Running {
 }
 
 impl Dispatcher {
-    /// A dispatcher without handlers. Its workers are spawned on `tasks`, all of which
+    /// A dispatcher without handlers, whose workers are among `followers`. Its workers are spawned on `tasks`, all of which
     /// [`drain`](Self::drain) ends.
     pub fn new(
-        store: Arc<dyn Store>,
+        store: Arc<dyn Deliveries>,
+        followers: Followers,
         metrics: Arc<Metrics>,
         clock: fn() -> Timestamp,
         tasks: TaskTracker,
@@ -82,6 +84,7 @@ impl Dispatcher {
         Self {
             parts: Parts {
                 store,
+                followers,
                 metrics,
                 clock,
             },

@@ -117,7 +117,7 @@ impl Worker {
         stop: CancellationToken,
         abandon: CancellationToken,
     ) -> Self {
-        let followers = parts.store.followers();
+        let followers = &parts.followers;
         let claims = format!("claiming deliveries for the handler {}", consumer.name);
         let settlements = format!(
             "recording how deliveries went for the handler {}",

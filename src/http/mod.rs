@@ -1,6 +1,6 @@
 //! Floor 5: the door. It takes what providers post, has it verified and stored, and answers.
 //!
-//! **Invariant:** an answer of 200 to an event is sent only after [`Store::append`] said `Ok`.
+//! **Invariant:** an answer of 200 to an event is sent only after [`Append::append`] said `Ok`.
 //!
 //! **Invariant:** an answer carries no text, is never compressed, and is under 1024 bytes, status
 //! line and headers included.
@@ -11,7 +11,7 @@
 //! A connection comes in through the [`Listener`], is served by `connection`, and its requests go
 //! to the one route, [`Webhook`].
 //!
-//! [`Store::append`]: crate::store::Store::append
+//! [`Append::append`]: crate::store::Append::append
 
 mod answer;
 mod body;

@@ -40,7 +40,7 @@ use super::{
 use crate::{
     event::{self, EventName, Notification},
     provider::{self, Admission, Reply, Verified},
-    store::{APPEND_BUDGET, AppendError, Store},
+    store::{APPEND_BUDGET, Append, AppendError},
     telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
 };
 
@@ -50,7 +50,7 @@ const NOWHERE: &str = "none";
 /// Takes what is posted to the endpoints.
 pub struct Webhook {
     routes: ArcSwap<Routes>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Append>,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
     collector: Collector,
@@ -64,7 +64,7 @@ impl Webhook {
     pub fn new(
         settings: &Settings,
         endpoints: Vec<Endpoint>,
-        store: Arc<dyn Store>,
+        store: Arc<dyn Append>,
         metrics: Arc<Metrics>,
         clock: fn() -> Timestamp,
     ) -> Self {

@@ -1,6 +1,6 @@
 //! Floor 3: remember it. What a 200 stands for, and the record of who has had what.
 //!
-//! **Invariant:** [`Store::append`] returns `Ok` only when the event would survive the loss of
+//! **Invariant:** [`Append::append`] returns `Ok` only when the event would survive the loss of
 //! power at that moment.
 //!
 //! **Invariant:** nothing above this floor knows which engine it has.
@@ -55,8 +55,18 @@ use crate::{
 /// What the methods of a store that is not known by type return.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The service's side of a store.
-pub trait Store: Send + Sync + 'static {
+/// The service's side of a store, whole.
+pub trait Store: Append + Deliveries + Monitored {
+    /// Writes what is waiting and lets go of everything. Appends after this are refused.
+    ///
+    /// # Errors
+    ///
+    /// When what was waiting could not be written.
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// Where events go.
+pub trait Append: Send + Sync + 'static {
     /// Puts `event` on stable storage. A second copy of a stored event is taken as readily as the
     /// first: copies are told apart later, and only one is delivered.
     ///
@@ -64,7 +74,10 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When it is not on stable storage, or not known to be.
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>>;
+}
 
+/// Who gets the events, and how that goes.
+pub trait Deliveries: Send + Sync + 'static {
     /// Says which handlers exist, and which events each one gets from now on. Open deliveries of a
     /// handler that is no longer named are parked.
     ///
@@ -104,7 +117,10 @@ pub trait Store: Send + Sync + 'static {
     /// Changes whenever there may be something new to claim, after a settlement too. A hint: a
     /// caller looks now and then without one as well, since work may also come from another process.
     fn work(&self) -> watch::Receiver<u64>;
+}
 
+/// How a store is.
+pub trait Monitored: Send + Sync + 'static {
     /// Whether the store takes appends.
     fn health(&self) -> watch::Receiver<Health>;
 
@@ -119,13 +135,6 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When the ledger cannot be read.
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>>;
-
-    /// Writes what is waiting and lets go of everything. Appends after this are refused.
-    ///
-    /// # Errors
-    ///
-    /// When what was waiting could not be written.
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// The operator's side of a store: usable while a service runs on it, and while none does.
@@ -206,7 +215,7 @@ impl Subscription {
     }
 }
 
-/// The answer to [`Store::claim`].
+/// The answer to [`Deliveries::claim`].
 #[derive(Debug, Default)]
 pub struct Claims {
     /// What was claimed, oldest first.

@@ -14,8 +14,7 @@ use tokio::sync::{Mutex as Gate, watch};
 use super::*;
 use crate::{
     event::{EventId, EventName, Key},
-    provider::Verified,
-    store::{AppendError, BoxFuture, Claim, Claims, Health, Lease, Settlement},
+    store::{BoxFuture, Claim, Claims, Deliveries, Lease, Settlement},
 };
 
 /// The reason that every claim gives for being a replay.
@@ -215,11 +214,7 @@ fn fail(times: &AtomicU32) -> Result<(), StoreError> {
     }
 }
 
-impl Store for Memory {
-    fn append(&self, _event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(async { Err(AppendError::Closed) })
-    }
-
+impl Deliveries for Memory {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async {
             fail(&self.failing.subscribe)?;
@@ -261,17 +256,5 @@ impl Store for Memory {
 
     fn work(&self) -> watch::Receiver<u64> {
         self.work.subscribe()
-    }
-
-    fn health(&self) -> watch::Receiver<Health> {
-        watch::channel(Health::Sound).1
-    }
-
-    fn measure(&self, _now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
     }
 }

@@ -81,7 +81,13 @@ impl Stage {
     async fn new(consumers: Vec<Consumer>) -> Self {
         let store = Arc::new(Memory::default());
         let metrics = Arc::new(Metrics::default());
-        let dispatcher = Dispatcher::new(store.clone(), metrics.clone(), clock, TaskTracker::new());
+        let dispatcher = Dispatcher::new(
+            store.clone(),
+            Followers::default(),
+            metrics.clone(),
+            clock,
+            TaskTracker::new(),
+        );
         dispatcher.replace(consumers).await.unwrap();
         Self {
             store,

@@ -24,12 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    event::{HandlerName, Notification},
+    event::Notification,
     provider::{Entry, Message, Provider, Verified},
     secret,
-    store::{
-        AppendError, BoxFuture, Claim, Claims, Health, Settlement, Store, StoreError, Subscription,
-    },
+    store::{Append, AppendError, BoxFuture, Health, Monitored, StoreError},
 };
 
 /// Nothing here takes so long unless it hangs.
@@ -141,7 +139,7 @@ impl Memory {
     }
 }
 
-impl Store for Memory {
+impl Append for Memory {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
         let behaviour = self.behaviour.lock().unwrap().clone();
         Box::pin(async move {
@@ -156,38 +154,15 @@ impl Store for Memory {
             Ok(())
         })
     }
+}
 
-    fn subscribe(&self, _: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn claim(
-        &self,
-        _: &HandlerName,
-        _: usize,
-        _: Timestamp,
-    ) -> BoxFuture<'_, Result<Claims, StoreError>> {
-        Box::pin(async { Ok(Claims::default()) })
-    }
-
-    fn settle(&self, _: Vec<Settlement>) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn work(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
-    }
-
+impl Monitored for Memory {
     fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         *self.measured_at.lock().unwrap() = Some(now);
-        Box::pin(async { Ok(()) })
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
 }
@@ -225,7 +200,7 @@ impl House {
         let webhook = Webhook::new(
             &settings,
             endpoints(),
-            Arc::clone(&store) as Arc<dyn Store>,
+            Arc::clone(&store) as Arc<dyn Append>,
             Arc::clone(&metrics),
             noon,
         );

@@ -72,8 +72,9 @@ use self::{
     retention::Retention,
 };
 use super::{
-    AppendError, BoxFuture, Claim, Claims, Context, Engine, Followers, Health, Kind, Records,
-    Settlement, Source, Store, StoreError, Subscription, condition::Condition,
+    Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
+    Kind, Monitored, Records, Settlement, Source, Store, StoreError, Subscription,
+    condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -309,10 +310,27 @@ impl Embedded {
 }
 
 impl Store for Embedded {
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        let parts = self.parts.clone();
+        Box::pin(async move {
+            let (sender, closed) = oneshot::channel();
+            // Joining threads would hold up the caller's, which has other work.
+            start("close", move || {
+                parts.close();
+                sender.send(()).ok();
+            })?;
+            closed.await.map_err(|_| StoreError::Closed)
+        })
+    }
+}
+
+impl Append for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
         Box::pin(self.parts.journal.append(event.into_notification()))
     }
+}
 
+impl Deliveries for Embedded {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.parts.announce(&subscriptions)?;
@@ -371,7 +389,9 @@ impl Store for Embedded {
     fn work(&self) -> watch::Receiver<u64> {
         self.parts.queue.work()
     }
+}
 
+impl Monitored for Embedded {
     fn health(&self) -> watch::Receiver<Health> {
         self.parts.condition.subscribe()
     }
@@ -399,19 +419,6 @@ impl Store for Embedded {
             metrics.journal_bytes.set(journal.cast_signed());
             metrics.disk_free_bytes.set(free.cast_signed());
             Ok(())
-        })
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        let parts = self.parts.clone();
-        Box::pin(async move {
-            let (sender, closed) = oneshot::channel();
-            // Joining threads would hold up the caller's, which has other work.
-            start("close", move || {
-                parts.close();
-                sender.send(()).ok();
-            })?;
-            closed.await.map_err(|_| StoreError::Closed)
         })
     }
 }

@@ -185,8 +185,9 @@ use self::{
     roster::Roster,
 };
 use super::{
-    AppendError, BoxFuture, Claim, Claims, Context, Engine, Followers, Health, Kind, Lease,
-    Records, Settlement, Store, StoreError, Subscription, Target, condition::Condition,
+    Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
+    Kind, Lease, Monitored, Records, Settlement, Store, StoreError, Subscription, Target,
+    condition::Condition,
 };
 use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
 
@@ -315,6 +316,15 @@ impl Postgres {
 }
 
 impl Store for Postgres {
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.parts.close().await;
+            Ok(())
+        })
+    }
+}
+
+impl Append for Postgres {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
         let waiting = self.parts.put(event);
         Box::pin(async move {
@@ -324,7 +334,9 @@ impl Store for Postgres {
             }
         })
     }
+}
 
+impl Deliveries for Postgres {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         let parts = self.parts.clone();
         Box::pin(async move { steward::subscribe(&parts, subscriptions).await })
@@ -367,7 +379,9 @@ impl Store for Postgres {
     fn work(&self) -> watch::Receiver<u64> {
         self.parts.work.subscribe()
     }
+}
 
+impl Monitored for Postgres {
     fn health(&self) -> watch::Receiver<Health> {
         self.parts.condition.subscribe()
     }
@@ -380,13 +394,6 @@ impl Store for Postgres {
         Box::pin(async move {
             let measured = self.parts.measure(now).await;
             self.parts.watched(measured, "measuring")
-        })
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move {
-            self.parts.close().await;
-            Ok(())
         })
     }
 }

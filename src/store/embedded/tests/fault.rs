@@ -12,7 +12,7 @@ use std::{
 
 use super::{Context, Disk, Embedded, Place};
 use crate::store::{
-    AppendError, Health, Store, Verdict,
+    AppendError, Deliveries, Health, Monitored, Verdict,
     tests::{at, event, eventually},
 };
 

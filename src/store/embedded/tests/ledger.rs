@@ -2,7 +2,7 @@
 
 use super::Place;
 use crate::store::{
-    Store,
+    Monitored,
     tests::{at, event, ids, keyed, long_run, operator::all_parked},
 };
 

@@ -6,7 +6,7 @@ use rusqlite::config::DbConfig;
 
 use super::{Engine, Opened, Place, written};
 use crate::store::{
-    Store, StoreError, Verdict,
+    Deliveries, StoreError, Verdict,
     embedded::{
         Context, Embedded,
         reader::{Scan, Step},

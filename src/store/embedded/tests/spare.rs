@@ -12,7 +12,7 @@ use super::{Opened, Place, fault::faulty};
 use crate::{
     event::Notification,
     store::{
-        EventFilter, Health, Store,
+        EventFilter, Health, Monitored,
         embedded::segment::{HEADER_BYTES, Position},
         tests::{at, event},
     },

@@ -7,7 +7,7 @@ use super::{Opened, Place};
 use crate::{
     event::Notification,
     store::{
-        Claim, DeliveryRecord, DeliveryState, Engine, ReplaySelection, Store, StoreError,
+        Claim, Deliveries, DeliveryRecord, DeliveryState, Engine, ReplaySelection, StoreError,
         Subscription, Verdict,
         tests::{at, clock, everything, ids, loose, numbered, operator::all_parked},
     },

@@ -8,7 +8,7 @@ use super::{Replica, postgres::Postgres, settings};
 use crate::{
     event::Notification,
     store::{
-        AppendError, Health, Store,
+        AppendError, Health, Monitored,
         tests::{clock, event, eventually},
     },
 };

@@ -6,7 +6,7 @@ use super::{Replica, postgres::Database, settings};
 use crate::{
     event::Notification,
     store::{
-        Store, Subscription, Verdict,
+        Deliveries, Subscription, Verdict,
         postgres::rows,
         tests::{at, clock, event, eventually, everything, ids, keyed},
     },

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Replica, postgres::Database, settings};
 use crate::store::{
-    Store, Verdict,
+    Deliveries, Verdict,
     postgres::{
         leases::{Held, Leases, Offer},
         rows,

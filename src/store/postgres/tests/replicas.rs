@@ -10,7 +10,7 @@ use super::{
     settings, until_somebody_waits,
 };
 use crate::store::{
-    AppendError, Store, Subscription, Verdict,
+    AppendError, Deliveries, Subscription, Verdict,
     tests::{at, clock, event, eventually, everything, ids, keyed, parked, retry},
 };
 
