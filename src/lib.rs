@@ -46,6 +46,7 @@
 //! | journal | the append-only log on disk; its sync is what a 200 stands for |
 //! | position | a place in the journal |
 //! | ledger | the database of who has had what |
+//! | window | the open deliveries of one handler, as far as they are in memory |
 //! | follower | who works behind what is stored: the indexer, the ledger, a handler's claims |
 //! | handler | a named consumer in the TOML; its kind is a Rust type |
 //! | delivery, attempt | one event for one handler; one try at it |

@@ -78,6 +78,11 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
         whole(key)
     }
 
+    /// The same of an event that was read.
+    fn own_ordering_keys(&self) -> Option<OrderingKeys> {
+        whole(self.key().as_ref())
+    }
+
     /// The thing the event is about, as a reader would name it: an E.164 number, an extension id.
     fn subject(&self) -> Option<String>;
 
@@ -120,6 +125,8 @@ pub struct Facts {
     pub change: Option<&'static str>,
     /// See [`EventFamily::key`].
     pub key: Option<Key>,
+    /// See [`EventFamily::ordering_keys`].
+    pub ordering_keys: Option<OrderingKeys>,
     /// See [`EventFamily::subject`].
     pub subject: Option<String>,
     /// See [`EventFamily::occurred_at`].
@@ -138,6 +145,7 @@ impl Facts {
         Self {
             change,
             key,
+            ordering_keys: event.own_ordering_keys(),
             subject: event.subject(),
             occurred_at: event.occurred_at(),
             topics,
@@ -204,7 +212,7 @@ pub struct Recognized {
     pub family: Option<&'static Family>,
     /// The event name.
     pub name: EventName,
-    /// What is known of it; empty for a body that could not be read.
+    /// What is known of it; but for ordering keys empty for a body that could not be read.
     pub facts: Facts,
     /// Why it could not be read, where it could not.
     pub unreadable: Option<Unreadable>,
@@ -236,7 +244,10 @@ fn examine(provider: &str, body: &[u8]) -> Recognized {
         Err(unreadable) => Recognized {
             family: Some(family),
             name: family.event_name(UNREADABLE),
-            facts: Facts::default(),
+            facts: Facts {
+                ordering_keys: (family.ordering_keys)(None, body),
+                ..Facts::default()
+            },
             unreadable: Some(unreadable),
         },
     }

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 
-use super::{FAMILIES, Family, Text, event_names, examine, list, recognize};
+use super::{FAMILIES, Family, Text, event_names, examine, list, ordering_keys, recognize};
 
 /// A body of a family, from `fixtures/<provider>/<family>/<name>.json`.
 struct Fixture {
@@ -360,6 +360,8 @@ fn says_the_same_both_ways(provider: &str, body: &[u8]) {
         "{}",
         body.escape_ascii()
     );
+    let by_itself = ordering_keys(&short.name, short.facts.key.as_ref(), body);
+    assert_eq!(short.facts.ordering_keys, by_itself);
 }
 
 #[test]

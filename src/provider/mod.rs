@@ -27,7 +27,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
-use crate::event::{self, DedupeKey, EndpointName, EventId, Notification};
+use crate::event::{self, DedupeKey, EndpointName, EventId, Notification, OrderingKeys};
 
 /// What came in, unbelieved.
 #[derive(Debug)]
@@ -124,29 +124,40 @@ pub enum Reply {
 
 /// A notification that a provider has been shown to have sent.
 #[derive(Debug)]
-pub struct Verified(Notification);
+pub struct Verified {
+    notification: Notification,
+    ordering_keys: Option<OrderingKeys>,
+}
 
 impl Verified {
     /// What was verified.
     pub const fn notification(&self) -> &Notification {
-        &self.0
+        &self.notification
     }
 
     /// Takes the notification out, and with it the proof away.
     pub fn into_notification(self) -> Notification {
-        self.0
+        self.notification
+    }
+
+    /// The same, with what it keeps its order by.
+    pub fn into_parts(self) -> (Notification, Option<OrderingKeys>) {
+        (self.notification, self.ordering_keys)
     }
 
     /// Proof of nothing, for tests of the floors above.
     #[cfg(test)]
-    pub(crate) const fn unproven(notification: Notification) -> Self {
-        Self(notification)
+    pub(crate) fn unproven(notification: Notification) -> Self {
+        Self {
+            ordering_keys: notification.ordering_keys(),
+            notification,
+        }
     }
 
     /// The door through which every stored event comes: private to this floor.
     fn new(provider: &str, request: Request<'_>, now: Timestamp, dedupe: Vec<DedupeKey>) -> Self {
         let event::Recognized { name, facts, .. } = event::recognize(provider, &request.body);
-        Self(Notification {
+        let notification = Notification {
             id: EventId::new(now),
             endpoint: request.endpoint.clone(),
             name,
@@ -157,7 +168,11 @@ impl Verified {
             topics: facts.topics,
             dedupe,
             body: request.body,
-        })
+        };
+        Self {
+            notification,
+            ordering_keys: facts.ordering_keys,
+        }
     }
 }
 

@@ -108,7 +108,7 @@ struct Owned<'a, O> {
 impl<O> Ordered<'_, O> {
     /// The account.
     fn scope(&self) -> KeyHash {
-        key_hash(&[Event::NAME, "/", &self.payload.account_id.0])
+        scope(&self.payload.account_id.0)
     }
 }
 
@@ -124,13 +124,20 @@ impl Numbers<'_> {
     /// A key for each number, within its carrier; none where any cannot be read, since it may be one
     /// of those that other events are about.
     fn keys(&self) -> Vec<KeyHash> {
-        let key = |number: &BorrowedText<'_>| {
-            let number = E164::read(&number.0)?;
-            Some(key_hash(&[&self.carrier_code.0, "/", number.as_str()]))
-        };
-        let keys: Option<_> = self.phone_numbers.iter().map(key).collect();
-        keys.unwrap_or_default()
+        keys(
+            &self.carrier_code.0,
+            self.phone_numbers.iter().map(|number| &*number.0),
+        )
     }
+}
+
+fn scope(account: &str) -> KeyHash {
+    key_hash(&[Event::NAME, "/", account])
+}
+
+fn keys<'a>(carrier: &str, numbers: impl Iterator<Item = &'a str>) -> Vec<KeyHash> {
+    let key = |number| Some(key_hash(&[carrier, "/", E164::read(number)?.as_str()]));
+    numbers.map(key).collect::<Option<_>>().unwrap_or_default()
 }
 
 /// What comes after the product in the name of an event about a peering number.
@@ -180,6 +187,15 @@ impl EventFamily for Event {
         }
         let ordered: Ordered<'_, IgnoredAny> = json::read(body).ok()?;
         Some(OrderingKeys::whole(ordered.scope()))
+    }
+
+    fn own_ordering_keys(&self) -> Option<OrderingKeys> {
+        let Payload {
+            account_id, object, ..
+        } = &self.payload;
+        let numbers = object.phone_numbers.iter().map(Text::as_str);
+        let keys = keys(&object.carrier_code, numbers);
+        Some(OrderingKeys::of(scope(account_id), keys))
     }
 
     /// The first number.

@@ -51,8 +51,8 @@ pub(super) struct Indexer {
     pub(super) learnt: Position,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
-    /// Where the journal ended when the ledger was opened: the ledger itself has told the journal what
-    /// is said of deliveries behind that. Nowhere, once it has been made anew.
+    /// Where the journal ended when the ledger was opened: the ledger knows what is said of deliveries behind
+    /// that, since this process has said it. Nowhere, once the ledger has been made anew.
     pub(super) own: Option<Position>,
     /// How far the journal has been read.
     pub(super) through: Position,

@@ -42,7 +42,7 @@ use super::{
     spare::{self, Preparer},
 };
 use crate::{
-    event::Notification,
+    provider::Verified,
     store::{AppendError, Health, StoreError, condition::Condition},
     telemetry::Metrics,
 };
@@ -195,12 +195,12 @@ impl Journal {
         })
     }
 
-    /// Puts `notification` on stable storage.
+    /// Puts `event` on stable storage.
     pub(super) fn append(
         &self,
-        notification: Notification,
+        event: Verified,
     ) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        let waiting = self.hand_over(notification);
+        let waiting = self.hand_over(event);
         async move {
             match waiting?.await {
                 Ok(written) => written,
@@ -209,9 +209,9 @@ impl Journal {
         }
     }
 
-    fn hand_over(&self, notification: Notification) -> Result<Answer, AppendError> {
+    fn hand_over(&self, event: Verified) -> Result<Answer, AppendError> {
         let since = Instant::now();
-        let keys = notification.ordering_keys();
+        let (notification, keys) = event.into_parts();
         let record = Record::event(&notification, keys.as_ref()).map_err(|TooLarge(bytes)| {
             AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
         })?;

@@ -1,14 +1,14 @@
 //! The embedded store: a journal and a ledger in one directory, for one service on one machine.
 //!
 //! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. It has the
-//! events, who was to get them, and what became of each delivery. The [`ledger`] and the table of copies
-//! are views of it. The [`indexer`] reads behind the journal and brings both up to date, so they may lag,
-//! may lose their last moments with the power, and may be deleted. Where the ledger is of another moment
-//! than the journal, the journal decides when the store is opened.
+//! events, who was to get them, and what became of each delivery. The [`queue`] that dispatch works from, the
+//! [`ledger`] and the table of copies are views of it. The [`indexer`] takes what the journal's writer hands
+//! over and brings them up to date, so they may lag, may lose their last moments, and may be deleted. Where
+//! the ledger is of another moment than the journal, the journal decides when the store is opened.
 //!
-//! What becomes of a delivery is in the ledger first, and goes from there into the journal, where it is on
-//! stable storage within a second (see [`journal`]). So nothing that was on record as done is done again,
-//! unless the ledger is lost within the second after it.
+//! What becomes of a delivery is handed to the journal's writer at once, and is on stable storage within a
+//! second (see [`journal`]). So nothing that was done is done again but what had ended in the last moments
+//! before the process was killed, or in the last second before the power failed.
 //!
 //! ```text
 //! <path>/lock                            held by the one service
@@ -326,7 +326,7 @@ impl Store for Embedded {
 
 impl Append for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(self.parts.journal.append(event.into_notification()))
+        Box::pin(self.parts.journal.append(event))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Place, at, clock, event, eventually, everything, ids, keyed, on_every_engine, operator,
+    Place, at, clock, event, eventually, everything, ids, keyed, on_every_engine, operator, retry,
 };
 use crate::{
     event::{HandlerName, Notification, Pattern},
@@ -109,7 +109,7 @@ async fn the_latest_of_events_that_come_at_once_supersedes_the_others(place: Pla
 async fn deliveries_of_a_handler_that_is_gone_are_parked(place: Place) {
     let store = place.open().await;
     store.subscribe(&["old", "crm"]).await;
-    store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
+    store.append_all([keyed(1, "a"), keyed(2, "b")]).await;
     let held = store.claim("old", at(10)).await;
     store.subscribe(&["crm", "new"]).await;
     let all = operator::all_parked();
@@ -119,6 +119,10 @@ async fn deliveries_of_a_handler_that_is_gone_are_parked(place: Place) {
         Some(parked()).filter(|parked| parked.len() == 2)
     });
     assert_eq!(both.await[0].why, "no handler of this name is configured");
+    // Nobody would try again.
+    store.settle("old", &held[1], retry(0)).await;
+    let whys: Vec<_> = parked().into_iter().map(|parked| parked.why).collect();
+    assert_eq!(whys, ["no handler of this name is configured"; 2]);
     // What was under way may still end well.
     store.settle("old", &held[0], Verdict::Done).await;
     assert_eq!(parked().len(), 1);

@@ -12,13 +12,10 @@ use crate::{
     event::{HandlerName, Notification, OrderingKeys},
     store::{
         Subscription,
-        embedded::{record, segment::Position},
+        embedded::{queue::NO_HANDLER, record, segment::Position},
     },
     telemetry::ByHandler,
 };
-
-/// Why deliveries of a handler that is gone are parked.
-const NO_HANDLER: &str = "no handler of this name is configured";
 
 /// A handler that gets events.
 #[derive(Clone, Debug)]

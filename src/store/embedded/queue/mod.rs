@@ -58,6 +58,7 @@
 //! **Invariant:** nothing here waits for a disk or for the ledger.
 
 mod aside;
+mod open;
 mod order;
 mod reports;
 #[cfg(test)]
@@ -86,7 +87,7 @@ use crate::{
     store::{Claims, Settlement, StoredDelivery, Subscription},
 };
 
-pub(super) use window::Open;
+pub(super) use open::{NO_HANDLER, Open};
 
 /// How many contents of records are so many that the ledger takes them in without waiting.
 const TAIL_RECORDS: usize = 4096;

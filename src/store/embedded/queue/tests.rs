@@ -9,10 +9,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use super::{
-    reports::Reports,
-    window::{Open, Window},
-};
+use super::{open::Open, reports::Reports, window::Window};
 use crate::{
     event::{Notification, OrderingKeys},
     store::{

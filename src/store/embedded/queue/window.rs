@@ -13,13 +13,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{aside::Aside, order::Order, reports::Reports};
+use super::{aside::Aside, open::Open, order::Order, reports::Reports};
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
-    store::{
-        Attempt, Claim, DeliveryState, Lease, Settlement, StoredDelivery, Verdict,
-        embedded::segment::Position, shorten,
-    },
+    store::{Claim, Lease, Settlement, StoredDelivery, embedded::segment::Position},
 };
 
 /// How many deliveries are in a window: some 3 MB. Beyond them only those come in that wait for no other.
@@ -73,68 +70,10 @@ pub(super) struct Window {
     is_ahead: bool,
 }
 
-/// An open delivery.
-#[derive(Clone, Debug)]
-pub(in super::super) struct Open {
-    pub(in super::super) keys: Option<OrderingKeys>,
-    pub(in super::super) attempts: u32,
-    pub(in super::super) replays: u32,
-    pub(in super::super) due_at: Timestamp,
-    /// When its first attempt began.
-    pub(in super::super) since: Option<Timestamp>,
-    /// Why it is a replay.
-    pub(in super::super) replay: Option<String>,
-}
-
 #[derive(Debug)]
 struct Entry {
     open: Open,
     event: Option<Arc<Notification>>,
-}
-
-impl Open {
-    /// One that nothing has become of.
-    pub(super) const fn new(keys: Option<OrderingKeys>, due_at: Timestamp) -> Self {
-        Self {
-            keys,
-            attempts: 0,
-            replays: 0,
-            due_at,
-            since: None,
-            replay: None,
-        }
-    }
-
-    /// One as it stands after what is `told` of it; `None` when it is open no longer.
-    pub(super) fn after(self, told: &StoredDelivery) -> Option<Self> {
-        if (told.replays, told.attempts) < (self.replays, self.attempts) {
-            return Some(self);
-        }
-        (!told.is_over()).then(|| Self {
-            keys: self.keys,
-            attempts: told.attempts,
-            replays: told.replays,
-            due_at: told.at,
-            since: told.since,
-            replay: told.replay.clone(),
-        })
-    }
-
-    /// What the ledger and the journal are told when it has come into `state` at `at`.
-    fn told(&self, handler: &HandlerName, state: DeliveryState, at: Timestamp) -> StoredDelivery {
-        StoredDelivery {
-            handler: handler.clone(),
-            ordered: false,
-            state,
-            attempts: self.attempts,
-            replays: self.replays,
-            at,
-            since: self.since,
-            replay: self.replay.clone(),
-            why: None,
-            failures: Vec::new(),
-        }
-    }
 }
 
 impl Window {
@@ -487,7 +426,7 @@ impl Window {
             true => self.settle_entry(position, held, settlement),
             false => {
                 self.absent -= 1;
-                self.judge(held, settlement).map(|(_, told)| told)
+                held.judge(settlement, self.is_active).map(|(_, told)| told)
             }
         };
         keys.iter().for_each(|keys| self.look_at_neighbours(keys));
@@ -509,7 +448,7 @@ impl Window {
         let judged = if is_owed {
             None
         } else {
-            self.judge(held, settlement)
+            held.judge(settlement, self.is_active)
         };
         let told = judged.map(|(open, told)| {
             if let Some(entry) = self.entries.get_mut(&position) {
@@ -525,40 +464,6 @@ impl Window {
         told
     }
 
-    /// What `settlement` makes of a delivery; nothing where it was released.
-    fn judge(&self, mut open: Open, settlement: &Settlement) -> Option<(Open, StoredDelivery)> {
-        let (state, at, why) = match &settlement.verdict {
-            Verdict::Released => return None,
-            Verdict::Done => (DeliveryState::Done, settlement.finished_at, None),
-            Verdict::Skipped { why } => (DeliveryState::Skipped, settlement.finished_at, Some(why)),
-            Verdict::Parked { why } => (DeliveryState::Parked, settlement.finished_at, Some(why)),
-            Verdict::Retry { due_at, why } if self.is_active => {
-                (DeliveryState::Ready, *due_at, Some(why))
-            }
-            // Its handler is gone, and with it whoever would try again.
-            Verdict::Retry { why, .. } => {
-                (DeliveryState::Parked, settlement.finished_at, Some(why))
-            }
-        };
-        open.attempts += 1;
-        open.since = open.since.or(Some(settlement.started_at));
-        open.due_at = at;
-        let mut told = open.told(&self.handler, state, at);
-        let failed = matches!(
-            settlement.verdict,
-            Verdict::Retry { .. } | Verdict::Parked { .. }
-        );
-        told.failures = why
-            .filter(|_| failed)
-            .map(|why| failure(settlement, why))
-            .into_iter()
-            .collect();
-        told.why = why
-            .filter(|_| state != DeliveryState::Ready)
-            .map(|why| shorten(why).to_owned());
-        Some((open, told))
-    }
-
     /// Parks a delivery that cannot be attempted, because `why`, and says how it stands since.
     pub(super) fn park(
         &mut self,
@@ -567,23 +472,9 @@ impl Window {
         now: Timestamp,
     ) -> Option<(Position, StoredDelivery)> {
         let entry = self.entries.get(&position)?;
-        let mut told = entry.open.told(&self.handler, DeliveryState::Parked, now);
-        told.why = Some(shorten(why).to_owned());
+        let told = entry.open.park(&self.handler, why, now);
         self.remove(position);
         Some((position, told))
-    }
-}
-
-/// The attempt that `settlement` is about, which went wrong because `why`.
-fn failure(settlement: &Settlement, why: &str) -> Attempt {
-    let took = settlement
-        .finished_at
-        .duration_since(settlement.started_at)
-        .as_millis();
-    Attempt {
-        started_at: settlement.started_at,
-        took_ms: u64::try_from(took).unwrap_or(0),
-        why: shorten(why).to_owned(),
     }
 }
 
