@@ -28,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
@@ -42,6 +43,7 @@ use super::{
     spare::{self, Preparer},
 };
 use crate::{
+    event::Notification,
     provider::Verified,
     store::{AppendError, Health, StoreError, condition::Condition},
     telemetry::Metrics,
@@ -218,8 +220,13 @@ impl Journal {
         let bytes = record.len();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
+        // Where the body is a part of what was read from a connection, it would keep all of that.
+        let body = Bytes::copy_from_slice(&notification.body);
         let event = Event {
-            notification: Arc::new(notification),
+            notification: Arc::new(Notification {
+                body,
+                ..notification
+            }),
             keys,
             personal: Personal::Whole,
         };
