@@ -24,8 +24,8 @@ const ENOUGH: u64 = 1024;
 /// How many events are handed over at one go, and how many and how many bytes of them wait, besides the last
 /// ones. What finds no room is read from the journal.
 const BATCH_RECORDS: usize = 4096;
-const HANDED_RECORDS: usize = 8192;
-const HANDED_BYTES: usize = 4 << 20;
+const HANDED_RECORDS: usize = 2048;
+const HANDED_BYTES: usize = 2 << 20;
 
 /// Shared by the journal's writer and the indexer.
 pub(super) struct Progress {
