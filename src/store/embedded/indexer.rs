@@ -147,9 +147,11 @@ impl Indexer {
 
     /// Takes in what comes next in the journal before `end`, if there is one.
     fn advance(&mut self, end: Option<Position>) -> Result<(), super::StoreError> {
+        let mut expected = self.through;
         if let Some(end) = end.filter(|end| self.through < *end) {
             let batch = self.next(end);
             let batch = batch.map_err(super::StoreError::io("reading the journal"))?;
+            expected = batch.through;
             if batch.through > batch.from {
                 let reported = self.reported(&batch);
                 self.queue.take_in(batch, &reported);
@@ -157,7 +159,7 @@ impl Indexer {
         }
         let reached = self.queue.taken_in();
         let back = reached.through < self.through;
-        if reached.through.segment() != self.through.segment() || back {
+        if reached.through != expected {
             self.scan = None;
         }
         (self.through, self.records) = (reached.through, reached.records);
@@ -172,6 +174,9 @@ impl Indexer {
     /// When topics of `batch` were reported last of which the queue knows nothing, as far as that can be
     /// told: the queue has what it needs of the others read later.
     fn reported(&mut self, batch: &Batch) -> Vec<Reported> {
+        if !self.queue.is_live() {
+            return Vec::new();
+        }
         let unknown = self.queue.unreported(batch.events());
         if unknown.is_empty() {
             return Vec::new();

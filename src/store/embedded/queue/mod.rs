@@ -253,6 +253,12 @@ impl Queue {
         self.lock().taken_in()
     }
 
+    /// Whether any handler gets events as they come.
+    pub(super) fn is_live(&self) -> bool {
+        let state = self.lock();
+        state.windows.values().any(|window| window.is_live)
+    }
+
     /// Those topics of `events` of which nothing is known here.
     pub(super) fn unreported<'a>(
         &self,
