@@ -159,24 +159,11 @@ pub(super) fn add_as_told(
     (handler, position): (HandlerId, Position),
     told: &StoredDelivery,
 ) -> Result<()> {
-    let state = number(told.state);
-    db.prepare_cached(
-        "INSERT INTO deliveries
-             (handler, position, state, attempts, replays, due_at, since, replay, why)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    )?
-    .execute(params![
-        handler,
-        position.to_sql(),
-        state,
-        told.attempts,
-        told.replays,
-        micros(told.at),
-        told.since.map(micros),
-        told.replay,
-        told.why,
-    ])?;
-    tally.count(handler, None, Some(state));
+    let insert = "INSERT INTO deliveries
+            (handler, position, state, attempts, replays, due_at, since, replay, why)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    write(db, insert, (handler, position), told)?;
+    tally.count(handler, None, Some(number(told.state)));
     Ok(())
 }
 
@@ -280,7 +267,7 @@ pub(super) fn change(
     row: &Row,
     told: &StoredDelivery,
 ) -> Result<()> {
-    update(db, update!(""), (row.handler, row.position), told)?;
+    write(db, update!(""), (row.handler, row.position), told)?;
     tally.count(row.handler, Some(row.state), Some(number(told.state)));
     Ok(())
 }
@@ -293,20 +280,21 @@ pub(super) fn advance(
     told: &StoredDelivery,
 ) -> Result<bool> {
     let still_open = update!("AND state = 0 AND attempts <= ?4 AND replays = ?5");
-    let is_changed = update(db, still_open, (handler, position), told)?;
+    let is_changed = write(db, still_open, (handler, position), told)?;
     if is_changed {
         tally.count(handler, Some(OPEN), Some(number(told.state)));
     }
     Ok(is_changed)
 }
 
-fn update(
+/// Writes how a delivery stands by `statement`; whether that has written anything.
+fn write(
     db: &Connection,
-    update: &str,
+    statement: &str,
     (handler, position): (HandlerId, Position),
     told: &StoredDelivery,
 ) -> Result<bool> {
-    let changed = db.prepare_cached(update)?.execute(params![
+    let changed = db.prepare_cached(statement)?.execute(params![
         handler,
         position.to_sql(),
         number(told.state),

@@ -1,6 +1,6 @@
 //! From the journal into the ledger.
 
-use std::{collections::HashMap, mem, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use rusqlite::{Connection, Result, params};
 
@@ -128,15 +128,12 @@ impl Books {
 
     /// Takes in what the queue has for the ledger: a piece of the journal, and what became of deliveries.
     pub(super) fn take_in(&mut self) -> Result<()> {
-        self.taking.batch = self.queue.next();
-        let through = match &self.taking.batch {
+        let batch = self.queue.next();
+        let through = match &batch {
             Some(batch) => batch.through,
             None => self.reached()?.through,
         };
-        self.taking.outcomes = self.queue.outcomes(through);
-        let Taking {
-            batch, outcomes, ..
-        } = mem::take(&mut self.taking);
+        let outcomes = self.queue.outcomes(through);
         let taken = self.add_all(batch.as_ref(), &outcomes);
         (self.taking.batch, self.taking.outcomes) = (batch, outcomes);
         taken

@@ -139,23 +139,21 @@ impl Books {
         let place = (self.any_handler(&told.handler)?, position);
         let (db, tally) = (&self.db, &mut self.tally);
         if !delivery::advance(db, tally, place, told)? {
-            match delivery::find(db, place.0, position)? {
+            let is_placed = match delivery::find(db, place.0, position)? {
                 Some(row) if row.is_behind(told) => {
-                    if !row.is_open() && !told.is_over() {
-                        let keys = self.keys_for(place);
-                        delivery::place(&self.db, place, keys.as_ref())?;
-                    }
-                    delivery::change(&self.db, &mut self.tally, &row, told)?;
+                    delivery::change(db, tally, &row, told)?;
+                    row.is_open()
                 }
-                Some(_) => {}
+                Some(_) => true,
                 None if !self.has_event(position)? => return Ok(()),
                 None => {
                     delivery::add_as_told(&self.db, &mut self.tally, place, told)?;
-                    if !told.is_over() {
-                        let keys = self.keys_for(place);
-                        delivery::place(&self.db, place, keys.as_ref())?;
-                    }
+                    false
                 }
+            };
+            if !is_placed && !told.is_over() {
+                let keys = self.keys_for(place);
+                delivery::place(&self.db, place, keys.as_ref())?;
             }
         }
         for failure in &told.failures {

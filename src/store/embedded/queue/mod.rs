@@ -405,8 +405,8 @@ impl Queue {
     }
 
     /// Fills the window of `handler` with open deliveries, which were read from the ledger after all
-    /// [outcomes](Self::outcomes) up to there were taken in. With `given`, those are the last, and the window
-    /// goes on with the tail, whose events they get, and is live then.
+    /// [outcomes](Self::outcomes) up to there were taken in. With `last` there are no more: that says who gets
+    /// the events of the tail, with which the window goes on, and then it is live.
     pub(super) fn fill(
         &self,
         handler: &HandlerName,
@@ -438,8 +438,7 @@ impl Queue {
         for (position, open) in open {
             offer(window, position, open);
         }
-        let Some(given) = last else { return };
-        let mut given = given;
+        let Some(mut given) = last else { return };
         let from = window.next();
         for (position, content) in tail.batches.iter().flat_map(|batch| &batch.contents) {
             match content {
