@@ -36,7 +36,7 @@ const QUEUED_AT_ONCE: i64 = 1000;
 
 /// The most deliveries of one run: so many that a claim costs little for each of them, and so few
 /// that what is new waits for its key no longer than it has to.
-const LONGEST_RUN: i64 = 16;
+pub(super) const LONGEST_RUN: i64 = 32;
 
 /// The most bytes of bodies of one run that is more than one delivery.
 const LARGEST_RUN: i64 = 64 << 10;

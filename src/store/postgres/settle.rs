@@ -29,24 +29,21 @@ pub(super) const SKIPPED: i16 = 4;
 /// whether its run is gone on with, and whether its delivery was missed: not there, or not as it was
 /// when it was claimed.
 ///
-/// What is told of a claim is found by its place in the arrays: a join would compare all with all,
-/// since the planner takes `claims` for empty.
+/// Claims that are gone on with come before those that are given up. What is told of a claim is found by
+/// its place in the arrays: a join would compare all with all, since the planner takes `claims` for empty.
 pub(super) const SETTLE: &str = "WITH
-    kept AS (UPDATE claims SET position = ($11::bigint[])[array_position($2::bigint[], first)]
+    kept AS (UPDATE claims SET position = ($4::bigint[])[array_position($2::bigint[], first)]
         WHERE handler = $1 AND first = ANY($2::bigint[])
             AND token = ($3::uuid[])[array_position($2::bigint[], first)]
-            AND ($11::bigint[])[array_position($2::bigint[], first)] IS NOT NULL
         RETURNING array_position($2::bigint[], first) AS n),
-    freed AS (DELETE FROM claims WHERE handler = $1 AND first = ANY($2::bigint[])
-            AND token = ($3::uuid[])[array_position($2::bigint[], first)]
-            AND ($11::bigint[])[array_position($2::bigint[], first)] IS NULL
-        RETURNING array_position($2::bigint[], first) AS n),
-    mine AS MATERIALIZED (SELECT n, ($4::bigint[])[n] AS position,
-            ($5::integer[])[n] AS replays, ($6::smallint[])[n] AS verdict,
-            ($7::timestamptz[])[n] AS started_at, ($8::timestamptz[])[n] AS finished_at,
-            ($9::timestamptz[])[n] AS due_at, ($10::text[])[n] AS why,
-            ($11::bigint[])[n] IS NOT NULL AS goes_on
-        FROM (SELECT n FROM kept UNION ALL SELECT n FROM freed) AS ours),
+    freed AS (DELETE FROM claims WHERE handler = $1 AND first = ANY($5::bigint[])
+            AND token = ($6::uuid[])[array_position($5::bigint[], first)]
+        RETURNING cardinality($2::bigint[]) + array_position($5::bigint[], first) AS n),
+    mine AS MATERIALIZED (SELECT n, ($7::bigint[])[n] AS position,
+            ($8::integer[])[n] AS replays, ($9::smallint[])[n] AS verdict,
+            ($10::timestamptz[])[n] AS started_at, ($11::timestamptz[])[n] AS finished_at,
+            ($12::timestamptz[])[n] AS due_at, ($13::text[])[n] AS why, goes_on
+        FROM (SELECT n, true AS goes_on FROM kept UNION ALL SELECT n, false FROM freed) AS ours),
     over AS (DELETE FROM deliveries d USING mine m
         WHERE d.handler = $1 AND d.position = m.position AND d.replays = m.replays AND m.verdict > 1
         RETURNING d.day, d.position, d.scope, d.keys, d.attempts, d.replays, d.replay, m.verdict,
@@ -135,6 +132,11 @@ impl Told {
             why: why.map(|why| text::to_sql(shorten(why)).into_owned()),
         }
     }
+
+    /// The claim, and what shows that it is ours.
+    const fn claim(&self) -> (i64, Uuid) {
+        (self.held.first, self.held.token)
+    }
 }
 
 /// Takes in how claimed deliveries went, and hands out what comes after them.
@@ -154,6 +156,7 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
         // one delivery the later one is ours: tokens ascend.
         told.sort_unstable_by_key(|told| (told.held.first, Reverse(told.held.token)));
         told.dedup_by_key(|told| told.held.first);
+        told.sort_by_key(|told| told.next.is_none());
         let (handler, told) = (*handler, told.as_slice());
         let settled = parts.pool.with(async |mut taken| {
             let settled = settle_on(&mut taken, handler, told).await;
@@ -178,8 +181,10 @@ async fn settle_on(
     handler: HandlerId,
     told: &[Told],
 ) -> Result<Vec<Lease>, Fault> {
-    let firsts: Vec<_> = told.iter().map(|told| told.held.first).collect();
-    let tokens: Vec<Uuid> = told.iter().map(|told| told.held.token).collect();
+    let (kept, freed) = told.split_at(told.partition_point(|told| told.next.is_some()));
+    let going_on: Vec<_> = kept.iter().filter_map(|told| told.next).collect();
+    let (kept, kept_by): (Vec<_>, Vec<_>) = kept.iter().map(Told::claim).unzip();
+    let (freed, freed_by): (Vec<_>, Vec<_>) = freed.iter().map(Told::claim).unzip();
     let positions: Vec<_> = told.iter().map(|told| told.held.position).collect();
     let replays: Vec<_> = told.iter().map(|told| told.held.replays).collect();
     let verdicts: Vec<_> = told.iter().map(|told| told.verdict).collect();
@@ -187,17 +192,15 @@ async fn settle_on(
     let finished: Vec<_> = told.iter().map(|told| told.finished_at).collect();
     let due: Vec<_> = told.iter().map(|told| told.due_at).collect();
     let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
-    let next: Vec<_> = told.iter().map(|told| told.next).collect();
     let over = told.iter().filter(|told| told.verdict >= PARKED);
     let ends = over.clone().filter(|told| told.next.is_none());
     let (scopes, keys): (Vec<_>, Vec<_>) = ends.filter_map(|told| told.held.line).unzip();
     let over: Vec<_> = over.map(|told| told.held.position).collect();
-    let going_on: Vec<_> = told.iter().filter_map(|told| told.next).collect();
     let settle = session.prepare(SETTLE).await?;
     let wake = session.prepare(WAKE).await?;
     let settling: &[&(dyn ToSql + Sync)] = &[
-        &handler, &firsts, &tokens, &positions, &replays, &verdicts, &started, &finished, &due,
-        &why, &next,
+        &handler, &kept, &kept_by, &going_on, &freed, &freed_by, &positions, &replays, &verdicts,
+        &started, &finished, &due, &why,
     ];
     let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &going_on, &scopes, &keys];
     let client = &session.client;

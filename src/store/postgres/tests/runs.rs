@@ -9,9 +9,13 @@ use crate::{
     event::{EventId, Notification},
     store::{
         Claim, Verdict,
+        postgres::claim::LONGEST_RUN,
         tests::{at, clock, eventually, ids, keyed, numbered, parked, retry},
     },
 };
+
+/// The most deliveries of one run.
+const LONGEST: usize = LONGEST_RUN as usize;
 
 /// What `replica` gets of its key, one settlement after the other, until nothing comes with one.
 async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
@@ -26,8 +30,8 @@ async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
     got
 }
 
-async fn line(replica: &Replica, length: u64) -> Vec<Notification> {
-    let events: Vec<_> = (0..length).map(|n| keyed(n, "a")).collect();
+async fn line(replica: &Replica, length: usize) -> Vec<Notification> {
+    let events: Vec<_> = (0..length as u64).map(|n| keyed(n, "a")).collect();
     replica.store.append_all(events.clone()).await;
     events
 }
@@ -36,11 +40,11 @@ async fn line(replica: &Replica, length: u64) -> Vec<Notification> {
 async fn a_settlement_brings_the_next_of_the_key_until_the_run_is_over() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = line(&one, 20).await;
+    let events = line(&one, LONGEST + 4).await;
     let run = follow(&one, one.store.claim("crm", at(10)).await).await;
     let expected: Vec<_> = events.iter().map(|event| event.id).collect();
-    assert_eq!(ids(&run), expected[..16], "others have their turn too");
-    assert_eq!(other.store.drain("crm").await, expected[16..]);
+    assert_eq!(ids(&run), expected[..LONGEST], "others have their turn too");
+    assert_eq!(other.store.drain("crm").await, expected[LONGEST..]);
     assert_eq!(one.store.drain("crm").await, []);
 }
 
@@ -63,10 +67,10 @@ async fn nobody_else_gets_a_key_between_two_of_a_run() {
 async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
     // In the first run, before which all of the key looked ready, and in the second, before which
     // all of it was queued.
-    for before in [0, 16] {
+    for before in [0, LONGEST] {
         let database = Database::new();
         let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-        let events = line(&one, 20).await;
+        let events = line(&one, LONGEST + 4).await;
         if before > 0 {
             follow(&one, one.store.claim("crm", at(10)).await).await;
         }
