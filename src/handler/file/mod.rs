@@ -73,7 +73,7 @@ rotate = { size = "64MiB" }     # or { every = "day" }
         let writer = Writer::new(path.clone(), self.sync, self.rotate);
         Ok(Lines {
             path,
-            waiting: Mutex::default(),
+            waiting: Arc::default(),
             writer: Arc::new(AsyncMutex::new(writer)),
         })
     }
@@ -84,9 +84,13 @@ rotate = { size = "64MiB" }     # or { every = "day" }
 pub(super) struct Lines {
     path: Arc<Path>,
     /// What is to be written by whoever has the writer next.
-    waiting: Mutex<Vec<Line>>,
+    waiting: Arc<Waiting>,
     writer: Arc<AsyncMutex<Writer>>,
 }
+
+/// Lines that nobody has written yet.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<Vec<Line>>);
 
 /// An event that is to be written.
 #[derive(Debug)]
@@ -104,7 +108,7 @@ impl Handler for Lines {
     async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
         let (written, mut answer) = oneshot::channel();
         let event = CloudEvent::new(delivery.notification, delivery.context);
-        self.enqueue(Line {
+        self.waiting.add(Line {
             text: event.to_line() + "\n",
             at: delivery.context.started_at,
             written,
@@ -114,12 +118,11 @@ impl Handler for Lines {
             // Somebody else has written it: we leave the queue, so that the next one in it has lines.
             answer = &mut answer => answer,
             mut writer = self.writer.clone().lock_owned() => {
-                let batch = mem::take(&mut *self.waiting());
-                if !batch.is_empty() {
-                    // Not waited for but through `answer`: the writer belongs to the thread until
-                    // the batch is written, whatever becomes of this attempt.
-                    tokio::task::spawn_blocking(move || write(&mut writer, batch));
-                }
+                // Not waited for but through `answer`: the writer belongs to the thread until all is
+                // written, whatever becomes of this attempt. Lines that come until the thread runs go
+                // with this one.
+                let waiting = self.waiting.clone();
+                tokio::task::spawn_blocking(move || waiting.write_all(&mut writer));
                 answer.await
             }
         };
@@ -132,18 +135,38 @@ impl Handler for Lines {
     }
 }
 
-impl Lines {
-    fn enqueue(&self, line: Line) {
-        let mut waiting = self.waiting();
-        // Those of attempts that have been given up come again: a disk that hangs must not make the
-        // list grow with each one.
-        waiting.retain(|line| !line.written.is_closed());
+impl Line {
+    /// Whether its attempt has not been given up. Where it has, the event comes again.
+    fn is_awaited(&self) -> bool {
+        !self.written.is_closed()
+    }
+}
+
+impl Waiting {
+    fn add(&self, line: Line) {
+        let mut waiting = self.lock();
+        // A disk that hangs must not make the list grow with each attempt that comes again.
+        if waiting.len() == waiting.capacity() {
+            waiting.retain(Line::is_awaited);
+        }
         waiting.push(line);
     }
 
+    /// Writes what waits, until nothing does, and tells each attempt how that went.
+    fn write_all(&self, writer: &mut Writer) {
+        loop {
+            let mut batch = mem::take(&mut *self.lock());
+            batch.retain(Line::is_awaited);
+            if batch.is_empty() {
+                return;
+            }
+            write(writer, batch);
+        }
+    }
+
     /// A panic while the list was locked leaves it as sound as it was.
-    fn waiting(&self) -> MutexGuard<'_, Vec<Line>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -263,7 +286,7 @@ mod tests {
             _ = &mut attempt => panic!("it wrote without the writer"),
             () = std::future::ready(()) => {}
         }
-        write(&mut held, mem::take(&mut *archive.waiting()));
+        archive.waiting.write_all(&mut held);
         assert!(matches!(attempt.await, Outcome::Done));
     }
 
@@ -291,7 +314,7 @@ mod tests {
         assert!(build("{ path = \"/dev/full\" }").is_err());
         let archive = Lines {
             path: path.clone(),
-            waiting: Mutex::default(),
+            waiting: Arc::default(),
             writer: Arc::new(AsyncMutex::new(Writer::new(path, false, None))),
         };
         let Outcome::Retry { after: None, why } = deliver(&archive, "1").await else {
