@@ -139,7 +139,7 @@ impl From<&HandlerName> for ByHandler {
     }
 }
 
-/// One line of the table of metrics, for the README and its test.
+/// One line of the table of metrics, for `docs/operations.md` and its test.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
     /// The name without the common prefix, and without the `_total` that counters get.

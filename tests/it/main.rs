@@ -15,6 +15,7 @@ mod copied;
 mod crash;
 mod deliver;
 mod disk;
+mod documents;
 mod drain;
 mod floors;
 mod harness;
@@ -28,7 +29,6 @@ mod mqtt;
 mod nats;
 mod order;
 mod postgres;
-mod readme;
 #[cfg(feature = "redis")]
 mod redis;
 mod reload;
