@@ -194,8 +194,12 @@ impl Books {
         }
     }
 
-    /// Whether anything between the two positions is not finished.
+    /// Whether anything between the two positions is not finished, or may not be: a ledger that is made anew
+    /// does not know.
     pub(in super::super) fn is_needed(&self, from: Position, to: Position) -> Result<bool> {
+        if self.reached()?.through < to {
+            return Ok(true);
+        }
         let mut look = self.db.prepare_cached(UNFINISHED)?;
         look.exists((from.to_sql(), to.to_sql()))
     }
