@@ -22,6 +22,7 @@ mod follower;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -3,7 +3,6 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::StoreError;
 use crate::event::{EndpointName, EventId, EventName, HandlerName, Key, Notification, Pattern};
 
 /// Which events to list.
@@ -164,25 +163,9 @@ impl EventFilter {
 
 impl ReplaySelection {
     /// Whether it takes an event of that name, received then.
-    #[cfg(feature = "postgres")]
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
         let times = (self.since, self.until);
         takes(self.name.as_ref(), times, name, received_at)
-    }
-
-    /// Whether each handler that it names is one that `is_configured`.
-    ///
-    /// # Errors
-    ///
-    /// Names the first that is not.
-    pub(super) fn check(
-        &self,
-        is_configured: impl Fn(&HandlerName) -> bool,
-    ) -> Result<(), StoreError> {
-        match self.handlers.iter().find(|asked| !is_configured(asked)) {
-            Some(unknown) => Err(StoreError::NoHandler(unknown.clone())),
-            None => Ok(()),
-        }
     }
 }
 
@@ -198,14 +181,6 @@ fn takes(
 }
 
 impl ReplaySummary {
-    /// Of those handlers that have deliveries, by name.
-    pub(super) fn new(deliveries: impl Iterator<Item = (HandlerName, Option<u64>)>) -> Self {
-        let counted = deliveries.filter_map(|(name, count)| Some((name, count?)));
-        let mut deliveries: Vec<_> = counted.collect();
-        deliveries.sort_by(|a, b| a.0.cmp(&b.0));
-        Self { deliveries }
-    }
-
     /// All of them together.
     pub fn total(&self) -> u64 {
         self.deliveries.iter().map(|(_, count)| count).sum()
