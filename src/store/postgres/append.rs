@@ -33,7 +33,8 @@ use super::{
     rows,
 };
 use crate::{
-    event::Notification,
+    event::{Notification, OrderingKeys},
+    provider::Verified,
     store::{APPEND_BUDGET, AppendError},
 };
 
@@ -111,9 +112,10 @@ pub(super) struct Added<'a> {
     pub(super) positions: Vec<i64>,
 }
 
-/// Adds what is new of `notifications` with `statement`, which is [`ADD`], and its deliveries to those
-/// of `active` that take it. Where copies are among them that is tried again without them.
-pub(super) async fn add<'a, I: Iterator<Item = &'a Notification>>(
+/// Adds what is new of `notifications`, each with its ordering keys, by `statement`, which is [`ADD`], and
+/// its deliveries to those of `active` that take it. Where copies are among them that is tried again
+/// without them.
+pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>>(
     client: &impl GenericClient,
     statement: &Statement,
     notifications: impl Fn() -> I,
@@ -146,6 +148,7 @@ pub(super) type Answer = oneshot::Receiver<Result<(), AppendError>>;
 /// One append that has not been answered.
 pub(super) struct Waiting {
     notification: Notification,
+    keys: Option<OrderingKeys>,
     since: Instant,
     reply: oneshot::Sender<Result<(), AppendError>>,
 }
@@ -160,14 +163,16 @@ impl Inbox {
         }
     }
 
-    /// Has `notification` stored. The answer comes when it has been, or was not.
-    pub(super) fn put(&self, notification: Notification) -> Result<Answer, AppendError> {
+    /// Has `event` stored. The answer comes when it has been, or was not.
+    pub(super) fn put(&self, event: Verified) -> Result<Answer, AppendError> {
+        let (notification, keys) = event.into_parts();
         let sender = self.sender().clone().ok_or(AppendError::Closed)?;
         let bytes = notification.body.len();
         let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         let append = Waiting {
             notification,
+            keys,
             since: Instant::now(),
             reply,
         };
@@ -311,7 +316,11 @@ async fn try_commit(
     session: &mut Session,
     waiting: &[Waiting],
 ) -> Result<u64, Fault> {
-    let notifications = || waiting.iter().map(|waiting| &waiting.notification);
+    let notifications = || {
+        waiting
+            .iter()
+            .map(|one| (&one.notification, one.keys.as_ref()))
+    };
     let statement = session.prepare(ADD).await?;
     // A batch of copies alone is added as well, empty as it is: what they are copies of may have been
     // committed here, and be on no standby yet.

@@ -413,7 +413,7 @@ impl Parts {
     fn put(&self, event: Verified) -> Result<append::Answer, AppendError> {
         match self.condition.get() {
             _ if self.stop.is_cancelled() => Err(AppendError::Closed),
-            Health::Sound => self.inbox.put(event.into_notification()),
+            Health::Sound => self.inbox.put(event),
             Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
             Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
         }

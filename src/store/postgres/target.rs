@@ -108,7 +108,8 @@ async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, F
     let change = session.client.transaction().await?;
     let handlers = handlers(&change, events).await?;
     let new = absent(&change, events).await?;
-    let notifications = || new.iter().map(|stored| &stored.notification);
+    // Nobody takes them yet: what is known of their deliveries is added below.
+    let notifications = || new.iter().map(|stored| (&stored.notification, None));
     let statement = change.prepare(ADD).await?;
     let added = append::add(&change, &statement, notifications, &[]).await?;
     let ids = added.batch.events.id.iter().copied();
