@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Followers, Health};
+use super::{AppendError, Followers, Health};
 use crate::telemetry::Metrics;
 
 /// The one place where an engine's health is kept, and reported when it changes.
@@ -38,6 +38,15 @@ impl Condition {
     /// As it is now.
     pub(super) fn get(&self) -> Health {
         self.health.borrow().clone()
+    }
+
+    /// Whether appends are taken.
+    pub(super) fn check(&self) -> Result<(), AppendError> {
+        match self.get() {
+            Health::Sound => Ok(()),
+            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
+            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
+        }
     }
 
     /// For whoever wants to know when it changes.

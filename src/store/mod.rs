@@ -19,6 +19,7 @@
 mod condition;
 pub mod embedded;
 mod follower;
+mod pending;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;

@@ -74,7 +74,7 @@ use self::{
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
     Kind, Monitored, Records, Settlement, Source, Store, StoreError, Subscription,
-    condition::Condition,
+    condition::Condition, pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -326,7 +326,7 @@ impl Store for Embedded {
 
 impl Append for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(self.parts.journal.append(event))
+        Box::pin(pending::answered(self.parts.journal.append(event)))
     }
 }
 

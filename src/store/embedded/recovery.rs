@@ -12,13 +12,12 @@ use jiff::Timestamp;
 
 use super::{
     disk,
-    journal::BATCH_BYTES,
     reader::{Damage, Directory, Scan, Step},
     record::{self, Record},
     segment::{HEADER_BYTES, Header, Position, VERSION},
     spare::Spare,
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, pending::BATCH_BYTES};
 
 /// The segment that is written to.
 #[derive(Debug)]

@@ -188,6 +188,7 @@ use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
     Kind, Lease, Monitored, Records, Settlement, Store, StoreError, Subscription, Target,
     condition::Condition,
+    pending::{self, Answer},
 };
 use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
 
@@ -326,13 +327,7 @@ impl Store for Postgres {
 
 impl Append for Postgres {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        let waiting = self.parts.put(event);
-        Box::pin(async move {
-            match waiting?.await {
-                Ok(stored) => stored,
-                Err(_) => Err(AppendError::Closed),
-            }
-        })
+        Box::pin(pending::answered(self.parts.put(event)))
     }
 }
 
@@ -410,13 +405,12 @@ impl Parts {
     }
 
     /// Has an event stored, if any are taken.
-    fn put(&self, event: Verified) -> Result<append::Answer, AppendError> {
-        match self.condition.get() {
-            _ if self.stop.is_cancelled() => Err(AppendError::Closed),
-            Health::Sound => self.inbox.put(event),
-            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
-            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
+    fn put(&self, event: Verified) -> Result<Answer, AppendError> {
+        if self.stop.is_cancelled() {
+            return Err(AppendError::Closed);
         }
+        self.condition.check()?;
+        self.inbox.put(event)
     }
 
     fn is_sound(&self) -> bool {
