@@ -71,20 +71,20 @@ pub struct DeliveryRecord {
     pub failures: Vec<Attempt>,
 }
 
-/// How a delivery stands.
+/// How a delivery stands. Tables have the number of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeliveryState {
     /// To be attempted when it is due.
-    Ready,
+    Ready = 0,
     /// Behind another one that it shares an ordering key with.
-    Queued,
-    /// The handler has it.
-    Done,
-    /// The handler chose to do without it, or an operator did.
-    Skipped,
+    Queued = 1,
     /// Waits for a person.
-    Parked,
+    Parked = 2,
+    /// The handler has it.
+    Done = 3,
+    /// The handler chose to do without it, or an operator did.
+    Skipped = 4,
 }
 
 /// One attempt that did not end well.
@@ -151,6 +151,24 @@ pub struct ReplaySelection {
 pub struct ReplaySummary {
     /// Deliveries by handler.
     pub deliveries: Vec<(HandlerName, u64)>,
+}
+
+impl DeliveryState {
+    /// The state of that number.
+    pub(super) const fn numbered(number: i16) -> Self {
+        match number {
+            0 => Self::Ready,
+            1 => Self::Queued,
+            2 => Self::Parked,
+            4 => Self::Skipped,
+            _ => Self::Done,
+        }
+    }
+
+    /// Whether it is to be attempted, now or later.
+    pub(super) const fn is_open(self) -> bool {
+        matches!(self, Self::Ready | Self::Queued)
+    }
 }
 
 impl EventFilter {

@@ -62,7 +62,7 @@ pub struct StoredDelivery {
 impl StoredDelivery {
     /// Whether nothing more is attempted.
     pub(crate) const fn is_over(&self) -> bool {
-        !matches!(self.state, DeliveryState::Ready | DeliveryState::Queued)
+        !self.state.is_open()
     }
 }
 
@@ -358,10 +358,10 @@ fn digest(stored: &Stored) -> [u8; 32] {
     notes.add(&event.body);
     for delivery in &stored.deliveries {
         // Which of the open ones are ready is for each store to say.
-        let (state, since) = match delivery.state {
-            DeliveryState::Ready | DeliveryState::Queued => (DeliveryState::Ready, delivery.since),
+        let (state, since) = match delivery.is_over() {
             // Of no use to anybody any more, and not kept everywhere.
-            state => (state, None),
+            true => (delivery.state, None),
+            false => (DeliveryState::Ready, delivery.since),
         };
         notes.add(&format!(
             "{:?} {state:?} {} {} {:?} {:?} {:?} {:?}",

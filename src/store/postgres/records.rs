@@ -13,9 +13,7 @@ use super::{
     fault::Fault,
     order,
     pool::{Durability, Session},
-    replay, rows, schema,
-    settle::{PARKED, SKIPPED},
-    text,
+    replay, rows, schema, text,
 };
 use crate::{
     event::{EventId, EventName, HandlerName, Key},
@@ -231,17 +229,6 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
     }))
 }
 
-/// The state of that number.
-pub(super) const fn state(state: i16) -> DeliveryState {
-    match state {
-        0 => DeliveryState::Ready,
-        1 => DeliveryState::Queued,
-        PARKED => DeliveryState::Parked,
-        SKIPPED => DeliveryState::Skipped,
-        _ => DeliveryState::Done,
-    }
-}
-
 fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     let name: String = row.try_get(0)?;
     let (replay, why): (Option<String>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
@@ -255,7 +242,7 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
     });
     Ok(DeliveryRecord {
         handler: HandlerName::new(text::from_sql(name)),
-        state: state(row.try_get(1)?),
+        state: DeliveryState::numbered(row.try_get(1)?),
         waits_for: row.try_get::<_, Option<Uuid>>(7)?.map(rows::event_id),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,

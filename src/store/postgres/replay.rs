@@ -6,7 +6,7 @@ use jiff::{Timestamp, civil::Date};
 use tokio_postgres::{Row, Transaction, types::ToSql};
 use uuid::Uuid;
 
-use super::{fault::Fault, notify, order, pool::Session, records, roster::HandlerId, rows, text};
+use super::{fault::Fault, notify, order, pool::Session, roster::HandlerId, rows, text};
 use crate::{
     event::{self, EventName, HandlerName, Key, OrderingKeys},
     store::{
@@ -273,7 +273,7 @@ async fn choose(
         .await?;
     let mut known: HashMap<(HandlerId, i64), DeliveryState> = HashMap::new();
     for row in states {
-        let state = records::state(row.try_get(2)?);
+        let state = DeliveryState::numbered(row.try_get(2)?);
         known.insert((row.try_get(0)?, row.try_get(1)?), state);
     }
     let mut chosen = Vec::new();

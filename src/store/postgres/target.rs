@@ -13,9 +13,7 @@ use super::{
     pool::Session,
     records::Operator,
     roster::HandlerId,
-    rows,
-    settle::{DONE, PARKED, SKIPPED},
-    sole, text,
+    rows, sole, text,
 };
 use crate::{
     event::{EventId, HandlerName, Notification},
@@ -190,16 +188,12 @@ impl<'a> Moved<'a> {
             };
             let row = (*handler, position, &stored.notification, delivery);
             let (open, parked) = self.counts.entry(*handler).or_default();
-            match delivery.state {
-                DeliveryState::Ready | DeliveryState::Queued => {
-                    *open += 1;
-                    self.open.push(row);
-                }
-                DeliveryState::Parked => {
-                    *parked += 1;
-                    self.ended.push(row);
-                }
-                DeliveryState::Done | DeliveryState::Skipped => self.ended.push(row),
+            *parked += i64::from(delivery.state == DeliveryState::Parked);
+            if delivery.is_over() {
+                self.ended.push(row);
+            } else {
+                *open += 1;
+                self.open.push(row);
             }
         }
     }
@@ -257,7 +251,7 @@ impl<'a> Moved<'a> {
         let handlers: Vec<_> = rows().map(|row| row.0).collect();
         let positions: Vec<_> = rows().map(|row| row.1).collect();
         let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
-        let states: Vec<_> = rows().map(|row| state(row.3.state)).collect();
+        let states: Vec<_> = rows().map(|row| row.3.state as i16).collect();
         let attempts: Vec<_> = rows().map(|row| row.3.attempts.cast_signed()).collect();
         let replays: Vec<_> = rows().map(|row| row.3.replays.cast_signed()).collect();
         let ended: Vec<_> = rows().map(|row| row.3.at).collect();
@@ -317,15 +311,6 @@ struct Failed {
 
 fn column(text: Option<&str>) -> Option<String> {
     text.map(|text| text::to_sql(text).into_owned())
-}
-
-/// The number of a state that is no longer open.
-const fn state(state: DeliveryState) -> i16 {
-    match state {
-        DeliveryState::Parked => PARKED,
-        DeliveryState::Skipped => SKIPPED,
-        DeliveryState::Done | DeliveryState::Ready | DeliveryState::Queued => DONE,
-    }
 }
 
 async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
@@ -392,7 +377,7 @@ fn delivery(row: &Row, failures: Vec<Attempt>) -> Result<StoredDelivery, Fault> 
     Ok(StoredDelivery {
         handler: HandlerName::new(text::from_sql(name)),
         ordered: row.try_get(2)?,
-        state: super::records::state(row.try_get(3)?),
+        state: DeliveryState::numbered(row.try_get(3)?),
         attempts: row.try_get::<_, i32>(4)?.cast_unsigned(),
         replays: row.try_get::<_, i32>(5)?.cast_unsigned(),
         at: row.try_get(6)?,

@@ -22,13 +22,13 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
     Books, Reached, database,
-    delivery::{self, PARKED, Tally},
+    delivery::{self, Tally},
     micros,
 };
 use crate::{
     event::EventId,
     store::{
-        StoreError,
+        DeliveryState, StoreError,
         embedded::{
             reader::{Directory, Scan, Step, Unread},
             segment::Position,
@@ -166,7 +166,8 @@ impl Books {
         let mut tally = Tally::default();
         for (handler, position) in &open {
             if let Some(row) = delivery::find(&change, *handler, *position)? {
-                delivery::end(&change, &mut tally, &row, PARKED, now, Some(LOST))?;
+                let state = DeliveryState::Parked;
+                delivery::end(&change, &mut tally, &row, state, now, Some(LOST))?;
             }
         }
         tally.write(&change)?;

@@ -4,12 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Result, Row};
 
-use super::{
-    Operator,
-    delivery::{self, HandlerId},
-    record::failures,
-    time,
-};
+use super::{Operator, delivery::HandlerId, record::failures, time};
 use crate::{
     event::{EventId, HandlerName, Topic},
     store::{
@@ -150,8 +145,7 @@ pub(super) fn of_handler(
 }
 
 fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, StoredDelivery)> {
-    let state = delivery::state(row.get(2)?);
-    let (attempts, replays) = (row.get(3)?, row.get(4)?);
+    let (state, attempts, replays) = (row.get(2)?, row.get(3)?, row.get(4)?);
     let position: i64 = row.get(10)?;
     // What was done at the first attempt has seen no other.
     let failures = match (state, attempts, replays) {

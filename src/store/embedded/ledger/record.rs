@@ -13,7 +13,7 @@ use rusqlite::{
 
 use super::{
     database,
-    delivery::{self, HandlerId, OPEN, PARKED, SKIPPED, Tally},
+    delivery::{self, HandlerId, Tally},
     micros, order, replay, time,
 };
 use crate::{
@@ -213,10 +213,9 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
          WHERE d.position = ?1 ORDER BY h.name",
     )?;
     let rows = list.query_map([position], |row| {
-        let state: i64 = row.get(1)?;
-        let is_open = state == OPEN;
-        let due_at = is_open.then_some(row.get(3)?);
-        let keys = order::read(row, 7)?.filter(|_| is_open);
+        let state: DeliveryState = row.get(1)?;
+        let due_at = state.is_open().then_some(row.get(3)?);
+        let keys = order::read(row, 7)?.filter(|_| state.is_open());
         let waits_for = match keys {
             Some(keys) => blocker(db, (row.get(6)?, Position::from_sql(position)), &keys)?,
             None => None,
@@ -225,7 +224,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
             handler: HandlerName::new(row.get::<_, String>(0)?),
             state: match waits_for {
                 Some(_) => DeliveryState::Queued,
-                None => delivery::state(state),
+                None => state,
             },
             waits_for,
             attempts: row.get(2)?,
@@ -316,8 +315,9 @@ fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i
             continue;
         };
         let row = delivery::find(&change, handler, position)?;
-        if let Some(row) = row.filter(|row| row.state == PARKED) {
-            delivery::end(&change, &mut tally, &row, SKIPPED, now, Some(reason))?;
+        if let Some(row) = row.filter(|row| row.state == DeliveryState::Parked) {
+            let state = DeliveryState::Skipped;
+            delivery::end(&change, &mut tally, &row, state, now, Some(reason))?;
             delivery::list(&change, handler, position)?;
             skipped += 1;
         }

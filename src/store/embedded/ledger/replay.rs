@@ -105,7 +105,7 @@ impl Chosen {
         let Some(row) = delivery::find(db, handler, self.position)? else {
             return Ok(());
         };
-        if !row.is_open() {
+        if !row.state.is_open() {
             // Whether the handler is ordered may have changed since. What cannot be read is parked
             // when its turn comes.
             let event = journal.read(self.position).ok();
@@ -122,7 +122,7 @@ fn choose(db: &Connection, plan: &Plan<'_, Handler>, position: Position) -> Resu
     let mut chosen = Vec::new();
     for handler in plan.handlers() {
         let row = delivery::find(db, handler.0, position)?;
-        if plan.means(row.as_ref().map(|row| delivery::state(row.state))) {
+        if plan.means(row.as_ref().map(|row| row.state)) {
             chosen.push(Chosen {
                 handler: *handler,
                 position,

@@ -5,13 +5,13 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
     Books,
-    delivery::{self, HandlerId, PARKED},
+    delivery::{self, HandlerId},
     micros, time,
 };
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
     store::{
-        Subscription,
+        DeliveryState, Subscription,
         embedded::{queue::NO_HANDLER, record, segment::Position},
     },
     telemetry::ByHandler,
@@ -164,7 +164,7 @@ impl Books {
         let rows = with_open.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let with_open = rows.collect::<Result<Vec<(HandlerId, String)>>>()?;
         for (handler, name) in with_open.into_iter().filter(|(_, name)| is_gone(name)) {
-            let reason = params![PARKED, micros(since), NO_HANDLER, handler];
+            let reason = params![DeliveryState::Parked, micros(since), NO_HANDLER, handler];
             let parked = self.db.execute(ABANDON, reason)?;
             self.db.execute(
                 "UPDATE handlers SET parked = parked + open, open = 0 WHERE id = ?1",
