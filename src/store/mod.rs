@@ -24,6 +24,7 @@ mod pending;
 pub mod postgres;
 mod record;
 mod replay;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -384,6 +385,24 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    fn io(what: &str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::Io {
+            what: what.to_owned(),
+            error,
+        }
+    }
+
+    fn database<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        what: &str,
+    ) -> impl FnOnce(E) -> Self {
+        move |error| Self::Database {
+            what: what.to_owned(),
+            error: error.into(),
+        }
+    }
+}
+
 /// What an engine needs besides its settings.
 #[derive(Clone)]
 pub struct Context {
@@ -489,6 +508,14 @@ impl Entry {
         ENGINES.iter().find(|entry| entry.kind == kind)
     }
 }
+
+/// How long events are kept where the TOML does not say.
+const fn default_retain() -> Duration {
+    Duration::from_hours(30 * 24)
+}
+
+/// Why deliveries of a handler that is gone are parked.
+const NO_HANDLER: &str = "no handler of this name is configured";
 
 /// How long an append may take before the door answers 503: well inside the 3 seconds that both
 /// providers wait.

@@ -86,7 +86,7 @@ pub struct Settings {
     pub path: PathBuf,
     /// How long events are kept once nothing of them is open or parked. Until then a copy of one
     /// is known for a copy.
-    #[serde(default = "default_retain", with = "quantity::duration")]
+    #[serde(default = "super::default_retain", with = "quantity::duration")]
     pub retain: Duration,
     /// Free space in bytes under which new events are refused, so that what is stored can still be
     /// worked on.
@@ -96,10 +96,6 @@ pub struct Settings {
     /// MiB.
     #[serde(default = "default_segment", deserialize_with = "segment_size")]
     pub segment: u64,
-}
-
-fn default_retain() -> Duration {
-    Duration::from_hours(30 * 24)
 }
 
 fn default_reserve() -> u64 {
@@ -404,13 +400,13 @@ impl Monitored for Embedded {
         Box::pin(async move {
             let parts = self.parts.clone();
             let job = move |books: &mut Books| {
-                let standings = books.standings(now)?;
+                let standings = books.standings()?;
                 Ok((standings, parts.space()))
             };
             let (standings, space) = self.parts.ledger.run("measuring", job).await?;
             let metrics = &self.parts.context.metrics;
             for standing in standings {
-                standing.show(metrics);
+                standing.show(metrics, now);
             }
             metrics
                 .ledger_lag
@@ -454,9 +450,9 @@ impl Parts {
     fn announce(&self, subscriptions: &[Subscription]) -> Result<(), StoreError> {
         let now = (self.context.clock)();
         let record = Record::subscriptions(now, subscriptions);
-        let record = record.map_err(|TooLarge(bytes)| StoreError::Io {
-            what: format!("{bytes} bytes of subscriptions are too many"),
-            error: io::ErrorKind::FileTooLarge.into(),
+        let record = record.map_err(|TooLarge(bytes)| {
+            let what = format!("{bytes} bytes of subscriptions are too many");
+            StoreError::io(&what)(io::ErrorKind::FileTooLarge.into())
         })?;
         self.notes.head(record);
         Ok(())
@@ -531,13 +527,6 @@ fn yield_to_the_door() {
 }
 
 impl StoreError {
-    fn io(what: &str) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self::Io {
-            what: what.to_owned(),
-            error,
-        }
-    }
-
     fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io {
             what: format!("reading {}", path.display()),
@@ -549,13 +538,6 @@ impl StoreError {
         move |error| Self::Io {
             what: format!("writing {}", path.display()),
             error,
-        }
-    }
-
-    fn database(what: &str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |error| Self::Database {
-            what: what.to_owned(),
-            error: Box::new(error),
         }
     }
 }

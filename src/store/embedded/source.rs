@@ -60,10 +60,7 @@ fn until_known(parts: &Parts) -> Result<(), StoreError> {
         }
         // Nobody reads the journal any more.
         if let Health::Poisoned { why } = parts.condition.get() {
-            return Err(StoreError::Database {
-                what: "bringing the ledger up to date".to_owned(),
-                error: why.into(),
-            });
+            return Err(StoreError::database("bringing the ledger up to date")(why));
         }
         thread::sleep(LOOK_EVERY);
     }

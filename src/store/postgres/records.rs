@@ -96,10 +96,7 @@ impl Operator {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| StoreError::Io {
-                what: "starting a runtime".to_owned(),
-                error,
-            })?;
+            .map_err(StoreError::io("starting a runtime"))?;
         let connector = settings.connector(TaskTracker::new())?;
         let opening = async {
             let mut session = connector.connect(Durability::Full).await?;

@@ -213,10 +213,7 @@ fn answered<T: Send + 'static>(
         let reply = move |problem: Option<String>| {
             let answer = match (done, problem) {
                 (Some(done), None) => Ok(done),
-                (_, problem) => Err(StoreError::Database {
-                    what: what.to_owned(),
-                    error: problem.unwrap_or_default().into(),
-                }),
+                (_, problem) => Err(StoreError::database(what)(problem.unwrap_or_default())),
             };
             // Whoever asked may have gone; what was done stays done.
             sender.send(answer).ok();

@@ -109,9 +109,8 @@ impl Records for Operator {
             return Ok(None);
         };
         let read = Bodies::new(self.journal.clone()).read(position);
-        let event = read.map_err(|unread| StoreError::Io {
-            what: format!("reading the event {id}"),
-            error: std::io::Error::other(unread),
+        let event = read.map_err(|unread| {
+            StoreError::io(&format!("reading the event {id}"))(std::io::Error::other(unread))
         })?;
         Ok(Some(EventRecord {
             notification: Arc::unwrap_or_clone(event.notification),

@@ -11,10 +11,10 @@ use super::{
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
     store::{
-        DeliveryState, Subscription,
-        embedded::{queue::NO_HANDLER, record, segment::Position},
+        DeliveryState, NO_HANDLER, Subscription,
+        embedded::{record, segment::Position},
+        standing::Standing,
     },
-    telemetry::ByHandler,
 };
 
 /// A handler that gets events.
@@ -22,15 +22,6 @@ use crate::{
 pub(super) struct Active {
     pub(super) id: HandlerId,
     pub(super) asked: Subscription,
-}
-
-/// How one handler stands.
-#[derive(Debug)]
-pub(in super::super) struct Standing {
-    by: ByHandler,
-    open: i64,
-    parked: i64,
-    oldest_seconds: f64,
 }
 
 impl Books {
@@ -248,23 +239,20 @@ impl Books {
         self.bodies.forget(number);
     }
 
-    /// How each handler stands at `now`.
-    pub(in super::super) fn standings(&self, now: Timestamp) -> Result<Vec<Standing>> {
+    /// How each handler stands.
+    pub(in super::super) fn standings(&self) -> Result<Vec<Standing>> {
         let mut handlers = self
             .db
             .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
         let mut oldest = self.db.prepare_cached(OLDEST)?;
         let rows = handlers.query_map([], |row| {
             let id: HandlerId = row.get(0)?;
-            let received_at: Option<i64> = oldest.query_row([id], |row| row.get(0)).optional()?;
-            let age = received_at.map_or(0.0, |at| now.duration_since(time(at)).as_secs_f64());
+            let oldest = oldest.query_row([id], |row| row.get(0)).optional()?;
             Ok(Standing {
-                by: ByHandler {
-                    handler: row.get(1)?,
-                },
+                handler: row.get(1)?,
                 open: row.get(2)?,
                 parked: row.get(3)?,
-                oldest_seconds: age.max(0.0),
+                oldest: oldest.map(time),
             })
         })?;
         rows.collect()
@@ -301,17 +289,4 @@ pub(super) fn id(db: &Connection, name: &HandlerName) -> Result<HandlerId> {
         [name.as_str()],
     )?;
     Ok(db.last_insert_rowid())
-}
-
-impl Standing {
-    /// Sets the handler's gauges.
-    pub(in super::super) fn show(&self, metrics: &crate::telemetry::Metrics) {
-        let Self { by, .. } = self;
-        metrics.open_deliveries.get_or_create(by).set(self.open);
-        metrics.parked_deliveries.get_or_create(by).set(self.parked);
-        metrics
-            .oldest_open_seconds
-            .get_or_create(by)
-            .set(self.oldest_seconds);
-    }
 }

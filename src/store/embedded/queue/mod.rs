@@ -87,7 +87,7 @@ use crate::{
     store::{Claims, Settlement, StoredDelivery, Subscription},
 };
 
-pub(super) use open::{NO_HANDLER, Open};
+pub(super) use open::Open;
 
 /// How many contents of records are so many that the ledger takes them in without waiting.
 const TAIL_RECORDS: usize = 4096;
