@@ -41,7 +41,7 @@ pub use record::{
 };
 
 pub use transfer::{
-    Milestone, Reported, Slice, Source, Step, Stored, StoredDelivery, Target, Transferred, transfer,
+    Milestone, Reported, Slice, Step, Stored, StoredDelivery, Target, Transferred, transfer,
 };
 
 pub use follower::{Follower, Followers, LOOK_EVERY};
@@ -446,7 +446,7 @@ pub trait Engine: Send + std::fmt::Debug {
         &self,
         _context: Context,
         _subscriptions: Vec<Subscription>,
-    ) -> Result<Box<dyn Source>, StoreError> {
+    ) -> Result<embedded::Source, StoreError> {
         Err(StoreError::Immovable("out of"))
     }
 

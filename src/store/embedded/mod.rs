@@ -58,6 +58,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 
+pub use self::source::Source;
 use self::{
     copies::Copies,
     disk::{Disk, SystemDisk},
@@ -73,8 +74,8 @@ use self::{
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Kind, Monitored, Records, Settlement, Source, Store, StoreError, Subscription,
-    condition::Condition, pending,
+    Kind, Monitored, Records, Settlement, Store, StoreError, Subscription, condition::Condition,
+    pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -137,9 +138,8 @@ impl Engine for Settings {
         &self,
         context: Context,
         subscriptions: Vec<Subscription>,
-    ) -> Result<Box<dyn Source>, StoreError> {
-        let sole = source::Sole::open(self, context, subscriptions)?;
-        Ok(Box::new(sole))
+    ) -> Result<Source, StoreError> {
+        Source::open(self, context, subscriptions)
     }
 }
 
