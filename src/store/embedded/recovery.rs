@@ -81,16 +81,13 @@ impl Tail {
         })
     }
 
-    /// Adds `records` to a segment that has no name yet.
-    pub(super) fn add(&mut self, records: &[Record]) -> io::Result<()> {
+    /// Adds a record to a segment that has no name yet.
+    pub(super) fn add(&mut self, record: &Record) -> io::Result<()> {
         let mut bytes = Vec::new();
-        for record in records {
-            let at = self.length + bytes.len() as u64;
-            record.write_to(&mut bytes, Position::new(self.header.number, at));
-        }
+        record.write_to(&mut bytes, self.end());
         self.file.write_all_at(&bytes, self.length)?;
         self.length += bytes.len() as u64;
-        self.records += records.len() as u64;
+        self.records += 1;
         Ok(())
     }
 
