@@ -55,11 +55,11 @@ impl Condition {
     }
 
     /// Takes note of a change. Poison is for ever.
-    pub(super) fn set(&self, health: &Health) {
+    pub(super) fn set(&self, health: Health) {
         let changed = self.health.send_if_modified(|before| {
-            let changes = before != health && !matches!(before, Health::Poisoned { .. });
+            let changes = *before != health && !matches!(before, Health::Poisoned { .. });
             if changes {
-                before.clone_from(health);
+                before.clone_from(&health);
                 // Before anybody hears of it, so that nobody finds the two apart.
                 let sound = matches!(health, Health::Sound);
                 self.metrics.store_sound.set(i64::from(sound));
@@ -87,7 +87,7 @@ impl Condition {
         move || {
             // Nothing that it worked on is used again.
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                condition.set(&Health::Poisoned {
+                condition.set(Health::Poisoned {
                     why: format!("the {name} thread has panicked"),
                 });
             }

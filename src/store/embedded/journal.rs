@@ -23,7 +23,7 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -39,7 +39,7 @@ use super::{
     record::{Content, Event, Personal, Record, TooLarge},
     recovery::Tail,
     segment::Position,
-    spare::{self, Preparer},
+    spare::Preparer,
 };
 use crate::{
     event::Notification,
@@ -67,6 +67,7 @@ const UNSYNCED_FOR: Duration = Duration::from_secs(1);
 const SEGMENT_AGE: SignedDuration = SignedDuration::from_hours(24);
 
 /// What the writer is told when it starts.
+#[derive(Clone)]
 pub(super) struct Plan {
     /// Where the segments are.
     pub(super) directory: Directory,
@@ -148,12 +149,7 @@ impl Journal {
         let Notes(sender) = notes;
         let pending = Pending::default();
         let condition = plan.condition.clone();
-        let preparer = Preparer::start(spare::Plan {
-            directory: plan.directory.clone(),
-            segment_bytes: plan.segment_bytes,
-            reserve_bytes: plan.reserve_bytes,
-            disk: plan.disk.clone(),
-        })?;
+        let preparer = Preparer::start(plan.clone())?;
         let mut writer = Writer {
             written: Batch::behind(tail.end()),
             is_all: true,
@@ -170,10 +166,8 @@ impl Journal {
             plan,
         };
         writer.look();
-        let writer = thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(condition.vital("journal", move || writer.run()))
-            .map_err(StoreError::io("starting the journal's writer"))?;
+        let writer = condition.vital("journal", move || writer.run());
+        let writer = super::start("journal", writer)?;
         Ok(Self {
             sender,
             pending,
@@ -222,12 +216,8 @@ impl Journal {
 
     /// Writes what is waiting and ends the writer. Blocks.
     pub(super) fn close(&self) {
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(writer) = writer {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
             // It fails only when the writer is gone already.
             self.sender.send(Command::Close).ok();
             writer.join().ok();
@@ -377,8 +367,9 @@ impl Writer {
                 self.answer(&Ok(()), |_| true);
             }
             Err(Failure::Full(why)) => {
-                let health = Health::Unavailable { why: why.clone() };
-                self.plan.condition.set(&health);
+                self.plan
+                    .condition
+                    .set(Health::Unavailable { why: why.clone() });
                 let refused = Err(AppendError::Unavailable(why));
                 self.answer(&refused, Waiting::is_event);
             }
@@ -401,7 +392,7 @@ impl Writer {
         if bytes as u64 > self.room {
             self.room = 0;
             let why = self.too_little_room();
-            self.plan.condition.set(&Health::Unavailable { why });
+            self.plan.condition.set(Health::Unavailable { why });
         }
         self.plan.condition.check()
     }
@@ -420,7 +411,7 @@ impl Writer {
 
     fn poison(&self, why: &str) {
         let why = why.to_owned();
-        self.plan.condition.set(&Health::Poisoned { why });
+        self.plan.condition.set(Health::Poisoned { why });
     }
 
     fn write(&mut self) -> Result<(), Failure> {
@@ -574,7 +565,7 @@ impl Writer {
         if self.room == 0 {
             self.preparer.give_up();
         }
-        self.plan.condition.set(&health);
+        self.plan.condition.set(health);
     }
 
     fn too_little_room(&self) -> String {

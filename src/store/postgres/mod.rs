@@ -433,7 +433,7 @@ impl Parts {
         if !matches!(fault, Fault::Away(_) | Fault::Hopeless(_)) {
             return;
         }
-        self.condition.set(&Health::Unavailable {
+        self.condition.set(Health::Unavailable {
             why: fault.to_string(),
         });
         for pool in self.pools() {

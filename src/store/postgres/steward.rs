@@ -75,7 +75,7 @@ pub(super) async fn run(parts: Arc<Parts>) {
                     pause = FIRST_PAUSE;
                 }
             }
-            Err(Fault::TooNew(version)) => parts.condition.set(&Health::Poisoned {
+            Err(Fault::TooNew(version)) => parts.condition.set(Health::Poisoned {
                 why: Fault::TooNew(version).to_string(),
             }),
             Err(fault) => {
@@ -96,7 +96,7 @@ pub(super) async fn run(parts: Arc<Parts>) {
 fn welcome(parts: &Parts) -> bool {
     let asked = parts.roster.asked();
     if asked.is_none() {
-        parts.condition.set(&Health::Sound);
+        parts.condition.set(Health::Sound);
     }
     asked.is_none()
 }

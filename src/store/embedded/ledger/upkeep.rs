@@ -171,18 +171,15 @@ impl Books {
     }
 
     /// The row of the configured handler called `name`.
-    pub(super) fn handler(&self, name: &HandlerName) -> Result<Option<HandlerId>> {
+    pub(super) fn handler(&self, name: &HandlerName) -> Option<HandlerId> {
         let mut active = self.subscriptions.iter();
         let found = active.find(|active| active.asked.handler == *name);
-        Ok(found.map(|active| active.id))
+        found.map(|active| active.id)
     }
 
     /// The row of any handler called `name`, made where there is none.
     pub(super) fn any_handler(&self, name: &HandlerName) -> Result<HandlerId> {
-        match self.handler(name)? {
-            Some(id) => Ok(id),
-            None => id(&self.db, name),
-        }
+        self.handler(name).map_or_else(|| id(&self.db, name), Ok)
     }
 
     /// Whether anything between the two positions is not finished, or may not be: a ledger that is made anew
