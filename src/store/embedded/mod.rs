@@ -193,7 +193,7 @@ impl Embedded {
         let metrics = &context.metrics;
         let damage = Damage::new(metrics.clone());
         let condition = Condition::new(Health::Sound, metrics.clone());
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::<Progress>::default();
         let (notes, inbox) = journal::channel();
         let queue = Arc::new(Queue::new(notes.clone()));
         let mut books = Books::open(

@@ -287,7 +287,7 @@ impl Postgres {
             claims: pool(Durability::Full, settings.connections.div_ceil(2)),
             pool: pool(Durability::Lazy, settings.connections / 2),
             inbox: Inbox::new(),
-            roster: Roster::new(),
+            roster: Roster::default(),
             leases: Leases::new(settings.lease),
             condition,
             work: watch::Sender::new(0),
