@@ -9,11 +9,7 @@ use crate::{
     event::{EventId, HandlerName, Topic},
     store::{
         DeliveryState, Milestone, Reported, Slice, StoreError, Stored, StoredDelivery,
-        embedded::{
-            reader::{Bodies, Unread},
-            segment::Position,
-            source::Source,
-        },
+        embedded::{reader::Unread, segment::Position, source::Source},
     },
 };
 
@@ -42,7 +38,7 @@ impl Source {
         let Some(&(place, event)) = positions.first() else {
             return Ok(None);
         };
-        let mut bodies = Bodies::new(self.operator.journal.clone());
+        let mut bodies = self.operator.bodies();
         let mut slice = Slice {
             last: Milestone { place, event },
             stored: Vec::with_capacity(positions.len()),

@@ -198,10 +198,9 @@ fn answered<T: Send + 'static>(
 ) -> (Job, oneshot::Receiver<Result<T, StoreError>>) {
     let (sender, answer) = oneshot::channel();
     let job = move |books: Option<&mut Books>| {
-        let (done, outcome) = match books.map(job) {
-            Some(Ok(done)) => (Some(done), Ok(())),
-            Some(Err(error)) => (None, Err(error)),
-            None => (None, Ok(())),
+        let (done, outcome) = match books.map(job).transpose() {
+            Ok(done) => (done, Ok(())),
+            Err(error) => (None, Err(error)),
         };
         let reply = move |problem: Option<String>| {
             let answer = match (done, problem) {

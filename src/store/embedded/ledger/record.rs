@@ -21,11 +21,7 @@ use crate::{
     store::{
         Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
         ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
-        embedded::{
-            Embedded, Settings,
-            reader::{Bodies, Directory},
-            segment::Position,
-        },
+        embedded::{Embedded, Settings, reader::Bodies, segment::Position},
         record::id_range,
     },
 };
@@ -42,7 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// An operator's connection to a store.
 pub(in super::super) struct Operator {
     pub(super) db: Connection,
-    pub(super) journal: Directory,
     settings: Settings,
     clock: fn() -> Timestamp,
 }
@@ -63,10 +58,14 @@ impl Operator {
         }
         Ok(Self {
             db: database::open(&path, false)?,
-            journal: settings.journal(),
             settings: settings.clone(),
             clock,
         })
+    }
+
+    /// The events in the journal.
+    pub(super) fn bodies(&self) -> Bodies {
+        Bodies::new(self.settings.journal())
     }
 
     /// Returns when the journal has been told what this command has changed: by the service that has the
@@ -108,7 +107,7 @@ impl Records for Operator {
         let Some((position, deliveries)) = find_event(&self.db, id).map_err(failed)? else {
             return Ok(None);
         };
-        let read = Bodies::new(self.journal.clone()).read(position);
+        let read = self.bodies().read(position);
         let event = read.map_err(|unread| {
             StoreError::io(&format!("reading the event {id}"))(std::io::Error::other(unread))
         })?;
@@ -133,7 +132,7 @@ impl Records for Operator {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
-        let journal = Bodies::new(self.journal.clone());
+        let journal = self.bodies();
         let made = replay::make(&self.db, journal, selection, reason, now, progress)?;
         self.tell_journal()?;
         Ok(made)

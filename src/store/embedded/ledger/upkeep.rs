@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// How many deliveries get or lose their ordering keys at once.
+const SLICE: usize = 1000;
+
 /// A handler that gets events.
 #[derive(Clone, Debug)]
 pub(super) struct Active {
@@ -105,14 +108,14 @@ impl Books {
     /// Gives the open deliveries of a handler ordering keys, or takes them away, when its order has
     /// changed.
     fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
-        let mut last = Position::default();
+        let mut next = Position::default();
         loop {
-            let page = self.open_after(handler, last)?;
-            let Some(position) = page.last() else {
+            let page = self.open_from(handler, next, SLICE)?;
+            let Some((last, _)) = page.last() else {
                 return Ok(());
             };
-            last = *position;
-            for position in page {
+            next = last.next();
+            for (position, _) in page {
                 let keys = match ordered {
                     true => self.ordering_keys(position),
                     false => None,
@@ -126,18 +129,6 @@ impl Books {
     /// comes.
     pub(super) fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
         self.bodies.read(position).ok()?.keys
-    }
-
-    /// Open deliveries after `last`, some of them.
-    fn open_after(&self, handler: HandlerId, last: Position) -> Result<Vec<Position>> {
-        let mut page = self.db.prepare_cached(
-            "SELECT position FROM deliveries
-             WHERE handler = ?1 AND state < 2 AND position > ?2 ORDER BY position LIMIT 1000",
-        )?;
-        let rows = page.query_map((handler, last.to_sql()), |row| {
-            Ok(Position::from_sql(row.get(0)?))
-        })?;
-        rows.collect()
     }
 
     /// Parks what is open of the handlers that are not among `subscriptions`.
