@@ -209,7 +209,8 @@ impl Embedded {
         let tail = agree(&mut books, &directory, tail, (context.clock)())?;
         let own = tail.end();
         let tail = takeover::take_over(&mut books, &directory, tail, (context.clock)())?;
-        let reached = books.wait_for(tail.end())?;
+        let reached = books.wait_for(tail.end());
+        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
         let ledger = Arc::new(Ledger::start(books, &condition)?);
         progress.written(tail.end(), tail.records_through(), None);
         let plan = Plan {
@@ -330,16 +331,14 @@ impl Deliveries for Embedded {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.parts.announce(&subscriptions)?;
-            let ledger = &self.parts.ledger;
-            let again = subscriptions.clone();
-            let subscribing = ledger.run("subscribing", |books| books.subscribe(subscriptions));
-            match subscribing.await {
-                // Whoever is the first to come upon damage has the ledger made anew: then it works.
-                Err(StoreError::Database { .. }) => {
-                    ledger
-                        .run("subscribing", |books| books.subscribe(again))
-                        .await?;
-                }
+            let subscribe = || {
+                let asked = subscriptions.clone();
+                let ledger = &self.parts.ledger;
+                ledger.run("subscribing", |books| books.subscribe(asked))
+            };
+            // Whoever is the first to come upon damage has the ledger made anew: then it works.
+            match subscribe().await {
+                Err(StoreError::Database { .. }) => subscribe().await?,
                 subscribed => subscribed?,
             }
             self.parts.progress.subscribed();
