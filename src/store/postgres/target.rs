@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use jiff::{Timestamp, civil::Date};
+use jiff::civil::Date;
 use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{
     append::{self, ADD},
+    batch::Batch,
     fault::Fault,
     order, partition,
     pool::Session,
@@ -51,10 +52,6 @@ const ADD_ENDED: &str = "INSERT INTO ended
 const ADD_FAILED: &str = "INSERT INTO attempts (handler, position, day, started_at, took_ms, why)
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::timestamptz[], $5::bigint[],
         $6::text[])";
-
-const LEARN: &str = "INSERT INTO topics AS t (topic, latest)
-    SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
-    ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest WHERE excluded.latest > t.latest";
 
 const ADD_COUNTS: &str = "INSERT INTO tally (handler, open, parked)
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[])";
@@ -270,43 +267,29 @@ impl<'a> Moved<'a> {
     }
 
     async fn write_failed(&self, change: &Transaction<'_>) -> Result<(), Fault> {
-        let mut failed = Failed::default();
-        for (handler, position, notification, delivery) in self.open.iter().chain(&self.ended) {
-            for attempt in &delivery.failures {
-                failed.handler.push(*handler);
-                failed.position.push(*position);
-                failed.day.push(rows::day(notification.received_at));
-                failed.started_at.push(attempt.started_at);
-                failed.took_ms.push(attempt.took_ms.cast_signed());
-                failed.why.push(text::to_sql(&attempt.why).into_owned());
-            }
-        }
-        let Failed {
-            handler,
-            position,
-            day,
-            started_at,
-            took_ms,
-            why,
-        } = &failed;
+        let rows = || {
+            let deliveries = self.open.iter().chain(&self.ended);
+            deliveries.flat_map(|row| row.3.failures.iter().map(move |failure| (row, failure)))
+        };
+        let handlers: Vec<_> = rows().map(|(row, _)| row.0).collect();
+        let positions: Vec<_> = rows().map(|(row, _)| row.1).collect();
+        let days: Vec<_> = rows()
+            .map(|(row, _)| rows::day(row.2.received_at))
+            .collect();
+        let started: Vec<_> = rows().map(|(_, failure)| failure.started_at).collect();
+        let took = rows().map(|(_, failure)| failure.took_ms.cast_signed());
+        let took: Vec<_> = took.collect();
+        let why: Vec<_> = rows()
+            .map(|(_, failure)| text::to_sql(&failure.why))
+            .collect();
         change
             .execute(
                 ADD_FAILED,
-                &[handler, position, day, started_at, took_ms, why],
+                &[&handlers, &positions, &days, &started, &took, &why],
             )
             .await?;
         Ok(())
     }
-}
-
-#[derive(Default)]
-struct Failed {
-    handler: Vec<HandlerId>,
-    position: Vec<i64>,
-    day: Vec<Date>,
-    started_at: Vec<Timestamp>,
-    took_ms: Vec<i64>,
-    why: Vec<String>,
 }
 
 fn column(text: Option<&str>) -> Option<String> {
@@ -318,8 +301,9 @@ async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
         .iter()
         .map(|reported| (rows::topic_key(&reported.topic), reported.latest))
         .collect();
-    let (keys, latest): (Vec<_>, Vec<_>) = ascending.into_iter().unzip();
-    session.client.execute(LEARN, &[&keys, &latest]).await?;
+    let mut batch = Batch::default();
+    (batch.topics.topic, batch.topics.latest) = ascending.into_iter().unzip();
+    session.client.query_one(ADD, &batch.columns()).await?;
     Ok(())
 }
 
