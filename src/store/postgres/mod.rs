@@ -181,7 +181,7 @@ use self::{
     append::{COMMITTERS, Inbox},
     fault::Fault,
     leases::Leases,
-    pool::{Connector, Durability, Pool},
+    pool::{Connector, Durability, Pool, on},
     roster::Roster,
 };
 use super::{
@@ -453,11 +453,7 @@ impl Parts {
     }
 
     async fn measure(&self, now: Timestamp) -> Result<(), Fault> {
-        let measuring = self.pool.with(async |mut taken| {
-            let measured = standing::measure(&mut taken, self.metrics(), now).await;
-            (taken, measured)
-        });
-        measuring.await
+        on!(self.pool, session => standing::measure(&mut session, self.metrics(), now))
     }
 
     /// Stores what waits, gives every claim up, and ends the tasks.
@@ -465,11 +461,8 @@ impl Parts {
         self.inbox.close();
         let closing = async {
             self.committers.wait().await;
-            let releasing = self.pool.with(async |mut taken| {
-                let released = self.leases.release(&mut taken).await;
-                (taken, released)
-            });
-            if let Err(fault) = releasing.await {
+            let released = on!(self.pool, session => self.leases.release(&mut session));
+            if let Err(fault) = released {
                 tracing::debug!("claims are left to run out: {fault}");
             }
         };
