@@ -18,9 +18,9 @@ use super::{
 use crate::{
     event::{EventId, EventName, HandlerName, Key},
     store::{
-        Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
-        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
-        record::id_range, shorten,
+        DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
+        ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError, record::id_range,
+        shorten,
     },
 };
 
@@ -186,13 +186,11 @@ async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<Even
 }
 
 fn summary(row: &Row) -> Result<EventSummary, Fault> {
-    let (name, endpoint): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-    let key: Option<String> = row.try_get(3)?;
     Ok(EventSummary {
         id: rows::event_id(row.try_get(0)?),
-        name: EventName::new(text::from_sql(name)),
-        endpoint: text::from_sql(endpoint).as_str().into(),
-        key: key.map(|key| Key::new(text::from_sql(key))),
+        name: EventName::new(text::get(row, 1)?),
+        endpoint: text::get(row, 2)?.as_str().into(),
+        key: text::find(row, 3)?.map(Key::new),
         occurred_at: row.try_get(4)?,
         received_at: row.try_get(5)?,
         open: row.try_get::<_, i64>(6)?.cast_unsigned(),
@@ -227,25 +225,16 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
 }
 
 fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
-    let name: String = row.try_get(0)?;
-    let (replay, why): (Option<String>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
-    let failures = failed.iter().map(|row| {
-        let why: String = row.try_get(2)?;
-        Ok(Attempt {
-            started_at: row.try_get(0)?,
-            took_ms: row.try_get::<_, i64>(1)?.cast_unsigned(),
-            why: text::from_sql(why),
-        })
-    });
+    let failures = failed.iter().map(|row| rows::attempt(row, 0));
     Ok(DeliveryRecord {
-        handler: HandlerName::new(text::from_sql(name)),
+        handler: HandlerName::new(text::get(row, 0)?),
         state: DeliveryState::numbered(row.try_get(1)?),
         waits_for: row.try_get::<_, Option<Uuid>>(7)?.map(rows::event_id),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
-        replay: replay.map(text::from_sql),
-        why: why.map(text::from_sql),
-        failures: failures.collect::<Result<_, Fault>>()?,
+        replay: text::find(row, 4)?,
+        why: text::find(row, 5)?,
+        failures: failures.collect::<Result<_, _>>()?,
     })
 }
 
@@ -258,21 +247,19 @@ async fn list_parked(
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
     let parameters: &[&(dyn ToSql + Sync)] = &[&handler, &limit];
     let listed = session.client.query(PARKED_LIST, parameters).await?;
-    let parked = |row: Row| {
-        let (name, handler): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-        let (key, why): (Option<String>, Option<String>) = (row.try_get(3)?, row.try_get(7)?);
+    let parked = |row: &Row| {
         Ok(ParkedDelivery {
             id: rows::event_id(row.try_get(0)?),
-            name: EventName::new(text::from_sql(name)),
-            handler: HandlerName::new(text::from_sql(handler)),
-            key: key.map(|key| Key::new(text::from_sql(key))),
+            name: EventName::new(text::get(row, 1)?),
+            handler: HandlerName::new(text::get(row, 2)?),
+            key: text::find(row, 3)?.map(Key::new),
             received_at: row.try_get(4)?,
             parked_at: row.try_get(5)?,
             attempts: row.try_get::<_, i32>(6)?.cast_unsigned(),
-            why: why.map(text::from_sql).unwrap_or_default(),
+            why: text::find(row, 7)?.unwrap_or_default(),
         })
     };
-    listed.into_iter().map(parked).collect()
+    listed.iter().map(parked).collect()
 }
 
 async fn skip(

@@ -173,9 +173,8 @@ async fn apply(
 
 /// Those of an event, from a row of [`KEEP`].
 async fn ordering_keys(change: &Transaction<'_>, row: &Row) -> Result<Option<OrderingKeys>, Fault> {
-    let (name, key): (String, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
-    let key = key.map(|key| Key::new(text::from_sql(key)));
-    let name = EventName::new(text::from_sql(name));
+    let name = EventName::new(text::get(row, 1)?);
+    let key = text::find(row, 2)?.map(Key::new);
     let body: Vec<u8> = match row.try_get(3)? {
         Some(body) => body,
         None => {
@@ -297,10 +296,7 @@ async fn configured(session: &Session) -> Result<Vec<(HandlerId, HandlerName)>, 
         .client
         .query("SELECT id, name FROM handlers WHERE configured", &[])
         .await?;
-    let handler = |row: &Row| {
-        let name: String = row.try_get(1)?;
-        Ok((row.try_get(0)?, HandlerName::new(text::from_sql(name))))
-    };
+    let handler = |row: &Row| Ok((row.try_get(0)?, HandlerName::new(text::get(row, 1)?)));
     rows.iter().map(handler).collect()
 }
 
@@ -359,7 +355,7 @@ impl<'a> Pages<'a> {
 
     /// The event in `row`, if it is meant.
     fn event(&self, row: &Row) -> Result<Option<Event>, Fault> {
-        let name = EventName::new(text::from_sql(row.try_get(1)?));
+        let name = EventName::new(text::get(row, 1)?);
         if !self.selection.takes(&name, row.try_get(2)?) {
             return Ok(None);
         }

@@ -31,7 +31,7 @@ pub(super) async fn measure(
     let statement = session.prepare(STANDINGS).await?;
     for row in session.client.query(&statement, &[]).await? {
         let standing = Standing {
-            handler: text::from_sql(row.try_get(0)?),
+            handler: text::get(&row, 0)?,
             open: row.try_get(1)?,
             parked: row.try_get(2)?,
             oldest: row.try_get(3)?,

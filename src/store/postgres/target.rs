@@ -138,10 +138,7 @@ async fn handlers(
     let ordered: Vec<_> = named.values().copied().collect();
     change.execute(HANDLERS, &[&names, &ordered]).await?;
     let rows = change.query(IDS, &[&names]).await?;
-    let handler = |row: &Row| {
-        let name: String = row.try_get(0)?;
-        Ok((HandlerName::new(text::from_sql(name)), row.try_get(1)?))
-    };
+    let handler = |row: &Row| Ok((HandlerName::new(text::get(row, 0)?), row.try_get(1)?));
     rows.iter().map(handler).collect()
 }
 
@@ -335,13 +332,8 @@ async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> 
     let (days, positions): (Vec<Date>, Vec<i64>) = days.into_iter().unzip();
     let mut failures: HashMap<(i64, HandlerId), Vec<Attempt>> = HashMap::new();
     for row in client.query(FAILED, &[&days, &positions]).await? {
-        let why: String = row.try_get(4)?;
         let attempts = failures.entry((row.try_get(0)?, row.try_get(1)?));
-        attempts.or_default().push(Attempt {
-            started_at: row.try_get(2)?,
-            took_ms: row.try_get::<_, i64>(3)?.cast_unsigned(),
-            why: text::from_sql(why),
-        });
+        attempts.or_default().push(rows::attempt(&row, 2)?);
     }
     for row in client.query(DELIVERIES, &[&days, &positions]).await? {
         let position: i64 = row.try_get(0)?;
@@ -356,18 +348,16 @@ async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> 
 }
 
 fn delivery(row: &Row, failures: Vec<Attempt>) -> Result<StoredDelivery, Fault> {
-    let name: String = row.try_get(1)?;
-    let (replay, why): (Option<String>, Option<String>) = (row.try_get(8)?, row.try_get(9)?);
     Ok(StoredDelivery {
-        handler: HandlerName::new(text::from_sql(name)),
+        handler: HandlerName::new(text::get(row, 1)?),
         ordered: row.try_get(2)?,
         state: DeliveryState::numbered(row.try_get(3)?),
         attempts: row.try_get::<_, i32>(4)?.cast_unsigned(),
         replays: row.try_get::<_, i32>(5)?.cast_unsigned(),
         at: row.try_get(6)?,
         since: row.try_get(7)?,
-        replay: replay.map(text::from_sql),
-        why: why.map(text::from_sql),
+        replay: text::find(row, 8)?,
+        why: text::find(row, 9)?,
         failures,
     })
 }
