@@ -200,15 +200,10 @@ fn summary(row: &Row) -> Result<EventSummary, Fault> {
 
 async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord>, Fault> {
     let client = &session.client;
-    let find = format!(
-        "SELECT {}, e.day, e.position FROM events e WHERE e.id = $1",
-        rows::COLUMNS
-    );
-    let Some(event) = client.query_opt(&find, &[&rows::uuid(id)]).await? else {
+    let found = rows::find(client, &[id]).await?.pop();
+    let Some((notification, day, position)) = found else {
         return Ok(None);
     };
-    let day: jiff::civil::Date = event.try_get(rows::COLUMN_COUNT)?;
-    let position: i64 = event.try_get(rows::COLUMN_COUNT + 1)?;
     let mut deliveries = Vec::new();
     for row in client
         .query(DELIVERIES.as_str(), &[&day, &position])
@@ -219,7 +214,7 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
         deliveries.push(delivery(&row, &failed)?);
     }
     Ok(Some(EventRecord {
-        notification: rows::notification(&event, 0)?,
+        notification,
         deliveries,
     }))
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use jiff::{Timestamp, civil::Date, tz::Offset};
 use serde_json as json;
 use sha2::{Digest, Sha256};
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::text;
@@ -17,8 +17,17 @@ use crate::{
 pub(super) const COLUMNS: &str = "e.id, e.name, e.endpoint, e.key, e.subject, e.occurred_at,
     e.received_at, e.topics, e.dedupe, e.body";
 
-/// How many those are.
-pub(super) const COLUMN_COUNT: usize = 10;
+/// Those of the events of `ids` that are there, each with its day and position.
+pub(super) async fn find(
+    client: &Client,
+    ids: &[EventId],
+) -> Result<Vec<(Notification, Date, i64)>, tokio_postgres::Error> {
+    let find = format!("SELECT e.day, e.position, {COLUMNS} FROM events e WHERE e.id = ANY($1)");
+    let ids: Vec<_> = ids.iter().copied().map(uuid).collect();
+    let rows = client.query(&find, &[&ids]).await?;
+    let event = |row: &Row| Ok((notification(row, 2)?, row.try_get(0)?, row.try_get(1)?));
+    rows.iter().map(event).collect()
+}
 
 /// Reads what stands from column `first` on.
 pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, tokio_postgres::Error> {

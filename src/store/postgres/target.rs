@@ -306,28 +306,15 @@ async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
 
 async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> {
     let client = &session.client;
-    let find = format!(
-        "SELECT {}, e.day, e.position FROM events e WHERE e.id = ANY($1)",
-        rows::COLUMNS
-    );
-    let wanted: Vec<_> = ids.iter().copied().map(rows::uuid).collect();
-    let mut found: HashMap<EventId, Stored> = HashMap::new();
-    let mut days = Vec::new();
-    let mut by_position: BTreeMap<i64, EventId> = BTreeMap::new();
-    for row in client.query(&find, &[&wanted]).await? {
-        let notification = rows::notification(&row, 0)?;
-        let day: Date = row.try_get(rows::COLUMN_COUNT)?;
-        let place: i64 = row.try_get(rows::COLUMN_COUNT + 1)?;
+    let (mut found, mut days) = (BTreeMap::new(), Vec::new());
+    for (notification, day, place) in rows::find(client, ids).await? {
         days.push((day, place));
-        by_position.insert(place, notification.id);
-        found.insert(
-            notification.id,
-            Stored {
-                place,
-                notification,
-                deliveries: Vec::new(),
-            },
-        );
+        let stored = Stored {
+            place,
+            notification,
+            deliveries: Vec::new(),
+        };
+        found.insert(place, stored);
     }
     let (days, positions): (Vec<Date>, Vec<i64>) = days.into_iter().unzip();
     let mut failures: HashMap<(i64, HandlerId), Vec<Attempt>> = HashMap::new();
@@ -338,12 +325,15 @@ async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> 
     for row in client.query(DELIVERIES, &[&days, &positions]).await? {
         let position: i64 = row.try_get(0)?;
         let failures = failures.remove(&(position, row.try_get(10)?));
-        let event = by_position.get(&position).and_then(|id| found.get_mut(id));
-        if let Some(event) = event {
+        if let Some(event) = found.get_mut(&position) {
             let failures = failures.unwrap_or_default();
             event.deliveries.push(delivery(&row, failures)?);
         }
     }
+    let by_id = found
+        .into_values()
+        .map(|event| (event.notification.id, event));
+    let mut found: HashMap<_, _> = by_id.collect();
     Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
