@@ -491,6 +491,12 @@ pub const ENGINES: &[Entry] = &[
     Entry::of::<postgres::Settings>(),
 ];
 
+/// Every engine that would come with the crate, had its feature been asked for.
+pub const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "postgres"))]
+    "postgres",
+];
+
 impl Entry {
     const fn of<K: Kind>() -> Self {
         Self {
