@@ -18,6 +18,7 @@
 //! <path>/ledger.db                       see `ledger/schema.sql`
 //! <path>/ledger.db.damaged-<n>           what was set aside
 //! <path>/seen.table                      see `seen`
+//! <path>/seen.new                        the same, while one is made
 //! ```
 //!
 //! **Invariant:** nothing on the way of an append waits for the ledger.
@@ -225,8 +226,7 @@ impl Embedded {
         };
         let journal = Journal::start(plan, tail, (notes.clone(), inbox))?;
         let table = path.join("seen.table");
-        let (copies, learnt) =
-            Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
+        let copies = Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
         let indexer = Indexer {
             directory: directory.clone(),
             ledger: ledger.clone(),
@@ -237,7 +237,6 @@ impl Embedded {
             damage,
             rebuild: context.rebuild.clone(),
             copies,
-            learnt,
             own: Some(own),
             through: reached.through,
             records: reached.records,
