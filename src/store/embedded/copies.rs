@@ -16,7 +16,8 @@
 //! stored as ever, and what is in the [queue](super::queue) or in the ledger already is delivered and tried
 //! again. What waits is what came since: these events are delivered, and shown to operators, when all before
 //! them is learnt; and replays, which may wait as long. That takes as long as a start without a table, by the
-//! size of the journal, some seconds for a million events.
+//! size of the journal: 300,000 events took 6 seconds on two busy cores. The log says every few seconds how
+//! far it is.
 
 use std::{
     io,

@@ -16,7 +16,7 @@
 //!   24  4  check: CRC32C of bytes 0 to 23
 //!   28  .  not used
 //! slots, 16 bytes each
-//!    0  4  check: CRC32C of the number of the slot, in 8 bytes, and of bytes 4 to 15
+//!    0  4  check: CRC32C of the lower 4 bytes of the slot's number, and of bytes 4 to 15
 //!    4 12  one integer: in the lower 60 bits the position of the event in the journal, and in the upper
 //!          36 the hash, which are the upper bits of the first 8 bytes of a dedupe key;
 //!          in a free slot only ones
@@ -234,7 +234,7 @@ impl Seen {
         let hash = hash(key);
         let entry = Entry { hash, position };
         self.file
-            .write_all_at(&slot_bytes(entry.content(), slot), offset(slot))?;
+            .write_all_at(&sealed(entry.content(), slot), offset(slot))?;
         Ok(slot - home(hash, self.bits) >= FARTHEST)
     }
 
@@ -308,7 +308,7 @@ impl Entry {
         let bytes = bytes.first_chunk().copied().unwrap_or_default();
         let content = u128::from_le_bytes(bytes) >> CHECK_BITS;
         // In one slot of 2^32 zeros would be their own check.
-        if content == 0 || bytes != slot_bytes(content, slot) {
+        if content == 0 || bytes != sealed(content, slot) {
             return Err(Fault::Damaged(format!("slot {slot} fails its check")));
         }
         let position = content as u64 & ((1 << POSITION_BITS) - 1);
@@ -325,13 +325,10 @@ impl Entry {
     }
 }
 
-/// The bytes of slot number `slot` with `content`, and with its check.
-fn slot_bytes(content: u128, slot: Slot) -> [u8; SLOT_BYTES as usize] {
-    let mut bytes = (content << CHECK_BITS).to_le_bytes();
-    let (check, covered) = bytes.split_at_mut((CHECK_BITS / u8::BITS) as usize);
-    let place = crc32c::crc32c(&slot.to_le_bytes());
-    check.copy_from_slice(&crc32c::crc32c_append(place, covered).to_le_bytes());
-    bytes
+/// What slot number `slot` is with `content`, and with its check.
+fn sealed(content: u128, slot: Slot) -> [u8; SLOT_BYTES as usize] {
+    let with = |lower: u32| (content << CHECK_BITS | u128::from(lower)).to_le_bytes();
+    with(crc32c::crc32c(&with(slot as u32)))
 }
 
 /// The header of a table of 2^`bits` slots, as far as it is used.
@@ -411,7 +408,7 @@ impl Builder {
     }
 
     fn put(&mut self, content: u128) -> io::Result<()> {
-        self.file.write_all(&slot_bytes(content, self.next))?;
+        self.file.write_all(&sealed(content, self.next))?;
         self.next += 1;
         Ok(())
     }
