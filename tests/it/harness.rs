@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -225,7 +225,12 @@ pub(crate) struct Service {
 impl Service {
     /// Starts `command`, which is `hookswitch` or something that ends in running it, and waits
     /// until it says where it listens.
-    pub(crate) fn spawn(home: &Home, mut command: Command) -> Self {
+    pub(crate) fn spawn(home: &Home, command: Command) -> Self {
+        Self::try_spawn(home, command).unwrap_or_else(|ended| panic!("{ended}"))
+    }
+
+    /// The same for a service that may end before. Says how it ended.
+    pub(crate) fn try_spawn(home: &Home, mut command: Command) -> Result<Self, String> {
         let mut child = command
             .arg("serve")
             .arg("--config")
@@ -240,10 +245,8 @@ impl Service {
         while !introduction.contains(" send --all ") {
             if stdout.read_line(&mut introduction).unwrap() == 0 {
                 let status = child.wait().unwrap();
-                panic!(
-                    "serve ended with {status}: {introduction}{}",
-                    log.lock().unwrap()
-                );
+                let log = log.lock().unwrap();
+                return Err(format!("serve ended with {status}: {introduction}{log}"));
             }
         }
         // The pipe stays open, and read, so that the service never writes into a closed one.
@@ -256,12 +259,12 @@ impl Service {
             let url = line.split("//").nth(1).unwrap();
             url.split('/').next().unwrap().parse().unwrap()
         };
-        Self {
+        Ok(Self {
             address: listener("zoom."),
             admin: listener("operators"),
             child,
             log,
-        }
+        })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -281,14 +284,24 @@ impl Service {
         self.child.wait().unwrap();
     }
 
-    /// Waits for the end and gives the exit code.
-    pub(crate) fn wait(&mut self) -> Option<i32> {
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait_for_end(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the service ends", || {
-            status = self.child.try_wait().unwrap();
+            status = self.ended();
             status.is_some()
         });
-        status.unwrap().code()
+        status.unwrap()
+    }
+
+    /// Waits for the end and gives the exit code.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.wait_for_end().code()
     }
 
     /// What it has logged so far.
