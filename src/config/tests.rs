@@ -53,9 +53,7 @@ fn lists() -> [(&'static str, String); 2] {
 
 /// Whether `text` has a handler or a store that this hookswitch was built without.
 fn needs_more_features(text: &str) -> bool {
-    let is_left_out = |kind: &str| {
-        LEFT_OUT.contains(&kind) || store::LEFT_OUT.contains(&kind)
-    };
+    let is_left_out = |kind: &str| LEFT_OUT.contains(&kind) || store::LEFT_OUT.contains(&kind);
     let mut kinds = text
         .lines()
         .filter_map(|line| line.strip_prefix("kind = \"")?.strip_suffix('"'));

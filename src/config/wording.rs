@@ -161,7 +161,9 @@ pub(super) fn unknown<'a>(
 
 /// A kind of something that was not asked for when hookswitch was built.
 pub(super) fn left_out(what: &str, kind: &str, place: Span) -> Problem {
-    Problem::new(format!("this hookswitch was built without the {what} {kind:?}"))
+    Problem::new(format!(
+        "this hookswitch was built without the {what} {kind:?}"
+    ))
     .at(place)
     .help(format!(
         "build one with `cargo build --release --features {kind}`, or choose another kind; \

@@ -108,8 +108,10 @@ pub trait Deliveries: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the ledger cannot be written; the deliveries are then made again.
-    fn settle(&self, settlements: Vec<Settlement>)
-    -> BoxFuture<'_, Result<Vec<Claim>, StoreError>>;
+    fn settle(
+        &self,
+        settlements: Arc<[Settlement]>,
+    ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>>;
 
     /// Whether a claim is still the caller's, as far as can be told without asking: to be looked at
     /// before its attempt begins.

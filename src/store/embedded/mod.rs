@@ -371,7 +371,7 @@ impl Deliveries for Embedded {
 
     fn settle(
         &self,
-        settlements: Vec<Settlement>,
+        settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
             self.parts.queue.settle(&settlements);

@@ -355,7 +355,7 @@ impl Deliveries for Postgres {
 
     fn settle(
         &self,
-        settlements: Vec<Settlement>,
+        settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
             let settled = settle::settle(&self.parts, &settlements).await;

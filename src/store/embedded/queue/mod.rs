@@ -96,7 +96,7 @@ const TAIL_RECORDS: usize = 4096;
 const TAIL_BYTES: usize = 4 << 20;
 
 /// How many outcomes may wait for the ledger.
-const MOST_OUTCOMES: usize = 64 << 10;
+const MOST_OUTCOMES: usize = 32 << 10;
 
 /// How long the first event of the tail waits for the ledger: so long that its deliveries are mostly done by
 /// then, and so short that operators see it at once.
