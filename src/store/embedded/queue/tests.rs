@@ -15,7 +15,7 @@ use crate::{
     store::{
         Claim, Settlement, Verdict,
         embedded::segment::Position,
-        tests::{at, loose, numbered, parked, retry},
+        tests::{at, keyed, loose, numbered, parked, retry},
     },
 };
 
@@ -74,12 +74,15 @@ struct World {
     reports: Reports,
     last_lease: u64,
     count: u64,
+    /// How many deliveries are read of the ledger at once, and how many were.
+    slice: usize,
+    read: usize,
     seconds: i64,
 }
 
 impl World {
-    fn new() -> Self {
-        let mut window = Window::new("crm".into(), ROOM);
+    fn new(room: usize, slice: usize) -> Self {
+        let mut window = Window::new("crm".into(), room);
         window.activate(true);
         window.is_live = true;
         Self {
@@ -90,6 +93,8 @@ impl World {
             reports: Reports::default(),
             last_lease: 0,
             count: 0,
+            slice,
+            read: 0,
             seconds: 100,
         }
     }
@@ -134,13 +139,13 @@ impl World {
 
     /// What the ledger's thread does when the window is short of something.
     fn fill(&mut self) {
-        const SLICE: usize = 3;
         while let Some(from) = self.window.wants(at(self.seconds)) {
-            let rows: Vec<_> = self.ledger.range(from..).take(SLICE).collect();
+            let rows: Vec<_> = self.ledger.range(from..).take(self.slice).collect();
             for (position, (open, _)) in &rows {
                 self.window.offer(**position, open.clone());
             }
-            self.window.is_live = rows.len() < SLICE;
+            self.window.is_live = rows.len() < self.slice;
+            self.read += rows.len();
         }
         for position in self.window.cold(at(self.seconds)) {
             let (_, event) = &self.ledger[&position];
@@ -248,7 +253,7 @@ fn a_window_without_room_hands_out_what_may_be_attempted_and_nothing_else() {
     // Most of them come before most is attempted: fewer than all that may wait for their next attempts.
     let steps = vec![vec(step(), 1..18), vec(step(), 1..18)];
     let run = |steps: Vec<Vec<Step>>| {
-        let mut world = World::new();
+        let mut world = World::new(ROOM, 3);
         for step in steps.iter().flatten() {
             world.step(step);
         }
@@ -265,4 +270,20 @@ fn a_window_without_room_hands_out_what_may_be_attempted_and_nothing_else() {
         Ok(())
     };
     runner.run(&steps, run).unwrap();
+}
+
+#[test]
+fn a_backlog_of_which_one_key_has_most_is_read_little_more_than_once() {
+    let mut world = World::new(40, 30);
+    for n in 0..2000 {
+        world.window.is_live = false;
+        world.come(|count| keyed(count, &format!("number {}", (n % 16).max(7))));
+    }
+    while world.claim(8) > 0 {
+        for claim in std::mem::take(&mut world.held) {
+            world.settle(&claim, Verdict::Done);
+        }
+    }
+    assert!(world.ledger.is_empty());
+    assert!(world.read < 4000, "{} were read for 2000", world.read);
 }

@@ -263,8 +263,10 @@ impl Window {
         }
         let (count, ready) = (self.entries.len(), self.due(now).take(ENOUGH).count());
         let few = (self.room / FEW).max(1);
+        // A full window passes over what it reads, and has to read that again: it is filled by halves.
+        let is_half_full = 2 * count >= self.room;
         let is_enough =
-            ready >= ENOUGH || self.is_full() && ready >= few || count >= MOST * self.room;
+            ready >= ENOUGH || is_half_full && ready >= few || count >= MOST * self.room;
         (self.is_active && !self.is_live && !is_enough).then_some(self.next)
     }
 
