@@ -119,8 +119,8 @@ struct Parts {
     webhook: Arc<Webhook>,
     dispatcher: Dispatcher,
     certificate: Option<Arc<http::Certificate>>,
-    /// What of the configuration in force cannot change while the service runs.
-    fixed: Mutex<config::Fixed>,
+    /// The sections of the configuration in force that require a restart.
+    restart_required: Mutex<config::RestartRequired>,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -141,7 +141,7 @@ impl App {
         rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     ) -> Result<Self, Error> {
         warn(&config.warnings);
-        let fixed = config.fixed;
+        let restart_required = config.restart_required;
         let metrics = Arc::new(Metrics::default());
         let readiness = Arc::new(Readiness::default());
         let tasks = TaskTracker::new();
@@ -191,7 +191,7 @@ impl App {
             webhook: Arc::new(webhook),
             dispatcher,
             certificate: door.certificate(),
-            fixed: Mutex::new(fixed),
+            restart_required: Mutex::new(restart_required),
             readiness,
             metrics,
             tasks,
@@ -315,8 +315,8 @@ impl Reloader {
     /// cannot change while running is refused whole.
     pub async fn reload(&self, config: Config) {
         let parts = &self.0;
-        let mut fixed = parts.fixed.lock().await;
-        let changes = fixed.changes(&config.fixed);
+        let mut restart_required = parts.restart_required.lock().await;
+        let changes = restart_required.changes(&config.restart_required);
         if !changes.is_empty() {
             let changes = changes.join(" and ");
             self.refuse(&format!(
@@ -324,7 +324,7 @@ impl Reloader {
             ));
             return;
         }
-        *fixed = config.fixed;
+        *restart_required = config.restart_required;
         // Handlers first: what a new endpoint takes must find who gets it.
         if let Err(error) = parts.dispatcher.replace(config.handlers).await {
             self.refuse(&error.to_string());

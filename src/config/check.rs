@@ -8,10 +8,9 @@ use std::{
 };
 
 use super::{
-    Log,
+    Log, diagnostics,
     report::{Problem, Span},
     section::{Findings, Section},
-    wording,
 };
 use crate::{admin, dispatch, http, wire::Exposure};
 
@@ -300,7 +299,7 @@ pub(super) fn exposures(
     findings: &mut Findings,
 ) {
     for Exposure { key, message } in exposures {
-        let warning = wording::problem(&format!("[{}] {message}", section.name)).warning();
+        let warning = diagnostics::problem(&format!("[{}] {message}", section.name)).warning();
         add(section, &[key], warning, findings);
     }
 }

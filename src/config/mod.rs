@@ -13,14 +13,14 @@
 //! what is left goes to the entry that was found, as its own struct.
 
 mod check;
-mod fixed;
-mod mask;
+mod diagnostics;
 mod reader;
+mod redaction;
 mod report;
+mod restart_required;
 mod section;
 mod syntax;
 mod way;
-mod wording;
 
 #[cfg(test)]
 mod tests;
@@ -29,8 +29,8 @@ use std::{fs, path::Path};
 
 use serde::Deserialize;
 
-pub use fixed::Fixed;
 pub use report::{Problem, Report, Severity};
+pub use restart_required::RestartRequired;
 
 use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
 
@@ -49,8 +49,8 @@ pub struct Config {
     pub endpoints: Vec<http::Endpoint>,
     /// Who gets what.
     pub handlers: Vec<dispatch::Consumer>,
-    /// What cannot change while the service runs.
-    pub fixed: Fixed,
+    /// The sections that require a restart when they change.
+    pub restart_required: RestartRequired,
     /// What is worth a second look before it is used; empty where there is nothing.
     pub warnings: Report,
 }
@@ -133,7 +133,7 @@ fn part<T>(
 ) -> Result<(T, Report), Report> {
     let (value, findings) = reader::read(text, kinds, env, part);
     let path = path.display().to_string();
-    let report = Report::new(path, text, &findings.mask, findings.problems);
+    let report = Report::new(path, text, &findings.redaction, findings.problems);
     match value {
         Some(value) => Ok((value, report)),
         None => Err(report),
@@ -145,7 +145,7 @@ fn text(path: &Path) -> Result<String, Report> {
     let whole = |message: String, help: &str| {
         let problem = Problem::new(message).help(help);
         let path = path.display().to_string();
-        Report::new(path, "", &mask::Mask::default(), vec![problem])
+        Report::new(path, "", &redaction::Redaction::default(), vec![problem])
     };
     let bytes = fs::read(path).map_err(|error| {
         let message = format!("the configuration cannot be read: {error}");

@@ -6,11 +6,11 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Log, check,
-    fixed::Fixed,
+    Config, Log, check, diagnostics,
     report::{Problem, Report, Severity},
+    restart_required::RestartRequired,
     section::{Findings, Hints, Section, Value},
-    syntax, wording,
+    syntax,
 };
 use crate::{
     admin,
@@ -36,7 +36,7 @@ pub(super) fn read<T>(
     let (document, errors) = DeTable::parse_recoverable(text);
     let table = document.into_inner();
     let mut findings = Findings::default();
-    findings.mask.add_named(&table);
+    findings.redaction.add_named(&table);
     syntax::report(text, &table, errors, &mut findings);
     let sources = secret::Sources {
         env,
@@ -51,7 +51,7 @@ pub(super) fn read<T>(
     };
     let (value, secrets) = secret::watch(sources, || part(&mut reader));
     let mut findings = reader.findings;
-    findings.mask.add_read(&table, &secrets);
+    findings.redaction.add_read(&table, &secrets);
     let mut problems = findings.problems.iter();
     let is_wrong = problems.any(|problem| problem.severity == Severity::Error);
     (value.filter(|_| !is_wrong), findings)
@@ -79,7 +79,7 @@ pub(super) struct Reader<'a, 'i> {
 impl<'i> Reader<'_, 'i> {
     /// The whole file.
     pub(super) fn config(&mut self) -> Option<Config> {
-        let fixed = Fixed::of(&self.root);
+        let restart_required = RestartRequired::of(&self.root);
         let meant = self.unknown_sections();
         let log = self.log();
         let doors = self.doors();
@@ -94,7 +94,7 @@ impl<'i> Reader<'_, 'i> {
             store: store?,
             endpoints,
             handlers,
-            fixed,
+            restart_required,
             // They are a report once everything has been read.
             warnings: Report::default(),
         })
@@ -112,20 +112,20 @@ impl<'i> Reader<'_, 'i> {
             let Some(value) = self.root.remove(key.get_ref().as_ref()) else {
                 continue;
             };
-            self.findings.mask.add_unread(&value);
+            self.findings.redaction.add_unread(&value);
             let name = key.get_ref();
             let what = match value.get_ref() {
                 DeValue::Table(_) => format!("unknown section [{name}]"),
                 _ => format!("unknown key `{name}` before the first section"),
             };
-            let help = match wording::nearest(name, SECTIONS.iter().copied()) {
+            let help = match diagnostics::nearest(name, SECTIONS.iter().copied()) {
                 Some(near) => {
                     meant.extend(SECTIONS.iter().find(|section| **section == near));
                     format!("did you mean [{near}]?")
                 }
                 None => format!(
                     "the sections are {}",
-                    wording::list(SECTIONS.iter().copied())
+                    diagnostics::list(SECTIONS.iter().copied())
                 ),
             };
             self.findings.add(Problem::new(what).at(place).help(help));
@@ -192,13 +192,13 @@ impl<'i> Reader<'_, 'i> {
             let (name, place) = (kind.get_ref(), kind.span());
             let known = store::ENGINES.iter().map(|entry| entry.kind);
             let problem = || match store::LEFT_OUT.contains(&name.as_ref()) {
-                true => wording::left_out("kind of store", name, place),
-                false => wording::unknown("kind of store", name, known, place),
+                true => diagnostics::left_out("kind of store", name, place),
+                false => diagnostics::unknown("kind of store", name, known, place),
             };
             self.found(store::Entry::named(name), problem)
         });
         let Some(entry) = entry else {
-            section.hide(&mut self.findings);
+            section.redact(&mut self.findings);
             return None;
         };
         let store = section.read(hints, &mut self.findings, entry.read)?;
@@ -265,7 +265,7 @@ impl<'i> Reader<'_, 'i> {
         let family = family.and_then(|family| {
             let (name, place) = (family.get_ref(), family.span());
             let known = FAMILIES.iter().map(|family| family.name);
-            let problem = || wording::unknown("family", name, known, place);
+            let problem = || diagnostics::unknown("family", name, known, place);
             self.found(Family::named(name), problem)
         });
         let path = section.take_text("path", hints, &mut self.findings);
@@ -275,7 +275,7 @@ impl<'i> Reader<'_, 'i> {
         let Some((family, entry)) =
             family.and_then(|family| Some((family, self.provider(family)?)))
         else {
-            section.hide(&mut self.findings);
+            section.redact(&mut self.findings);
             return None;
         };
         let hints = Hints {
@@ -343,7 +343,12 @@ impl<'i> Reader<'_, 'i> {
             }),
             Err(error) => {
                 let what = format!("[{}] cannot work: {error}", section.name);
-                check::add(&section, &[], wording::problem(&what), &mut self.findings);
+                check::add(
+                    &section,
+                    &[],
+                    diagnostics::problem(&what),
+                    &mut self.findings,
+                );
                 None
             }
         }
@@ -359,7 +364,7 @@ impl<'i> Reader<'_, 'i> {
         let names = kinds.iter().map(|kind| kind.kind);
         let example = format!(
             "kind = \"log\"\nthe kinds are {}",
-            wording::list(names.clone())
+            diagnostics::list(names.clone())
         );
         let keys = iter::once("kind").chain(dispatch::Settings::KEYS.iter().copied());
         let keys: Vec<_> = keys.collect();
@@ -371,13 +376,13 @@ impl<'i> Reader<'_, 'i> {
         let kind = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
             let problem = || match handler::LEFT_OUT.contains(&name.as_ref()) {
-                true => wording::left_out("kind of handler", name, place),
-                false => wording::unknown("kind of handler", name, names, place),
+                true => diagnostics::left_out("kind of handler", name, place),
+                false => diagnostics::unknown("kind of handler", name, names, place),
             };
             self.found(kinds.iter().find(|kind| kind.kind == *name), problem)
         });
         let Some(kind) = kind else {
-            section.hide(&mut self.findings);
+            section.redact(&mut self.findings);
             return None;
         };
         let hints = Hints {

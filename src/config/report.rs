@@ -4,7 +4,7 @@ use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-use super::mask::Mask;
+use super::redaction::Redaction;
 
 /// A run of bytes in the file.
 pub(super) type Span = Range<usize>;
@@ -88,8 +88,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Puts `problems` in order, and what `mask` covers out of sight.
-    pub(super) fn new(path: String, source: &str, mask: &Mask, mut problems: Vec<Problem>) -> Self {
+    /// Sorts `problems` by place and redacts `source`.
+    pub(super) fn new(
+        path: String,
+        source: &str,
+        redaction: &Redaction,
+        mut problems: Vec<Problem>,
+    ) -> Self {
         // A problem with the whole file is read best after those that may be its cause.
         problems.sort_by_key(|problem| {
             let place = problem.place.as_ref();
@@ -98,7 +103,7 @@ impl Report {
         problems.dedup();
         Self {
             path,
-            source: mask.cover(source),
+            source: redaction.redact(source),
             problems,
         }
     }

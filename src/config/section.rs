@@ -8,10 +8,10 @@
 use toml::de::{DeString, DeTable, DeValue, Error, ValueDeserializer};
 
 use super::{
-    mask::Mask,
+    diagnostics::{self, Complaint},
+    redaction::Redaction,
     report::{Problem, Span},
     way::{self, Fault, Removed, Step},
-    wording::{self, Complaint},
 };
 
 /// A value with its place.
@@ -23,7 +23,7 @@ pub(super) struct Findings {
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// What a report must not show.
-    pub mask: Mask,
+    pub redaction: Redaction,
     /// Where the syntax is broken.
     pub broken: Vec<Span>,
 }
@@ -144,12 +144,12 @@ impl<'i> Section<'i> {
     fn mistyped(&self, key: &str, known: &[&str]) -> Option<String> {
         let keys = self.table.keys().map(|key| key.get_ref().as_ref());
         let unknown = keys.filter(|typed| !known.contains(typed));
-        wording::nearest(key, unknown).map(str::to_owned)
+        diagnostics::nearest(key, unknown).map(str::to_owned)
     }
 
     fn report_mistyped(&mut self, typed: &str, key: &str, findings: &mut Findings) {
         if let Some((typed, value)) = self.table.remove_entry(typed) {
-            findings.mask.add_unread(&value);
+            findings.redaction.add_unread(&value);
             let name = typed.get_ref();
             let problem = Problem::new(format!("unknown key `{name}` in [{}]", self.name));
             let help = format!("did you mean `{key}`?");
@@ -210,10 +210,10 @@ impl<'i> Section<'i> {
         place
     }
 
-    /// Covers everything in it, since nobody can tell what it is.
-    pub(super) fn hide(&self, findings: &mut Findings) {
+    /// Redacts every value of the table: nothing has read the table.
+    pub(super) fn redact(&self, findings: &mut Findings) {
         let values = self.table.values();
-        values.for_each(|value| findings.mask.add_unread(value));
+        values.for_each(|value| findings.redaction.add_unread(value));
     }
 
     /// Reads it, reporting all that is wrong with it.
@@ -232,7 +232,7 @@ impl<'i> Section<'i> {
                 Err(error) => error,
             };
             let fault = Fault::find(&rest, &error, &read);
-            let complaint = Complaint::new(&findings.mask.cover_words(error.message()));
+            let complaint = Complaint::new(&findings.redaction.redact_message(error.message()));
             let is_consequence = match &complaint {
                 Complaint::MissingKey(key) => {
                     removed.contains(&Removed::key(&fault.place, key))
@@ -244,7 +244,7 @@ impl<'i> Section<'i> {
                 removed.extend(self.mistyping(&complaint, &fault, &rest, hints));
                 if fault.is_key || complaint.is_of_unread() {
                     let unread = way::at(&rest, &fault.steps).into_iter();
-                    unread.for_each(|value| findings.mask.add_unread(value));
+                    unread.for_each(|value| findings.redaction.add_unread(value));
                 }
                 self.report(complaint, fault.clone(), hints, findings);
             }
@@ -266,7 +266,7 @@ impl<'i> Section<'i> {
             return None;
         };
         let is_root = fault.around().is_empty();
-        let meant = wording::nearest(key, wording::candidates(known, is_root, hints))?;
+        let meant = diagnostics::nearest(key, diagnostics::candidates(known, is_root, hints))?;
         if is_root {
             self.mistyped.push(meant.to_owned());
         }
@@ -292,8 +292,8 @@ impl<'i> Section<'i> {
         let hints = if is_root { hints } else { Hints::default() };
         let is_word = matches!(complaint, Complaint::UnknownWord { .. });
         let key = match is_word && fault.is_key {
-            true => wording::path(fault.around()),
-            false => wording::path(&fault.steps),
+            true => diagnostics::path(fault.around()),
+            false => diagnostics::path(&fault.steps),
         };
         let problem = complaint.into_problem(&table, &key, hints).at(fault.place);
         if is_missing {
@@ -305,7 +305,7 @@ impl<'i> Section<'i> {
 
     /// The name of the table that `steps` lead to.
     fn name_of(&self, steps: &[Step]) -> String {
-        match wording::path(steps) {
+        match diagnostics::path(steps) {
             path if path.is_empty() => self.name.clone(),
             path => format!("{}.{path}", self.name),
         }

@@ -22,7 +22,7 @@ pub(super) fn report(
     let mut broken: Vec<Span> = Vec::new();
     for error in errors {
         let place = error.span().unwrap_or_default();
-        findings.mask.add_broken(text, place.start);
+        findings.redaction.add_broken(text, place.start);
         if broken.last().is_some_and(|broken| place.start < broken.end) {
             continue;
         }

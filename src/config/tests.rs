@@ -46,8 +46,8 @@ fn lists() -> [(&'static str, String); 2] {
     let kinds = KINDS.iter().map(|kind| kind.kind);
     let engines = ENGINES.iter().map(|engine| engine.kind);
     [
-        ("{kinds}", wording::list(kinds)),
-        ("{engines}", wording::list(engines)),
+        ("{kinds}", diagnostics::list(kinds)),
+        ("{engines}", diagnostics::list(engines)),
     ]
 }
 
@@ -249,10 +249,10 @@ fn a_file_that_is_not_there_or_is_no_text_has_a_report() {
 }
 
 #[test]
-fn what_cannot_change_while_running_is_named() {
-    let fixed = |text: &str| read(text).unwrap().fixed;
-    let before = fixed(&format!("{SOUND}{LOG}"));
-    let changes = |text: &str| before.changes(&fixed(text));
+fn a_change_that_requires_a_restart_is_named() {
+    let of = |text: &str| read(text).unwrap().restart_required;
+    let before = of(&format!("{SOUND}{LOG}"));
+    let changes = |text: &str| before.changes(&of(text));
     assert_eq!(
         changes(&format!("# Moved down a line.\n{SOUND}{LOG}")),
         [""; 0]

@@ -1,18 +1,20 @@
-//! What of a configuration cannot change while the service runs.
+//! The sections that only a restart can change.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use toml::de::{DeTable, DeValue};
 
-/// The sections that a running service was built from for good, in a form that can be compared.
+/// A fingerprint of each section that requires a restart. Two files with equal fingerprints say the
+/// same in these sections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fixed([u64; SECTIONS.len()]);
+pub struct RestartRequired([u64; SECTIONS.len()]);
 
-/// Their names.
+/// The sections that require a restart.
 const SECTIONS: [&str; 4] = ["log", "server", "admin", "store"];
 
-impl Fixed {
-    /// What `file` says of them. A secret that it refers to is not looked at, only the reference.
+impl RestartRequired {
+    /// The fingerprints of the sections of `file`. A fingerprint covers the reference to a secret, and
+    /// not the secret.
     pub(super) fn of(file: &DeTable<'_>) -> Self {
         Self(SECTIONS.map(|name| {
             file.get(name)
@@ -20,7 +22,7 @@ impl Fixed {
         }))
     }
 
-    /// The sections that differ in `new`, as the TOML writes them.
+    /// The sections that differ between `self` and `new`, as the TOML writes their headers.
     pub fn changes(&self, new: &Self) -> Vec<String> {
         let pairs = self.0.iter().zip(&new.0);
         SECTIONS
@@ -32,7 +34,7 @@ impl Fixed {
     }
 }
 
-/// A number that stays the same while `value` says the same, wherever it stands.
+/// A number for the content of `value`. The place of `value` has no part in the number.
 fn fingerprint(value: &DeValue<'_>) -> u64 {
     fn add(value: &DeValue<'_>, hasher: &mut DefaultHasher) {
         std::mem::discriminant(value).hash(hasher);

@@ -1,8 +1,9 @@
-//! What a report must not show.
+//! Redaction: a report shows the file, and never a secret in it.
 //!
-//! A secret may stand in the file where one is allowed, or by mistake. It is known in three ways,
-//! since each alone has a gap: by having been read as a secret, by the name of its key, and by not
-//! having been read at all, for a value under a mistyped key may be anything.
+//! A secret may stand in the file where secrets are allowed, or by mistake. Three rules find the
+//! secrets of a file, since each rule alone has a gap. A value that was read as a secret is one. A
+//! value whose key has the name of a secret is one. A value that nothing has read may be one: the
+//! key above the value may be mistyped.
 
 use std::iter;
 
@@ -37,17 +38,17 @@ fn is_secret(name: &str) -> bool {
         })
 }
 
-/// Which parts of a file to keep out of sight.
+/// The parts of a file that a report shows as asterisks.
 #[derive(Debug, Default)]
-pub(super) struct Mask {
+pub(super) struct Redaction {
     spans: Vec<Span>,
     texts: Vec<String>,
     /// URLs, which may have a password or token inside.
     urls: Vec<Span>,
 }
 
-impl Mask {
-    /// Covers everything in `table` whose key says that it is a secret.
+impl Redaction {
+    /// Redacts every value in `table` whose key has the name of a secret.
     pub(super) fn add_named(&mut self, table: &DeTable<'_>) {
         for (key, value) in table.iter() {
             if is_secret(key.get_ref()) {
@@ -67,7 +68,8 @@ impl Mask {
         }
     }
 
-    /// Covers every text and number in `value`, except where one only refers to a secret.
+    /// Redacts every text and number in `value`, except the name of a variable or of a file: that
+    /// name refers to a secret and is none.
     pub(super) fn add_unread(&mut self, value: &Value<'_>) {
         match value.get_ref() {
             DeValue::Table(table) => {
@@ -87,7 +89,7 @@ impl Mask {
         }
     }
 
-    /// Covers the texts in `table` that have been read as secrets.
+    /// Redacts the texts in `table` that were read as secrets.
     pub(super) fn add_read(&mut self, table: &DeTable<'_>, secrets: &[Secret]) {
         table
             .values()
@@ -109,7 +111,8 @@ impl Mask {
         }
     }
 
-    /// Covers what may be a secret in the line around a syntax error, whose parts nobody can name.
+    /// Redacts what may be a secret in the line around a syntax error. The parser names no part of
+    /// such a line.
     pub(super) fn add_broken(&mut self, source: &str, at: usize) {
         let at = source.floor_char_boundary(at);
         let (before, after) = source.split_at(at);
@@ -139,10 +142,10 @@ impl Mask {
         self.texts.push(text.to_owned());
     }
 
-    /// `source` with what is covered replaced by as many asterisks as it has bytes, so that every
-    /// place stays where it is. A remark behind it goes with it, since it may say it again.
-    pub(super) fn cover(&self, source: &str) -> String {
-        let mut covered = source.to_owned();
+    /// `source` with asterisks in place of each redacted byte, so that every span stays valid. The
+    /// remark behind a redacted value is redacted too: a remark may repeat the value.
+    pub(super) fn redact(&self, source: &str) -> String {
+        let mut redacted = source.to_owned();
         for span in &self.spans {
             let behind = source.get(span.end..).and_then(|rest| rest.lines().next());
             let remark = behind.and_then(|rest| {
@@ -150,17 +153,17 @@ impl Mask {
                 Some(start..span.end + rest.len())
             });
             for span in iter::once(span.clone()).chain(remark) {
-                cover_one(&mut covered, span);
+                redact_one(&mut redacted, span);
             }
         }
         for span in self.urls.iter().flat_map(|url| credentials(source, url)) {
-            cover_one(&mut covered, span);
+            redact_one(&mut redacted, span);
         }
-        covered
+        redacted
     }
 
-    /// `message` without the covered texts that it quotes.
-    pub(super) fn cover_words(&self, message: &str) -> String {
+    /// `message` with asterisks in place of the redacted texts that `message` quotes.
+    pub(super) fn redact_message(&self, message: &str) -> String {
         let mut message = message.to_owned();
         for text in self.texts.iter().filter(|text| !text.is_empty()) {
             message = message.replace(&format!("{text:?}"), "\"***\"");
@@ -184,9 +187,9 @@ fn credentials(source: &str, place: &Span) -> Vec<Span> {
     user.into_iter().chain(query).collect()
 }
 
-fn cover_one(covered: &mut String, place: Span) {
-    if let Some(stars) = covered.get(place.clone()).map(stars) {
-        covered.replace_range(place, &stars);
+fn redact_one(redacted: &mut String, place: Span) {
+    if let Some(stars) = redacted.get(place.clone()).map(stars) {
+        redacted.replace_range(place, &stars);
     }
 }
 
