@@ -26,7 +26,7 @@
 //! | [`store`] | remember it |
 //! | [`provider`] | who said it |
 //! | [`event`] | what was said |
-//! | [`client_tls`], [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`wire`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, who vouches for a server, how its URL is read, amounts, who could listen on the way to it, logs and metrics |
+//! | [`client_tls`], [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`spanned`], [`wire`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, who vouches for a server, how its URL is read, amounts, a TOML value with its places, who could listen on the way to it, logs and metrics |
 //!
 //! # Words
 //!
@@ -77,5 +77,6 @@ pub mod client_tls;
 pub(crate) mod postgres_url;
 pub mod quantity;
 pub mod secret;
+pub mod spanned;
 pub mod telemetry;
 pub mod wire;

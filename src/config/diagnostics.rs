@@ -1,140 +1,162 @@
-//! What serde says, said to somebody who writes a TOML file and no Rust.
+//! Diagnostics: an error becomes a problem, in words for somebody who writes a TOML file and no Rust.
 
 use super::{
+    redaction::Redaction,
     report::{Problem, Span},
     section::Hints,
-    way::Step,
 };
+use crate::spanned::{Found, Kind, Path, Place, TEXT_OR_TABLE};
 
 const TABLE: &str = "a table";
 
-/// What serde complains of.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Complaint {
-    /// A key that means nothing here.
-    UnknownKey { key: String, known: Vec<String> },
-    /// A key that has to be there.
-    MissingKey(String),
-    /// A word that is not one of those allowed.
-    UnknownWord { word: String, known: Vec<String> },
-    /// A value of another type, or out of range.
-    Wrong { found: String, expected: String },
-    /// Something that is not said by serde itself: what happened, and after a semicolon what to do.
-    Other(String),
+/// The name that serde gives to the type of an IP address with a port.
+const SOCKET_ADDRESS: &str = "socket address";
+
+/// Whether the value that the error is about may be a secret: nothing has read that value.
+pub(super) fn is_of_unread(error: &Kind, place: &Place) -> bool {
+    place.is_key
+        || match error {
+            Kind::InvalidType { expected, .. } => wants_table(expected),
+            Kind::UnknownVariant { variant, expected } => !is_word(variant, expected),
+            _ => false,
+        }
 }
 
-impl Complaint {
-    /// Whether what stands there may be anything, a secret too.
-    pub(super) fn is_of_unread(&self) -> bool {
-        match self {
-            Self::UnknownKey { .. } => true,
-            Self::Wrong { expected, .. } => expected == TABLE,
-            // A choice is a small word: what looks unlike one may be the secret of a table.
-            Self::UnknownWord { word, known } => {
-                let known = known.iter().map(String::as_str);
-                let is_small = word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-                !is_small && nearest(&word.to_lowercase(), known).is_none()
+/// Whether a table may stand where a type that serde calls `expected` is wanted. A text that stands
+/// there may be the secret that the table should refer to.
+fn wants_table(expected: &str) -> bool {
+    matches!(expected_name(expected), TABLE | TEXT_OR_TABLE)
+}
+
+/// Whether `text` looks like a choice. A text that does not may be the secret of a table.
+fn is_word(text: &str, choices: &[&str]) -> bool {
+    text.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+        || nearest(&text.to_lowercase(), choices.iter().copied()).is_some()
+}
+
+/// Writes an error as a problem of a table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Writer<'a> {
+    /// The name of the table that was read.
+    pub section: &'a str,
+    /// What to tell somebody whose table cannot be read.
+    pub hints: Hints<'a>,
+    /// What the problem must not quote.
+    pub redaction: &'a Redaction,
+}
+
+impl Writer<'_> {
+    /// The problem at the place of the error.
+    pub(super) fn problem(self, error: &Kind, place: &Place) -> Problem {
+        let around = place.path.parent();
+        let problem = match error {
+            Kind::UnknownField { field, expected } => self.unknown_field(&around, field, expected),
+            Kind::MissingField(field) => self.missing_field(&place.path, field),
+            Kind::DuplicateField(field) => Problem::new(format!("`{field}` is there twice")),
+            Kind::UnknownVariant { variant, expected } => {
+                let key = if place.is_key { &around } else { &place.path };
+                self.unknown_variant(key, variant, expected)
             }
-            Self::MissingKey(_) | Self::Other(_) => false,
+            Kind::InvalidType { found, expected } | Kind::InvalidValue { found, expected } => {
+                self.invalid(&place.path, found, expected)
+            }
+            Kind::InvalidLength { length, expected } => {
+                let (key, expected) = (&place.path, expected_name(expected));
+                Problem::new(format!("`{key}` must be {expected}, and has {length}"))
+            }
+            Kind::Message { message, expected } => match expected.as_deref() {
+                Some(SOCKET_ADDRESS) => no_socket_address(&place.path),
+                _ => problem(&self.redaction.redact_message(message)),
+            },
+        };
+        problem.at(place.span.clone())
+    }
+
+    /// The name of the table at `path`, as its header would have it.
+    fn table(self, path: &Path) -> String {
+        match path.to_string() {
+            path if path.is_empty() => self.section.to_owned(),
+            path => format!("{}.{path}", self.section),
         }
     }
 
-    /// Takes serde's message apart. One that it cannot take apart is shown as it is.
-    pub(super) fn new(message: &str) -> Self {
-        let mut ticked = message.split('`').skip(1).step_by(2).map(str::to_owned);
-        if message.starts_with("unknown field `") {
-            let key = ticked.next().unwrap_or_default();
-            let known = ticked.collect();
-            return Self::UnknownKey { key, known };
-        }
-        // The toml crate's own words for it, where an enum's variant holds the keys.
-        let unexpected = message.strip_prefix("unexpected keys in table: ");
-        if let Some((keys, known)) =
-            unexpected.and_then(|rest| rest.split_once(", available keys: "))
-        {
-            let key = keys.split(", ").next().unwrap_or_default().to_owned();
-            let known = known.split(", ").map(str::to_owned).collect();
-            return Self::UnknownKey { key, known };
-        }
-        if message.starts_with("unknown variant `") {
-            let word = ticked.next().unwrap_or_default();
-            let known = ticked.collect();
-            return Self::UnknownWord { word, known };
-        }
-        if message.starts_with("missing field `") {
-            return Self::MissingKey(ticked.next().unwrap_or_default());
-        }
-        let wrong = message.strip_prefix("invalid type: ");
-        let wrong = wrong.or_else(|| message.strip_prefix("invalid value: "));
-        match wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) {
-            Some((found, expected)) => {
-                let expected = expected_name(expected).to_owned();
-                let found = match found_name(found) {
-                    // What stands there may be the secret that the table should refer to.
-                    found if expected == TABLE && found.starts_with("the text ") => {
-                        "a text".to_owned()
-                    }
-                    found => found,
-                };
-                Self::Wrong { found, expected }
+    fn quote(self, text: &str) -> String {
+        self.redaction.redact_message(&format!("`{text}`"))
+    }
+
+    fn unknown_field(
+        self,
+        table: &Path,
+        field: &str,
+        expected: &'static [&'static str],
+    ) -> Problem {
+        let known: Vec<_> = self.hints.keys_of(table, expected).collect();
+        let help = match nearest(field, known.iter().copied()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None if known.is_empty() => "there are no keys here; take it out".to_owned(),
+            None => format!("the keys here are {}", list(known)),
+        };
+        let (field, table) = (self.quote(field), self.table(table));
+        Problem::new(format!("unknown key {field} in [{table}]")).help(help)
+    }
+
+    fn missing_field(self, table: &Path, field: &str) -> Problem {
+        let name = self.table(table);
+        let problem = Problem::new(format!("`{field}` is missing from [{name}]"));
+        match self.hints.example.trim() {
+            example if table.is_root() && !example.is_empty() => {
+                problem.help(format!("for example:\n{example}"))
             }
-            None => Self::Other(message.to_owned()),
+            _ => problem.help(format!("add a line `{field} = ...` there")),
         }
     }
 
-    /// The problem, still without its place. `table` is the name of the table that `key` stands in.
-    pub(super) fn into_problem(self, table: &str, key: &str, hints: Hints<'_>) -> Problem {
-        match self {
-            Self::UnknownKey { key, known } => {
-                let known: Vec<_> = candidates(&known, true, hints).collect();
-                let help = match nearest(&key, known.iter().copied()) {
-                    Some(meant) => format!("did you mean `{meant}`?"),
-                    None if known.is_empty() => "there are no keys here; take it out".to_owned(),
-                    None => format!("the keys here are {}", list(known)),
-                };
-                Problem::new(format!("unknown key `{key}` in [{table}]")).help(help)
-            }
-            Self::MissingKey(missing) => {
-                let problem = Problem::new(format!("`{missing}` is missing from [{table}]"));
-                match hints.example.trim() {
-                    "" => problem.help(format!("add a line `{missing} = ...` there")),
-                    example => problem.help(format!("for example:\n{example}")),
-                }
-            }
-            Self::UnknownWord {
-                ref word,
-                ref known,
-            } => {
-                let what = match self.is_of_unread() {
-                    true => "what stands there".to_owned(),
-                    false => format!("`{word}`"),
-                };
-                let known = known.iter().map(String::as_str);
-                let choices = format!("the choices are {}", list(known.clone()));
-                let help = match nearest(&word.to_lowercase(), known) {
-                    Some(meant) => format!("did you mean `{meant}`? {choices}"),
-                    None => choices,
-                };
-                Problem::new(format!("`{key}` cannot be {what}")).help(help)
-            }
-            Self::Wrong { found, expected } => {
-                Problem::new(format!("`{key}` must be {expected}, not {found}"))
-            }
-            Self::Other(message) if message == "invalid socket address syntax" => {
-                Problem::new(format!("`{key}` is not an IP address with a port")).help(
-                    "write \"127.0.0.1:8080\" for this machine alone, \"0.0.0.0:8080\" for every \
-                     network; host names are not looked up",
-                )
-            }
-            Self::Other(message) if message.starts_with("wanted ") => {
-                Problem::new(format!("`{key}` must be a text in quotes or a table"))
-            }
-            Self::Other(message) => problem(&message),
-        }
+    fn unknown_variant(
+        self,
+        key: &Path,
+        variant: &str,
+        expected: &'static [&'static str],
+    ) -> Problem {
+        let found = match is_word(variant, expected) {
+            true => self.quote(variant),
+            false => "what stands there".to_owned(),
+        };
+        let choices = format!("the choices are {}", list(expected.iter().copied()));
+        let help = match nearest(&variant.to_lowercase(), expected.iter().copied()) {
+            Some(meant) => format!("did you mean `{meant}`? {choices}"),
+            None => choices,
+        };
+        Problem::new(format!("`{key}` cannot be {found}")).help(help)
+    }
+
+    fn invalid(self, key: &Path, found: &Found, expected: &str) -> Problem {
+        let found = match found {
+            Found::Text(_) if wants_table(expected) => "a text".to_owned(),
+            Found::Number(_) if wants_table(expected) => "a number".to_owned(),
+            Found::Text(text) => format!("the text {text:?}"),
+            Found::Number(number) => format!("the number `{number}`"),
+            Found::Boolean(truth) => format!("`{truth}`"),
+            Found::Datetime => "a date or a time".to_owned(),
+            Found::Array => "a list".to_owned(),
+            Found::Table => TABLE.to_owned(),
+            Found::Other(other) => other.clone(),
+        };
+        let (expected, found) = (
+            expected_name(expected),
+            self.redaction.redact_message(&found),
+        );
+        Problem::new(format!("`{key}` must be {expected}, not {found}"))
     }
 }
 
-/// A problem in words of our own: what happened, and after a semicolon what to do.
+fn no_socket_address(key: &Path) -> Problem {
+    Problem::new(format!("`{key}` is not an IP address with a port")).help(
+        "write \"127.0.0.1:8080\" for this machine alone, \"0.0.0.0:8080\" for every network; host \
+         names are not looked up",
+    )
+}
+
+/// The problem that `message` is. The text behind its first semicolon is the help.
 pub(super) fn problem(message: &str) -> Problem {
     match message.split_once("; ") {
         Some((what, help)) => Problem::new(what).help(help),
@@ -171,17 +193,6 @@ pub(super) fn left_out(what: &str, kind: &str, place: Span) -> Problem {
     ))
 }
 
-/// The keys that could have been meant.
-pub(super) fn candidates<'a>(
-    known: &'a [String],
-    is_root: bool,
-    hints: Hints<'a>,
-) -> impl Iterator<Item = &'a str> {
-    let others = if is_root { hints.keys } else { &[] };
-    let known = known.iter().map(String::as_str);
-    known.chain(others.iter().copied())
-}
-
 /// The one of `all` that `word` was most likely meant to be.
 pub(super) fn nearest<'a>(word: &str, all: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |other: &str| match other.contains(word) || word.contains(other) {
@@ -206,38 +217,12 @@ pub(super) fn list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
-/// The keys on the way, as TOML would write them with dots.
-pub(super) fn path(steps: &[Step]) -> String {
-    let keys = steps.iter().filter_map(|step| match step {
-        Step::Key(key) => Some(key.as_str()),
-        Step::Item(_) => None,
-    });
-    keys.collect::<Vec<_>>().join(".")
-}
-
-fn found_name(found: &str) -> String {
-    for (serde, ours) in [
-        ("string ", "the text "),
-        ("integer ", "the number "),
-        ("floating point ", "the number "),
-        ("boolean ", ""),
-    ] {
-        if let Some(value) = found.strip_prefix(serde) {
-            return format!("{ours}{value}");
-        }
-    }
-    match found {
-        "sequence" => "a list".to_owned(),
-        "map" => "a table".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
+/// The words for a type that serde calls `expected`.
 fn expected_name(expected: &str) -> &str {
     match expected {
         "a string" => "a text in quotes",
         "path string" => "a path in quotes",
-        "socket address" => "an IP address with a port in quotes, such as \"127.0.0.1:8080\"",
+        SOCKET_ADDRESS => "an IP address with a port in quotes, such as \"127.0.0.1:8080\"",
         "a boolean" => "`true` or `false`",
         "a sequence" => "a list in square brackets",
         "a map" => TABLE,

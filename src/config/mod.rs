@@ -20,7 +20,6 @@ mod report;
 mod restart_required;
 mod section;
 mod syntax;
-mod way;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::{iter, net::SocketAddr, path::PathBuf};
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -17,7 +17,7 @@ use crate::{
     dispatch::{self, Consumer},
     event::{EndpointName, FAMILIES, Family, HandlerName},
     handler::{self, BuildContext, Factory},
-    http, provider, secret, store,
+    http, provider, secret, spanned, store,
 };
 
 /// Every section.
@@ -143,7 +143,7 @@ impl<'i> Reader<'_, 'i> {
 
     fn log(&mut self) -> Option<Log> {
         let mut section = self.section("log")?;
-        let log = section.read(Hints::default(), &mut self.findings, Log::deserialize)?;
+        let log = section.read(Hints::default(), &mut self.findings, deserialize::<Log>)?;
         check::log(&log, &section, &mut self.findings);
         Some(log)
     }
@@ -151,7 +151,7 @@ impl<'i> Reader<'_, 'i> {
     fn doors(&mut self) -> Option<(http::Settings, admin::Settings)> {
         let server = self.section("server").and_then(|mut section| {
             let hints = Hints::default();
-            let server = section.read(hints, &mut self.findings, http::Settings::deserialize)?;
+            let server = section.read(hints, &mut self.findings, deserialize::<http::Settings>)?;
             check::server(&server, &section, &mut self.findings);
             Some((server, section))
         });
@@ -169,7 +169,7 @@ impl<'i> Reader<'_, 'i> {
     pub(super) fn admin(&mut self) -> Option<(admin::Settings, Section<'i>)> {
         let mut section = self.section("admin")?;
         let hints = Hints::default();
-        let admin = section.read(hints, &mut self.findings, admin::Settings::deserialize)?;
+        let admin = section.read(hints, &mut self.findings, deserialize::<admin::Settings>)?;
         check::admin(&admin, &section, &mut self.findings);
         Some((admin, section))
     }
@@ -319,7 +319,8 @@ impl<'i> Reader<'_, 'i> {
             keys: &[],
             example: "events = [\"*\"]",
         };
-        let settings = section.read(hints, &mut self.findings, dispatch::Settings::deserialize)?;
+        let settings =
+            section.read(hints, &mut self.findings, deserialize::<dispatch::Settings>)?;
         let concurrency = match (&factory, section.place_at(&["concurrency"])) {
             (Some(factory), None) => factory.concurrency(),
             _ => settings.concurrency,
@@ -396,6 +397,10 @@ impl<'i> Reader<'_, 'i> {
         }
         Some(factory)
     }
+}
+
+fn deserialize<T: DeserializeOwned>(value: spanned::Deserializer<'_>) -> Result<T, spanned::Error> {
+    T::deserialize(value)
 }
 
 /// What an endpoint looks like, whatever its provider.

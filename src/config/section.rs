@@ -1,18 +1,17 @@
-//! One table of the file with the places of everything in it, and how it is read whole in spite of
-//! mistakes.
+//! One table of the file, and a reading of the table that finds every mistake.
 //!
-//! Serde stops at the first mistake in a table. So a table is read again and again, each time
-//! without the entry that was found to be wrong, until what is left can be read or lacks something.
-//! What is missed only because it was taken out is not reported.
+//! Serde stops at the first mistake in a table. A section reads its table again and again, and skips
+//! the values that were wrong before, until the rest can be read or the table itself is refused. A
+//! skipped value is not reported as missing.
 
-use toml::de::{DeString, DeTable, DeValue, Error, ValueDeserializer};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::{
-    diagnostics::{self, Complaint},
+    diagnostics,
     redaction::Redaction,
     report::{Problem, Span},
-    way::{self, Fault, Removed, Step},
 };
+use crate::spanned::{Deserializer, Error, Kind, Path, Place};
 
 /// A value with its place.
 pub(super) type Value<'i> = toml::Spanned<DeValue<'i>>;
@@ -58,8 +57,8 @@ pub(super) struct Section<'i> {
     pub place: Option<Span>,
     /// What stands in it.
     pub table: DeTable<'i>,
-    /// Keys that have been found mistyped, by what they were meant to be: not missing.
-    mistyped: Vec<String>,
+    /// The paths that mistyped keys were meant to have. The keys at these paths are not missing.
+    mistyped: Vec<Path>,
 }
 
 /// What to tell somebody whose table cannot be read.
@@ -69,6 +68,18 @@ pub(super) struct Hints<'a> {
     pub keys: &'a [&'a str],
     /// The table as it could look.
     pub example: &'a str,
+}
+
+impl<'a> Hints<'a> {
+    /// The keys that may stand in `table`, of which its reader knows `own`.
+    pub(super) fn keys_of(
+        self,
+        table: &Path,
+        own: &'static [&'static str],
+    ) -> impl Iterator<Item = &'a str> {
+        let others = if table.is_root() { self.keys } else { &[] };
+        own.iter().copied().chain(others.iter().copied())
+    }
 }
 
 impl<'i> Section<'i> {
@@ -180,7 +191,7 @@ impl<'i> Section<'i> {
         other
     }
 
-    /// Does not miss what was mistyped in `other`, a part of the same table.
+    /// Does not report a key as missing that was mistyped in `other`, a part of the same table.
     pub(super) fn excuse(&mut self, other: &Self) {
         self.mistyped.extend_from_slice(&other.mistyped);
     }
@@ -216,98 +227,74 @@ impl<'i> Section<'i> {
         values.for_each(|value| findings.redaction.add_unread(value));
     }
 
-    /// Reads it, reporting all that is wrong with it.
+    /// Reads the table with `read`, and reports everything that is wrong with the table.
     pub(super) fn read<T>(
         &mut self,
         hints: Hints<'_>,
         findings: &mut Findings,
-        read: impl Fn(ValueDeserializer<'i>) -> Result<T, Error>,
+        read: impl Fn(Deserializer<'_>) -> Result<T, Error>,
     ) -> Option<T> {
-        let root = self.place.clone().unwrap_or(0..0);
-        let mut rest = toml::Spanned::new(root, DeValue::Table(self.table.clone()));
-        let mut removed = Vec::new();
+        let span = self.place.clone().unwrap_or(0..0);
+        let root = toml::Spanned::new(span.clone(), DeValue::Table(self.table.clone()));
+        let mut wrong: Vec<Path> = Vec::new();
         loop {
-            let error = match read(ValueDeserializer::from(rest.clone())) {
-                Ok(value) => return removed.is_empty().then_some(value),
+            let error = match read(Deserializer::skipping(&root, &wrong)) {
+                Ok(value) => return wrong.is_empty().then_some(value),
                 Err(error) => error,
             };
-            let fault = Fault::find(&rest, &error, &read);
-            let complaint = Complaint::new(&findings.redaction.redact_message(error.message()));
-            let is_consequence = match &complaint {
-                Complaint::MissingKey(key) => {
-                    removed.contains(&Removed::key(&fault.place, key))
-                        || (fault.steps.is_empty() && self.mistyped.contains(key))
-                }
-                _ => removed.iter().any(|removed| removed.from == fault.place),
-            };
-            if !is_consequence {
-                removed.extend(self.mistyping(&complaint, &fault, &rest, hints));
-                if fault.is_key || complaint.is_of_unread() {
-                    let unread = way::at(&rest, &fault.steps).into_iter();
+            let place = error.place.unwrap_or_else(|| Place {
+                path: Path::default(),
+                span: span.clone(),
+                is_key: false,
+            });
+            if !self.explains(&wrong, &error.kind, &place) {
+                self.report(&error.kind, &place, hints, findings);
+                self.mistyped.extend(meant(&error.kind, &place, hints));
+                if diagnostics::is_of_unread(&error.kind, &place) {
+                    let unread = place.path.find(&root).into_iter();
                     unread.for_each(|value| findings.redaction.add_unread(value));
                 }
-                self.report(complaint, fault.clone(), hints, findings);
             }
-            // What is wrong with the whole table cannot be taken out of it.
-            removed.push(way::remove(&mut rest, &fault.steps)?);
+            // The root cannot be skipped, and a skipped value cannot be wrong again.
+            if place.path.is_root() || wrong.contains(&place.path) {
+                return None;
+            }
+            wrong.push(place.path);
         }
     }
 
-    /// The key that a mistyped one was meant to be, which is then not missing. Where it belongs to
-    /// another reader of this table, that one is told through `mistyped`.
-    fn mistyping(
-        &mut self,
-        complaint: &Complaint,
-        fault: &Fault,
-        rest: &Value<'_>,
-        hints: Hints<'_>,
-    ) -> Option<Removed> {
-        let Complaint::UnknownKey { key, known } = complaint else {
-            return None;
+    /// Whether an earlier mistake is the cause of `error`. The values at `wrong` were skipped.
+    fn explains(&self, wrong: &[Path], error: &Kind, place: &Place) -> bool {
+        match error {
+            Kind::MissingField(field) => {
+                let missing = place.path.key(field);
+                wrong.contains(&missing) || self.mistyped.contains(&missing)
+            }
+            // A table or a list that lacks a skipped entry may be refused for that reason alone.
+            _ => !place.is_key && wrong.iter().any(|wrong| wrong.parent() == place.path),
+        }
+    }
+
+    fn report(&self, error: &Kind, place: &Place, hints: Hints<'_>, findings: &mut Findings) {
+        let writer = diagnostics::Writer {
+            section: &self.name,
+            hints,
+            redaction: &findings.redaction,
         };
-        let is_root = fault.around().is_empty();
-        let meant = diagnostics::nearest(key, diagnostics::candidates(known, is_root, hints))?;
-        if is_root {
-            self.mistyped.push(meant.to_owned());
+        let problem = writer.problem(error, place);
+        match error {
+            Kind::MissingField(_) => findings.add_missing(problem),
+            _ => findings.add(problem),
         }
-        let around = way::at(rest, fault.around())?;
-        Some(Removed::key(&around.span(), meant))
     }
+}
 
-    fn report(
-        &self,
-        complaint: Complaint,
-        fault: Fault,
-        hints: Hints<'_>,
-        findings: &mut Findings,
-    ) {
-        let is_missing = matches!(complaint, Complaint::MissingKey(_));
-        let table = self.name_of(if is_missing {
-            &fault.steps
-        } else {
-            fault.around()
-        });
-        let is_root = table == self.name;
-        // An example and other readers' keys are those of the table itself, not of one inside it.
-        let hints = if is_root { hints } else { Hints::default() };
-        let is_word = matches!(complaint, Complaint::UnknownWord { .. });
-        let key = match is_word && fault.is_key {
-            true => diagnostics::path(fault.around()),
-            false => diagnostics::path(&fault.steps),
-        };
-        let problem = complaint.into_problem(&table, &key, hints).at(fault.place);
-        if is_missing {
-            findings.add_missing(problem);
-        } else {
-            findings.add(problem);
-        }
-    }
-
-    /// The name of the table that `steps` lead to.
-    fn name_of(&self, steps: &[Step]) -> String {
-        match diagnostics::path(steps) {
-            path if path.is_empty() => self.name.clone(),
-            path => format!("{}.{path}", self.name),
-        }
-    }
+/// The path that a mistyped key was most likely meant to have.
+fn meant(error: &Kind, place: &Place, hints: Hints<'_>) -> Option<Path> {
+    let Kind::UnknownField { field, expected } = error else {
+        return None;
+    };
+    let table = place.path.parent();
+    let meant = diagnostics::nearest(field, hints.keys_of(&table, expected))?;
+    Some(table.key(meant))
 }

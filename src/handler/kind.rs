@@ -3,7 +3,7 @@
 use std::{fmt, num::NonZeroUsize, path::Path};
 
 use super::{AnyHandler, BuildContext, BuildError, HandlerKind};
-use crate::wire::Exposure;
+use crate::{spanned, wire::Exposure};
 
 /// A [`HandlerKind`] with its type erased: one line of [`KINDS`](super::KINDS).
 #[derive(Clone, Copy)]
@@ -12,7 +12,7 @@ pub struct Kind {
     pub kind: &'static str,
     /// [`HandlerKind::EXAMPLE`].
     pub example: &'static str,
-    read: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Factory>, toml::de::Error>,
+    read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Factory>, spanned::Error>,
 }
 
 impl Kind {
@@ -32,8 +32,8 @@ impl Kind {
     /// When they are not this kind's.
     pub fn read(
         &self,
-        settings: toml::de::ValueDeserializer<'_>,
-    ) -> Result<Box<dyn Factory>, toml::de::Error> {
+        settings: spanned::Deserializer<'_>,
+    ) -> Result<Box<dyn Factory>, spanned::Error> {
         (self.read)(settings)
     }
 }

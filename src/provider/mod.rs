@@ -27,7 +27,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
-use crate::event::{self, DedupeKey, EndpointName, EventId, Notification, OrderingKeys};
+use crate::{
+    event::{self, DedupeKey, EndpointName, EventId, Notification, OrderingKeys},
+    spanned,
+};
 
 /// What came in, unbelieved.
 #[derive(Debug)]
@@ -78,7 +81,7 @@ pub struct Entry {
     /// [`Kind::EXAMPLE`].
     pub example: &'static str,
     /// Reads an endpoint's settings and builds its provider.
-    pub build: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Provider>, toml::de::Error>,
+    pub build: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Provider>, spanned::Error>,
 }
 
 /// Every provider.

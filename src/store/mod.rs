@@ -51,6 +51,7 @@ use record::shorten;
 use crate::{
     event::{EventId, EventName, HandlerName, Notification, Pattern},
     provider::Verified,
+    spanned,
     telemetry::Metrics,
     wire::Exposure,
 };
@@ -483,7 +484,7 @@ pub struct Entry {
     /// [`Kind::KIND`].
     pub kind: &'static str,
     /// Reads its settings.
-    pub read: fn(toml::de::ValueDeserializer<'_>) -> Result<Box<dyn Engine>, toml::de::Error>,
+    pub read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Engine>, spanned::Error>,
 }
 
 /// Every engine.

@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["event"],
     &["client_tls"],
     &["secret", "authorities", "postgres_url", "quantity"],
-    &["wire"],
+    &["wire", "spanned"],
     &["telemetry"],
 ];
 

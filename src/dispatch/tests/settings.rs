@@ -21,6 +21,7 @@ async fn every_kind_of_handler_builds_from_its_example() {
     use crate::{
         handler::{BuildContext, KINDS},
         secret::{self, Sources},
+        spanned,
     };
     let sources = Sources {
         env: |name| Some(format!("the value of {name}")),
@@ -48,10 +49,12 @@ async fn every_kind_of_handler_builds_from_its_example() {
         }
         let table = |table| {
             let value = toml::de::DeValue::Table(table);
-            toml::de::ValueDeserializer::from(toml::Spanned::new(span.clone(), value))
+            toml::Spanned::new(span.clone(), value)
         };
-        let settings = Settings::deserialize(table(common)).unwrap();
-        let factory = secret::with(sources, || kind.read(table(entry))).unwrap();
+        let (common, own) = (table(common), table(entry));
+        let settings = Settings::deserialize(spanned::Deserializer::new(&common)).unwrap();
+        let own = spanned::Deserializer::new(&own);
+        let factory = secret::with(sources, || kind.read(own)).unwrap();
         let context = BuildContext {
             name: name.as_str().into(),
             concurrency: settings.concurrency.get(),

@@ -48,7 +48,8 @@ fn provider(name: &str, settings: &str) -> Box<dyn Provider> {
         inline: true,
     };
     secret::with(sources, || {
-        let settings = toml::de::ValueDeserializer::parse(settings).unwrap();
+        let settings = toml::de::DeValue::parse(settings).unwrap();
+        let settings = crate::spanned::Deserializer::new(&settings);
         (Entry::named(name).unwrap().build)(settings).unwrap()
     })
 }

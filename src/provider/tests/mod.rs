@@ -6,25 +6,27 @@ mod zoom;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use toml::de::ValueDeserializer;
+use toml::de::DeValue;
 
 use super::{Admission, Composed, Entry, Message, PROVIDERS, Provider, Reason, Refusal, Reply};
 use crate::{
     event::{DedupeKey, EndpointName, FAMILIES},
     secret::{self, Sources},
+    spanned,
 };
 
 /// When the signatures in these tests were made: 2026-03-04 15:21:07 UTC.
 const SIGNED_AT: i64 = 1_772_637_667;
 
-fn read(name: &str, settings: &str) -> Result<Box<dyn Provider>, toml::de::Error> {
+fn read(name: &str, settings: &str) -> Result<Box<dyn Provider>, spanned::Error> {
     let sources = Sources {
         env: |_| None,
         inline: true,
     };
     let entry = Entry::named(name).expect("the provider is known");
+    let settings = DeValue::parse(settings).expect("the settings are TOML");
     secret::with(sources, || {
-        (entry.build)(ValueDeserializer::parse(settings)?)
+        (entry.build)(spanned::Deserializer::new(&settings))
     })
 }
 
