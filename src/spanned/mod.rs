@@ -1,128 +1,35 @@
 //! A serde deserializer over a TOML value with spans, and an error that says in data what is wrong.
 //!
-//! The TOML crate has such a deserializer too. Its error is an English sentence, and a reader of that
-//! sentence has to guess which key was unknown and which value had the wrong type. Serde tells a
-//! deserializer these things apart: [`de::Error`] has one constructor for each kind of mistake, and
-//! derived impls call these constructors. [`Error`] keeps what they are called with.
+//! The TOML crate has such a deserializer too. The error of that deserializer is an English
+//! sentence, and a program has to guess from the sentence which key was unknown. Serde itself does
+//! not guess: [`de::Error`] has one constructor for each kind of mistake, and derived impls call
+//! these constructors. [`Error`] keeps the arguments of the call.
 //!
-//! **Invariant:** an error that a [`Deserializer`] returns has a [`Place`]: the path of the value from
-//! the root, and the span of the value or of its key.
+//! **Invariant:** an error that a [`Deserializer`] returns has a [`Place`]: the path of the value
+//! from the root, and the span of the value or of its key.
 //!
-//! Serde stops at the first mistake. A [`Deserializer`] can skip the values at given paths, so that a
-//! caller who wants every mistake reads again without the values that were wrong. A skipped item of an
-//! array keeps its index, so that a path means the same in each reading.
+//! Serde stops at the first mistake. A [`Deserializer`] can skip the values at given paths, so that
+//! a caller who wants every mistake reads again without the values that were wrong. A skipped item
+//! of an array leaves its index unused, so that a path means the same in each reading.
 //!
 //! TOML has no null and serde has no date. A date or a time is visited as a unit, which no setting
 //! takes.
 
-use std::{fmt, ops::Range, vec};
+mod error;
+mod path;
 
-use serde::de::{self, Unexpected, value::BorrowedStrDeserializer};
+use std::vec;
+
+use serde::de::{self, value::BorrowedStrDeserializer};
 use toml::{
     Spanned,
     de::{DeInteger, DeString, DeTable, DeValue},
 };
 
-/// What is wrong, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
-    /// What is wrong.
-    pub kind: Kind,
-    /// Where; `None` until the error leaves a [`Deserializer`].
-    pub place: Option<Place>,
-}
+use path::Step;
 
-/// What is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A table has a key that it cannot have.
-    UnknownField {
-        /// The key.
-        field: String,
-        /// The keys that the table can have.
-        expected: &'static [&'static str],
-    },
-    /// A table lacks a key.
-    MissingField(&'static str),
-    /// A table has a key twice, once under another name.
-    DuplicateField(&'static str),
-    /// A text, or the key of a table with one key, is none of the choices.
-    UnknownVariant {
-        /// The text.
-        variant: String,
-        /// The choices.
-        expected: &'static [&'static str],
-    },
-    /// A value has the wrong type.
-    InvalidType {
-        /// The value.
-        found: Found,
-        /// The type, as its visitor calls it.
-        expected: String,
-    },
-    /// A value has the right type and is out of range.
-    InvalidValue {
-        /// The value.
-        found: Found,
-        /// The type, as its visitor calls it.
-        expected: String,
-    },
-    /// A table or an array has the wrong number of entries.
-    InvalidLength {
-        /// How many entries it has.
-        length: usize,
-        /// The type, as its visitor calls it.
-        expected: String,
-    },
-    /// A type says by itself what is wrong.
-    Message {
-        /// Its message.
-        message: String,
-        /// The type, as its visitor calls it, where the visitor was given a text.
-        expected: Option<String>,
-    },
-}
-
-/// The value that an error is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// A text.
-    Text(String),
-    /// An integer or a float, as TOML writes it.
-    Number(String),
-    /// `true` or `false`.
-    Boolean(bool),
-    /// A date, a time, or both.
-    Datetime,
-    /// An array.
-    Array,
-    /// A table.
-    Table,
-    /// A value that only serde knows.
-    Other(String),
-}
-
-/// Where a value stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The path of the value.
-    pub path: Path,
-    /// The span of the value, or of its key.
-    pub span: Range<usize>,
-    /// Whether the span is that of the key, so that nothing has read the value.
-    pub is_key: bool,
-}
-
-/// The path of a value from the root.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Path(Vec<Step>);
-
-/// One step from a table or an array to an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    Key(String),
-    Index(usize),
-}
+pub use error::{Error, Found, Kind};
+pub use path::{Path, Place};
 
 /// Deserializes a value, and skips parts of the value.
 #[derive(Clone, Debug)]
@@ -131,162 +38,6 @@ pub struct Deserializer<'de> {
     path: Path,
     skipped: &'de [Path],
 }
-
-// === impl Path ===
-
-impl Path {
-    /// Whether this is the path of the root.
-    pub const fn is_root(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The path of the entry `key` of the table at this path.
-    pub fn key(&self, key: &str) -> Self {
-        self.step(Step::Key(key.to_owned()))
-    }
-
-    fn step(&self, step: Step) -> Self {
-        Self(self.0.iter().cloned().chain([step]).collect())
-    }
-
-    /// The path of the table or array that holds the value at this path.
-    pub fn parent(&self) -> Self {
-        Self(
-            self.0
-                .split_last()
-                .map_or(&[][..], |(_, rest)| rest)
-                .to_vec(),
-        )
-    }
-
-    /// The value at this path from `root`.
-    pub fn find<'a, 'i>(&self, root: &'a Spanned<DeValue<'i>>) -> Option<&'a Spanned<DeValue<'i>>> {
-        self.0.iter().try_fold(root, |value, step| match step {
-            Step::Key(key) => value.get_ref().get(key.as_str()),
-            Step::Index(index) => value.get_ref().get(*index),
-        })
-    }
-}
-
-/// The keys as TOML writes them, with dots between them. An index is left out.
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys = self.0.iter().filter_map(|step| match step {
-            Step::Key(key) => Some(key.as_str()),
-            Step::Index(_) => None,
-        });
-        f.write_str(&keys.collect::<Vec<_>>().join("."))
-    }
-}
-
-// === impl Error ===
-
-impl Error {
-    const fn new(kind: Kind) -> Self {
-        Self { kind, place: None }
-    }
-
-    /// Puts an error without a place at `place`.
-    fn at(self, place: Place) -> Self {
-        Self {
-            place: self.place.or(Some(place)),
-            ..self
-        }
-    }
-
-    /// Says what the visitor that refused a text calls its type.
-    fn expecting(mut self, name: String) -> Self {
-        if let (Kind::Message { expected, .. }, None) = (&mut self.kind, &self.place) {
-            expected.get_or_insert(name);
-        }
-        self
-    }
-}
-
-impl de::Error for Error {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        let (message, expected) = (message.to_string(), None);
-        Self::new(Kind::Message { message, expected })
-    }
-
-    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        let (found, expected) = (found.into(), expected.to_string());
-        Self::new(Kind::InvalidType { found, expected })
-    }
-
-    fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        let (found, expected) = (found.into(), expected.to_string());
-        Self::new(Kind::InvalidValue { found, expected })
-    }
-
-    fn invalid_length(length: usize, expected: &dyn de::Expected) -> Self {
-        let expected = expected.to_string();
-        Self::new(Kind::InvalidLength { length, expected })
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        let variant = variant.to_owned();
-        Self::new(Kind::UnknownVariant { variant, expected })
-    }
-
-    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        let field = field.to_owned();
-        Self::new(Kind::UnknownField { field, expected })
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self::new(Kind::MissingField(field))
-    }
-
-    fn duplicate_field(field: &'static str) -> Self {
-        Self::new(Kind::DuplicateField(field))
-    }
-}
-
-impl std::error::Error for Error {}
-
-/// For developers. A reader of a configuration gets a report, which the config floor writes.
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.kind, &self.place) {
-            (Kind::Message { message, .. }, _) => f.write_str(message),
-            (kind, Some(place)) => write!(f, "{kind:?} at `{}`", place.path),
-            (kind, None) => write!(f, "{kind:?}"),
-        }
-    }
-}
-
-impl From<Unexpected<'_>> for Found {
-    fn from(found: Unexpected<'_>) -> Self {
-        match found {
-            Unexpected::Str(text) => Self::Text(text.to_owned()),
-            Unexpected::Unsigned(number) => Self::Number(number.to_string()),
-            Unexpected::Signed(number) => Self::Number(number.to_string()),
-            Unexpected::Float(number) => Self::Number(format!("{number:?}")),
-            Unexpected::Bool(truth) => Self::Boolean(truth),
-            Unexpected::Unit => Self::Datetime,
-            Unexpected::Seq => Self::Array,
-            Unexpected::Map => Self::Table,
-            other => Self::Other(other.to_string()),
-        }
-    }
-}
-
-impl From<&DeValue<'_>> for Found {
-    fn from(value: &DeValue<'_>) -> Self {
-        match value {
-            DeValue::String(text) => Self::Text(text.to_string()),
-            DeValue::Integer(number) => Self::Number(number.to_string()),
-            DeValue::Float(number) => Self::Number(number.to_string()),
-            DeValue::Boolean(truth) => Self::Boolean(*truth),
-            DeValue::Datetime(_) => Self::Datetime,
-            DeValue::Array(_) => Self::Array,
-            DeValue::Table(_) => Self::Table,
-        }
-    }
-}
-
-// === impl Deserializer ===
 
 impl<'de> Deserializer<'de> {
     /// Deserializes all of `root`.
@@ -385,7 +136,7 @@ impl<'de> Deserializer<'de> {
     }
 }
 
-/// What a choice is made by.
+/// The name of the type of a choice.
 pub(crate) const TEXT_OR_TABLE: &str = "a text in quotes or a table";
 
 fn visit_integer<'de, V: de::Visitor<'de>>(
