@@ -16,7 +16,9 @@ const SOCKET_ADDRESS: &str = "socket address";
 pub(super) fn is_of_unread(error: &Kind, place: &Place) -> bool {
     place.is_key
         || match error {
-            Kind::InvalidType { expected, .. } => wants_table(expected),
+            Kind::InvalidType { found, expected } => {
+                matches!(found, Found::Array | Found::Table) || wants_table(expected)
+            }
             Kind::UnknownVariant { variant, expected } => !is_word(variant, expected),
             _ => false,
         }

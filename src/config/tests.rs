@@ -378,6 +378,7 @@ fn a_secret_is_shown_by_no_report() {
         "require = { header = { name = \"a b\", value = \"hunter2\" } }",
         "require = \"hunter2\"",
         "require = [\"hunter2\"]",
+        "require = { basic = { username = [\"hunter2\"] } }",
     ] {
         let text =
             format!("[endpoints.a]\nfamily = \"zoom.number-management\"\npath = 1\n{line}\n");
