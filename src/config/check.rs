@@ -1,4 +1,4 @@
-//! What no struct can tell of itself: rules between keys, between sections, and of names.
+//! The rules that no single setting can check: rules between keys, between sections, and of names.
 
 use std::{
     fs::File,
@@ -34,12 +34,12 @@ pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findin
     findings.add(problem.at(place).help(help));
 }
 
-/// What only one can have, with the place where somebody has it.
+/// The things that only one entry can have, each with the place of its owner.
 #[derive(Debug, Default)]
 pub(super) struct Taken<T>(Vec<(T, Span)>);
 
 impl<T: PartialEq> Taken<T> {
-    /// Gives `thing` to whoever says so at `place`, unless it is taken, which is `problem`.
+    /// Gives `thing` to the entry at `place`. Reports `problem` when another entry has `thing`.
     fn take(&mut self, thing: T, place: Span, problem: Problem, findings: &mut Findings) {
         match self.0.iter().find(|(other, _)| *other == thing) {
             Some((_, first)) => {
@@ -63,8 +63,8 @@ pub(super) fn path(path: &str, place: Span, taken: &mut Taken<String>, findings:
     }
 }
 
-/// Checks the file that a handler has to itself, which the setting `key` names. Paths that lead to
-/// one file by links or by `..` are not seen through.
+/// Checks that one handler alone writes to the file at `path`, which the setting `key` names. Two
+/// paths that lead to one file by a link or by `..` count as two files.
 pub(super) fn own_file(
     (key, path): (&str, &Path),
     section: &Section<'_>,
@@ -200,7 +200,7 @@ pub(super) fn admin(admin: &admin::Settings, section: &Section<'_>, findings: &m
     }
 }
 
-/// Checks that both listeners can be had at once.
+/// Checks that both listeners can listen at the same time.
 pub(super) fn doors(
     (server_section, server): (&Section<'_>, SocketAddr),
     (admin_section, admin): (&Section<'_>, SocketAddr),
@@ -227,12 +227,12 @@ pub(super) fn doors(
     });
 }
 
-/// Whether only this machine can reach it.
+/// Whether only this machine can reach `address`.
 pub(super) fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-/// Checks what every handler has.
+/// Checks the settings that every handler has.
 pub(super) fn dispatch(
     settings: &dispatch::Settings,
     section: &Section<'_>,
@@ -304,7 +304,7 @@ pub(super) fn exposures(
     }
 }
 
-/// Adds a problem of the value at `path`, or of the section where the value is a default.
+/// Adds a problem at the value at `path`, or at the section when the file leaves the value out.
 pub(super) fn add(section: &Section<'_>, path: &[&str], problem: Problem, findings: &mut Findings) {
     findings.add(match section.place_of(path) {
         Some(place) => problem.at(place),

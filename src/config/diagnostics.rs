@@ -1,4 +1,4 @@
-//! Diagnostics: an error becomes a problem, in words for somebody who writes a TOML file and no Rust.
+//! Diagnostics: an error becomes a problem. Problems speak to somebody who writes TOML and no Rust.
 
 use super::{
     redaction::Redaction,
@@ -12,7 +12,7 @@ const TABLE: &str = "a table";
 /// The name that serde gives to the type of an IP address with a port.
 const SOCKET_ADDRESS: &str = "socket address";
 
-/// Whether the value that the error is about may be a secret: nothing has read that value.
+/// Whether the value at `place` may be a secret, since nothing has read the value.
 pub(super) fn is_of_unread(error: &Kind, place: &Place) -> bool {
     place.is_key
         || match error {
@@ -24,8 +24,8 @@ pub(super) fn is_of_unread(error: &Kind, place: &Place) -> bool {
         }
 }
 
-/// Whether a table may stand where a type that serde calls `expected` is wanted. A text that stands
-/// there may be the secret that the table should refer to.
+/// Whether the type that serde calls `expected` is a table. A text in place of a table may be the
+/// secret that the table should refer to.
 fn wants_table(expected: &str) -> bool {
     matches!(expected_name(expected), TABLE | TEXT_OR_TABLE)
 }
@@ -41,9 +41,9 @@ fn is_word(text: &str, choices: &[&str]) -> bool {
 pub(super) struct Writer<'a> {
     /// The name of the table that was read.
     pub section: &'a str,
-    /// What to tell somebody whose table cannot be read.
+    /// The other keys of the table, and an example.
     pub hints: Hints<'a>,
-    /// What the problem must not quote.
+    /// The texts that the problem must not quote.
     pub redaction: &'a Redaction,
 }
 
@@ -166,7 +166,7 @@ pub(super) fn problem(message: &str) -> Problem {
     }
 }
 
-/// A name that no table knows.
+/// The problem that `name` is none of the `known` names.
 pub(super) fn unknown<'a>(
     what: &str,
     name: &str,
@@ -183,7 +183,7 @@ pub(super) fn unknown<'a>(
         .help(help)
 }
 
-/// A kind of something that was not asked for when hookswitch was built.
+/// The problem that this hookswitch was built without `what`, such as a kind of handler.
 pub(super) fn left_out(what: &str, kind: &str, place: Span) -> Problem {
     Problem::new(format!(
         "this hookswitch was built without the {what} {kind:?}"
@@ -209,7 +209,7 @@ pub(super) fn nearest<'a>(word: &str, all: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, other)| other)
 }
 
-/// `a`, `b` or `c`.
+/// `a`, `b` and `c`.
 pub(super) fn list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let words: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
     match words.split_last() {

@@ -1,16 +1,17 @@
-//! The TOML file: read, checked whole, and turned into what the floors are built from.
+//! The configuration: a TOML file, or a report of everything that is wrong with the file.
 //!
-//! **Invariant:** a [`Config`] in hand can be started: what the file, the environment and the
-//! handlers' own settings can tell beforehand has been asked.
+//! **Invariant:** a service can start from a [`Config`]. The file, the environment and the settings
+//! of each handler have been checked.
 //!
-//! **Invariant:** everything that is wrong comes out in one [`Report`], each problem at its place,
-//! and no secret with it.
+//! **Invariant:** one [`Report`] has every problem of a file. Each problem has its place, and no
+//! problem shows a secret.
 //!
-//! **Invariant:** the environment is read here and nowhere else.
+//! **Invariant:** this floor alone reads the environment.
 //!
-//! Reading has two phases, so that no error loses its place. The file becomes a table that knows
-//! where everything stands; `kind` and `family` are taken out of it and looked up in their tables;
-//! what is left goes to the entry that was found, as its own struct.
+//! A file is read in two phases, so that each error keeps its place. First, the parser makes a table
+//! with spans, and the reader looks `kind` and `family` up. Second, the entry that was found reads
+//! the rest of its table through a [`spanned::Deserializer`](crate::spanned::Deserializer). The
+//! diagnostics turn the errors of that deserializer into problems.
 
 mod check;
 mod diagnostics;
@@ -50,7 +51,7 @@ pub struct Config {
     pub handlers: Vec<dispatch::Consumer>,
     /// The sections that require a restart when they change.
     pub restart_required: RestartRequired,
-    /// What is worth a second look before it is used; empty where there is nothing.
+    /// The warnings. Most files have none.
     pub warnings: Report,
 }
 
@@ -73,12 +74,12 @@ impl Default for Log {
     }
 }
 
-/// Reads the file at `path`. `kinds` are the kinds of handlers that it may name, and `env` looks
-/// environment variables up: [`environment`] everywhere but in tests.
+/// Reads the file at `path`. The file may name the handlers in `kinds`. `env` looks an environment
+/// variable up: it is [`environment`] everywhere but in tests.
 ///
 /// # Errors
 ///
-/// A report of everything that is wrong with it.
+/// A report of everything that is wrong with the file.
 pub fn load(
     path: &Path,
     kinds: &[handler::Kind],
@@ -87,11 +88,11 @@ pub fn load(
     parse(path, &text(path)?, kinds, env)
 }
 
-/// Reads `text` as [`load`] reads a file. `path` is only named in the report.
+/// Reads `text` as [`load`] reads a file. The report names `path`; nothing opens `path`.
 ///
 /// # Errors
 ///
-/// A report of everything that is wrong with it.
+/// A report of everything that is wrong with `text`.
 pub fn parse(
     path: &Path,
     text: &str,
@@ -102,7 +103,7 @@ pub fn parse(
     Ok(Config { warnings, ..config })
 }
 
-/// Reads only `[store]`, for commands that work where the endpoints' secrets are not at hand.
+/// Reads only `[store]`, for commands that run without the secrets of the endpoints.
 ///
 /// # Errors
 ///
@@ -122,7 +123,7 @@ pub fn load_admin(path: &Path) -> Result<admin::Settings, Report> {
     Ok(part(path, &text(path)?, &[], environment, admin)?.0)
 }
 
-/// Reads what `part` reads, and what there is to warn of in it.
+/// Reads the part of `text` that `part` reads. The report holds the warnings of that part.
 fn part<T>(
     path: &Path,
     text: &str,

@@ -1,4 +1,4 @@
-//! From text to [`Config`], section by section.
+//! A reader of the whole file, section by section.
 
 use std::{iter, net::SocketAddr, path::PathBuf};
 
@@ -25,8 +25,8 @@ const SECTIONS: &[&str] = &["log", "server", "admin", "store", "endpoints", "han
 
 const STORE_EXAMPLE: &str = "[store]\nkind = \"embedded\"\npath = \"data\"";
 
-/// Reads `text` as far as `part` does, and finds everything that there is to say of that. Where any of
-/// it is an error, there is nothing but the findings.
+/// Reads `text` with `part`, and returns every problem of that part. The value is `None` when one
+/// of the problems is an error.
 pub(super) fn read<T>(
     text: &str,
     kinds: &[handler::Kind],
@@ -57,8 +57,8 @@ pub(super) fn read<T>(
     (value.filter(|_| !is_wrong), findings)
 }
 
-/// Whether the listener of `section` is on loopback. One that cannot be read is a problem of its
-/// own, not a reason to complain of every inline secret.
+/// Whether the listener of `section` is on loopback. An address that cannot be read counts as
+/// loopback: the address is a problem already, and the inline secrets are none.
 fn is_local(table: &DeTable<'_>, section: &str) -> bool {
     let section = table
         .get(section)
@@ -72,7 +72,7 @@ fn is_local(table: &DeTable<'_>, section: &str) -> bool {
 pub(super) struct Reader<'a, 'i> {
     kinds: &'a [handler::Kind],
     findings: Findings,
-    /// The sections that have not been read yet.
+    /// The sections that are still to be read.
     root: DeTable<'i>,
 }
 
@@ -100,7 +100,7 @@ impl<'i> Reader<'_, 'i> {
         })
     }
 
-    /// Reports sections that mean nothing, and says which ones were meant.
+    /// Reports the sections that do not exist, and returns the sections that were meant.
     fn unknown_sections(&mut self) -> Vec<&'static str> {
         let keys = self.root.keys().cloned();
         let unknown: Vec<_> = keys
@@ -133,7 +133,7 @@ impl<'i> Reader<'_, 'i> {
         meant
     }
 
-    /// Takes a section out, as an empty one where there is none.
+    /// Takes the section `name` out. A section that is not in the file is empty.
     fn section(&mut self, name: &str) -> Option<Section<'i>> {
         match self.root.remove(name) {
             Some(value) => Section::new(name, value, &mut self.findings),
@@ -165,7 +165,7 @@ impl<'i> Reader<'_, 'i> {
         Some((server, admin))
     }
 
-    /// The operator's door, with the section that it was read from.
+    /// The settings of the operator's door, with their section.
     pub(super) fn admin(&mut self) -> Option<(admin::Settings, Section<'i>)> {
         let mut section = self.section("admin")?;
         let hints = Hints::default();
@@ -206,7 +206,7 @@ impl<'i> Reader<'_, 'i> {
         Some(store)
     }
 
-    /// What was looked up, or the report that there is no such thing.
+    /// Reports `problem` when a lookup has found no entry.
     fn found<T>(&mut self, entry: Option<T>, problem: impl FnOnce() -> Problem) -> Option<T> {
         if entry.is_none() {
             self.findings.add(problem());
@@ -355,7 +355,7 @@ impl<'i> Reader<'_, 'i> {
         }
     }
 
-    /// Looks the kind of a handler up and has it read the handler's own settings.
+    /// Looks the kind of a handler up. The kind reads its own settings.
     fn factory(
         &mut self,
         section: &mut Section<'i>,
@@ -403,14 +403,14 @@ fn deserialize<T: DeserializeOwned>(value: spanned::Deserializer<'_>) -> Result<
     T::deserialize(value)
 }
 
-/// What an endpoint looks like, whatever its provider.
+/// An example of an endpoint, for any provider.
 fn endpoint_example() -> &'static str {
     provider::PROVIDERS
         .first()
         .map_or("", |entry| entry.example.trim())
 }
 
-/// The last part of a section's name, which is the user's own.
+/// The part of a section's name that the user has chosen.
 fn own_name(section: &str) -> &str {
     section.split_once('.').map_or(section, |(_, name)| name)
 }

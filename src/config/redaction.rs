@@ -27,7 +27,8 @@ const WORDS: &[&str] = &[
     "bearer",
 ];
 
-/// Whether a key of this name, or a line with such a key in it, may hold a secret: mistyped too.
+/// Whether a key called `name`, or a line that holds such a key, may hold a secret. A mistyped key
+/// counts too.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let mut parts = name.split(|c: char| !c.is_ascii_alphanumeric());
@@ -43,7 +44,7 @@ fn is_secret(name: &str) -> bool {
 pub(super) struct Redaction {
     spans: Vec<Span>,
     texts: Vec<String>,
-    /// URLs, which may have a password or token inside.
+    /// The spans of URLs. A URL may have a password or a token inside.
     urls: Vec<Span>,
 }
 
@@ -173,7 +174,7 @@ impl Redaction {
     }
 }
 
-/// Where the URL at `place` has a user and password, and where it has a query.
+/// The spans of the user, with the password, and of the query in the URL at `place`.
 fn credentials(source: &str, place: &Span) -> Vec<Span> {
     let url = source.get(place.clone()).unwrap_or_default();
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -193,7 +194,7 @@ fn redact_one(redacted: &mut String, place: Span) {
     }
 }
 
-/// Asterisks in place of `text`, which keeps its lines and its quotes.
+/// Asterisks in place of `text`. Line ends and quotes stay.
 fn stars(text: &str) -> String {
     let star = |c: char| match c {
         '\n' | '\r' | '"' | '\'' => c.to_string(),

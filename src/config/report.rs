@@ -1,4 +1,4 @@
-//! Everything that there is to say of one file, each with its place, a caret and what to do.
+//! A report of everything that is wrong with one file: each problem with its place and its help.
 
 use std::{fmt, ops::Range};
 
@@ -9,27 +9,27 @@ use super::redaction::Redaction;
 /// A run of bytes in the file.
 pub(super) type Span = Range<usize>;
 
-/// What a problem comes to.
+/// How bad a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    /// The file is no configuration.
+    /// The service cannot start from the file.
     Error,
-    /// It is one, and may do what nobody wants.
+    /// The service can start, and may do what nobody wants.
     Warning,
 }
 
-/// One thing that is wrong.
+/// One problem of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What it comes to.
+    /// How bad the problem is.
     pub severity: Severity,
-    /// What is wrong, readable alone.
+    /// The problem in words, readable without the help.
     pub message: String,
-    /// Where, in bytes from the start of the file; `None` when it is wrong as a whole.
+    /// The place in bytes from the start of the file; `None` when the problem is the whole file.
     pub place: Option<Range<usize>>,
-    /// A second place that has to do with it, and how.
+    /// A second place that the problem is about, with a label.
     pub other: Option<(Range<usize>, String)>,
-    /// What to do.
+    /// How to solve the problem.
     pub help: Option<String>,
 }
 
@@ -66,7 +66,7 @@ impl Problem {
 }
 
 impl fmt::Display for Problem {
-    /// In one line, for those who do not have the file before them.
+    /// The problem in one line, for a reader without the file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
         match &self.help {
@@ -76,10 +76,9 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Why a file is no configuration, or what of it is worth a second look before it is used: all of it at
-/// once, in the order of the file.
+/// Every problem of a file, in the order of the file.
 ///
-/// **Invariant:** no text in it, the file's own included, shows a secret.
+/// **Invariant:** no text of a report shows a secret, and the source is such a text.
 #[derive(Default)]
 pub struct Report {
     path: String,
@@ -108,7 +107,7 @@ impl Report {
         }
     }
 
-    /// What is wrong, in the order of the file.
+    /// The problems, in the order of the file.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }

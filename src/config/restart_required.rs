@@ -13,8 +13,8 @@ pub struct RestartRequired([u64; SECTIONS.len()]);
 const SECTIONS: [&str; 4] = ["log", "server", "admin", "store"];
 
 impl RestartRequired {
-    /// The fingerprints of the sections of `file`. A fingerprint covers the reference to a secret, and
-    /// not the secret.
+    /// The fingerprints of the sections of `file`. A fingerprint covers the reference to a secret,
+    /// and not the secret.
     pub(super) fn of(file: &DeTable<'_>) -> Self {
         Self(SECTIONS.map(|name| {
             file.get(name)

@@ -1,8 +1,8 @@
 //! One table of the file, and a reading of the table that finds every mistake.
 //!
-//! Serde stops at the first mistake in a table. A section reads its table again and again, and skips
-//! the values that were wrong before, until the rest can be read or the table itself is refused. A
-//! skipped value is not reported as missing.
+//! Serde stops at the first mistake in a table. A section reads its table again and again, and
+//! skips the values that were wrong before, until the rest can be read or the table itself is
+//! refused. A skipped value is not reported as missing.
 
 use toml::de::{DeString, DeTable, DeValue};
 
@@ -16,19 +16,19 @@ use crate::spanned::{Deserializer, Error, Kind, Path, Place};
 /// A value with its place.
 pub(super) type Value<'i> = toml::Spanned<DeValue<'i>>;
 
-/// What has been found so far.
+/// The findings so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    /// What is wrong.
+    /// The problems.
     pub problems: Vec<Problem>,
-    /// What a report must not show.
+    /// The secrets, which a report must not show.
     pub redaction: Redaction,
-    /// Where the syntax is broken.
+    /// The places where the syntax is broken.
     pub broken: Vec<Span>,
 }
 
 impl Findings {
-    /// Adds a problem, unless broken syntax is its cause.
+    /// Adds a problem, unless broken syntax is the cause of the problem.
     pub(super) fn add(&mut self, problem: Problem) {
         let place = problem.place.as_ref();
         let is_broken = place.is_some_and(|place| {
@@ -40,7 +40,8 @@ impl Findings {
         }
     }
 
-    /// Adds the problem that something is not there. Where the syntax is broken, it may be.
+    /// Adds the problem that a key or section is missing, unless the syntax is broken: the parser
+    /// may have lost that key or section.
     pub(super) fn add_missing(&mut self, problem: Problem) {
         if self.broken.is_empty() {
             self.add(problem);
@@ -48,30 +49,30 @@ impl Findings {
     }
 }
 
-/// One table.
+/// One table of the file.
 #[derive(Clone, Debug)]
 pub(super) struct Section<'i> {
-    /// Its name as it stands in brackets.
+    /// The name of the table, as its header has it.
     pub name: String,
-    /// The place of its header; `None` when it is not in the file.
+    /// The place of the header; `None` when the table is not in the file.
     pub place: Option<Span>,
-    /// What stands in it.
+    /// The entries of the table.
     pub table: DeTable<'i>,
     /// The paths that mistyped keys were meant to have. The keys at these paths are not missing.
     mistyped: Vec<Path>,
 }
 
-/// What to tell somebody whose table cannot be read.
+/// What the diagnostics of a table need to know besides the error.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hints<'a> {
-    /// Keys that may stand in the table but are read elsewhere.
+    /// The keys of the table that another reader reads.
     pub keys: &'a [&'a str],
-    /// The table as it could look.
+    /// An example of the table.
     pub example: &'a str,
 }
 
 impl<'a> Hints<'a> {
-    /// The keys that may stand in `table`, of which its reader knows `own`.
+    /// The keys that `table` can have. `own` are the keys that the present reader reads.
     pub(super) fn keys_of(
         self,
         table: &Path,
@@ -83,7 +84,7 @@ impl<'a> Hints<'a> {
 }
 
 impl<'i> Section<'i> {
-    /// A table that is not in the file, as if it were there and empty.
+    /// An empty table, in place of a table that is not in the file.
     pub(super) fn absent(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -93,7 +94,7 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// The table `value`, unless it is something else.
+    /// The table `value`. Reports a `value` that is no table.
     pub(super) fn new(name: &str, value: Value<'i>, findings: &mut Findings) -> Option<Self> {
         let place = value.span();
         match value.into_inner() {
@@ -126,7 +127,7 @@ impl<'i> Section<'i> {
         self.table.remove(key)
     }
 
-    /// Takes the text at `key` out, which must be there.
+    /// Takes the text at `key` out. Reports a text that is missing.
     pub(super) fn take_text(
         &mut self,
         key: &str,
@@ -151,7 +152,7 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// A key that seems to be a mistyped `key`.
+    /// The key of the table that is most likely a mistyped `key`.
     fn mistyped(&self, key: &str, known: &[&str]) -> Option<String> {
         let keys = self.table.keys().map(|key| key.get_ref().as_ref());
         let unknown = keys.filter(|typed| !known.contains(typed));
@@ -196,7 +197,7 @@ impl<'i> Section<'i> {
         self.mistyped.extend_from_slice(&other.mistyped);
     }
 
-    /// The place of the value at `path`, if it is there.
+    /// The place of the value at `path`, if the file has the value.
     pub(super) fn place_at(&self, path: &[&str]) -> Option<Span> {
         let (last, around) = path.split_last()?;
         let mut table = &self.table;
@@ -206,7 +207,7 @@ impl<'i> Section<'i> {
         table.get(*last).map(toml::Spanned::span)
     }
 
-    /// The place of the value at `path`, or of the nearest table around it.
+    /// The place of the value at `path`, or of the nearest table around that place.
     pub(super) fn place_of(&self, path: &[&str]) -> Option<Span> {
         let mut place = self.place.clone();
         let mut table = &self.table;

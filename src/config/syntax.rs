@@ -1,4 +1,4 @@
-//! What is no TOML, said to somebody who meant it to be.
+//! The problems of a file that is no TOML.
 
 use toml::de::{DeTable, DeValue, Error};
 
@@ -7,7 +7,8 @@ use super::{
     section::{Findings, Value},
 };
 
-/// Reports what is no TOML. Of several errors in one value or line, the first one is the cause.
+/// Reports the parser's errors. Of several errors in one value or line, the first error is the
+/// cause, and the others are left out.
 pub(super) fn report(
     text: &str,
     table: &DeTable<'_>,
@@ -40,7 +41,7 @@ pub(super) fn report(
     findings.broken = broken;
 }
 
-/// Where the values around `at` end.
+/// The ends of the values that `at` lies in.
 fn values_at<'a>(table: &'a DeTable<'_>, at: usize) -> Box<dyn Iterator<Item = usize> + 'a> {
     Box::new(table.values().flat_map(move |value: &Value<'_>| {
         let span = value.span();
@@ -77,7 +78,8 @@ fn syntax_problem(message: &str, text: &str, place: Span) -> Problem {
     }
 }
 
-/// A key or section that is there twice, with the first one where the text shows it.
+/// The problem that a key or a section is there twice. The problem shows the first one if the text
+/// has it.
 fn duplicate(text: &str, place: Span) -> Problem {
     let key = text.get(place.clone()).unwrap_or_default();
     let problem = Problem::new(format!("`{key}` is there twice"))
