@@ -17,11 +17,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::{Admin, Phase, Readiness},
+    admin::{self, Phase, Readiness},
     config::{self, Config},
     dispatch::Dispatcher,
     handler::{self, HandlerKind},
-    http::{self, Door, Webhook},
+    http::{self, Webhook},
     store::{self, Health, Store, StoreError},
     telemetry::{ByResult, Metrics},
 };
@@ -79,9 +79,9 @@ impl Builder {
 /// Why a service cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A listener or its certificate.
+    /// A server could not be bound.
     #[error(transparent)]
-    Door(#[from] http::Error),
+    Bind(#[from] http::Error),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -107,7 +107,7 @@ enum Cause {
 
 /// A service that listens and does not answer yet.
 pub struct App {
-    door: Door,
+    server: http::Server,
     admin_address: SocketAddr,
     drain_timeout: Duration,
     parts: Arc<Parts>,
@@ -124,18 +124,18 @@ struct Parts {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
-    /// Ends the operator's door, last of all.
+    /// Stops the admin server, after everything else.
     stop: CancellationToken,
 }
 
 impl App {
-    /// Takes both addresses, opens the store and starts the handlers. The operator's door is open
-    /// from the beginning, so that it can be seen how far this is; `rebuild` is called with (done,
-    /// total) while a ledger is rebuilt.
+    /// Binds both servers, opens the store and starts the handlers. The admin server answers from
+    /// the beginning, so that probes can follow the start. `rebuild` is called with (done, total)
+    /// while a ledger is rebuilt.
     ///
     /// # Errors
     ///
-    /// When an address is taken or the store cannot be opened.
+    /// When an address cannot be bound or the store cannot be opened.
     pub async fn build(
         config: Config,
         rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
@@ -147,8 +147,8 @@ impl App {
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
-        let door = Door::bind(&config.server, &metrics)?;
-        let admin = Admin::bind(&config.admin)?;
+        let server = http::Server::bind(&config.server, &metrics)?;
+        let admin = admin::Server::bind(&config.admin)?;
         let admin_address = admin.local_addr();
         tasks.spawn(admin.serve(
             readiness.clone(),
@@ -164,7 +164,7 @@ impl App {
             rebuild,
         };
         let engine = config.store;
-        // Opening reads files; it must not hold up the operator's door.
+        // Opening reads files. It must not block the admin server.
         let opening = tasks.spawn_blocking(move || engine.open(context));
         let store = opening.await.map_err(|_| StoreError::Closed)??;
         readiness.observe(store.clone());
@@ -190,7 +190,7 @@ impl App {
             store,
             webhook: Arc::new(webhook),
             dispatcher,
-            certificate: door.certificate(),
+            certificate: server.certificate(),
             fixed: Mutex::new(fixed),
             readiness,
             metrics,
@@ -198,19 +198,19 @@ impl App {
             stop,
         };
         Ok(Self {
-            door,
+            server,
             admin_address,
             drain_timeout: config.server.drain_timeout,
             parts: Arc::new(parts),
         })
     }
 
-    /// Where providers are listened to.
+    /// The address that providers post to.
     pub fn address(&self) -> SocketAddr {
-        self.door.local_addr()
+        self.server.local_addr()
     }
 
-    /// Where operators are listened to.
+    /// The address of the admin server.
     pub const fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
@@ -223,7 +223,7 @@ impl App {
     /// Serves until `shutdown` is ready, or the store or another part fails; then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> End {
         let Self {
-            door,
+            server,
             drain_timeout,
             parts,
             ..
@@ -231,7 +231,7 @@ impl App {
         let draining = CancellationToken::new();
         let ended = CancellationToken::new();
         let alarm = ended.clone().drop_guard();
-        let serving = door.serve(parts.webhook.clone(), draining.clone().cancelled_owned());
+        let serving = server.serve(parts.webhook.clone(), draining.clone().cancelled_owned());
         let serving = parts.tasks.spawn(async move {
             let _alarm = alarm;
             serving.await
@@ -247,7 +247,7 @@ impl App {
                 Cause::Failure
             }
             () = ended.cancelled() => {
-                tracing::error!("the door closed by itself");
+                tracing::error!("the server stopped by itself");
                 Cause::Failure
             }
         };

@@ -20,7 +20,7 @@
 //! | [`cli`] | one file per subcommand |
 //! | [`app`] | wires the floors together, supervises them, drains them |
 //! | [`config`] | the TOML file, and one report of everything wrong with it |
-//! | [`http`], [`admin`] | the door that providers knock at; the operator's door |
+//! | [`http`], [`admin`] | the server that providers post to; the admin server |
 //! | [`dispatch`] | at least once, in order per number |
 //! | [`handler`] | what to do with one event |
 //! | [`store`] | remember it |

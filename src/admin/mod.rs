@@ -1,4 +1,4 @@
-//! Floor 5: the operator's door, on a listener of its own: probes and metrics.
+//! Floor 5: the admin server: probes and metrics, on a listener of its own.
 //!
 //! | path | answer |
 //! |---|---|
@@ -31,7 +31,7 @@ use tokio::time::timeout;
 pub use readiness::{Phase, Readiness};
 
 use crate::{
-    http::{self as door, Drained, Listener, Tally},
+    http::{self as ingress, Drained, Listener, Tally},
     secret::Secret,
     telemetry::Metrics,
 };
@@ -69,26 +69,27 @@ const MEASURE_BUDGET: Duration = Duration::from_secs(2);
 /// What Prometheus is told that the metrics are.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The operator's door: bound, and not yet open.
+/// The admin server. [`bind`](Self::bind) takes the address; [`serve`](Self::serve) accepts
+/// connections.
 #[derive(Debug)]
-pub struct Admin {
+pub struct Server {
     listener: Listener,
     /// The digest of the token, so that a comparison takes the same time whatever is sent.
     token: Option<[u8; 32]>,
 }
 
-impl Admin {
-    /// Takes the address. Call it inside a runtime.
+impl Server {
+    /// Binds the address. Needs a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had.
-    pub fn bind(settings: &Settings) -> Result<Self, door::Error> {
-        let limits = door::Settings {
+    /// When the address cannot be bound.
+    pub fn bind(settings: &Settings) -> Result<Self, ingress::Error> {
+        let limits = ingress::Settings {
             listen: settings.listen,
             max_connections: MAX_CONNECTIONS,
             drain_timeout: DRAIN_TIMEOUT,
-            ..door::Settings::default()
+            ..ingress::Settings::default()
         };
         let token = settings.token.as_ref();
         Ok(Self {
@@ -97,12 +98,12 @@ impl Admin {
         })
     }
 
-    /// Where it listens: the port that was taken, where the settings say 0.
+    /// The bound address. Its port is the one that the system chose where the settings say 0.
     pub const fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// Answers until `shutdown` is ready.
+    /// Serves until `shutdown` is ready.
     pub async fn serve(
         self,
         readiness: Arc<Readiness>,

@@ -1,4 +1,4 @@
-//! The operator's door over real sockets.
+//! The admin server over real sockets.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ impl House {
         };
         let settings: Settings = secret::with(sources, || toml::from_str(settings).unwrap());
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Admin::bind(&Settings { listen, ..settings }).unwrap();
+        let admin = Server::bind(&Settings { listen, ..settings }).unwrap();
         let readiness = Arc::new(Readiness::default());
         let shutdown = CancellationToken::new();
         Self {

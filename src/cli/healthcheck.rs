@@ -19,7 +19,7 @@ pub(super) struct Args {
     timeout_ms: u64,
 }
 
-/// Asks `/readyz` of the operator's door that the configuration names.
+/// Asks `/readyz` of the admin server that the configuration names.
 pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Answer> {
     let address = from_here(config::load_admin(path)?.listen);
     let url = format!("http://{address}/readyz");

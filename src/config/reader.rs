@@ -165,7 +165,7 @@ impl<'i> Reader<'_, 'i> {
         Some((server, admin))
     }
 
-    /// The operator's door, with the section that it was read from.
+    /// The admin server, with the section that it was read from.
     pub(super) fn admin(&mut self) -> Option<(admin::Settings, Section<'i>)> {
         let mut section = self.section("admin")?;
         let hints = Hints::default();

@@ -1,4 +1,4 @@
-//! Every answer that the door gives, and the only place that knows how each one sounds.
+//! Every answer of the server, and the only place that knows the status of each.
 //!
 //! | answer | status | why that one |
 //! |---|---|---|
@@ -47,7 +47,7 @@ pub(super) enum Rejection {
     Overloaded,
     /// The store did not take the event, for this reason.
     Unavailable(String),
-    /// The door is closing.
+    /// The server is shutting down.
     Draining,
     /// Something of ours panicked.
     Panic,

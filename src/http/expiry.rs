@@ -98,7 +98,7 @@ mod tests {
 
     fn certificate(year: i32) -> Vec<u8> {
         let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["door.example".to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["hooks.example".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(year, 3, 4);
         params.self_signed(&key).unwrap().der().to_vec()
     }

@@ -1,4 +1,5 @@
-//! Floor 5: the door. It takes what providers post, has it verified and stored, and answers.
+//! Floor 5: the ingress server. It receives the providers' requests, has them verified and stored,
+//! and answers.
 //!
 //! **Invariant:** an answer of 200 to an event is sent only after [`Append::append`] said `Ok`.
 //!
@@ -42,19 +43,20 @@ pub use certificate::Certificate;
 pub use listener::{Drained, Listener, Tally};
 pub use webhook::Webhook;
 
-/// The door that providers knock at: bound, and not yet open.
+/// The server that providers post to. [`bind`](Self::bind) takes the address;
+/// [`serve`](Self::serve) accepts connections.
 #[derive(Debug)]
-pub struct Door {
+pub struct Server {
     listener: Listener,
 }
 
-impl Door {
-    /// Takes the address and reads the certificate. Connections wait until [`serve`](Self::serve).
-    /// Call it inside a runtime.
+impl Server {
+    /// Binds the address and reads the certificate. Connections queue until [`serve`](Self::serve).
+    /// Needs a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had, or the certificate or its key cannot be used.
+    /// When the address cannot be bound, or the certificate or its key cannot be used.
     pub fn bind(settings: &Settings, metrics: &Metrics) -> Result<Self, Error> {
         let settings = Settings {
             max_connections: descriptors::connections(settings.max_connections),
@@ -69,26 +71,26 @@ impl Door {
         Ok(Self { listener })
     }
 
-    /// Where it listens: the port that was taken, where the settings say 0.
+    /// The bound address. Its port is the one that the system chose where the settings say 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// The certificate, where TLS ends here. It is looked at again every 10 seconds while the door
-    /// is served; a reload may ask for that at once.
+    /// The certificate, where this server terminates TLS. `serve` reads its files again every 10
+    /// seconds; a reload can do so at once.
     pub fn certificate(&self) -> Option<Arc<Certificate>> {
         self.listener.certificate()
     }
 
-    /// Has `webhook` answer what is posted until `shutdown` is ready; then takes no more
-    /// connections, answers new requests on open ones 503, and lets those in flight finish for at
-    /// most [`Settings::drain_timeout`].
+    /// Serves `webhook` until `shutdown` is ready. Then the server accepts no connections, answers
+    /// new requests on open connections 503, and waits for requests in flight for at most
+    /// [`Settings::drain_timeout`].
     pub async fn serve(self, webhook: Arc<Webhook>, shutdown: impl Future<Output = ()>) -> Drained {
         self.listener.serve(webhook.service(), shutdown).await
     }
 }
 
-/// Why the door cannot be opened.
+/// Why a server cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be listened on.

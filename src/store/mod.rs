@@ -488,6 +488,6 @@ impl Entry {
     }
 }
 
-/// How long an append may take before the door answers 503: well inside the 3 seconds that both
+/// How long an append may take before the server answers 503: well inside the 3 seconds that both
 /// providers wait.
 pub const APPEND_BUDGET: Duration = Duration::from_secs(1);

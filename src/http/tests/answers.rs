@@ -176,7 +176,7 @@ async fn only_a_post_to_an_endpoint_is_a_request() {
     let not_allowed =
         "HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\ndate: -\r\n\r\n";
     for method in ["GET", "PUT", "OPTIONS", "BREW"] {
-        let request = format!("{method} {ZOOM} HTTP/1.1\r\nhost: door.example\r\n\r\n");
+        let request = format!("{method} {ZOOM} HTTP/1.1\r\nhost: hooks.example\r\n\r\n");
         assert_eq!(house.ask(request).await.text(), not_allowed, "{method}");
     }
     assert_eq!(house.answered("none", "path"), 4.0);

@@ -7,7 +7,7 @@ const SHORT: Duration = Duration::from_millis(100);
 /// The head of a request whose body is still to come.
 fn head(headers: &str) -> String {
     format!(
-        "POST {RINGCENTRAL} HTTP/1.1\r\nhost: door.example\r\n\
+        "POST {RINGCENTRAL} HTTP/1.1\r\nhost: hooks.example\r\n\
          verification-token: rc-token\r\n{headers}\r\n\r\n"
     )
 }

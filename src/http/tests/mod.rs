@@ -1,4 +1,4 @@
-//! The door over real sockets, with real providers and a store in memory.
+//! The server over real sockets, with real providers and a store in memory.
 
 mod answers;
 mod limits;
@@ -37,7 +37,7 @@ const RINGCENTRAL: &str = "/ringcentral/phone-number";
 const ZOOM: &str = "/zoom/number-management";
 const ZOOM_PATIENT: &str = "/zoom/patient";
 
-/// The door's clock, stopped.
+/// The server's clock, stopped.
 pub(crate) fn noon() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
@@ -167,7 +167,7 @@ impl Monitored for Memory {
     }
 }
 
-/// A door that is open while the test runs.
+/// A server that runs while the test does.
 struct House {
     address: SocketAddr,
     store: Arc<Memory>,
@@ -196,7 +196,7 @@ impl House {
         change(&mut settings);
         let metrics = Arc::new(Metrics::default());
         let store = Arc::new(Memory::default());
-        let door = Door::bind(&settings, &metrics).unwrap();
+        let server = Server::bind(&settings, &metrics).unwrap();
         let webhook = Webhook::new(
             &settings,
             endpoints(),
@@ -206,10 +206,10 @@ impl House {
         );
         let webhook = Arc::new(webhook.with_append_budget(append_budget));
         let shutdown = CancellationToken::new();
-        let address = door.local_addr();
-        let certificate = door.certificate();
+        let address = server.local_addr();
+        let certificate = server.certificate();
         let until = shutdown.clone().cancelled_owned();
-        let served = tokio::spawn(door.serve(Arc::clone(&webhook), until));
+        let served = tokio::spawn(server.serve(Arc::clone(&webhook), until));
         Self {
             address,
             store,
@@ -289,7 +289,7 @@ impl Peer {
         assert_ne!(read.unwrap(), 0, "closed in place of an answer: {so_far:?}");
     }
 
-    /// Waits until the door closes the connection, and returns what it still said.
+    /// Waits until the server closes the connection, and returns what it still said.
     async fn closed(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let read = timeout(HANG, self.0.read_to_end(&mut rest)).await;
@@ -325,7 +325,7 @@ impl Wire {
 
 /// A request as it goes over the wire.
 fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("POST {path} HTTP/1.1\r\nhost: door.example\r\n");
+    let mut head = format!("POST {path} HTTP/1.1\r\nhost: hooks.example\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }

@@ -9,7 +9,7 @@ fn client(house: &House, certificate: &str) -> reqwest::Client {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     reqwest::Client::builder()
         .tls_certs_only([certificate])
-        .resolve("door.example", house.address)
+        .resolve("hooks.example", house.address)
         .timeout(HANG)
         .build()
         .unwrap()
@@ -24,9 +24,9 @@ async fn post_event(client: &reqwest::Client, url: &str) -> reqwest::Result<reqw
         .await
 }
 
-/// Writes a new certificate for `door.example` and its key, and returns the certificate.
+/// Writes a new certificate for `hooks.example` and its key, and returns the certificate.
 fn renew(files: &Tls) -> String {
-    let renewed = rcgen::generate_simple_self_signed(vec!["door.example".to_owned()]).unwrap();
+    let renewed = rcgen::generate_simple_self_signed(vec!["hooks.example".to_owned()]).unwrap();
     let certificate = renewed.cert.pem();
     fs::write(&files.certificate, &certificate).unwrap();
     fs::write(&files.key, renewed.signing_key.serialize_pem()).unwrap();
@@ -35,8 +35,8 @@ fn renew(files: &Tls) -> String {
 
 fn files(folder: &Path) -> Tls {
     Tls {
-        certificate: folder.join("door.pem"),
-        key: folder.join("door.key"),
+        certificate: folder.join("server.pem"),
+        key: folder.join("server.key"),
     }
 }
 
@@ -66,7 +66,7 @@ async fn both_versions_are_spoken_over_tls() {
     let files = files(folder.path());
     let certificate = renew(&files);
     let house = House::with(|settings| settings.tls = Some(files));
-    let url = format!("https://door.example:{}{RINGCENTRAL}", house.address.port());
+    let url = format!("https://hooks.example:{}{RINGCENTRAL}", house.address.port());
     let response = post_event(&client(&house, &certificate), &url)
         .await
         .unwrap();
@@ -76,7 +76,7 @@ async fn both_versions_are_spoken_over_tls() {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     let old = reqwest::Client::builder()
         .tls_certs_only([certificate])
-        .resolve("door.example", house.address)
+        .resolve("hooks.example", house.address)
         .http1_only()
         .timeout(HANG)
         .build()
@@ -93,7 +93,7 @@ async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
     let files = files(folder.path());
     let first = renew(&files);
     let house = House::with(|settings| settings.tls = Some(files.clone()));
-    let url = format!("https://door.example:{}{RINGCENTRAL}", house.address.port());
+    let url = format!("https://hooks.example:{}{RINGCENTRAL}", house.address.port());
     let certificate = house.certificate.clone().unwrap();
     assert!(!certificate.refresh().unwrap(), "nothing is new yet");
 
@@ -145,18 +145,18 @@ async fn whoever_does_not_finish_the_tls_handshake_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_door_that_cannot_be_opened_says_why() {
+async fn a_server_that_cannot_be_bound_says_why() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = Settings {
         listen: taken.local_addr().unwrap(),
         ..Settings::default()
     };
     let metrics = Metrics::default();
-    let error = Door::bind(&settings, &metrics).unwrap_err().to_string();
+    let error = Server::bind(&settings, &metrics).unwrap_err().to_string();
     assert!(error.starts_with("cannot listen on 127.0.0.1:"), "{error}");
 
     let folder = tempfile::tempdir().unwrap();
     settings.tls = Some(files(folder.path()));
-    let error = Door::bind(&settings, &metrics).unwrap_err().to_string();
-    assert!(error.contains("door.pem"), "{error}");
+    let error = Server::bind(&settings, &metrics).unwrap_err().to_string();
+    assert!(error.contains("server.pem"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! How the door closes.
+//! How the server shuts down.
 
 use super::*;
 
@@ -27,7 +27,7 @@ async fn a_request_in_flight_is_answered_and_idle_connections_are_closed() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_while_the_door_closes_is_answered_503() {
+async fn a_request_that_comes_during_the_drain_is_answered_503() {
     let house = House::open();
     let mut late = house.connect().await;
     let request = ringcentral_event("{}");
