@@ -43,7 +43,7 @@ pub(super) enum Rejection {
     SlowBody,
     /// Its body ended before its end, or is not in the form that the head promised.
     BrokenBody,
-    /// There is no room for it, or the store is behind.
+    /// A limit is exhausted, or the store is behind.
     Overloaded,
     /// The store did not take the event, for this reason.
     Unavailable(String),

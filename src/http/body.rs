@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings,
     answer::Rejection,
-    room::{Permit, Room},
+    limiter::{Limiter, Permit},
 };
 
 /// How much of a body that is too large is read and thrown away, and for how long. A sender that
@@ -34,7 +34,7 @@ pub(super) struct Collector {
     max_body: u64,
     time: Duration,
     /// In bytes.
-    memory: Room,
+    memory: Limiter,
 }
 
 /// A whole body, and the memory that it takes until this is dropped.
@@ -49,28 +49,28 @@ impl Collector {
         Self {
             max_body: settings.max_body,
             time: settings.body_timeout,
-            memory: Room::new(usize::try_from(memory).unwrap_or(usize::MAX)),
+            memory: Limiter::new(usize::try_from(memory).unwrap_or(usize::MAX)),
         }
     }
 
-    /// Reads `body` to its end. While the rest of it is on its way it stands in the line of
-    /// `slots`, and gives up when others need the room. A body that is all here already, as most
-    /// are when their head is read, keeps nobody waiting: it needs no line and no clock.
+    /// Reads `body` to its end. While the rest of the body is on its way, the request stands in the
+    /// wait list of `slots` and can be evicted. Most bodies have arrived with their head; they need
+    /// neither a wait list nor a timer.
     pub(super) async fn collect(
         &self,
         headers: &HeaderMap,
         mut body: Body,
-        slots: &Room,
+        slots: &Limiter,
     ) -> Result<Collected, Rejection> {
-        let dismissal = Dismissal::new(CancellationToken::new);
+        let eviction = Eviction::new(CancellationToken::new);
         let collected = {
-            let mut reading = pin!(self.read(&mut body, &dismissal));
+            let mut reading = pin!(self.read(&mut body, &eviction));
             match attempt(reading.as_mut()).await {
                 Some(collected) => collected,
                 None => {
-                    let _place = slots.wait(&dismissal);
+                    let _ticket = slots.wait(&eviction);
                     tokio::select! {
-                        () = dismissal.cancelled() => Err(Rejection::Overloaded),
+                        () = eviction.cancelled() => Err(Rejection::Overloaded),
                         collected = timeout(self.time, reading) => {
                             collected.unwrap_or(Err(Rejection::SlowBody))
                         }
@@ -87,14 +87,14 @@ impl Collector {
         collected
     }
 
-    async fn read(&self, body: &mut Body, dismissal: &Dismissal) -> Result<Collected, Rejection> {
+    async fn read(&self, body: &mut Body, eviction: &Eviction) -> Result<Collected, Rejection> {
         // What the head promises, before a byte of it is read.
         if body.size_hint().lower() > self.max_body {
             return Err(Rejection::TooLarge);
         }
         let mut bytes = Chunks::default();
         let mut memory: Option<Permit> = None;
-        let mut place = None;
+        let mut ticket = None;
         while !body.is_end_stream()
             && let Some(frame) = body.frame().await
         {
@@ -110,14 +110,18 @@ impl Collector {
                 return Err(Rejection::TooLarge);
             }
             let size = u32::try_from(chunk.len()).map_err(|_| Rejection::TooLarge)?;
-            let taken = self.memory.take(size).await.ok_or(Rejection::Overloaded)?;
+            let taken = self
+                .memory
+                .acquire(size)
+                .await
+                .ok_or(Rejection::Overloaded)?;
             match &mut memory {
                 Some(memory) => memory.merge(taken),
                 None => memory = Some(taken),
             }
             bytes.push(chunk);
             if !body.is_end_stream() {
-                place.get_or_insert_with(|| self.memory.wait(dismissal));
+                ticket.get_or_insert_with(|| self.memory.wait(eviction));
             }
         }
         Ok(Collected {
@@ -127,8 +131,8 @@ impl Collector {
     }
 }
 
-/// How a reader is told that others need its room; made when it first has to wait.
-type Dismissal = LazyLock<CancellationToken>;
+/// Cancelled when the request is evicted; made when the request first has to wait.
+type Eviction = LazyLock<CancellationToken>;
 
 /// What `future` comes to, if it need not be waited for.
 async fn attempt<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {

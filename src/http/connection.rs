@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{Settings, listener::Tally, presence::Presence, room::Room};
+use super::{Settings, limiter::Limiter, listener::Tally, presence::Presence};
 
 /// How long a connection that is on its way out may still take to finish the head of a request that
 /// it has begun. Honest heads are on the wire at once.
@@ -112,7 +112,7 @@ where
 pub(super) struct Connection<S> {
     host: Arc<Host<S>>,
     presence: Presence,
-    dismissal: CancellationToken,
+    eviction: CancellationToken,
 }
 
 impl<S> Connection<S>
@@ -120,13 +120,13 @@ where
     S: Service<extract::Request, Response = Response, Error = Infallible, Future: Send>,
     S: Clone + Send + Sync + 'static,
 {
-    /// `dismissal` closes it, whatever it is doing.
-    pub(super) fn new(host: Arc<Host<S>>, room: &Room, dismissal: CancellationToken) -> Self {
-        let presence = Presence::new(room, &dismissal, host.draining.clone());
+    /// `eviction` closes it, whatever it is doing.
+    pub(super) fn new(host: Arc<Host<S>>, limiter: &Limiter, eviction: CancellationToken) -> Self {
+        let presence = Presence::new(limiter, &eviction, host.draining.clone());
         Self {
             host,
             presence,
-            dismissal,
+            eviction,
         }
     }
 
@@ -134,7 +134,7 @@ where
     pub(super) async fn serve(self, stream: TcpStream) {
         self.host.tally.open.inc();
         let closed = tokio::select! {
-            () = self.dismissal.cancelled() => Closed::ByUs,
+            () = self.eviction.cancelled() => Closed::ByUs,
             closed = self.converse(stream) => closed,
         };
         self.host.tally.open.dec();

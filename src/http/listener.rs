@@ -1,7 +1,7 @@
 //! The accept loop: who gets a connection, and how the loop ends.
 //!
-//! Ready-made servers keep a connection that says nothing for ever; this one gives each a limited
-//! time, and less than that when others want its place.
+//! Ready-made servers keep an idle connection for ever. This one closes it after a timeout, or earlier
+//! when other connections need its permit.
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use super::{
     Error, Settings,
     certificate::{self, Certificate},
     connection::{Connection, Host},
-    room::{Permit, Room},
+    limiter::{Limiter, Permit},
 };
 use crate::telemetry::Fraction;
 
@@ -161,7 +161,7 @@ async fn accept<S>(
     S: Service<Request, Response = Response, Error = Infallible, Future: Send>,
     S: Clone + Send + Sync + 'static,
 {
-    let room = Room::new(max_connections);
+    let limiter = Limiter::new(max_connections);
     let mut complained: Option<Instant> = None;
     loop {
         let stream = match socket.accept().await {
@@ -172,14 +172,14 @@ async fn accept<S>(
                     tracing::error!(%error, "a connection cannot be accepted");
                     complained = Some(Instant::now());
                 }
-                // What is scarce may be held by somebody who says nothing.
-                room.dismiss_longest();
+                // An idle connection may hold what is scarce.
+                limiter.evict_longest();
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let permit = place(&room).await;
-        let connection = Connection::new(Arc::clone(host), &room, cut.child_token());
+        let permit = acquire(&limiter).await;
+        let connection = Connection::new(Arc::clone(host), &limiter, cut.child_token());
         tasks.spawn(async move {
             connection.serve(without_delay(stream)).await;
             drop(permit);
@@ -187,11 +187,11 @@ async fn accept<S>(
     }
 }
 
-/// Waits for room. There will be some: whoever is served is served within seconds, and then waits
-/// for its peer again.
-async fn place(room: &Room) -> Permit {
+/// Acquires a permit, however long that takes. A connection answers within seconds, and can be
+/// evicted afterwards.
+async fn acquire(limiter: &Limiter) -> Permit {
     loop {
-        if let Some(permit) = room.take(1).await {
+        if let Some(permit) = limiter.acquire(1).await {
             return permit;
         }
     }

@@ -6,8 +6,9 @@
 //! **Invariant:** an answer carries no text, is never compressed, and is under 1024 bytes, status
 //! line and headers included.
 //!
-//! **Invariant:** whoever keeps us waiting holds no room that somebody else needs: when connections,
-//! requests or memory run short, the peer that has kept us waiting longest is let go.
+//! **Invariant:** an idle peer cannot exhaust a limit. When connections, requests or memory run short,
+//! the peer that has been waited for longest is evicted: its connection is closed, or its request is
+//! answered 503.
 //!
 //! A connection comes in through the [`Listener`], is served by `connection`, and its requests go
 //! to the one route, [`Webhook`].
@@ -20,9 +21,9 @@ mod certificate;
 mod connection;
 mod descriptors;
 mod expiry;
+mod limiter;
 mod listener;
 mod presence;
-mod room;
 #[cfg(test)]
 pub(crate) mod tests;
 mod throttle;
@@ -140,16 +141,16 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The certificate, where TLS ends here and not at a proxy.
     pub tls: Option<Tls>,
-    /// How many connections may be open, if the system allows as many files. For one more, the one
-    /// that has kept us waiting longest is closed.
+    /// The most open connections, if the system allows as many files. A connection over the limit
+    /// evicts the connection that has been idle longest.
     pub max_connections: usize,
-    /// How many requests may be in flight. For one more, the one whose body has been on its way
-    /// longest is answered 503; where there is none such, the new one is.
+    /// The most requests in flight. A request over the limit evicts the request whose body has been
+    /// on its way longest, which is answered 503. Where there is none, the new request is.
     pub max_in_flight: usize,
     /// The largest body, in bytes; a larger one is answered 413.
     #[serde(with = "quantity::bytes")]
     pub max_body: u64,
-    /// How many bytes of bodies may be held at once. Room is made in the same way as for requests.
+    /// The most bytes of bodies in memory. A body over the limit evicts in the same way as a request.
     /// One body of the largest size is always allowed.
     #[serde(with = "quantity::bytes")]
     pub body_memory: u64,

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::room::{Place, Room};
+use super::limiter::{Limiter, Ticket};
 
 /// Whether a connection waits or is at work; handed to the route with each request.
 #[derive(Clone)]
@@ -20,8 +20,8 @@ pub(super) struct Presence(Arc<Inner>);
 
 struct Inner {
     draining: CancellationToken,
-    /// The place in the line of those that may be let go; paused while at work.
-    place: Place,
+    /// In the wait list of connections; paused while at work.
+    ticket: Ticket,
     state: Mutex<State>,
 }
 
@@ -37,10 +37,10 @@ struct State {
 }
 
 impl Presence {
-    /// In the line of `room`, a connection that is let go by way of `dismissal`.
+    /// A new connection in the wait list of `limiter`, which evicts it with `eviction`.
     pub(super) fn new(
-        room: &Room,
-        dismissal: &CancellationToken,
+        limiter: &Limiter,
+        eviction: &CancellationToken,
         draining: CancellationToken,
     ) -> Self {
         let state = State {
@@ -51,7 +51,7 @@ impl Presence {
         };
         Self(Arc::new(Inner {
             draining,
-            place: room.wait(dismissal),
+            ticket: limiter.wait(eviction),
             state: Mutex::new(state),
         }))
     }
@@ -66,7 +66,7 @@ impl Presence {
     pub(super) fn work(&self) -> Work {
         let mut state = self.state();
         state.at_work += 1;
-        self.0.place.pause();
+        self.0.ticket.pause();
         drop(state);
         Work(self.clone())
     }
@@ -133,8 +133,8 @@ impl Drop for Work {
         let mut state = self.0.state();
         state.at_work -= 1;
         if state.at_work == 0 {
-            // At the end of the line: it has just shown that it is worth waiting for.
-            self.0.0.place.resume();
+            // At the end of the wait list, since its peer has just sent a whole request.
+            self.0.0.ticket.resume();
         }
     }
 }
@@ -152,7 +152,7 @@ mod tests {
         const PATIENCE: Duration = Duration::from_millis(1);
         const HANG: Duration = Duration::from_secs(20);
         let token = CancellationToken::new();
-        let presence = Presence::new(&Room::new(1), &token, token.clone());
+        let presence = Presence::new(&Limiter::new(1), &token, token.clone());
         let mut overstays = pin!(presence.overstays(PATIENCE));
         let (visit, other) = (presence.begin(), presence.begin());
         assert!(timeout(20 * PATIENCE, overstays.as_mut()).await.is_err());

@@ -33,8 +33,8 @@ use super::{
     Endpoint, Settings,
     answer::{Accepted, Rejection, Word},
     body::{Collected, Collector},
+    limiter::Limiter,
     presence::Presence,
-    room::Room,
     throttle::Throttle,
 };
 use crate::{
@@ -54,8 +54,8 @@ pub struct Webhook {
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
     collector: Collector,
-    /// In requests; those whose body is on its way can be let go.
-    slots: Room,
+    /// Requests in flight. A request whose body is on its way can be evicted.
+    slots: Limiter,
     append_budget: Duration,
 }
 
@@ -74,7 +74,7 @@ impl Webhook {
             metrics,
             clock,
             collector: Collector::new(settings),
-            slots: Room::new(settings.max_in_flight),
+            slots: Limiter::new(settings.max_in_flight),
             append_budget: APPEND_BUDGET,
         }
     }
@@ -145,10 +145,10 @@ impl Webhook {
         if presence.as_ref().is_some_and(Presence::is_draining) {
             return Err(Rejection::Draining);
         }
-        let _slot = self.slots.take(1).await.ok_or(Rejection::Overloaded)?;
+        let _slot = self.slots.acquire(1).await.ok_or(Rejection::Overloaded)?;
         let (head, body) = request.into_parts();
-        // Once it has arrived whole nobody can push it out, and its memory is held until the store
-        // has written it.
+        // A request that has arrived whole cannot be evicted. Its memory is held until the store has
+        // written the event.
         let Collected {
             bytes,
             memory: _memory,

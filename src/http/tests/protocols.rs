@@ -66,7 +66,10 @@ async fn both_versions_are_spoken_over_tls() {
     let files = files(folder.path());
     let certificate = renew(&files);
     let house = House::with(|settings| settings.tls = Some(files));
-    let url = format!("https://hooks.example:{}{RINGCENTRAL}", house.address.port());
+    let url = format!(
+        "https://hooks.example:{}{RINGCENTRAL}",
+        house.address.port()
+    );
     let response = post_event(&client(&house, &certificate), &url)
         .await
         .unwrap();
@@ -93,7 +96,10 @@ async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
     let files = files(folder.path());
     let first = renew(&files);
     let house = House::with(|settings| settings.tls = Some(files.clone()));
-    let url = format!("https://hooks.example:{}{RINGCENTRAL}", house.address.port());
+    let url = format!(
+        "https://hooks.example:{}{RINGCENTRAL}",
+        house.address.port()
+    );
     let certificate = house.certificate.clone().unwrap();
     assert!(!certificate.refresh().unwrap(), "nothing is new yet");
 
