@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{Settings, limiter::Limiter, listener::Tally, presence::Presence};
+use super::{Settings, activity::Activity, limiter::Limiter, listener::Tally};
 
 /// How long a connection that is on its way out may still take to finish the head of a request that
 /// it has begun. Honest heads are on the wire at once.
@@ -111,7 +111,7 @@ where
 /// One connection that was accepted.
 pub(super) struct Connection<S> {
     host: Arc<Host<S>>,
-    presence: Presence,
+    activity: Activity,
     eviction: CancellationToken,
 }
 
@@ -122,10 +122,10 @@ where
 {
     /// `eviction` closes it, whatever it is doing.
     pub(super) fn new(host: Arc<Host<S>>, limiter: &Limiter, eviction: CancellationToken) -> Self {
-        let presence = Presence::new(limiter, &eviction, host.draining.clone());
+        let activity = Activity::new(limiter, &eviction, host.draining.clone());
         Self {
             host,
-            presence,
+            activity,
             eviction,
         }
     }
@@ -139,7 +139,7 @@ where
         };
         self.host.tally.open.dec();
         let leaving = self.host.draining.is_cancelled();
-        if matches!(closed, Closed::ByUs) && !leaving && !self.presence.has_spoken() {
+        if matches!(closed, Closed::ByUs) && !leaving && !self.activity.has_received_head() {
             self.host.tally.refused.inc();
         }
     }
@@ -188,7 +188,7 @@ where
             .http
             .serve_connection(TokioIo::new(stream), answer);
         let mut served = pin!(served);
-        let mut patience = self.host.head_timeout;
+        let mut idle_timeout = self.host.head_timeout;
         let mut leaving = false;
         loop {
             tokio::select! {
@@ -202,14 +202,14 @@ where
                     }
                     return if leaving { Closed::ByUs } else { Closed::ByPeer };
                 }
-                () = self.presence.overstays(patience) => {
+                () = self.activity.idle_for(idle_timeout) => {
                     if leaving {
                         return Closed::ByUs;
                     }
                 }
             }
             leaving = true;
-            patience = GRACE;
+            idle_timeout = GRACE;
             served.as_mut().graceful_shutdown();
         }
     }
@@ -218,16 +218,16 @@ where
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<S> {
-        let presence = self.presence.clone();
-        let visit = presence.begin();
-        // A request without a body has arrived whole.
-        let work = request.body().is_end_stream().then(|| presence.work());
+        let in_flight = Arc::new(self.activity.begin());
+        if request.body().is_end_stream() {
+            in_flight.mark_received();
+        }
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(presence);
+        request.extensions_mut().insert(Arc::clone(&in_flight));
         let mut service = self.host.service.clone();
         async move {
             let response = service.call(request).await;
-            drop((work, visit));
+            drop(in_flight);
             response
         }
     }

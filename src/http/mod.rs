@@ -15,6 +15,7 @@
 //!
 //! [`Append::append`]: crate::store::Append::append
 
+mod activity;
 mod answer;
 mod body;
 mod certificate;
@@ -23,7 +24,6 @@ mod descriptors;
 mod expiry;
 mod limiter;
 mod listener;
-mod presence;
 #[cfg(test)]
 pub(crate) mod tests;
 mod throttle;

@@ -31,10 +31,10 @@ use tower::Service;
 
 use super::{
     Endpoint, Settings,
+    activity::InFlight,
     answer::{Accepted, Rejection, Word},
     body::{Collected, Collector},
     limiter::Limiter,
-    presence::Presence,
     throttle::Throttle,
 };
 use crate::{
@@ -123,7 +123,7 @@ impl Webhook {
             return self.turn_away(Rejection::Method);
         }
         let started = Instant::now();
-        let _in_flight = InFlight::enter(&self.metrics.in_flight);
+        let _counted = GaugeGuard::new(&self.metrics.in_flight);
         let answer = self.take(route, request).await;
         route.answers.count(answer.as_ref(), self.clock);
         let response = answer.into_response();
@@ -141,8 +141,8 @@ impl Webhook {
     }
 
     async fn take(&self, route: &Route, request: Request) -> Result<Accepted, Rejection> {
-        let presence = request.extensions().get::<Presence>().cloned();
-        if presence.as_ref().is_some_and(Presence::is_draining) {
+        let in_flight = request.extensions().get::<Arc<InFlight>>().cloned();
+        if in_flight.as_deref().is_some_and(InFlight::is_draining) {
             return Err(Rejection::Draining);
         }
         let _slot = self.slots.acquire(1).await.ok_or(Rejection::Overloaded)?;
@@ -156,7 +156,9 @@ impl Webhook {
             .collector
             .collect(&head.headers, body, &self.slots)
             .await?;
-        let _work = presence.as_ref().map(Presence::work);
+        if let Some(in_flight) = &in_flight {
+            in_flight.mark_received();
+        }
 
         let now = (self.clock)();
         let request = provider::Request {
@@ -414,17 +416,17 @@ impl Answers {
     }
 }
 
-/// One more request in flight until this is dropped.
-struct InFlight(Gauge);
+/// Counts one in a gauge until it is dropped.
+struct GaugeGuard(Gauge);
 
-impl InFlight {
-    fn enter(gauge: &Gauge) -> Self {
+impl GaugeGuard {
+    fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for InFlight {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
