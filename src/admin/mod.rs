@@ -31,7 +31,7 @@ use tokio::time::timeout;
 pub use readiness::{Phase, Readiness};
 
 use crate::{
-    http::{self as ingress, Drained, Listener, Tally},
+    http::{self as ingress, Drained, Listener, ListenerMetrics},
     secret::Secret,
     telemetry::Metrics,
 };
@@ -93,7 +93,7 @@ impl Server {
         };
         let token = settings.token.as_ref();
         Ok(Self {
-            listener: Listener::bind(&limits, Tally::default())?,
+            listener: Listener::bind(&limits, ListenerMetrics::default())?,
             token: token.map(|token| digest(token.expose().as_bytes())),
         })
     }

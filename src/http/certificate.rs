@@ -30,7 +30,7 @@ pub struct Certificate {
     /// What the files held when they were last looked at, sense or not, so that one bad renewal is
     /// reported once.
     seen: Mutex<Pem>,
-    ends: Fraction,
+    expiry: Fraction,
 }
 
 /// What the two files hold.
@@ -41,17 +41,17 @@ struct Pem {
 }
 
 impl Certificate {
-    /// Reads `files`; keeps `ends` at the second in which the certificate ends.
-    pub(super) fn load(files: &Tls, ends: Fraction) -> Result<Self, Error> {
+    /// Reads `files`; keeps `expiry` at the time when the certificate expires.
+    pub(super) fn load(files: &Tls, expiry: Fraction) -> Result<Self, Error> {
         let pem = Pem::read(files)?;
         let key = pem.parse(files)?;
         let certificate = Self {
             files: files.clone(),
             current: ArcSwap::from_pointee(key),
             seen: Mutex::new(pem),
-            ends,
+            expiry,
         };
-        certificate.report_end();
+        certificate.report_expiry();
         Ok(certificate)
     }
 
@@ -70,7 +70,7 @@ impl Certificate {
         let parsed = pem.parse(&self.files);
         *seen = pem;
         self.current.store(Arc::new(parsed?));
-        self.report_end();
+        self.report_expiry();
         Ok(true)
     }
 
@@ -98,15 +98,15 @@ impl Certificate {
         }
     }
 
-    fn report_end(&self) {
+    fn report_expiry(&self) {
         let current = self.current.load();
-        let end = current.cert.first().and_then(|der| expiry::not_after(der));
-        if let Some(end) = end {
+        let not_after = current.cert.first().and_then(|der| expiry::not_after(der));
+        if let Some(not_after) = not_after {
             #[expect(
                 clippy::cast_precision_loss,
                 reason = "seconds of any real date are exact in an f64"
             )]
-            self.ends.set(end.as_second() as f64);
+            self.expiry.set(not_after.as_second() as f64);
         }
     }
 }

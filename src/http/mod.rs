@@ -41,7 +41,7 @@ use crate::{
 };
 
 pub use certificate::Certificate;
-pub use listener::{Drained, Listener, Tally};
+pub use listener::{Drained, Listener, ListenerMetrics};
 pub use webhook::Webhook;
 
 /// The server that providers post to. [`bind`](Self::bind) takes the address;
@@ -63,12 +63,12 @@ impl Server {
             max_connections: descriptors::connections(settings.max_connections),
             ..settings.clone()
         };
-        let tally = Tally {
+        let listener_metrics = ListenerMetrics {
             open: metrics.connections.clone(),
             refused: metrics.connections_refused.clone(),
-            certificate_ends: metrics.certificate_expiry_timestamp_seconds.clone(),
+            certificate_expiry: metrics.certificate_expiry_timestamp_seconds.clone(),
         };
-        let listener = Listener::bind(&settings, tally)?;
+        let listener = Listener::bind(&settings, listener_metrics)?;
         Ok(Self { listener })
     }
 
