@@ -330,7 +330,7 @@ impl Reloader {
             self.refuse(&error.to_string());
             return;
         }
-        parts.webhook.reroute(config.endpoints);
+        parts.webhook.replace_endpoints(config.endpoints);
         if let Some(Err(error)) = parts
             .certificate
             .as_ref()

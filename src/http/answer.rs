@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     provider::{Reason, Refusal, Reply},
-    telemetry::words,
+    telemetry::label_enum,
 };
 
 /// A request that gets what it came for.
@@ -53,9 +53,9 @@ pub(super) enum Rejection {
     Panic,
 }
 
-words! {
-    /// The words for answers in metrics and logs.
-    pub(super) enum Word {
+label_enum! {
+    /// The `answer` label of metrics and the `reason` field of logs.
+    pub(super) enum Label {
         Stored = "stored",
         Handshake = "handshake",
         TooLarge = "too_large",
@@ -76,7 +76,7 @@ words! {
     }
 }
 
-impl From<&Accepted> for Word {
+impl From<&Accepted> for Label {
     fn from(accepted: &Accepted) -> Self {
         match accepted {
             Accepted::Stored(_) => Self::Stored,
@@ -85,7 +85,7 @@ impl From<&Accepted> for Word {
     }
 }
 
-impl From<&Rejection> for Word {
+impl From<&Rejection> for Label {
     fn from(rejection: &Rejection) -> Self {
         match rejection {
             Rejection::Refused(refusal) => refusal.reason.into(),
@@ -102,7 +102,7 @@ impl From<&Rejection> for Word {
     }
 }
 
-impl From<Reason> for Word {
+impl From<Reason> for Label {
     fn from(reason: Reason) -> Self {
         match reason {
             Reason::MissingCredential => Self::MissingCredential,

@@ -17,7 +17,7 @@ use rustls::{
 };
 
 use super::{Error, Tls, expiry};
-use crate::telemetry::Fraction;
+use crate::telemetry::FloatGauge;
 
 /// How often the files are looked at. A renewal is minutes ahead of the old one's end at the least.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ pub struct Certificate {
     /// What the files held when they were last looked at, sense or not, so that one bad renewal is
     /// reported once.
     seen: Mutex<Pem>,
-    expiry: Fraction,
+    expiry: FloatGauge,
 }
 
 /// What the two files hold.
@@ -42,7 +42,7 @@ struct Pem {
 
 impl Certificate {
     /// Reads `files`; keeps `expiry` at the time when the certificate expires.
-    pub(super) fn load(files: &Tls, expiry: Fraction) -> Result<Self, Error> {
+    pub(super) fn load(files: &Tls, expiry: FloatGauge) -> Result<Self, Error> {
         let pem = Pem::read(files)?;
         let key = pem.parse(files)?;
         let certificate = Self {

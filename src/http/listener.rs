@@ -22,7 +22,7 @@ use super::{
     connection::{self, Connection},
     limiter::{Limiter, Permit},
 };
-use crate::telemetry::Fraction;
+use crate::telemetry::FloatGauge;
 
 /// The length of the system's accept queue. A burst of a thousand connections is queued, not refused.
 const BACKLOG: u32 = 4096;
@@ -52,7 +52,7 @@ pub struct ListenerMetrics {
     /// Connections closed for sending no request, or for a failed TLS handshake.
     pub refused: Counter,
     /// When the certificate expires, in seconds since 1970.
-    pub certificate_expiry: Fraction,
+    pub certificate_expiry: FloatGauge,
 }
 
 /// How a drain ended.

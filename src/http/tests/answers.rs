@@ -308,7 +308,7 @@ async fn endpoints_change_at_once_and_open_connections_live_on() {
 
     house
         .webhook
-        .reroute(vec![endpoint(ZOOM, "zoom.number-management", zoom())]);
+        .replace_endpoints(vec![endpoint(ZOOM, "zoom.number-management", zoom())]);
     peer.send(ringcentral_event("{}")).await;
     assert_eq!(peer.answer().await.status(), 404);
     peer.send(zoom_event("{}", noon())).await;
