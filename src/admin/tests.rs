@@ -12,14 +12,14 @@ use crate::{
     store::Health,
 };
 
-struct House {
+struct TestServer {
     address: SocketAddr,
     readiness: Arc<Readiness>,
     shutdown: CancellationToken,
     served: JoinHandle<Drained>,
 }
 
-impl House {
+impl TestServer {
     fn open(settings: &str) -> Self {
         let sources = secret::Sources {
             env: |_| None,
@@ -64,45 +64,45 @@ impl House {
 
 #[tokio::test]
 async fn readiness_is_one_word_for_the_first_obstacle() {
-    let house = House::open("");
+    let server = TestServer::open("");
     let store = Arc::new(Memory::default());
     let no = |word: &str| (503, word.to_owned());
-    assert_eq!(house.get("/livez", None).await.status(), 200);
-    assert_eq!(house.ready().await, no("starting"));
-    house.readiness.enter(Phase::Recovering);
-    assert_eq!(house.ready().await, no("recovering"));
-    house
+    assert_eq!(server.get("/livez", None).await.status(), 200);
+    assert_eq!(server.ready().await, no("starting"));
+    server.readiness.enter(Phase::Recovering);
+    assert_eq!(server.ready().await, no("recovering"));
+    server
         .readiness
         .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
-    house.readiness.enter(Phase::Serving);
-    assert_eq!(house.ready().await, (200, "ready".to_owned()));
+    server.readiness.enter(Phase::Serving);
+    assert_eq!(server.ready().await, (200, "ready".to_owned()));
 
     let why = "it is a secret".to_owned();
     store
         .health
         .send_replace(Health::Unavailable { why: why.clone() });
-    assert_eq!(house.ready().await, no("unavailable"));
+    assert_eq!(server.ready().await, no("unavailable"));
     store.health.send_replace(Health::Poisoned { why });
-    assert_eq!(house.ready().await, no("poisoned"));
+    assert_eq!(server.ready().await, no("poisoned"));
     store.health.send_replace(Health::Sound);
-    house.readiness.enter(Phase::Draining);
-    assert_eq!(house.ready().await, no("draining"));
-    assert_eq!(house.get("/livez", None).await.status(), 200);
+    server.readiness.enter(Phase::Draining);
+    assert_eq!(server.ready().await, no("draining"));
+    assert_eq!(server.get("/livez", None).await.status(), 200);
 }
 
 #[tokio::test]
 async fn metrics_are_measured_when_they_are_asked_for() {
-    let house = House::open("");
+    let server = TestServer::open("");
     assert_eq!(
-        house.get("/metrics", None).await.status(),
+        server.get("/metrics", None).await.status(),
         200,
         "before there is a store"
     );
     let store = Arc::new(Memory::default());
-    house
+    server
         .readiness
         .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
-    let response = house.get("/metrics", None).await;
+    let response = server.get("/metrics", None).await;
     assert_eq!(response.headers()["content-type"], METRICS_TYPE);
     let text = response.text().await.unwrap();
     assert!(text.contains("hookswitch_store_sound 0\n"), "{text}");
@@ -112,29 +112,29 @@ async fn metrics_are_measured_when_they_are_asked_for() {
 
 #[tokio::test]
 async fn metrics_are_for_whoever_has_the_token_and_probes_for_everybody() {
-    let house = House::open("token = \"open sesame\"");
+    let server = TestServer::open("token = \"open sesame\"");
     for wrong in [
         None,
         Some("Bearer open"),
         Some("open sesame"),
         Some("Bearer "),
     ] {
-        let response = house.get("/metrics", wrong).await;
+        let response = server.get("/metrics", wrong).await;
         assert_eq!(response.status(), 401, "{wrong:?}");
         assert_eq!(response.headers()["www-authenticate"], "Bearer");
         assert_eq!(response.text().await.unwrap(), "");
     }
     let right = Some("Bearer open sesame");
-    assert_eq!(house.get("/metrics", right).await.status(), 200);
-    assert_eq!(house.get("/livez", None).await.status(), 200);
-    assert_eq!(house.get("/readyz", None).await.status(), 503);
-    assert_eq!(house.get("/", right).await.status(), 404);
+    assert_eq!(server.get("/metrics", right).await.status(), 200);
+    assert_eq!(server.get("/livez", None).await.status(), 200);
+    assert_eq!(server.get("/readyz", None).await.status(), 503);
+    assert_eq!(server.get("/", right).await.status(), 404);
 }
 
 #[tokio::test]
 async fn it_closes_when_it_is_told_to() {
-    let house = House::open("");
-    assert_eq!(house.get("/livez", None).await.status(), 200);
-    house.shutdown.cancel();
-    assert_eq!(house.served.await.unwrap(), Drained { complete: true });
+    let server = TestServer::open("");
+    assert_eq!(server.get("/livez", None).await.status(), 200);
+    server.shutdown.cancel();
+    assert_eq!(server.served.await.unwrap(), Drained { complete: true });
 }

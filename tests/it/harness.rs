@@ -17,7 +17,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tempfile::TempDir;
 
-use crate::support::{door::Door, postgres::Database};
+use crate::support::{mtls::MutualTls, postgres::Database};
 
 /// Long enough for anything that is going to happen, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -472,9 +472,9 @@ impl Receiver {
         Self::listen(serve_one::<TcpStream>)
     }
 
-    /// One that is behind `door`.
-    pub(crate) fn start_behind(door: &Door) -> Self {
-        let config = door.config.clone();
+    /// A receiver with mutual TLS.
+    pub(crate) fn start_tls(tls: &MutualTls) -> Self {
+        let config = tls.config.clone();
         Self::listen(move |stream, seen, statuses| {
             let session = rustls::ServerConnection::new(config.clone()).unwrap();
             serve_one(rustls::StreamOwned::new(session, stream), seen, statuses);

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::{
     harness::{ENDPOINTS, Home, Receiver, Service, certificate, cnam, eventually},
-    support::door::Door,
+    support::mtls::MutualTls,
 };
 
 /// A handler that posts to `receiver` by TLS, with quick retries.
@@ -33,13 +33,13 @@ fn says(service: &Service, handler: &str, why: &str) {
 
 #[test]
 fn each_side_is_who_an_authority_says() {
-    let door = Door::new();
-    let receiver = Receiver::start_behind(&door);
+    let tls = MutualTls::new();
+    let receiver = Receiver::start_tls(&tls);
     let home = Home::new(&[]);
-    fs::write(home.path().join("ca.pem"), &door.authority).unwrap();
+    fs::write(home.path().join("ca.pem"), &tls.authority).unwrap();
     fs::write(home.path().join("other.pem"), certificate().0).unwrap();
     let ca = "ca = \"{dir}/ca.pem\"\n";
-    let shown = door.visitor.settings(home.path());
+    let shown = tls.client.settings(home.path());
     let wary = format!("ca = \"{{dir}}/other.pem\"\n{shown}");
     home.configure(&[
         ENDPOINTS,

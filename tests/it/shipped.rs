@@ -91,22 +91,22 @@ fn kubernetes_has_the_configuration_of_a_replica() {
 struct Replica {
     home: Home,
     service: Option<Service>,
-    door: SocketAddr,
-    operators: SocketAddr,
+    server: SocketAddr,
+    admin: SocketAddr,
 }
 
 impl Replica {
     fn start() -> Self {
-        let [door, operators] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
+        let [server, admin] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
         let listeners = ENDPOINTS
-            .replacen("127.0.0.1:0", &door.to_string(), 1)
-            .replacen("127.0.0.1:0", &operators.to_string(), 1);
+            .replacen("127.0.0.1:0", &server.to_string(), 1)
+            .replacen("127.0.0.1:0", &admin.to_string(), 1);
         let home = Home::new(&[&listeners, ARCHIVE]);
         Self {
             service: Some(home.start()),
             home,
-            door,
-            operators,
+            server,
+            admin,
         }
     }
 
@@ -126,8 +126,8 @@ impl Replica {
 /// The shipped balancer, with `replicas` in place of what Docker's name server would say.
 fn balancer(replicas: [&Replica; 2]) -> Server {
     let servers = replicas.map(|replica| {
-        let port = replica.operators.port();
-        format!("server replica-{port} {} port {port}", replica.door)
+        let port = replica.admin.port();
+        format!("server replica-{port} {} port {port}", replica.server)
     });
     let template = "server-template replica 8 hookswitch:8080 resolvers docker init-addr none";
     let shipped = text("haproxy.cfg");

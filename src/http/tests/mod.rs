@@ -168,7 +168,7 @@ impl Monitored for Memory {
 }
 
 /// A server that runs while the test does.
-struct House {
+struct TestServer {
     address: SocketAddr,
     store: Arc<Memory>,
     metrics: Arc<Metrics>,
@@ -178,7 +178,7 @@ struct House {
     served: JoinHandle<Drained>,
 }
 
-impl House {
+impl TestServer {
     fn open() -> Self {
         Self::with(|_| {})
     }
@@ -226,7 +226,7 @@ impl House {
     }
 
     /// One request on a connection of its own, and the whole answer.
-    async fn ask(&self, request: impl AsRef<[u8]>) -> Wire {
+    async fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
         let mut peer = self.connect().await;
         peer.send(request).await;
         peer.answer().await
@@ -261,7 +261,7 @@ impl Peer {
     }
 
     /// Reads one answer.
-    async fn answer(&mut self) -> Wire {
+    async fn answer(&mut self) -> Answer {
         let mut raw = Vec::new();
         let head_end = loop {
             if let Some(end) = raw.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -278,7 +278,7 @@ impl Peer {
             self.read_into(&mut raw).await;
         }
         assert_eq!(raw.len(), head_end + length, "more than one answer");
-        Wire { raw, head_end }
+        Answer { raw, head_end }
     }
 
     async fn read_into(&mut self, raw: &mut Vec<u8>) {
@@ -300,12 +300,12 @@ impl Peer {
 }
 
 /// One answer as it was on the wire.
-struct Wire {
+struct Answer {
     raw: Vec<u8>,
     head_end: usize,
 }
 
-impl Wire {
+impl Answer {
     fn status(&self) -> u16 {
         String::from_utf8_lossy(&self.raw[9..12]).parse().unwrap()
     }

@@ -5,11 +5,11 @@ use std::{fs, path::Path};
 use super::*;
 
 /// A client that takes its time from nobody and its trust from `certificate` alone.
-fn client(house: &House, certificate: &str) -> reqwest::Client {
+fn client(server: &TestServer, certificate: &str) -> reqwest::Client {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     reqwest::Client::builder()
         .tls_certs_only([certificate])
-        .resolve("hooks.example", house.address)
+        .resolve("hooks.example", server.address)
         .timeout(HANG)
         .build()
         .unwrap()
@@ -42,22 +42,22 @@ fn files(folder: &Path) -> Tls {
 
 #[tokio::test]
 async fn http2_is_spoken_without_tls_to_whoever_begins_with_it() {
-    let house = House::open();
+    let server = TestServer::open();
     let client = reqwest::Client::builder()
         .http2_prior_knowledge()
         .timeout(HANG)
         .build()
         .unwrap();
-    let url = format!("http://{}{RINGCENTRAL}", house.address);
+    let url = format!("http://{}{RINGCENTRAL}", server.address);
     for _ in 0..3 {
         let response = post_event(&client, &url).await.unwrap();
         assert_eq!(response.version(), reqwest::Version::HTTP_2);
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-length"], "0");
     }
-    assert_eq!(house.metric("hookswitch_connections "), 1.0);
-    assert_eq!(house.store.kept().len(), 3);
-    assert_eq!(house.drain().await, Drained { complete: true });
+    assert_eq!(server.metric("hookswitch_connections "), 1.0);
+    assert_eq!(server.store.kept().len(), 3);
+    assert_eq!(server.drain().await, Drained { complete: true });
 }
 
 #[tokio::test]
@@ -65,12 +65,12 @@ async fn both_versions_are_spoken_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     let certificate = renew(&files);
-    let house = House::with(|settings| settings.tls = Some(files));
+    let server = TestServer::with(|settings| settings.tls = Some(files));
     let url = format!(
         "https://hooks.example:{}{RINGCENTRAL}",
-        house.address.port()
+        server.address.port()
     );
-    let response = post_event(&client(&house, &certificate), &url)
+    let response = post_event(&client(&server, &certificate), &url)
         .await
         .unwrap();
     assert_eq!(response.version(), reqwest::Version::HTTP_2);
@@ -79,7 +79,7 @@ async fn both_versions_are_spoken_over_tls() {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     let old = reqwest::Client::builder()
         .tls_certs_only([certificate])
-        .resolve("hooks.example", house.address)
+        .resolve("hooks.example", server.address)
         .http1_only()
         .timeout(HANG)
         .build()
@@ -87,7 +87,7 @@ async fn both_versions_are_spoken_over_tls() {
     let response = post_event(&old, &url).await.unwrap();
     assert_eq!(response.version(), reqwest::Version::HTTP_11);
     assert_eq!(response.status(), 200);
-    assert!(house.metric("hookswitch_certificate_expiry_timestamp_seconds") > 1.8e9);
+    assert!(server.metric("hookswitch_certificate_expiry_timestamp_seconds") > 1.8e9);
 }
 
 #[tokio::test]
@@ -95,18 +95,18 @@ async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     let first = renew(&files);
-    let house = House::with(|settings| settings.tls = Some(files.clone()));
+    let server = TestServer::with(|settings| settings.tls = Some(files.clone()));
     let url = format!(
         "https://hooks.example:{}{RINGCENTRAL}",
-        house.address.port()
+        server.address.port()
     );
-    let certificate = house.certificate.clone().unwrap();
+    let certificate = server.certificate.clone().unwrap();
     assert!(!certificate.refresh().unwrap(), "nothing is new yet");
 
     let second = renew(&files);
     assert!(certificate.refresh().unwrap());
-    assert!(post_event(&client(&house, &first), &url).await.is_err());
-    assert!(post_event(&client(&house, &second), &url).await.is_ok());
+    assert!(post_event(&client(&server, &first), &url).await.is_err());
+    assert!(post_event(&client(&server, &second), &url).await.is_ok());
 
     // A key that is somebody else's, then no key at all, then no file.
     let stray = rcgen::KeyPair::generate().unwrap().serialize_pem();
@@ -126,11 +126,11 @@ async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
         certificate.refresh(),
         Err(Error::Unreadable { .. })
     ));
-    assert!(post_event(&client(&house, &second), &url).await.is_ok());
+    assert!(post_event(&client(&server, &second), &url).await.is_ok());
 
     let third = renew(&files);
     assert!(certificate.refresh().unwrap());
-    assert!(post_event(&client(&house, &third), &url).await.is_ok());
+    assert!(post_event(&client(&server, &third), &url).await.is_ok());
 }
 
 #[tokio::test]
@@ -138,16 +138,16 @@ async fn whoever_does_not_finish_the_tls_handshake_is_let_go() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     renew(&files);
-    let house = House::with(|settings| {
+    let server = TestServer::with(|settings| {
         settings.tls = Some(files);
         settings.first_byte_timeout = Duration::from_millis(100);
     });
     for said in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
-        let mut peer = house.connect().await;
+        let mut peer = server.connect().await;
         peer.send(said).await;
         peer.closed().await;
     }
-    assert_eq!(house.metric("hookswitch_connections_refused_total"), 3.0);
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 3.0);
 }
 
 #[tokio::test]

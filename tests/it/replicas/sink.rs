@@ -36,7 +36,7 @@ pub(super) struct Arrival {
 
 /// The one server of all replicas' handlers.
 #[derive(Clone, Default)]
-pub(super) struct Desk(Arc<Inner>);
+pub(super) struct Sink(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -54,16 +54,16 @@ struct State {
     ignored: Option<usize>,
 }
 
-impl Desk {
+impl Sink {
     /// A counter for `replica` at `ip`; where it is.
     pub(super) fn open(&self, replica: usize, ip: IpAddr) -> SocketAddr {
         let listener = TcpListener::bind((ip, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let desk = self.clone();
+        let sink = self.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let desk = desk.clone();
-                thread::spawn(move || desk.serve(replica, stream));
+                let sink = sink.clone();
+                thread::spawn(move || sink.serve(replica, stream));
             }
         });
         address
