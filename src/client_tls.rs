@@ -16,14 +16,14 @@ use rustls::{
 use rustls_platform_verifier::BuilderVerifierExt;
 use serde::Deserialize;
 
-use crate::authorities::Authorities;
+use crate::ca_bundle::CaBundle;
 
 /// Who may vouch for the server, and what the server is shown where it asks who we are.
 ///
 /// In the TOML, the parts are called `ca`, `certificate` and `key` wherever there is a client.
 #[derive(Clone, Default)]
 pub struct ClientTls {
-    authorities: Option<Authorities>,
+    ca: Option<CaBundle>,
     identity: Option<Identity>,
 }
 
@@ -44,7 +44,7 @@ impl ClientTls {
     /// When there is a certificate without its key, a key without its certificate, or either is not
     /// of the other.
     pub fn new(
-        ca: Option<&Authorities>,
+        ca: Option<&CaBundle>,
         certificate: Option<&Certificate>,
         key: Option<&Key>,
     ) -> Result<Self, String> {
@@ -55,14 +55,14 @@ impl ClientTls {
             (None, Some(_)) => return Err(half("key", "certificate")),
         };
         Ok(Self {
-            authorities: ca.cloned(),
+            ca: ca.cloned(),
             identity,
         })
     }
 
     /// Whether something was said of it, which asks for TLS where nothing else does.
     pub const fn is_given(&self) -> bool {
-        self.authorities.is_some() || self.identity.is_some()
+        self.ca.is_some() || self.identity.is_some()
     }
 
     /// Agrees that there is no TLS, if nothing was said of it.
@@ -71,7 +71,7 @@ impl ClientTls {
     ///
     /// Names what was said, and `cure`, which is how to have TLS.
     pub fn forgo(&self, cure: &str) -> Result<(), String> {
-        let given = match (&self.authorities, &self.identity) {
+        let given = match (&self.ca, &self.identity) {
             (Some(_), _) => "ca",
             (None, Some(_)) => "certificate",
             (None, None) => return Ok(()),
@@ -86,8 +86,8 @@ impl ClientTls {
     /// Says so when the system's authorities are needed and it has none.
     pub fn config(&self) -> Result<ClientConfig, String> {
         let builder = builder()?;
-        Ok(self.identify(match &self.authorities {
-            Some(authorities) => builder.with_root_certificates(authorities.roots()),
+        Ok(self.identify(match &self.ca {
+            Some(ca) => builder.with_root_certificates(ca.roots()),
             None => builder
                 .with_platform_verifier()
                 .map_err(|error| refuse(&error))?,
@@ -117,9 +117,9 @@ impl ClientTls {
         }
     }
 
-    /// The file of authorities, for clients that read it themselves.
+    /// The path of the CA bundle, for clients that read the file themselves.
     pub fn ca(&self) -> Option<&Path> {
-        self.authorities.as_ref().map(Authorities::path)
+        self.ca.as_ref().map(CaBundle::path)
     }
 
     /// The files of our certificate and its key, for clients that read them themselves.
@@ -251,7 +251,7 @@ mod tests {
             text.map(|text| fs::write(&path, text).map(|()| path).unwrap())
         };
         let [ca, certificate, key] = texts;
-        let ca = file("ca.pem", ca).map(Authorities::try_from).transpose()?;
+        let ca = file("ca.pem", ca).map(CaBundle::try_from).transpose()?;
         let certificate = file("certificate.pem", certificate).map(Certificate::try_from);
         let certificate = certificate.transpose()?;
         let key = file("key.pem", key).map(Key::try_from).transpose()?;

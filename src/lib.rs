@@ -26,7 +26,7 @@
 //! | [`store`] | remember it |
 //! | [`provider`] | who said it |
 //! | [`event`] | what was said |
-//! | [`client_tls`], [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`wire`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, who vouches for a server, how its URL is read, amounts, who could listen on the way to it, logs and metrics |
+//! | [`client_tls`], [`secret`], [`ca_bundle`], `postgres_url`, [`quantity`], [`cleartext`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, URLs of PostgreSQL, sizes and durations, warnings about credentials without TLS, logs and metrics |
 //!
 //! # Words
 //!
@@ -71,11 +71,11 @@ pub mod provider;
 
 pub mod event;
 
-pub mod authorities;
+pub mod ca_bundle;
+pub mod cleartext;
 pub mod client_tls;
 #[cfg(any(feature = "postgres", feature = "sql"))]
 pub(crate) mod postgres_url;
 pub mod quantity;
 pub mod secret;
 pub mod telemetry;
-pub mod wire;

@@ -3,7 +3,7 @@
 
 use tokio_postgres::{Config, config::Host};
 
-use crate::wire::{self, Exposure};
+use crate::cleartext::{self, CleartextWarning};
 
 /// Takes `sslmode` out of the parameters of a URL.
 pub(crate) fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
@@ -29,14 +29,14 @@ pub(crate) fn beyond(config: &Config) -> Vec<String> {
     });
     let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
     let mut servers: Vec<_> = names.chain(addresses).collect();
-    servers.retain(|server| !wire::is_here(server));
+    servers.retain(|server| !cleartext::is_loopback(server));
     servers
 }
 
 /// How to have TLS.
 pub(crate) const TLS: &str = "write \"sslmode=verify-full\" in the URL's parameters";
 
-/// What there is to tell of a password that goes to the servers of `config` without TLS.
-pub(crate) fn exposure(config: &Config) -> Option<Exposure> {
-    Exposure::new("url", "its password", beyond(config), TLS)
+/// The warning about a password that is sent to the servers of `config` without TLS.
+pub(crate) fn cleartext_warning(config: &Config) -> Option<CleartextWarning> {
+    CleartextWarning::new("url", "its password", beyond(config), TLS)
 }

@@ -13,7 +13,7 @@ use super::{
     section::{Findings, Section},
     wording,
 };
-use crate::{admin, dispatch, http, wire::Exposure};
+use crate::{admin, cleartext::CleartextWarning, dispatch, http};
 
 /// Checks the name of an endpoint or handler, which becomes a metric label and a log field.
 pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findings) {
@@ -293,13 +293,13 @@ pub(super) fn dispatch(
     }
 }
 
-/// Warns of credentials that others could read on their way.
-pub(super) fn exposures(
-    exposures: impl IntoIterator<Item = Exposure>,
+/// Warns of credentials that are sent without TLS.
+pub(super) fn cleartext_warnings(
+    warnings: impl IntoIterator<Item = CleartextWarning>,
     section: &Section<'_>,
     findings: &mut Findings,
 ) {
-    for Exposure { key, message } in exposures {
+    for CleartextWarning { key, message } in warnings {
         let warning = wording::problem(&format!("[{}] {message}", section.name)).warning();
         add(section, &[key], warning, findings);
     }

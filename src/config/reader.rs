@@ -199,7 +199,7 @@ impl<'i> Reader<'_, 'i> {
             return None;
         };
         let store = section.read(hints, &mut self.findings, entry.read)?;
-        check::exposures(store.exposure(), &section, &mut self.findings);
+        check::cleartext_warnings(store.cleartext_warning(), &section, &mut self.findings);
         Some(store)
     }
 
@@ -382,7 +382,7 @@ impl<'i> Reader<'_, 'i> {
             ..hints
         };
         let factory = section.read(hints, &mut self.findings, |settings| kind.read(settings))?;
-        check::exposures(factory.exposures(), section, &mut self.findings);
+        check::cleartext_warnings(factory.cleartext_warnings(), section, &mut self.findings);
         if let Some(file) = factory.own_file() {
             check::own_file(file, section, files, &mut self.findings);
         }

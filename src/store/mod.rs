@@ -46,10 +46,10 @@ pub use follower::{Follower, Followers, LOOK_EVERY};
 use record::shorten;
 
 use crate::{
+    cleartext::CleartextWarning,
     event::{EventId, EventName, HandlerName, Notification, Pattern},
     provider::Verified,
     telemetry::Metrics,
-    wire::Exposure,
 };
 
 /// What the methods of a store that is not known by type return.
@@ -396,8 +396,8 @@ pub struct Context {
 
 /// The settings of one engine: what the TOML's `[store]` says besides `kind`.
 pub trait Engine: Send + std::fmt::Debug {
-    /// A credential that others could read on its way, because these settings say so.
-    fn exposure(&self) -> Option<Exposure> {
+    /// The credential that these settings send without TLS.
+    fn cleartext_warning(&self) -> Option<CleartextWarning> {
         None
     }
 

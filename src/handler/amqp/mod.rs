@@ -53,7 +53,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::{client_tls::ClientTls, secret::Secret, wire::Exposure};
+use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
 use session::{Publication, Session};
 use settings::SCHEMES;
 
@@ -90,9 +90,9 @@ connect_timeout = "5s"
 "#;
     type Handler = Amqp;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        let exposure = SCHEMES.exposure(&self.url.0, self.password.as_ref());
-        exposure.into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        let warning = SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref());
+        warning.into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Amqp, BuildError> {

@@ -32,7 +32,7 @@ use super::{
     message::{Format, Message, to_header},
     signature::Signer,
 };
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 use settings::Destination;
 
 pub(super) use settings::Settings;
@@ -68,8 +68,8 @@ timeout = "10s"
 "#;
     type Handler = Http;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.every_exposure()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warnings()
     }
 
     fn build(self, context: &BuildContext) -> Result<Http, BuildError> {

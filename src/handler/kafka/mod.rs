@@ -49,7 +49,7 @@ use super::{
     message::{Format, Message},
 };
 
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 
 pub(super) use settings::Settings;
 
@@ -76,8 +76,8 @@ timeout = "10s"
 "#;
     type Handler = Kafka;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.exposure().into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warning().into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Kafka, BuildError> {

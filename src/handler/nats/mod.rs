@@ -45,7 +45,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message, to_header},
 };
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 use link::Links;
 
 pub(super) use settings::Settings;
@@ -75,8 +75,8 @@ connect_timeout = "5s"
 "#;
     type Handler = Nats;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.exposure().into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warning().into_iter().collect()
     }
 
     fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {

@@ -45,7 +45,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message},
 };
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 use pool::Pool;
 use settings::Wait;
 
@@ -71,8 +71,8 @@ connect_timeout = "5s"
 "#;
     type Handler = Redis;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.exposure().into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warning().into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Redis, BuildError> {

@@ -51,10 +51,10 @@ use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
 };
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::CleartextWarning,
     client_tls::{Certificate, ClientTls, Key},
     secret::Secret,
-    wire::Exposure,
 };
 use field::Row;
 use postgres::Postgres;
@@ -72,7 +72,7 @@ pub(super) struct Settings {
     /// The password, where it is not in the URL.
     password: Option<Secret>,
     /// Whose certificates are believed, in place of the system's authorities.
-    ca: Option<Authorities>,
+    ca: Option<CaBundle>,
     /// What the server is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
@@ -128,12 +128,12 @@ timeout = "10s"
 "#;
     type Handler = Sql;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        let exposure = match &self.url {
-            Database::Postgres(config) => config.exposure(self.password.as_ref()),
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        let warning = match &self.url {
+            Database::Postgres(config) => config.cleartext_warning(self.password.as_ref()),
             Database::Sqlite(_) => None,
         };
-        exposure.into_iter().collect()
+        warning.into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {

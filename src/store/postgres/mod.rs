@@ -189,7 +189,9 @@ use super::{
     Kind, Lease, Monitored, Records, Settlement, Store, StoreError, Subscription, Target,
     condition::Condition,
 };
-use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
+use crate::{
+    cleartext::CleartextWarning, event::HandlerName, provider::Verified, telemetry::Metrics,
+};
 
 /// How long the end of everything may take.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -203,8 +205,8 @@ impl Kind for Settings {
 }
 
 impl Engine for Settings {
-    fn exposure(&self) -> Option<Exposure> {
-        self.url.exposure()
+    fn cleartext_warning(&self) -> Option<CleartextWarning> {
+        self.url.cleartext_warning()
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError> {
