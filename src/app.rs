@@ -1,11 +1,11 @@
 //! Wires the floors together, supervises them, and drains them.
 //!
-//! **Invariant:** every long-lived task is spawned here, or on the tracker that is handed out here,
-//! and is waited for at the end.
+//! **Invariant:** every long-lived task is spawned here, or on the tracker that is created here, and
+//! the shutdown waits for it.
 //!
-//! **Invariant:** the order of the end is: readiness false and no new connections; requests in
-//! flight finish; deliveries under way finish; the journal is synced and closed. One deadline holds
-//! for all of it.
+//! **Invariant:** the order of the shutdown is: readiness is false and no connection is accepted;
+//! requests in flight finish; deliveries in progress finish; the journal is synced and closed. One
+//! deadline covers all of it.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -26,24 +26,27 @@ use crate::{
     telemetry::{ByResult, Metrics},
 };
 
-/// The clock that everything below is given.
-#[expect(clippy::disallowed_methods, reason = "this is where the clock is read")]
+/// The clock of all floors below.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the only place that reads the clock"
+)]
 pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The name by which a program that embeds this crate finds its way in.
+/// The entry point for a program that embeds this crate.
 #[derive(Debug)]
 pub struct Hookswitch;
 
 impl Hookswitch {
-    /// A service with the kinds of handlers that come with the crate.
+    /// A service with the built-in kinds of handlers.
     pub fn builder() -> Builder {
         Builder::default()
     }
 }
 
-/// A service before its configuration has been read.
+/// A service whose configuration has not been read.
 #[derive(Clone, Debug)]
 pub struct Builder {
     kinds: Vec<handler::Kind>,
@@ -58,7 +61,7 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Adds a kind of handler, which the TOML can then name. One of the same name is replaced.
+    /// Registers a kind of handler for the TOML. It replaces a kind with the same name.
     #[must_use]
     pub fn handler_kind<K: HandlerKind>(mut self) -> Self {
         self.kinds.retain(|kind| kind.kind != K::KIND);
@@ -70,19 +73,19 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// A report of everything that is wrong with it.
+    /// A report of all problems in the configuration.
     pub fn load(&self, path: &Path) -> Result<Config, config::Report> {
         config::load(path, &self.kinds, config::environment)
     }
 }
 
-/// Why a service cannot be started.
+/// Why a service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A server could not be bound.
     #[error(transparent)]
     Bind(#[from] http::Error),
-    /// The store.
+    /// The store could not be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -90,36 +93,36 @@ pub enum Error {
 /// How a service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// All that had begun was finished.
+    /// Everything in progress finished.
     Drained,
-    /// The deadline came first. Nothing is lost: what was not finished is delivered again.
+    /// The deadline passed first. Nothing is lost: unfinished deliveries are made again.
     CutShort,
-    /// The store failed, or a part of the service itself did. What was acknowledged is safe.
+    /// The store or a component of the service failed. Acknowledged events are safe.
     Failed,
 }
 
-/// Why a service begins to end.
+/// Why a service shuts down.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    Asked,
+    Requested,
     Failure,
 }
 
-/// A service that listens and does not answer yet.
+/// A service whose addresses are bound and whose store is open.
 pub struct App {
     server: http::Server,
     admin_address: SocketAddr,
     drain_timeout: Duration,
-    parts: Arc<Parts>,
+    components: Arc<Components>,
 }
 
-/// What runs, and what a reload changes.
-struct Parts {
+/// The running components, as far as a reload needs them.
+struct Components {
     store: Arc<dyn Store>,
     webhook: Arc<Webhook>,
     dispatcher: Dispatcher,
     certificate: Option<Arc<http::Certificate>>,
-    /// What of the configuration in force cannot change while the service runs.
+    /// The settings in force that cannot change while the service runs.
     fixed: Mutex<config::Fixed>,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
@@ -140,7 +143,7 @@ impl App {
         config: Config,
         rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     ) -> Result<Self, Error> {
-        warn(&config.warnings);
+        log_warnings(&config.warnings);
         let fixed = config.fixed;
         let metrics = Arc::new(Metrics::default());
         let readiness = Arc::new(Readiness::default());
@@ -167,7 +170,7 @@ impl App {
         // Opening reads files. It must not block the admin server.
         let opening = tasks.spawn_blocking(move || engine.open(context));
         let store = opening.await.map_err(|_| StoreError::Closed)??;
-        readiness.observe(store.clone());
+        readiness.set_store(store.clone());
 
         let webhook = Webhook::new(
             &config.server,
@@ -176,7 +179,11 @@ impl App {
             metrics.clone(),
             now,
         );
-        tasks.spawn(look_after(store.clone(), metrics.clone(), stop.clone()));
+        tasks.spawn(supervise_followers(
+            store.clone(),
+            metrics.clone(),
+            stop.clone(),
+        ));
         let dispatcher = Dispatcher::new(
             store.clone(),
             store.followers(),
@@ -186,7 +193,7 @@ impl App {
         );
         dispatcher.replace(config.handlers).await?;
 
-        let parts = Parts {
+        let components = Components {
             store,
             webhook: Arc::new(webhook),
             dispatcher,
@@ -201,7 +208,7 @@ impl App {
             server,
             admin_address,
             drain_timeout: config.server.drain_timeout,
-            parts: Arc::new(parts),
+            components: Arc::new(components),
         })
     }
 
@@ -215,35 +222,38 @@ impl App {
         self.admin_address
     }
 
-    /// What changes a running service's configuration.
+    /// Changes the configuration of the running service.
     pub fn reloader(&self) -> Reloader {
-        Reloader(self.parts.clone())
+        Reloader(self.components.clone())
     }
 
-    /// Serves until `shutdown` is ready, or the store or another part fails; then drains.
+    /// Serves until `shutdown` is ready, or until the store or another component fails. Then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> End {
         let Self {
             server,
             drain_timeout,
-            parts,
+            components,
             ..
         } = self;
         let draining = CancellationToken::new();
         let ended = CancellationToken::new();
-        let alarm = ended.clone().drop_guard();
-        let serving = server.serve(parts.webhook.clone(), draining.clone().cancelled_owned());
-        let serving = parts.tasks.spawn(async move {
-            let _alarm = alarm;
+        let guard = ended.clone().drop_guard();
+        let serving = server.serve(
+            components.webhook.clone(),
+            draining.clone().cancelled_owned(),
+        );
+        let serving = components.tasks.spawn(async move {
+            let _guard = guard;
             serving.await
         });
-        parts.readiness.enter(Phase::Serving);
+        components.readiness.enter(Phase::Serving);
 
-        let mut health = parts.store.health();
+        let mut health = components.store.health();
         let cause = tokio::select! {
-            () = shutdown => Cause::Asked,
+            () = shutdown => Cause::Requested,
             () = until_poisoned(&mut health) => Cause::Failure,
-            () = parts.dispatcher.broken() => {
-                tracing::error!("a handler's worker ended by itself");
+            () = components.dispatcher.broken() => {
+                tracing::error!("a handler's worker stopped by itself");
                 Cause::Failure
             }
             () = ended.cancelled() => {
@@ -252,19 +262,19 @@ impl App {
             }
         };
         tracing::info!("shutting down");
-        parts.readiness.enter(Phase::Draining);
+        components.readiness.enter(Phase::Draining);
         let deadline = Instant::now() + drain_timeout;
         draining.cancel();
         let answered = serving.await.is_ok_and(|drained| drained.complete);
-        let delivered = parts.dispatcher.drain(deadline).await;
-        let closed = parts.store.close().await;
-        parts.stop.cancel();
-        parts.tasks.close();
-        let finished = timeout_at(deadline, parts.tasks.wait()).await.is_ok();
+        let delivered = components.dispatcher.drain(deadline).await;
+        let closed = components.store.close().await;
+        components.stop.cancel();
+        components.tasks.close();
+        let finished = timeout_at(deadline, components.tasks.wait()).await.is_ok();
         match closed {
             _ if cause == Cause::Failure => End::Failed,
             Err(error) => {
-                tracing::error!(%error, "the store could not be closed in order");
+                tracing::error!(%error, "the store could not be closed cleanly");
                 End::Failed
             }
             Ok(()) if answered && delivered && finished => End::Drained,
@@ -282,15 +292,19 @@ impl std::fmt::Debug for App {
     }
 }
 
-/// Logs what the configuration in force is warned of.
-fn warn(warnings: &config::Report) {
+/// Logs the warnings about the configuration in force.
+fn log_warnings(warnings: &config::Report) {
     for problem in warnings.problems() {
         tracing::warn!("{problem}");
     }
 }
 
-/// Looks now and then whether what is stored is worked on.
-async fn look_after(store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: CancellationToken) {
+/// Checks the store's followers for progress, periodically.
+async fn supervise_followers(
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let followers = store.followers();
     while !stop.is_cancelled() {
         followers.look(&metrics);
@@ -298,24 +312,25 @@ async fn look_after(store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: Cancella
     }
 }
 
+/// Ready when the store is poisoned or gone.
 async fn until_poisoned(health: &mut watch::Receiver<Health>) {
     let poisoned = |health: &Health| matches!(health, Health::Poisoned { .. });
     match health.wait_for(poisoned).await {
         Ok(health) => tracing::error!(health = ?*health, "the store is poisoned"),
-        Err(_) => tracing::error!("the store ended by itself"),
+        Err(_) => tracing::error!("the store stopped by itself"),
     }
 }
 
-/// Changes the configuration of a running service: validated whole, swapped at once.
+/// Changes the configuration of a running service. A reload is applied as a whole or refused.
 #[derive(Clone)]
-pub struct Reloader(Arc<Parts>);
+pub struct Reloader(Arc<Components>);
 
 impl Reloader {
-    /// Puts `config` in force: endpoints, secrets, handlers, certificates. One that changes what
-    /// cannot change while running is refused whole.
+    /// Applies `config`: endpoints, secrets, handlers, certificates. Refuses it if it changes a
+    /// setting that needs a restart.
     pub async fn reload(&self, config: Config) {
-        let parts = &self.0;
-        let mut fixed = parts.fixed.lock().await;
+        let components = &self.0;
+        let mut fixed = components.fixed.lock().await;
         let changes = fixed.changes(&config.fixed);
         if !changes.is_empty() {
             let changes = changes.join(" and ");
@@ -325,29 +340,29 @@ impl Reloader {
             return;
         }
         *fixed = config.fixed;
-        // Handlers first: what a new endpoint takes must find who gets it.
-        if let Err(error) = parts.dispatcher.replace(config.handlers).await {
+        // Handlers first: an event of a new endpoint must find its handlers.
+        if let Err(error) = components.dispatcher.replace(config.handlers).await {
             self.refuse(&error.to_string());
             return;
         }
-        parts.webhook.replace_endpoints(config.endpoints);
-        if let Some(Err(error)) = parts
+        components.webhook.replace_endpoints(config.endpoints);
+        if let Some(Err(error)) = components
             .certificate
             .as_ref()
             .map(|certificate| certificate.refresh())
         {
             tracing::error!(%error, "the old certificate stays in use");
         }
-        parts
+        components
             .metrics
             .reloads
             .get_or_create(&ByResult { result: "applied" })
             .inc();
         tracing::info!("the configuration was reloaded");
-        warn(&config.warnings);
+        log_warnings(&config.warnings);
     }
 
-    /// Says that a reload changed nothing, and why.
+    /// Logs and counts a refused reload.
     pub fn refuse(&self, why: &str) {
         let refused = ByResult { result: "refused" };
         self.0.metrics.reloads.get_or_create(&refused).inc();

@@ -63,17 +63,17 @@ impl TestServer {
 }
 
 #[tokio::test]
-async fn readiness_is_one_word_for_the_first_obstacle() {
+async fn readiness_is_the_first_reason_in_one_word() {
     let server = TestServer::open("");
     let store = Arc::new(Memory::default());
-    let no = |word: &str| (503, word.to_owned());
+    let no = |reason: &str| (503, reason.to_owned());
     assert_eq!(server.get("/livez", None).await.status(), 200);
     assert_eq!(server.ready().await, no("starting"));
     server.readiness.enter(Phase::Recovering);
     assert_eq!(server.ready().await, no("recovering"));
     server
         .readiness
-        .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
+        .set_store(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
     server.readiness.enter(Phase::Serving);
     assert_eq!(server.ready().await, (200, "ready".to_owned()));
 
@@ -91,7 +91,7 @@ async fn readiness_is_one_word_for_the_first_obstacle() {
 }
 
 #[tokio::test]
-async fn metrics_are_measured_when_they_are_asked_for() {
+async fn gauges_are_updated_when_metrics_are_requested() {
     let server = TestServer::open("");
     assert_eq!(
         server.get("/metrics", None).await.status(),
@@ -101,7 +101,7 @@ async fn metrics_are_measured_when_they_are_asked_for() {
     let store = Arc::new(Memory::default());
     server
         .readiness
-        .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
+        .set_store(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
     let response = server.get("/metrics", None).await;
     assert_eq!(response.headers()["content-type"], METRICS_TYPE);
     let text = response.text().await.unwrap();
@@ -111,7 +111,7 @@ async fn metrics_are_measured_when_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_whoever_has_the_token_and_probes_for_everybody() {
+async fn metrics_need_the_token_and_probes_do_not() {
     let server = TestServer::open("token = \"open sesame\"");
     for wrong in [
         None,
@@ -132,7 +132,7 @@ async fn metrics_are_for_whoever_has_the_token_and_probes_for_everybody() {
 }
 
 #[tokio::test]
-async fn it_closes_when_it_is_told_to() {
+async fn a_shutdown_ends_the_server() {
     let server = TestServer::open("");
     assert_eq!(server.get("/livez", None).await.status(), 200);
     server.shutdown.cancel();
