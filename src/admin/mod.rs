@@ -36,11 +36,11 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// What the TOML's `[admin]` says.
+/// The TOML's `[admin]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where to listen. Port 0 takes a free one.
+    /// The address to listen on. With port 0 the system chooses the port.
     pub listen: SocketAddr,
     /// The bearer token of `/metrics`, required unless the listener is on loopback. Probes need no
     /// token.

@@ -1,5 +1,4 @@
-//! Bodies, collected raw and within limits, so that every way in which one can fail gets an answer
-//! of ours.
+//! Request bodies: read raw and within limits. Each way to fail has an answer of its own.
 
 use std::{
     future::{Future, poll_fn},
@@ -23,8 +22,8 @@ use super::{
     limiter::{Limiter, Permit},
 };
 
-/// How much of a body that is too large is read and thrown away, and for how long. A sender that
-/// is still writing when we close sees a broken connection and not our answer.
+/// How much of a too large body is read and discarded, and for how long. A sender that is still
+/// writing when the connection closes sees a broken connection instead of the answer.
 const DISCARD_BYTES: usize = 8 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
@@ -32,12 +31,12 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Collector {
     max_body: u64,
-    time: Duration,
-    /// In bytes.
+    timeout: Duration,
+    /// A permit is one byte.
     memory: Limiter,
 }
 
-/// A whole body, and the memory that it takes until this is dropped.
+/// A whole body, and the permits for its memory.
 pub(super) struct Collected {
     pub(super) bytes: Bytes,
     pub(super) memory: Option<Permit>,
@@ -48,7 +47,7 @@ impl Collector {
         let memory = settings.body_memory.max(settings.max_body);
         Self {
             max_body: settings.max_body,
-            time: settings.body_timeout,
+            timeout: settings.body_timeout,
             memory: Limiter::new(usize::try_from(memory).unwrap_or(usize::MAX)),
         }
     }
@@ -65,20 +64,20 @@ impl Collector {
         let eviction = Eviction::new(CancellationToken::new);
         let collected = {
             let mut reading = pin!(self.read(&mut body, &eviction));
-            match attempt(reading.as_mut()).await {
+            match poll_once(reading.as_mut()).await {
                 Some(collected) => collected,
                 None => {
                     let _ticket = slots.wait(&eviction);
                     tokio::select! {
                         () = eviction.cancelled() => Err(Rejection::Overloaded),
-                        collected = timeout(self.time, reading) => {
+                        collected = timeout(self.timeout, reading) => {
                             collected.unwrap_or(Err(Rejection::SlowBody))
                         }
                     }
                 }
             }
         };
-        // Who asked before sending is told before sending.
+        // A sender with `Expect: 100-continue` has not sent the body, so there is nothing to discard.
         if let (Err(Rejection::TooLarge), false) =
             (&collected, headers.contains_key(header::EXPECT))
         {
@@ -88,7 +87,7 @@ impl Collector {
     }
 
     async fn read(&self, body: &mut Body, eviction: &Eviction) -> Result<Collected, Rejection> {
-        // What the head promises, before a byte of it is read.
+        // The size that the head announces is checked before a byte is read.
         if body.size_hint().lower() > self.max_body {
             return Err(Rejection::TooLarge);
         }
@@ -98,7 +97,7 @@ impl Collector {
         while !body.is_end_stream()
             && let Some(frame) = body.frame().await
         {
-            // Trailers are no part of the body.
+            // Trailers are not part of the body.
             let Ok(chunk) = frame.map_err(|_| Rejection::BrokenBody)?.into_data() else {
                 continue;
             };
@@ -134,8 +133,8 @@ impl Collector {
 /// Cancelled when the request is evicted; made when the request first has to wait.
 type Eviction = LazyLock<CancellationToken>;
 
-/// What `future` comes to, if it need not be waited for.
-async fn attempt<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+/// The output of `future`, if it is ready.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|context| {
         Poll::Ready(match future.as_mut().poll(context) {
             Poll::Ready(output) => Some(output),
@@ -145,7 +144,7 @@ async fn attempt<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-/// The pieces of a body. Most bodies come in one, which is then not copied.
+/// The chunks of a body. Most bodies arrive in one chunk, which is not copied.
 #[derive(Default)]
 enum Chunks {
     #[default]
@@ -188,7 +187,7 @@ impl Chunks {
     }
 }
 
-/// Reads on for a while and keeps nothing.
+/// Reads and discards the rest of `body`, within limits.
 async fn discard(mut body: Body) {
     let read = async {
         let mut left = DISCARD_BYTES;
@@ -200,6 +199,6 @@ async fn discard(mut body: Body) {
             left = less;
         }
     };
-    // Whether it ended or not, the answer is the same.
+    // The answer is the same whether the body ended in time or not.
     timeout(DISCARD_TIME, read).await.unwrap_or_default();
 }

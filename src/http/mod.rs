@@ -1,17 +1,17 @@
 //! Floor 5: the ingress server. It receives the providers' requests, has them verified and stored,
 //! and answers.
 //!
-//! **Invariant:** an answer of 200 to an event is sent only after [`Append::append`] said `Ok`.
+//! **Invariant:** an event is answered 200 only after [`Append::append`] returned `Ok`.
 //!
-//! **Invariant:** an answer carries no text, is never compressed, and is under 1024 bytes, status
-//! line and headers included.
+//! **Invariant:** an answer has no text, is never compressed, and is under 1024 bytes, status line and
+//! headers included.
 //!
 //! **Invariant:** an idle peer cannot exhaust a limit. When connections, requests or memory run short,
 //! the peer that has been waited for longest is evicted: its connection is closed, or its request is
 //! answered 503.
 //!
-//! A connection comes in through the [`Listener`], is served by `connection`, and its requests go
-//! to the one route, [`Webhook`].
+//! The [`Listener`] accepts a connection, `connection` serves it, and its requests go to the one
+//! handler, [`Webhook`].
 //!
 //! [`Append::append`]: crate::store::Append::append
 
@@ -110,17 +110,17 @@ pub enum Error {
         /// What the system said.
         error: io::Error,
     },
-    /// A file of the certificate is not the PEM that it should be.
+    /// A file of the certificate is not the expected PEM.
     #[error("{} holds no {what} in PEM form; {help}", path.display())]
     NotPem {
         /// The file.
         path: PathBuf,
-        /// What was looked for in it.
+        /// What the file should hold.
         what: &'static str,
         /// What to do.
         help: &'static str,
     },
-    /// The certificate and the key do not go together, or cannot be used.
+    /// The certificate and the key do not match, or cannot be used.
     #[error("the certificate {} cannot be used with the key {}: {error}", files.certificate.display(), files.key.display())]
     Certificate {
         /// The files.
@@ -133,13 +133,13 @@ pub enum Error {
     Tls(rustls::Error),
 }
 
-/// What the TOML's `[server]` says.
+/// The TOML's `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where to listen. Port 0 takes a free one.
+    /// The address to listen on. With port 0 the system chooses the port.
     pub listen: SocketAddr,
-    /// The certificate, where TLS ends here and not at a proxy.
+    /// The certificate, where this server and not a proxy terminates TLS.
     pub tls: Option<Tls>,
     /// The most open connections, if the system allows as many files. A connection over the limit
     /// evicts the connection that has been idle longest.
@@ -154,16 +154,16 @@ pub struct Settings {
     /// One body of the largest size is always allowed.
     #[serde(with = "quantity::bytes")]
     pub body_memory: u64,
-    /// How long a new connection may say nothing, TLS handshake included.
+    /// The timeout of a new connection's first byte, or of its TLS handshake.
     #[serde(with = "quantity::duration")]
     pub first_byte_timeout: Duration,
-    /// How long a request's head may take, and how long a connection may idle between requests.
+    /// The timeout of a request's head, and of an idle connection between requests.
     #[serde(with = "quantity::duration")]
     pub head_timeout: Duration,
-    /// How long a request's body may take. Providers themselves give up after 3 seconds.
+    /// The timeout of a request's body. Providers themselves give up after 3 seconds.
     #[serde(with = "quantity::duration")]
     pub body_timeout: Duration,
-    /// How long a shutdown waits for requests and deliveries that have begun.
+    /// How long a shutdown waits for requests and deliveries in progress.
     #[serde(with = "quantity::duration")]
     pub drain_timeout: Duration,
 }
@@ -185,7 +185,7 @@ impl Default for Settings {
     }
 }
 
-/// Where the server's certificate is. Both files are read again when they change.
+/// The files of the server's certificate. They are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -200,9 +200,9 @@ pub struct Tls {
 pub struct Endpoint {
     /// Its name in the TOML.
     pub name: EndpointName,
-    /// The family that it serves. Authentic events of others are stored all the same.
+    /// The family that it serves. Authentic events of other families are stored too.
     pub family: &'static Family,
-    /// Its path, starting with a slash, compared byte for byte.
+    /// Its path, with a leading slash, compared byte by byte.
     pub path: String,
     /// Who may post to it.
     pub provider: Box<dyn Provider>,

@@ -1,4 +1,4 @@
-//! The table of answers, line by line, as bytes on the wire.
+//! Every answer, byte by byte.
 
 use jiff::SignedDuration;
 
@@ -29,7 +29,7 @@ async fn an_authentic_event_is_stored_byte_for_byte_and_answered_with_an_empty_2
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_can_read_is_stored_all_the_same() {
+async fn an_unreadable_body_is_stored_too() {
     let server = TestServer::open();
     for body in ["", "not JSON", "[1]", "{\"event\":7}"] {
         assert_eq!(server.ask(ringcentral_event(body)).await.text(), EMPTY_200);
@@ -42,7 +42,7 @@ async fn a_body_that_nobody_can_read_is_stored_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_query_does_not_keep_an_endpoint_from_being_found() {
+async fn a_query_string_does_not_affect_routing() {
     let server = TestServer::open();
     let path = format!("{RINGCENTRAL}?auth_token=x&y=%2F");
     let request = post(&path, &[("Verification-Token", "rc-token")], b"{}");
@@ -50,7 +50,7 @@ async fn a_query_does_not_keep_an_endpoint_from_being_found() {
 }
 
 #[tokio::test]
-async fn a_ringcentral_handshake_gets_its_header_back() {
+async fn a_ringcentral_handshake_is_echoed() {
     let server = TestServer::open();
     let echo = "HTTP/1.1 200 OK\r\nvalidation-token: a-b/c\r\ncontent-type: application/json\r\n\
                 content-length: 0\r\ndate: -\r\n\r\n";
@@ -116,7 +116,7 @@ async fn every_answer_is_shorter_than_1024_bytes() {
 }
 
 #[tokio::test]
-async fn what_is_not_authentic_is_refused_and_not_stored() {
+async fn a_request_that_is_not_authentic_is_refused_and_not_stored() {
     let server = TestServer::open();
     let forged = String::from_utf8(zoom_event("{\"event\":\"a\"}", noon())).unwrap();
     let forged = forged.replace("{\"event\":\"a\"}", "{\"event\":\"b\"}");
@@ -187,7 +187,7 @@ async fn only_a_post_to_an_endpoint_is_a_request() {
 }
 
 #[tokio::test]
-async fn no_200_without_the_store() {
+async fn a_store_failure_is_not_answered_200() {
     let server = TestServer::open();
     for (error, answer) in [
         (
@@ -210,7 +210,7 @@ async fn no_200_without_the_store() {
 }
 
 #[tokio::test]
-async fn a_store_that_takes_too_long_is_answered_for_while_the_sender_still_listens() {
+async fn a_slow_store_is_answered_503_before_the_sender_times_out() {
     let server = TestServer::build(|_| {}, APPEND_BUDGET);
     server.store.set(Behaviour::Stall);
     assert_eq!(server.ask(zoom_event("{}", noon())).await.text(), EMPTY_503);
@@ -222,7 +222,7 @@ async fn a_store_that_takes_too_long_is_answered_for_while_the_sender_still_list
 }
 
 #[tokio::test]
-async fn a_flood_of_forgeries_is_one_line_in_the_log_and_says_nothing_of_them() {
+async fn a_flood_of_forgeries_is_one_log_line_without_their_content() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt()
         .with_writer(log.clone())
@@ -292,7 +292,7 @@ impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
 }
 
 #[tokio::test]
-async fn a_panic_is_answered_503_and_harms_nobody_else() {
+async fn a_panic_is_answered_503_and_affects_no_other_request() {
     let server = TestServer::open();
     server.store.set(Behaviour::Panic);
     let mut peer = server.connect().await;
@@ -306,7 +306,7 @@ async fn a_panic_is_answered_503_and_harms_nobody_else() {
 }
 
 #[tokio::test]
-async fn endpoints_change_at_once_and_open_connections_live_on() {
+async fn endpoints_are_replaced_at_once_and_connections_stay_open() {
     let server = TestServer::open();
     let mut peer = server.connect().await;
     peer.send(ringcentral_event("{}")).await;

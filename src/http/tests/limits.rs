@@ -1,10 +1,10 @@
-//! Limits on size, number and time, and what they may not do to an honest sender.
+//! Limits on size, number and time, and their effect on an honest sender.
 
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// The head of a request whose body is still to come.
+/// The head of a request whose body has not been sent.
 fn head(headers: &str) -> String {
     format!(
         "POST {RINGCENTRAL} HTTP/1.1\r\nhost: hooks.example\r\n\
@@ -18,7 +18,7 @@ fn chunk(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_turned_away_however_it_is_sent() {
+async fn a_body_over_the_limit_is_answered_413_in_every_encoding() {
     let server = TestServer::with(|settings| settings.max_body = 1000);
     let at = |length| {
         post(
@@ -29,7 +29,7 @@ async fn a_body_over_the_limit_is_turned_away_however_it_is_sent() {
     };
     assert_eq!(server.ask(at(1000)).await.status(), 200);
     assert_eq!(server.ask(at(1001)).await.status(), 413);
-    // Far more than the buffers between us hold, so the sender is still writing when it is judged.
+    // Far more than the socket buffers hold, so the sender is still writing when it is answered.
     assert_eq!(server.ask(at(6 << 20)).await.status(), 413);
 
     let mut peer = server.connect().await;
@@ -46,7 +46,7 @@ async fn a_body_over_the_limit_is_turned_away_however_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_sender_that_asks_first_is_told_before_it_sends() {
+async fn expect_100_continue_is_answered_before_the_body() {
     let server = TestServer::with(|settings| settings.max_body = 1000);
     let mut peer = server.connect().await;
     peer.send(head("content-length: 2000\r\nexpect: 100-continue"))
@@ -67,7 +67,7 @@ async fn a_sender_that_asks_first_is_told_before_it_sends() {
 }
 
 #[tokio::test]
-async fn a_body_in_chunks_is_put_together_again() {
+async fn a_chunked_body_is_reassembled() {
     let server = TestServer::open();
     let mut peer = server.connect().await;
     peer.send(head("transfer-encoding: chunked")).await;
@@ -95,7 +95,7 @@ async fn a_slow_body_is_answered_503_so_that_it_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_sender_that_is_gone_leaves_nothing_behind() {
+async fn a_sender_that_disconnects_leaves_nothing_behind() {
     let server = TestServer::open();
     let mut peer = server.connect().await;
     peer.send(head("content-length: 10")).await;
@@ -111,7 +111,7 @@ async fn a_sender_that_is_gone_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_sender_that_has_said_all_is_still_answered() {
+async fn a_half_closed_connection_is_still_answered() {
     let server = TestServer::open();
     let mut peer = server.connect().await;
     server.store.set(Behaviour::Stall);
@@ -119,14 +119,14 @@ async fn a_sender_that_has_said_all_is_still_answered() {
     peer.0.shutdown().await.unwrap();
     server.store.entered().await;
     server.store.set(Behaviour::Keep);
-    // Another one is served meanwhile, so the end of the first one's bytes has been seen.
+    // Another request is answered first, so the server has seen the end of the first connection.
     assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
     server.store.go_on.notify_one();
     assert_eq!(peer.answer().await.status(), 200);
 }
 
 #[tokio::test]
-async fn whoever_says_nothing_is_let_go_in_time() {
+async fn a_silent_connection_is_closed_after_its_timeout() {
     let server = TestServer::with(|settings| {
         settings.first_byte_timeout = SHORT;
         settings.head_timeout = SHORT;
@@ -149,11 +149,11 @@ async fn whoever_says_nothing_is_let_go_in_time() {
 }
 
 #[tokio::test]
-async fn dribbling_does_not_buy_time() {
+async fn a_trickle_of_bytes_does_not_extend_a_timeout() {
     let server = TestServer::with(|settings| settings.head_timeout = SHORT);
     let mut peer = server.connect().await;
     peer.send("POST /zoom HTTP/1.1\r\n").await;
-    let dribble = async {
+    let trickle = async {
         let mut number = 0;
         while peer
             .0
@@ -165,13 +165,13 @@ async fn dribbling_does_not_buy_time() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(HANG, dribble)
+    timeout(HANG, trickle)
         .await
-        .expect("the dribbler is never let go");
+        .expect("the connection is never closed");
 }
 
 #[tokio::test]
-async fn a_head_without_end_is_cut_off() {
+async fn an_endless_head_is_cut_off() {
     let server = TestServer::open();
     let mut peer = server.connect().await;
     peer.send(format!("POST {ZOOM} HTTP/1.1\r\n")).await;
@@ -204,11 +204,11 @@ async fn a_thousand_silent_connections_do_not_stop_an_honest_sender() {
 }
 
 #[tokio::test]
-async fn a_connection_at_work_is_not_let_go_for_others() {
+async fn a_connection_that_is_answering_is_not_evicted() {
     let server = TestServer::with(|settings| settings.max_connections = 4);
     server.store.set(Behaviour::Stall);
-    let mut at_work = server.connect().await;
-    at_work.send(ringcentral_event("{}")).await;
+    let mut answering = server.connect().await;
+    answering.send(ringcentral_event("{}")).await;
     server.store.entered().await;
     server.store.set(Behaviour::Keep);
     let mut silent = Vec::new();
@@ -217,11 +217,11 @@ async fn a_connection_at_work_is_not_let_go_for_others() {
     }
     assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
     server.store.go_on.notify_one();
-    assert_eq!(at_work.answer().await.status(), 200);
+    assert_eq!(answering.answer().await.status(), 200);
 }
 
 #[tokio::test]
-async fn slow_bodies_give_way_when_requests_or_memory_run_short() {
+async fn slow_bodies_are_evicted_when_requests_or_memory_run_short() {
     let server = TestServer::with(|settings| {
         settings.max_in_flight = 8;
         settings.body_memory = 4000;
@@ -248,19 +248,19 @@ async fn slow_bodies_give_way_when_requests_or_memory_run_short() {
 }
 
 #[tokio::test]
-async fn a_slow_body_gives_way_however_many_are_at_work() {
-    const AT_WORK: usize = 100;
+async fn a_slow_body_is_evicted_however_many_requests_are_being_answered() {
+    const ANSWERING: usize = 100;
     let server = TestServer::with(|settings| {
-        settings.max_in_flight = AT_WORK + 1;
+        settings.max_in_flight = ANSWERING + 1;
         settings.body_timeout = HANG;
     });
     server.store.set(Behaviour::Stall);
-    let mut at_work = Vec::new();
-    for _ in 0..AT_WORK {
+    let mut answering = Vec::new();
+    for _ in 0..ANSWERING {
         let mut peer = server.connect().await;
         peer.send(ringcentral_event("{}")).await;
         server.store.entered().await;
-        at_work.push(peer);
+        answering.push(peer);
     }
     server.store.set(Behaviour::Keep);
     let mut slow = server.connect().await;
@@ -288,7 +288,7 @@ async fn one_request_too_many_is_answered_503() {
 }
 
 #[tokio::test]
-async fn a_body_that_no_memory_is_left_for_is_answered_503() {
+async fn a_body_without_memory_left_is_answered_503() {
     let server = TestServer::with(|settings| {
         settings.max_body = 100;
         settings.body_memory = 100;
@@ -299,12 +299,12 @@ async fn a_body_that_no_memory_is_left_for_is_answered_503() {
         &[b'x'; 60],
     );
     server.store.set(Behaviour::Stall);
-    let mut at_work = server.connect().await;
-    at_work.send(&request).await;
+    let mut answering = server.connect().await;
+    answering.send(&request).await;
     server.store.entered().await;
     assert_eq!(server.ask(&request).await.status(), 503);
     server.store.go_on.notify_one();
-    assert_eq!(at_work.answer().await.status(), 200);
+    assert_eq!(answering.answer().await.status(), 200);
     server.store.set(Behaviour::Keep);
     assert_eq!(server.ask(&request).await.status(), 200);
 }
@@ -327,12 +327,14 @@ async fn a_thousand_copies_at_once_are_all_answered_200() {
     assert!(kept.iter().all(|copy| copy.dedupe == kept[0].dedupe));
 }
 
-/// Waits for what must come true.
+/// Waits until `condition` holds.
 async fn until(condition: impl Fn() -> bool) {
-    let come_true = async {
+    let holds = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(HANG, come_true).await.expect("it never comes true");
+    timeout(HANG, holds)
+        .await
+        .expect("the condition never holds");
 }

@@ -30,7 +30,7 @@ use crate::{
     store::{Append, AppendError, BoxFuture, Health, Monitored, StoreError},
 };
 
-/// Nothing here takes so long unless it hangs.
+/// A timeout that only a hang reaches.
 const HANG: Duration = Duration::from_secs(20);
 
 const RINGCENTRAL: &str = "/ringcentral/phone-number";
@@ -87,17 +87,17 @@ fn endpoints() -> Vec<Endpoint> {
     ]
 }
 
-/// A store that does what a test tells it.
+/// A store in memory whose behaviour a test sets.
 pub(crate) struct Memory {
-    /// What it says of itself.
+    /// Its health.
     pub(crate) health: watch::Sender<Health>,
-    /// When it was last asked for its gauges.
+    /// When its gauges were last updated.
     pub(crate) measured_at: Mutex<Option<Timestamp>>,
     kept: Mutex<Vec<Notification>>,
     behaviour: Mutex<Behaviour>,
-    /// Told when an append begins.
+    /// Notified when an append begins.
     entered: Notify,
-    /// Lets one stalled append go on.
+    /// Notified to let one stalled append continue.
     go_on: Notify,
 }
 
@@ -252,7 +252,7 @@ impl TestServer {
     }
 }
 
-/// A sender's side of a connection, byte by byte.
+/// A client connection, byte by byte.
 struct Peer(TcpStream);
 
 impl Peer {
@@ -289,7 +289,7 @@ impl Peer {
         assert_ne!(read.unwrap(), 0, "closed in place of an answer: {so_far:?}");
     }
 
-    /// Waits until the server closes the connection, and returns what it still said.
+    /// Waits until the server closes the connection; returns the bytes read until then.
     async fn closed(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let read = timeout(HANG, self.0.read_to_end(&mut rest)).await;
@@ -299,7 +299,7 @@ impl Peer {
     }
 }
 
-/// One answer as it was on the wire.
+/// One answer, byte by byte.
 struct Answer {
     raw: Vec<u8>,
     head_end: usize,
@@ -314,7 +314,7 @@ impl Answer {
         &self.raw[self.head_end..]
     }
 
-    /// The whole answer but for the value of its date.
+    /// The whole answer, without the value of its date.
     fn text(&self) -> String {
         let text = String::from_utf8(self.raw.clone()).unwrap();
         let (before, rest) = text.split_once("date: ").unwrap();
@@ -323,7 +323,7 @@ impl Answer {
     }
 }
 
-/// A request as it goes over the wire.
+/// The bytes of a request.
 fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut head = format!("POST {path} HTTP/1.1\r\nhost: hooks.example\r\n");
     for (name, value) in headers {
@@ -333,7 +333,7 @@ fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// `message` as `provider` would send it at `now`.
+/// The bytes of `message` as `provider` sends it at `now`.
 fn authentic(provider: &dyn Provider, path: &str, message: Message<'_>, now: Timestamp) -> Vec<u8> {
     let composed = provider.compose(message, now);
     let headers: Vec<_> = composed

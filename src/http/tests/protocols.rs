@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::*;
 
-/// A client that takes its time from nobody and its trust from `certificate` alone.
+/// A client that trusts `certificate` alone.
 fn client(server: &TestServer, certificate: &str) -> reqwest::Client {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     reqwest::Client::builder()
@@ -41,7 +41,7 @@ fn files(folder: &Path) -> Tls {
 }
 
 #[tokio::test]
-async fn http2_is_spoken_without_tls_to_whoever_begins_with_it() {
+async fn http2_works_without_tls_with_prior_knowledge() {
     let server = TestServer::open();
     let client = reqwest::Client::builder()
         .http2_prior_knowledge()
@@ -61,7 +61,7 @@ async fn http2_is_spoken_without_tls_to_whoever_begins_with_it() {
 }
 
 #[tokio::test]
-async fn both_versions_are_spoken_over_tls() {
+async fn both_http_versions_work_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     let certificate = renew(&files);
@@ -91,7 +91,7 @@ async fn both_versions_are_spoken_over_tls() {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
+async fn a_valid_new_certificate_replaces_the_old_one() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     let first = renew(&files);
@@ -134,7 +134,7 @@ async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_finish_the_tls_handshake_is_let_go() {
+async fn an_unfinished_tls_handshake_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     renew(&files);

@@ -33,7 +33,7 @@ async fn a_request_that_comes_during_the_drain_is_answered_503() {
     let request = ringcentral_event("{}");
     let (begun, rest) = request.split_at(20);
     late.send(begun).await;
-    // Served after the late one was accepted, so that one is known to be in.
+    // This request is served after the late connection was accepted.
     assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
     server.shutdown.cancel();
     while TcpStream::connect(server.address).await.is_ok() {}
@@ -50,7 +50,7 @@ async fn a_request_that_comes_during_the_drain_is_answered_503() {
 }
 
 #[tokio::test]
-async fn a_drain_that_takes_too_long_says_so() {
+async fn a_drain_that_exceeds_its_deadline_is_incomplete() {
     let server = TestServer::with(|settings| settings.drain_timeout = Duration::from_millis(50));
     server.store.set(Behaviour::Stall);
     let mut stuck = server.connect().await;
