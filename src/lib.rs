@@ -11,16 +11,15 @@
 //!
 //! # Floors
 //!
-//! Each floor may use what stands below it in this list, never what stands above it; a test keeps
-//! it so.
+//! A floor may use the floors below it in this list, never those above it. A test checks this.
 //!
 //! | floor | what it does |
 //! |---|---|
-//! | `main` | arguments in, exit code out |
-//! | [`cli`] | one file per subcommand |
-//! | [`app`] | wires the floors together, supervises them, drains them |
+//! | `main` | the entry point of the program |
+//! | [`cli`] | the command line, one file per subcommand |
+//! | [`app`] | builds, supervises and drains the service |
 //! | [`config`] | the TOML file, and one report of everything wrong with it |
-//! | [`http`], [`admin`] | the server that providers post to; the admin server |
+//! | [`http`], [`admin`] | the ingress server, which providers post to; the admin server, with probes and metrics |
 //! | [`dispatch`] | at least once, in order per number |
 //! | [`handler`] | what to do with one event |
 //! | [`store`] | remember it |
@@ -28,15 +27,17 @@
 //! | [`event`] | what was said |
 //! | [`client_tls`], [`secret`], [`ca_bundle`], `postgres_url`, [`quantity`], [`cleartext`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, URLs of PostgreSQL, sizes and durations, warnings about credentials without TLS, logs and metrics |
 //!
-//! # Words
+//! # Glossary
 //!
-//! | word | meaning |
+//! | term | meaning |
 //! |---|---|
 //! | provider | a company that calls us: `ringcentral`, `zoom` |
 //! | endpoint | one URL that a provider posts to; it serves one event family |
-//! | request | what came in, unbelieved |
+//! | request | an HTTP request that has not been verified |
+//! | answer | what the server sends back; its metric label is `stored`, `handshake` or the reason of a rejection |
+//! | eviction | closing the connection, or rejecting the request, that has waited longest for its peer, because a limit is reached |
 //! | admission, refusal | the provider floor's verdict on a request |
-//! | notification | one authenticated message, its bytes exactly as they came |
+//! | notification | one authenticated message, with its bytes exactly as received |
 //! | family | a group of events with one typed shape: `zoom.number-management` |
 //! | event name | `<family>.<change>`: `ringcentral.phone-number.created` |
 //! | ordering keys | what an event keeps its order by, a set: a phone number, an extension's id |
