@@ -95,7 +95,7 @@ pub enum Error {
 pub enum End {
     /// Everything in progress finished.
     Drained,
-    /// The deadline passed first. Nothing is lost: unfinished deliveries are made again.
+    /// The deadline passed first. Unfinished deliveries are made again.
     CutShort,
     /// The store or a component of the service failed. Acknowledged events are safe.
     Failed,

@@ -56,16 +56,16 @@ mod tests {
 
     #[test]
     fn a_credential_that_stays_on_this_machine_is_not_warned_of() {
-        let told = |servers: &[&str]| {
-            let told =
+        let warning = |servers: &[&str]| {
+            let warning =
                 CleartextWarning::new("url", "its password", servers, "begin it with \"tls://\"");
-            told.map(|warning| warning.message)
+            warning.map(|warning| warning.message)
         };
-        assert_eq!(told(&[]), None);
-        assert_eq!(told(&["localhost", "[::1]"]), None);
-        let told = told(&["localhost", "one.example.com", "10.0.0.2"]);
+        assert_eq!(warning(&[]), None);
+        assert_eq!(warning(&["localhost", "[::1]"]), None);
+        let warning = warning(&["localhost", "one.example.com", "10.0.0.2"]);
         assert_eq!(
-            told.as_deref(),
+            warning.as_deref(),
             Some(
                 "sends its password to one.example.com, 10.0.0.2 and asks for no TLS, so that \
                  others can read it on the way; begin it with \"tls://\""

@@ -141,7 +141,7 @@ impl From<&HandlerName> for ByHandler {
 pub struct MetricHelp {
     /// The name without the common prefix, and without the `_total` that counters get.
     pub name: &'static str,
-    /// What it means.
+    /// The help text.
     pub help: &'static str,
 }
 

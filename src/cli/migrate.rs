@@ -69,7 +69,7 @@ fn with_advice(error: StoreError) -> Error {
     match error {
         StoreError::Different { .. } => Error::new(error),
         error => Error::new(error).context(
-            "the move was interrupted; what was moved is kept, so fix this and run it again",
+            "the move was interrupted; it kept what it had moved, so fix this and run it again",
         ),
     }
 }
@@ -96,7 +96,7 @@ fn report(moved: &Transferred) -> anyhow::Result<Exit> {
     if moved.copies > 0 {
         writeln!(
             out,
-            "{} left out, since the database has copies of what is in them",
+            "{} left out, since the database has copies of them",
             count(moved.copies, "event"),
         )?;
     }

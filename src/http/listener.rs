@@ -171,7 +171,7 @@ async fn accept<S>(
                     tracing::error!(%error, "a connection cannot be accepted");
                     logged_at = Some(Instant::now());
                 }
-                // An idle connection may hold what is scarce.
+                // An idle connection may hold the descriptors that are short.
                 limiter.evict_longest();
                 sleep(ACCEPT_PAUSE).await;
                 continue;

@@ -99,7 +99,7 @@ pub enum Error {
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// A file of the certificate cannot be read.
@@ -107,7 +107,7 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// A file of the certificate is not the expected PEM.
@@ -125,7 +125,7 @@ pub enum Error {
     Certificate {
         /// The files.
         files: Tls,
-        /// What is wrong with them.
+        /// The error of rustls.
         error: rustls::Error,
     },
     /// TLS cannot be set up at all.

@@ -386,7 +386,7 @@ impl AnswerMetrics {
                     request,
                     reason,
                     suppressed,
-                    "a request was turned away"
+                    "a request was rejected"
                 );
             }
             Rejection::Refused(_)
@@ -412,7 +412,7 @@ impl AnswerMetrics {
                 );
             }
             Rejection::Panic => {
-                tracing::error!(request, reason, suppressed, "a request made us panic");
+                tracing::error!(request, reason, suppressed, "a request caused a panic");
             }
         }
     }

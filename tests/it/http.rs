@@ -7,7 +7,7 @@ use crate::{
     support::mtls::MutualTls,
 };
 
-/// A handler that posts to `receiver` by TLS, with quick retries.
+/// A handler that posts to `receiver` over TLS, with quick retries.
 fn handler(name: &str, receiver: &Receiver, more: &str) -> String {
     format!(
         r#"
@@ -22,7 +22,7 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "100ms" }}
     )
 }
 
-/// Waits until `service` has said why deliveries to `handler` will be tried again.
+/// Waits until `service` has logged why deliveries to `handler` are retried.
 fn says(service: &Service, handler: &str, why: &str) {
     eventually(why, || {
         let log = service.log();
@@ -32,7 +32,7 @@ fn says(service: &Service, handler: &str, why: &str) {
 }
 
 #[test]
-fn each_side_is_who_an_authority_says() {
+fn both_sides_verify_each_other() {
     let tls = MutualTls::new();
     let receiver = Receiver::start_tls(&tls);
     let home = Home::new(&[]);

@@ -64,11 +64,7 @@ async fn a_ringcentral_handshake_is_echoed() {
     ];
     let with_body = post(RINGCENTRAL, &headers, b"{}");
     assert_eq!(server.ask(with_body).await.text(), echo);
-    assert_eq!(
-        server.store.kept().len(),
-        1,
-        "the body is an event all the same"
-    );
+    assert_eq!(server.store.kept().len(), 1, "the body is an event too");
     let last = "hookswitch_last_handshake_timestamp_seconds{endpoint=\"ringcentral-phone-number\"}";
     assert_eq!(server.metric(last), 1_800_000_000.0);
 }
@@ -262,7 +258,7 @@ async fn a_flood_of_forgeries_is_one_log_line_without_their_content() {
     );
 }
 
-/// What was logged on this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -131,12 +131,12 @@ async fn a_silent_connection_is_closed_after_its_timeout() {
         settings.first_byte_timeout = SHORT;
         settings.head_timeout = SHORT;
     });
-    // Nothing; half a head; half of what tells HTTP/2 apart; an HTTP/2 connection without a
+    // No byte; half a head; half of the HTTP/2 preface; an HTTP/2 connection without a
     // request.
     let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    for said in ["", "POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
+    for sent in ["", "POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
         let mut peer = server.connect().await;
-        peer.send(said).await;
+        peer.send(sent).await;
         peer.closed().await;
     }
     assert_eq!(server.metric("hookswitch_connections_refused_total"), 4.0);

@@ -108,7 +108,7 @@ async fn a_valid_new_certificate_replaces_the_old_one() {
     assert!(post_event(&client(&server, &first), &url).await.is_err());
     assert!(post_event(&client(&server, &second), &url).await.is_ok());
 
-    // A key that is somebody else's, then no key at all, then no file.
+    // The key of another certificate, then no key, then no file.
     let stray = rcgen::KeyPair::generate().unwrap().serialize_pem();
     fs::write(&files.key, stray).unwrap();
     assert!(matches!(
@@ -142,16 +142,16 @@ async fn an_unfinished_tls_handshake_is_closed() {
         settings.tls = Some(files);
         settings.first_byte_timeout = Duration::from_millis(100);
     });
-    for said in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
+    for sent in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
         let mut peer = server.connect().await;
-        peer.send(said).await;
+        peer.send(sent).await;
         peer.closed().await;
     }
     assert_eq!(server.metric("hookswitch_connections_refused_total"), 3.0);
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_be_bound_says_why() {
+async fn a_failed_bind_names_its_cause() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = Settings {
         listen: taken.local_addr().unwrap(),
