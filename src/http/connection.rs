@@ -138,7 +138,7 @@ where
         self.context.metrics.open.inc();
         let closed_by = tokio::select! {
             () = self.eviction.cancelled() => ClosedBy::Server,
-            closed_by = self.accept(stream) => closed_by,
+            closed_by = self.serve_stream(stream) => closed_by,
         };
         self.context.metrics.open.dec();
         let draining = self.context.draining.is_cancelled();
@@ -149,7 +149,7 @@ where
     }
 
     /// Waits for the first byte or the TLS handshake, then serves HTTP.
-    async fn accept(&self, stream: TcpStream) -> ClosedBy {
+    async fn serve_stream(&self, stream: TcpStream) -> ClosedBy {
         match &self.context.tls {
             None => {
                 let mut first = [0];
