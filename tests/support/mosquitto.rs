@@ -29,7 +29,7 @@ pub(crate) struct Mosquitto {
     /// The CA certificate of the broker, PEM.
     pub(crate) authority: String,
     /// The client's certificate and key.
-    pub(crate) visitor: Identity,
+    pub(crate) client: Identity,
 }
 
 impl Mosquitto {
@@ -40,14 +40,14 @@ impl Mosquitto {
     /// A broker with `more` configuration lines and with `rights` for every client.
     pub(crate) fn with(more: &str, rights: &str) -> Self {
         let (tls_port, mutual_port) = (free_port(), free_port());
-        let visitor = Identity::new();
+        let client = Identity::new();
         let mut authority = String::new();
         let server = Server::start(|dir, port| {
             let (certificate, key) = certificate();
             fs::write(dir.join("certificate.pem"), &certificate).unwrap();
             fs::write(dir.join("key.pem"), key).unwrap();
             authority = certificate;
-            fs::write(dir.join("visitors.pem"), &visitor.authority).unwrap();
+            fs::write(dir.join("client-ca.pem"), &client.authority).unwrap();
             fs::write(dir.join("rights"), rights).unwrap();
             let passwords = dir.join("passwords");
             fs::write(&passwords, "").unwrap();
@@ -76,7 +76,7 @@ keyfile {folder}/key.pem
 listener {mutual_port} 127.0.0.1
 certfile {folder}/certificate.pem
 keyfile {folder}/key.pem
-cafile {folder}/visitors.pem
+cafile {folder}/client-ca.pem
 require_certificate true
 "
             );
@@ -88,7 +88,7 @@ require_certificate true
             tls_port,
             mutual_port,
             authority,
-            visitor,
+            client,
         }
     }
 

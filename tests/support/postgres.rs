@@ -59,23 +59,23 @@ impl Postgres {
     }
 
     /// The same with mutual TLS: the server has `certificate` and `key`, and verifies clients with the
-    /// CA certificate `visitors`. All are PEM.
+    /// CA certificate `client_ca`. All are PEM.
     pub(crate) fn start_with_tls(
         (certificate, key): (&str, &str),
-        visitors: &str,
+        client_ca: &str,
         prepare: impl FnOnce(&Path),
     ) -> Self {
         let settings = [
             "ssl=on",
             "ssl_cert_file=cert.pem",
             "ssl_key_file=key.pem",
-            "ssl_ca_file=visitors.pem",
+            "ssl_ca_file=client-ca.pem",
         ];
         Self::start_in(&settings, |data| {
             for (name, pem) in [
                 ("cert.pem", certificate),
                 ("key.pem", key),
-                ("visitors.pem", visitors),
+                ("client-ca.pem", client_ca),
             ] {
                 let path = data.join(name);
                 fs::write(&path, pem).unwrap();

@@ -30,7 +30,7 @@ use crate::{
 pub(crate) const LONGEST_MESSAGE: usize = 20_000;
 
 /// A user that may only connect. `guest`, with the password `guest`, may do everything.
-pub(crate) const VISITOR: (&str, &str) = ("visitor", "visitor-password");
+pub(crate) const RESTRICTED: (&str, &str) = ("restricted", "restricted-password");
 
 /// A running broker. Killed when dropped, and when the test's process ends in any other way.
 pub(crate) struct RabbitMq {
@@ -39,7 +39,7 @@ pub(crate) struct RabbitMq {
     /// The CA certificate of the broker, PEM.
     pub(crate) authority: String,
     /// The client's certificate and key.
-    pub(crate) visitor: Identity,
+    pub(crate) client: Identity,
 }
 
 /// The ports of its other listeners.
@@ -74,13 +74,13 @@ impl RabbitMq {
             names: free_port(),
         };
         let mut authority = String::new();
-        let visitor = Identity::new();
+        let client = Identity::new();
         let server = Server::start(|dir, port| {
             let (certificate, key) = certificate();
             fs::write(dir.join("certificate.pem"), &certificate).unwrap();
             fs::write(dir.join("key.pem"), key).unwrap();
             authority = certificate;
-            fs::write(dir.join("visitors.pem"), &visitor.authority).unwrap();
+            fs::write(dir.join("client-ca.pem"), &client.authority).unwrap();
             fs::write(dir.join("definitions.json"), definitions().to_string()).unwrap();
             fs::write(dir.join("rabbitmq.conf"), config(dir, port, ports)).unwrap();
             fs::write(dir.join("enabled_plugins"), "[].").unwrap();
@@ -90,7 +90,7 @@ impl RabbitMq {
             server,
             ports,
             authority,
-            visitor,
+            client,
         }
     }
 
@@ -175,7 +175,7 @@ fn config(dir: &Path, port: u16, ports: Ports) -> String {
     format!(
         "listeners.tcp.1 = 127.0.0.1:{port}
 listeners.ssl.1 = 127.0.0.1:{tls}
-ssl_options.cacertfile = {dir}/visitors.pem
+ssl_options.cacertfile = {dir}/client-ca.pem
 ssl_options.certfile = {dir}/certificate.pem
 ssl_options.keyfile = {dir}/key.pem
 ssl_options.verify = verify_peer
@@ -201,9 +201,9 @@ fn definitions() -> Value {
     };
     let permission = |user: &str, what: &str| json!({ "user": user, "vhost": "/", "configure": what, "write": what, "read": what });
     json!({
-        "users": [user("guest", "guest"), user(VISITOR.0, VISITOR.1)],
+        "users": [user("guest", "guest"), user(RESTRICTED.0, RESTRICTED.1)],
         "vhosts": [{ "name": "/" }],
-        "permissions": [permission("guest", ".*"), permission(VISITOR.0, "^$")],
+        "permissions": [permission("guest", ".*"), permission(RESTRICTED.0, "^$")],
     })
 }
 
