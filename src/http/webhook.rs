@@ -123,7 +123,7 @@ impl Webhook {
         }
         let started = Instant::now();
         let _counted = GaugeGuard::new(&self.metrics.in_flight);
-        let answer = self.admit(route, request).await;
+        let answer = self.ingest(route, request).await;
         route.answers.count(answer.as_ref(), self.clock);
         let response = answer.into_response();
         route
@@ -140,7 +140,7 @@ impl Webhook {
     }
 
     /// Reads and verifies a request, and stores its event.
-    async fn admit(&self, route: &Route, request: Request) -> Result<Accepted, Rejection> {
+    async fn ingest(&self, route: &Route, request: Request) -> Result<Accepted, Rejection> {
         let in_flight = request.extensions().get::<Arc<InFlight>>().cloned();
         if in_flight.as_deref().is_some_and(InFlight::is_draining) {
             return Err(Rejection::Draining);
