@@ -80,7 +80,7 @@ url = "amqps://rabbitmq.example.com"
 vhost = "/"
 username = "hookswitch"                         # "guest" by default, as is the password
 password = { env = "AMQP_PASSWORD" }
-# ca = "/etc/hookswitch/rabbitmq-ca.pem"         # in place of the system's authorities
+# ca = "/etc/hookswitch/rabbitmq-ca.pem"         # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/rabbitmq.pem"   # shown to a broker that asks for one
 # key = "/etc/hookswitch/rabbitmq-key.pem"
 exchange = "telephony"                          # must be there; "" routes by the queue's name

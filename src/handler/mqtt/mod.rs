@@ -60,7 +60,7 @@ events = ["*"]
 url = "mqtts://mqtt.example.com"
 username = "hookswitch"                         # none by default, and no password
 password = { env = "MQTT_PASSWORD" }
-# ca = "/etc/hookswitch/mqtt-ca.pem"             # in place of the system's authorities
+# ca = "/etc/hookswitch/mqtt-ca.pem"             # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/mqtt.pem"       # shown to a broker that asks for one
 # key = "/etc/hookswitch/mqtt-key.pem"
 # client_id = "hookswitch-1"                     # one's own for each replica; random by default

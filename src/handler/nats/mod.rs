@@ -68,7 +68,7 @@ auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
 # auth = { token = { env = "NATS_TOKEN" } }             # one of the four, or none
 # auth = { nkey = { file = "/run/secrets/nats.nk" } }    # a user's seed
 # auth = { credentials = { file = "/run/secrets/nats.creds" } }
-# ca = "/etc/hookswitch/nats-ca.pem"                    # in place of the system's
+# ca = "/etc/hookswitch/nats-ca.pem"                    # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/nats.pem"              # shown to a server that asks for one
 # key = "/etc/hookswitch/nats-key.pem"
 connect_timeout = "5s"

@@ -60,7 +60,7 @@ events = ["*"]
 url = "rediss://redis.example.com:6379/0"               # "redis://" without TLS
 username = "hookswitch"                                 # an ACL user; leave it out for `requirepass`
 password = { env = "REDIS_PASSWORD" }
-# ca = "/etc/hookswitch/redis-ca.pem"                   # in place of the system's
+# ca = "/etc/hookswitch/redis-ca.pem"                   # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/redis.pem"             # shown to a server that asks for one
 # key = "/etc/hookswitch/redis-key.pem"
 stream = "telephony"

@@ -71,7 +71,7 @@ pub(super) struct Settings {
     statement: Template,
     /// The password, where it is not in the URL.
     password: Option<Secret>,
-    /// Whose certificates are believed, in place of the system's authorities.
+    /// The CA bundle; by default the system's.
     ca: Option<CaBundle>,
     /// What the server is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
@@ -118,7 +118,7 @@ INSERT INTO events (id, type, subject, time, data)
 VALUES (:id, :type, :subject, :time, :data)
 ON CONFLICT (id) DO NOTHING
 """
-# ca = "/etc/hookswitch/ca.pem"     # in place of the system's certificate authorities
+# ca = "/etc/hookswitch/ca.pem"     # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/warehouse.pem" # shown to a server that asks for one
 # key = "/etc/hookswitch/warehouse-key.pem"
 retry = { attempts = 12, first = "1s", ceiling = "1h" }

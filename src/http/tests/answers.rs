@@ -76,14 +76,14 @@ async fn a_zoom_challenge_is_answered_with_json() {
     let crate::provider::Reply::Challenge(expected) = composed.expected else {
         panic!("a challenge is expected");
     };
-    let wire = server
+    let answer = server
         .ask(authentic(&*zoom(), ZOOM, Message::Handshake, noon()))
         .await;
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\ndate: -\r\n\r\n",
         expected.len()
     );
-    assert_eq!(wire.text(), head + std::str::from_utf8(&expected).unwrap());
+    assert_eq!(answer.text(), head + std::str::from_utf8(&expected).unwrap());
     assert!(server.store.kept().is_empty());
     assert_eq!(server.answered("zoom-number-management", "handshake"), 1.0);
 }
@@ -93,10 +93,10 @@ async fn every_answer_is_shorter_than_1024_bytes() {
     let server = TestServer::open();
     let longest = "t".repeat(512);
     let handshake = post(RINGCENTRAL, &[("Validation-Token", &longest)], b"");
-    let wire = server.ask(handshake).await;
-    assert_eq!(wire.status(), 200);
-    assert!(wire.text().contains(&longest));
-    assert!(wire.raw.len() < 1024, "{}", wire.raw.len());
+    let answer = server.ask(handshake).await;
+    assert_eq!(answer.status(), 200);
+    assert!(answer.text().contains(&longest));
+    assert!(answer.raw.len() < 1024, "{}", answer.raw.len());
 
     let token = "t".repeat(128);
     let body =
@@ -106,9 +106,9 @@ async fn every_answer_is_shorter_than_1024_bytes() {
         body: &body,
         delivery: "challenge",
     };
-    let wire = server.ask(authentic(&*zoom(), ZOOM, message, noon())).await;
-    assert!(String::from_utf8_lossy(wire.body()).contains(&token));
-    assert!(wire.raw.len() < 1024, "{}", wire.raw.len());
+    let answer = server.ask(authentic(&*zoom(), ZOOM, message, noon())).await;
+    assert!(String::from_utf8_lossy(answer.body()).contains(&token));
+    assert!(answer.raw.len() < 1024, "{}", answer.raw.len());
 }
 
 #[tokio::test]
@@ -187,7 +187,7 @@ async fn a_store_failure_is_not_answered_200() {
     let server = TestServer::open();
     for (error, answer) in [
         (
-            AppendError::Unavailable("no room".to_owned()),
+            AppendError::Unavailable("the disk is full".to_owned()),
             "unavailable",
         ),
         (
