@@ -29,7 +29,7 @@ pub(super) struct List {
     /// Only events with this partition key
     #[arg(long)]
     key: Option<String>,
-    /// The most events to list
+    /// List at most this many events
     #[arg(long, default_value_t = 50)]
     limit: usize,
     #[command(flatten)]

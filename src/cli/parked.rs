@@ -27,7 +27,7 @@ pub(super) struct List {
     /// Only deliveries of this handler
     #[arg(long)]
     handler: Option<String>,
-    /// The most deliveries to list
+    /// List at most this many deliveries
     #[arg(long, default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
