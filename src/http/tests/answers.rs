@@ -83,7 +83,10 @@ async fn a_zoom_challenge_is_answered_with_json() {
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\ndate: -\r\n\r\n",
         expected.len()
     );
-    assert_eq!(answer.text(), head + std::str::from_utf8(&expected).unwrap());
+    assert_eq!(
+        answer.text(),
+        head + std::str::from_utf8(&expected).unwrap()
+    );
     assert!(server.store.kept().is_empty());
     assert_eq!(server.answered("zoom-number-management", "handshake"), 1.0);
 }
