@@ -6,12 +6,12 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src fixtures \
  && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
- && cargo build --locked --release --bin hookswitch \
+ && cargo build --locked --release --features full --bin hookswitch \
  && rm -r src fixtures
 COPY src src
 COPY fixtures fixtures
 # Newer than what the step above left behind, whatever the times in the build context are.
-RUN touch src/main.rs src/lib.rs && cargo build --locked --release --bin hookswitch
+RUN touch src/main.rs src/lib.rs && cargo build --locked --release --features full --bin hookswitch
 # A volume takes over the owner of the folder that it is mounted on.
 RUN mkdir /empty
 

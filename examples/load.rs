@@ -60,10 +60,20 @@ struct Results {
 async fn main() -> anyhow::Result<()> {
     let args = Arc::new(Args::parse());
     let key = Hmac::<Sha256>::new_from_slice(args.secret.as_bytes())?;
+    let mut streams = Vec::new();
+    for _ in 0..args.connections {
+        let stream = TcpStream::connect(&args.to).await;
+        streams.push(stream.context("nobody listens there")?);
+    }
+    // Connecting is not part of what is measured.
     let started = Instant::now();
     let end = started + Duration::from_secs(args.seconds);
-    let connections: Vec<_> = (0..args.connections)
-        .map(|number| tokio::spawn(run(args.clone(), key.clone(), number, started, end)))
+    let connections: Vec<_> = streams
+        .into_iter()
+        .zip(0..)
+        .map(|(stream, number)| {
+            tokio::spawn(run(args.clone(), key.clone(), stream, number, started, end))
+        })
         .collect();
     let mut all = Results::default();
     for connection in connections {
@@ -96,13 +106,11 @@ async fn main() -> anyhow::Result<()> {
 async fn run(
     args: Arc<Args>,
     key: Hmac<Sha256>,
+    mut stream: TcpStream,
     number: u64,
     started: Instant,
     end: Instant,
 ) -> anyhow::Result<Results> {
-    let mut stream = TcpStream::connect(&args.to)
-        .await
-        .context("nobody listens there")?;
     stream.set_nodelay(true)?;
     let mut results = Results::default();
     let mut answer = Vec::with_capacity(4096);

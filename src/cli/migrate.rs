@@ -51,9 +51,9 @@ pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::
     };
     let mut target = new.target().with_context(|| named("--config", path))?;
     let source = old.store.source(context, subscriptions);
-    let mut source = source.with_context(|| named("--from", &args.from))?;
+    let source = source.with_context(|| named("--from", &args.from))?;
     let mut progress = Progress::new();
-    let moved = store::transfer(&mut *source, &mut *target, &mut |step, done, total| {
+    let moved = store::transfer(&source, &mut *target, &mut |step, done, total| {
         progress.report(step, done, total);
     });
     progress.bar.finish_and_clear();

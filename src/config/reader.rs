@@ -191,7 +191,10 @@ impl<'i> Reader<'_, 'i> {
         let entry = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
             let known = store::ENGINES.iter().map(|entry| entry.kind);
-            let problem = || wording::unknown("kind of store", name, known, place);
+            let problem = || match store::LEFT_OUT.contains(&name.as_ref()) {
+                true => wording::left_out("kind of store", name, place),
+                false => wording::unknown("kind of store", name, known, place),
+            };
             self.found(store::Entry::named(name), problem)
         });
         let Some(entry) = entry else {
@@ -368,7 +371,7 @@ impl<'i> Reader<'_, 'i> {
         let kind = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
             let problem = || match handler::LEFT_OUT.contains(&name.as_ref()) {
-                true => wording::left_out(name, place),
+                true => wording::left_out("kind of handler", name, place),
                 false => wording::unknown("kind of handler", name, names, place),
             };
             self.found(kinds.iter().find(|kind| kind.kind == *name), problem)

@@ -159,14 +159,15 @@ pub(super) fn unknown<'a>(
         .help(help)
 }
 
-/// A kind of handler that was not asked for when hookswitch was built.
-pub(super) fn left_out(kind: &str, place: Span) -> Problem {
+/// A kind of something that was not asked for when hookswitch was built.
+pub(super) fn left_out(what: &str, kind: &str, place: Span) -> Problem {
     Problem::new(format!(
-        "this hookswitch was built without the kind of handler {kind:?}"
+        "this hookswitch was built without the {what} {kind:?}"
     ))
     .at(place)
     .help(format!(
-        "build one with `cargo build --release --features {kind}`, or choose another kind"
+        "build one with `cargo build --release --features {kind}`, or choose another kind; \
+         `--features full` has most of them, and so has the image"
     ))
 }
 

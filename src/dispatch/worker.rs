@@ -53,10 +53,10 @@ pub(super) struct Worker {
     attempts: JoinSet<Ended>,
     /// What each task of `attempts` is about.
     begun: HashMap<task::Id, Begun>,
-    /// What the store has not taken in yet.
+    /// What has ended, and the store has not been told.
     unsettled: Vec<Settlement>,
-    /// The store is being told the first so many of `unsettled`.
-    told: usize,
+    /// What the store has been told, and has not taken in yet.
+    told: Arc<[Settlement]>,
     settling: Question<Result<Vec<Claim>, StoreError>>,
     /// How many deliveries the store is being asked for.
     claiming: Question<(usize, Result<Claims, StoreError>)>,
@@ -135,7 +135,7 @@ impl Worker {
             attempts: JoinSet::new(),
             begun: HashMap::new(),
             unsettled: Vec::new(),
-            told: 0,
+            told: Arc::default(),
             settling: Question(None),
             claiming: Question(None),
             is_behind: false,
@@ -171,8 +171,8 @@ impl Worker {
         loop {
             self.release_waiting();
             self.tell();
-            let is_over = self.attempts.is_empty() && self.unsettled.is_empty();
-            if is_over && !self.settling.is_open() && !self.claiming.is_open() {
+            let is_told = self.told.is_empty() && self.unsettled.is_empty();
+            if self.attempts.is_empty() && is_told && !self.claiming.is_open() {
                 return;
             }
             let pause_ends = self.pause_ends();
@@ -215,7 +215,8 @@ impl Worker {
     /// How many more deliveries may be in hand: those under way, and a few more to go on with. What
     /// has ended is in hand as well until that is on record: it comes again if this process dies.
     fn room(&self) -> usize {
-        let held = self.waiting.len() + self.attempts.len() + self.unsettled.len();
+        let ended = self.told.len() + self.unsettled.len();
+        let held = self.waiting.len() + self.attempts.len() + ended;
         (self.concurrency() + self.ahead()).saturating_sub(held)
     }
 
@@ -249,12 +250,17 @@ impl Worker {
 
     /// Begins to tell the store what has ended since the last time, in one batch, if anything has.
     fn tell(&mut self) {
-        if self.unsettled.is_empty() || self.settling.is_open() || self.is_troubled() {
+        if self.settling.is_open() || self.is_troubled() {
+            return;
+        }
+        if self.told.is_empty() {
+            self.told = mem::take(&mut self.unsettled).into();
+        }
+        if self.told.is_empty() {
             return;
         }
         self.settlements.begins();
-        self.told = self.unsettled.len();
-        let (store, settlements) = (self.parts.store.clone(), self.unsettled.clone());
+        let (store, settlements) = (self.parts.store.clone(), self.told.clone());
         self.settling
             .put(async move { store.settle(settlements).await });
     }
@@ -263,7 +269,7 @@ impl Worker {
         match answer {
             Ok(next) => {
                 self.settlements.gets_on();
-                self.unsettled.drain(..self.told);
+                self.told = Arc::default();
                 self.is_behind = false;
                 // What goes on comes before what would begin.
                 for claim in next.into_iter().rev() {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Followers, Health};
+use super::{AppendError, Followers, Health};
 use crate::telemetry::Metrics;
 
 /// The one place where an engine's health is kept, and reported when it changes.
@@ -40,17 +40,26 @@ impl Condition {
         self.health.borrow().clone()
     }
 
+    /// Whether appends are taken.
+    pub(super) fn check(&self) -> Result<(), AppendError> {
+        match self.get() {
+            Health::Sound => Ok(()),
+            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
+            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
+        }
+    }
+
     /// For whoever wants to know when it changes.
     pub(super) fn subscribe(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
 
     /// Takes note of a change. Poison is for ever.
-    pub(super) fn set(&self, health: &Health) {
+    pub(super) fn set(&self, health: Health) {
         let changed = self.health.send_if_modified(|before| {
-            let changes = before != health && !matches!(before, Health::Poisoned { .. });
+            let changes = *before != health && !matches!(before, Health::Poisoned { .. });
             if changes {
-                before.clone_from(health);
+                before.clone_from(&health);
                 // Before anybody hears of it, so that nobody finds the two apart.
                 let sound = matches!(health, Health::Sound);
                 self.metrics.store_sound.set(i64::from(sound));
@@ -78,7 +87,7 @@ impl Condition {
         move || {
             // Nothing that it worked on is used again.
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                condition.set(&Health::Poisoned {
+                condition.set(Health::Poisoned {
                     why: format!("the {name} thread has panicked"),
                 });
             }

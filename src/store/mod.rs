@@ -19,9 +19,12 @@
 mod condition;
 pub mod embedded;
 mod follower;
+mod pending;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod record;
+mod replay;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -38,7 +41,7 @@ pub use record::{
 };
 
 pub use transfer::{
-    Milestone, Reported, Slice, Source, Step, Stored, StoredDelivery, Target, Transferred, transfer,
+    Milestone, Reported, Slice, Step, Stored, StoredDelivery, Target, Transferred, transfer,
 };
 
 pub use follower::{Follower, Followers, LOOK_EVERY};
@@ -105,8 +108,10 @@ pub trait Deliveries: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the ledger cannot be written; the deliveries are then made again.
-    fn settle(&self, settlements: Vec<Settlement>)
-    -> BoxFuture<'_, Result<Vec<Claim>, StoreError>>;
+    fn settle(
+        &self,
+        settlements: Arc<[Settlement]>,
+    ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>>;
 
     /// Whether a claim is still the caller's, as far as can be told without asking: to be looked at
     /// before its attempt begins.
@@ -382,6 +387,24 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    fn io(what: &str) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::Io {
+            what: what.to_owned(),
+            error,
+        }
+    }
+
+    fn database<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        what: &str,
+    ) -> impl FnOnce(E) -> Self {
+        move |error| Self::Database {
+            what: what.to_owned(),
+            error: error.into(),
+        }
+    }
+}
+
 /// What an engine needs besides its settings.
 #[derive(Clone)]
 pub struct Context {
@@ -425,7 +448,7 @@ pub trait Engine: Send + std::fmt::Debug {
         &self,
         _context: Context,
         _subscriptions: Vec<Subscription>,
-    ) -> Result<Box<dyn Source>, StoreError> {
+    ) -> Result<embedded::Source, StoreError> {
         Err(StoreError::Immovable("out of"))
     }
 
@@ -470,6 +493,12 @@ pub const ENGINES: &[Entry] = &[
     Entry::of::<postgres::Settings>(),
 ];
 
+/// Every engine that would come with the crate, had its feature been asked for.
+pub const LEFT_OUT: &[&str] = &[
+    #[cfg(not(feature = "postgres"))]
+    "postgres",
+];
+
 impl Entry {
     const fn of<K: Kind>() -> Self {
         Self {
@@ -487,6 +516,14 @@ impl Entry {
         ENGINES.iter().find(|entry| entry.kind == kind)
     }
 }
+
+/// How long events are kept where the TOML does not say.
+const fn default_retain() -> Duration {
+    Duration::from_hours(30 * 24)
+}
+
+/// Why deliveries of a handler that is gone are parked.
+const NO_HANDLER: &str = "no handler of this name is configured";
 
 /// How long an append may take before the server answers 503: well inside the 3 seconds that both
 /// providers wait.

@@ -3,7 +3,6 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::StoreError;
 use crate::event::{EndpointName, EventId, EventName, HandlerName, Key, Notification, Pattern};
 
 /// Which events to list.
@@ -72,20 +71,20 @@ pub struct DeliveryRecord {
     pub failures: Vec<Attempt>,
 }
 
-/// How a delivery stands.
+/// How a delivery stands. Tables have the number of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeliveryState {
     /// To be attempted when it is due.
-    Ready,
+    Ready = 0,
     /// Behind another one that it shares an ordering key with.
-    Queued,
-    /// The handler has it.
-    Done,
-    /// The handler chose to do without it, or an operator did.
-    Skipped,
+    Queued = 1,
     /// Waits for a person.
-    Parked,
+    Parked = 2,
+    /// The handler has it.
+    Done = 3,
+    /// The handler chose to do without it, or an operator did.
+    Skipped = 4,
 }
 
 /// One attempt that did not end well.
@@ -154,6 +153,24 @@ pub struct ReplaySummary {
     pub deliveries: Vec<(HandlerName, u64)>,
 }
 
+impl DeliveryState {
+    /// The state of that number.
+    pub(super) const fn numbered(number: i16) -> Self {
+        match number {
+            0 => Self::Ready,
+            1 => Self::Queued,
+            2 => Self::Parked,
+            4 => Self::Skipped,
+            _ => Self::Done,
+        }
+    }
+
+    /// Whether it is to be attempted, now or later.
+    pub(super) const fn is_open(self) -> bool {
+        matches!(self, Self::Ready | Self::Queued)
+    }
+}
+
 impl EventFilter {
     /// Whether it takes an event of that name, received then.
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
@@ -164,25 +181,9 @@ impl EventFilter {
 
 impl ReplaySelection {
     /// Whether it takes an event of that name, received then.
-    #[cfg(feature = "postgres")]
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
         let times = (self.since, self.until);
         takes(self.name.as_ref(), times, name, received_at)
-    }
-
-    /// Whether each handler that it names is one that `is_configured`.
-    ///
-    /// # Errors
-    ///
-    /// Names the first that is not.
-    pub(super) fn check(
-        &self,
-        is_configured: impl Fn(&HandlerName) -> bool,
-    ) -> Result<(), StoreError> {
-        match self.handlers.iter().find(|asked| !is_configured(asked)) {
-            Some(unknown) => Err(StoreError::NoHandler(unknown.clone())),
-            None => Ok(()),
-        }
     }
 }
 
@@ -198,14 +199,6 @@ fn takes(
 }
 
 impl ReplaySummary {
-    /// Of those handlers that have deliveries, by name.
-    pub(super) fn new(deliveries: impl Iterator<Item = (HandlerName, Option<u64>)>) -> Self {
-        let counted = deliveries.filter_map(|(name, count)| Some((name, count?)));
-        let mut deliveries: Vec<_> = counted.collect();
-        deliveries.sort_by(|a, b| a.0.cmp(&b.0));
-        Self { deliveries }
-    }
-
     /// All of them together.
     pub fn total(&self) -> u64 {
         self.deliveries.iter().map(|(_, count)| count).sum()

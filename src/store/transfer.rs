@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::{Attempt, DeliveryState, StoreError};
+use super::{Attempt, DeliveryState, StoreError, embedded::Source};
 use crate::event::{EventId, HandlerName, Notification, Topic};
 
 /// The most events, or topics, that are moved at once.
@@ -62,33 +62,8 @@ pub struct StoredDelivery {
 impl StoredDelivery {
     /// Whether nothing more is attempted.
     pub(crate) const fn is_over(&self) -> bool {
-        !matches!(self.state, DeliveryState::Ready | DeliveryState::Queued)
+        !self.state.is_open()
     }
-}
-
-/// A store that events are moved out of. Nobody else has it meanwhile.
-pub trait Source {
-    /// How many events there are behind `place`.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be read.
-    fn count(&self, place: i64) -> Result<u64, StoreError>;
-
-    /// Some of the events behind `place`, in the order in which they were stored; `None` when there
-    /// are none.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be read.
-    fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError>;
-
-    /// Some of the topics behind `last`, in their order; none when there are no more.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be read.
-    fn topics(&mut self, last: &str, at_most: usize) -> Result<Vec<Reported>, StoreError>;
 }
 
 /// Events that were read together.
@@ -195,7 +170,7 @@ pub struct Transferred {
 ///
 /// When one of the stores cannot be read or written, or the two sides differ.
 pub fn transfer(
-    source: &mut dyn Source,
+    source: &Source,
     target: &mut dyn Target,
     progress: &mut dyn FnMut(Step, u64, u64),
 ) -> Result<Transferred, StoreError> {
@@ -232,10 +207,7 @@ pub fn transfer(
 }
 
 /// Up to which place `source` was moved before.
-fn reached_before(
-    source: &mut dyn Source,
-    milestones: &[Milestone],
-) -> Result<Option<i64>, StoreError> {
+fn reached_before(source: &Source, milestones: &[Milestone]) -> Result<Option<i64>, StoreError> {
     for milestone in milestones {
         let there = source.read(milestone.place.saturating_sub(1), 1)?;
         if there.is_some_and(|slice| slice.last == *milestone) {
@@ -245,7 +217,7 @@ fn reached_before(
     Ok(None)
 }
 
-fn move_topics(source: &mut dyn Source, target: &mut dyn Target) -> Result<(), StoreError> {
+fn move_topics(source: &Source, target: &mut dyn Target) -> Result<(), StoreError> {
     let mut last = String::new();
     loop {
         let topics = source.topics(&last, SLICE)?;
@@ -259,7 +231,7 @@ fn move_topics(source: &mut dyn Source, target: &mut dyn Target) -> Result<(), S
 
 /// Gives all events of `source` behind `place` to `look`, in slices.
 fn walk(
-    source: &mut dyn Source,
+    source: &Source,
     mut place: i64,
     mut look: impl FnMut(&Slice) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -358,10 +330,10 @@ fn digest(stored: &Stored) -> [u8; 32] {
     notes.add(&event.body);
     for delivery in &stored.deliveries {
         // Which of the open ones are ready is for each store to say.
-        let (state, since) = match delivery.state {
-            DeliveryState::Ready | DeliveryState::Queued => (DeliveryState::Ready, delivery.since),
+        let (state, since) = match delivery.is_over() {
             // Of no use to anybody any more, and not kept everywhere.
-            state => (state, None),
+            true => (delivery.state, None),
+            false => (DeliveryState::Ready, delivery.since),
         };
         notes.add(&format!(
             "{:?} {state:?} {} {} {:?} {:?} {:?} {:?}",

@@ -40,7 +40,7 @@ fn copy(from: &Home, to: &Home, parts: &[&str]) {
 }
 
 /// Passes over what is gone by the time that its turn comes.
-fn copy_any(from: &Path, to: &Path) {
+pub(crate) fn copy_any(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     if !from.is_dir() {
         let copied = fs::copy(from, to);

@@ -1,10 +1,10 @@
 //! What survives: kills in the middle of a load, torn and flipped and missing bytes, a ledger that
-//! is gone.
+//! is gone, a table of copies that is overwritten.
 
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -296,4 +296,71 @@ fn a_damaged_ledger_is_put_aside_and_rebuilt() {
     only_the_new_one_comes(&home, &service, 20);
     lists(&home, 21);
     assert!(service.log().contains("ledger"), "{}", service.log());
+}
+
+/// What the table of copies is overwritten with.
+type Fill = fn(&mut [u8]);
+
+const FILLS: [(&str, Fill); 2] = [
+    ("noise", |bytes| {
+        let mut source = fs::File::open("/dev/urandom").unwrap();
+        source.read_exact(bytes).unwrap();
+    }),
+    ("zeros", |bytes| bytes.fill(0)),
+];
+
+/// Overwrites the table of copies from `offset` on, as a disk that fails would.
+fn overwrite_table(home: &Home, offset: usize, fill: Fill) {
+    let path = home.path().join("data/seen.table");
+    let mut bytes = fs::read(&path).unwrap();
+    fill(&mut bytes[offset..]);
+    let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all(&bytes).unwrap();
+}
+
+/// Posts `count` events that were delivered before, and as many that were not, by turns. One number keeps them
+/// in order, so that nothing can still come when the last one has.
+fn only_new_ones_come(home: &Home, service: &Service, count: u64) {
+    let before = home.archived().len();
+    for serial in 0..count {
+        assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        assert_eq!(service.zoom(&cnam(1, count + serial)).status, 200);
+    }
+    archive_holds(home, &(count..2 * count).collect());
+    assert_eq!(home.archived().len() - before, count as usize);
+    let log = service.log();
+    let lines = log.lines().filter(|line| line.contains("table of copies"));
+    let lines: Vec<_> = lines.collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("is made anew"), "{lines:?}");
+}
+
+#[test]
+fn a_table_of_copies_that_is_overwritten_while_the_service_runs_lets_no_copy_through() {
+    for (what, fill) in FILLS {
+        eprintln!("{what}");
+        let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+        let service = home.start();
+        for serial in 0..20 {
+            assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
+        }
+        archive_holds(&home, &(0..20).collect());
+        overwrite_table(&home, 0, fill);
+        only_new_ones_come(&home, &service, 20);
+    }
+}
+
+#[test]
+fn a_table_of_copies_that_is_overwritten_before_the_start_lets_no_copy_through() {
+    const HEADER_BYTES: usize = 4096;
+    for (what, fill) in FILLS {
+        for offset in [0, HEADER_BYTES] {
+            eprintln!("{what} from {offset} on");
+            let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+            store(&home, 20);
+            overwrite_table(&home, offset, fill);
+            let service = home.start();
+            only_new_ones_come(&home, &service, 20);
+        }
+    }
 }

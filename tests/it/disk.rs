@@ -96,8 +96,8 @@ fn a_failed_sync_poisons_the_store_and_ends_the_service() {
     let fault = home.path().join("fault");
     let mut command = hookswitch();
     command
-        .env("LD_PRELOAD", failing_sync(home.path()))
-        .env("FAILING_SYNC", &fault);
+        .env("LD_PRELOAD", faulty_disk(home.path()))
+        .env("FAULTY_DISK_FAIL", &fault);
     let mut service = Service::spawn(&home, command);
     for serial in 0..5 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
@@ -115,14 +115,13 @@ fn a_failed_sync_poisons_the_store_and_ends_the_service() {
     });
 }
 
-/// Builds a library that makes the syncs of the journal fail once the file that `FAILING_SYNC`
-/// names exists.
-fn failing_sync(folder: &Path) -> PathBuf {
-    let source = folder.join("failing_sync.c");
-    fs::write(&source, include_str!("failing_sync.c")).unwrap();
-    let library = folder.join("failing_sync.so");
+/// Builds the library that puts a faulty disk under the journal.
+pub(crate) fn faulty_disk(folder: &Path) -> PathBuf {
+    let source = folder.join("faulty_disk.c");
+    fs::write(&source, include_str!("faulty_disk.c")).unwrap();
+    let library = folder.join("faulty_disk.so");
     let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
+        .args(["-O1", "-shared", "-fPIC", "-o"])
         .arg(&library)
         .arg(&source)
         .arg("-ldl")

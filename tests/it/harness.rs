@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -224,7 +224,12 @@ pub(crate) struct Service {
 
 impl Service {
     /// Starts `command`, which runs `hookswitch`, and waits until it prints its addresses.
-    pub(crate) fn spawn(home: &Home, mut command: Command) -> Self {
+    pub(crate) fn spawn(home: &Home, command: Command) -> Self {
+        Self::try_spawn(home, command).unwrap_or_else(|ended| panic!("{ended}"))
+    }
+
+    /// The same, for a service that may end before that. The error says how it ended.
+    pub(crate) fn try_spawn(home: &Home, mut command: Command) -> Result<Self, String> {
         let mut child = command
             .arg("serve")
             .arg("--config")
@@ -239,10 +244,8 @@ impl Service {
         while !introduction.contains(" send --all ") {
             if stdout.read_line(&mut introduction).unwrap() == 0 {
                 let status = child.wait().unwrap();
-                panic!(
-                    "serve ended with {status}: {introduction}{}",
-                    log.lock().unwrap()
-                );
+                let log = log.lock().unwrap();
+                return Err(format!("serve ended with {status}: {introduction}{log}"));
             }
         }
         // The pipe is read to its end, so that the service never writes to a closed pipe.
@@ -255,12 +258,12 @@ impl Service {
             let url = line.split("//").nth(1).unwrap();
             url.split('/').next().unwrap().parse().unwrap()
         };
-        Self {
+        Ok(Self {
             address: listener("zoom."),
             admin: listener("operators"),
             child,
             log,
-        }
+        })
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -280,14 +283,24 @@ impl Service {
         self.child.wait().unwrap();
     }
 
-    /// Waits for the end of the process, and returns its exit code.
-    pub(crate) fn wait(&mut self) -> Option<i32> {
+    /// The exit status, if the process has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait_for_end(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the service ends", || {
-            status = self.child.try_wait().unwrap();
+            status = self.ended();
             status.is_some()
         });
-        status.unwrap().code()
+        status.unwrap()
+    }
+
+    /// Waits for the end of the process, and returns its exit code.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.wait_for_end().code()
     }
 
     /// The log so far.

@@ -22,6 +22,7 @@ mod harness;
 mod http;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod kill_points;
 mod migrate;
 #[cfg(feature = "mqtt")]
 mod mqtt;

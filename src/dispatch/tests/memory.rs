@@ -172,7 +172,7 @@ impl Memory {
     }
 
     /// Gives back the next of the key, if it is to go on.
-    fn put_down(&self, settlement: Settlement) -> Option<Claim> {
+    fn put_down(&self, settlement: &Settlement) -> Option<Claim> {
         let mut rows = self.rows.lock().unwrap();
         let is_meant = |row: &&mut Row| {
             row.handler == settlement.handler
@@ -182,7 +182,7 @@ impl Memory {
         if settlement.verdict != Verdict::Released {
             row.attempts += 1;
         }
-        row.state = match settlement.verdict {
+        row.state = match settlement.verdict.clone() {
             Verdict::Released => State::Ready(row.since),
             Verdict::Retry { due_at, why } => {
                 row.reasons.push(why);
@@ -242,13 +242,13 @@ impl Deliveries for Memory {
 
     fn settle(
         &self,
-        settlements: Vec<Settlement>,
+        settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
-        Box::pin(async {
+        Box::pin(async move {
             let _open = self.gate.lock().await;
             fail(&self.failing.settle)?;
             let put_down = |settlement| self.put_down(settlement);
-            let next = settlements.into_iter().filter_map(put_down).collect();
+            let next = settlements.iter().filter_map(put_down).collect();
             self.bump();
             Ok(next)
         })

@@ -31,7 +31,7 @@ const BATCH_BYTES: usize = 4 << 20;
 /// How often the ledger is looked at though nothing comes: commands leave word there.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How often the log says how far a ledger is that is made anew.
+/// How often the log says how far a view is that is made anew.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// The thread that indexes.
@@ -47,8 +47,6 @@ pub(super) struct Indexer {
     pub(super) damage: Damage,
     /// What copies are told by.
     pub(super) copies: Copies,
-    /// From where on it is learnt again.
-    pub(super) learnt: Position,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     /// Where the journal ended when the ledger was opened: the ledger knows what is said of deliveries behind
@@ -99,6 +97,8 @@ impl Indexer {
             });
             match done {
                 Ok(()) => self.follower.gets_on(),
+                // The next attempt has a whole table.
+                Err(_) if self.copies.has_gap() => self.relearn(),
                 Err(problem) => drop(self.fails("the journal cannot be indexed", &problem)),
             }
             if end.is_none() {
@@ -110,12 +110,22 @@ impl Indexer {
         }
     }
 
-    /// Learns again what copies of the events that the ledger knows would be told by, as far as
-    /// that may have been lost with the power.
+    /// Learns again what copies of the events before this place would be told by, as far as the table of
+    /// copies lacks that: it was lost with the power, or the table is new.
     fn relearn(&mut self) {
         let (through, records) = (self.through, self.records);
-        self.through = self.learnt.min(through);
-        while self.through < through {
+        while let Some(gap) = self.copies.take_gap() {
+            (self.through, self.scan) = (gap.min(through), None);
+            self.learn_until(through);
+        }
+        self.follower.gets_on();
+        (self.through, self.records, self.scan) = (through, records, None);
+    }
+
+    /// Learns up to `through`, unless indexing is to end before, or the table has a gap again.
+    fn learn_until(&mut self, through: Position) {
+        let mut told = Instant::now();
+        while self.through < through && !self.progress.is_stopped() {
             self.follower.begins();
             match self.read(through) {
                 // A segment may have lost its end since the ledger read it.
@@ -124,16 +134,20 @@ impl Indexer {
                     self.through = batch.through;
                     self.follower.gets_on();
                 }
+                Err(_) if self.copies.has_gap() => break,
                 Err(problem) => {
                     self.fails("events cannot be read to know their copies", &problem);
                 }
             }
-            if self.progress.is_stopped() {
-                break;
+            if told.elapsed() >= TELL_EVERY {
+                tracing::info!(
+                    journal.segment = self.through.segment(),
+                    journal.last = through.segment(),
+                    "the table of copies is brought up to date"
+                );
+                told = Instant::now();
             }
         }
-        self.follower.gets_on();
-        (self.through, self.records, self.scan) = (through, records, None);
     }
 
     /// Notes a failure and waits a little; `false` when indexing is to end.

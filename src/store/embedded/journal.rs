@@ -21,10 +21,9 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -40,27 +39,18 @@ use super::{
     record::{Content, Event, Personal, Record, TooLarge},
     recovery::Tail,
     segment::Position,
-    spare::{self, Preparer},
+    spare::Preparer,
 };
 use crate::{
     event::Notification,
     provider::Verified,
-    store::{AppendError, Health, StoreError, condition::Condition},
+    store::{
+        AppendError, Health, StoreError,
+        condition::Condition,
+        pending::{Answer, BATCH, BATCH_BYTES, Pending, Reply, WAITING},
+    },
     telemetry::Metrics,
 };
-
-/// The most bytes in one batch, besides its last record: about what a slow disk takes in a tenth
-/// of a second.
-pub(super) const BATCH_BYTES: usize = 4 << 20;
-
-/// The most records in one batch.
-const BATCH_RECORDS: usize = 1024;
-
-/// The most records that wait for the writer: several batches.
-const WAITING_RECORDS: usize = 4096;
-
-/// The most bytes that wait for the writer, so that large bodies cannot take all memory.
-const WAITING_BYTES: usize = 16 << 20;
 
 /// The part of a segment that is written when a spare is ordered for the next one: early enough for
 /// it to be made in time, and not for a service that gets few events, which has no use for one.
@@ -77,6 +67,7 @@ const UNSYNCED_FOR: Duration = Duration::from_secs(1);
 const SEGMENT_AGE: SignedDuration = SignedDuration::from_hours(24);
 
 /// What the writer is told when it starts.
+#[derive(Clone)]
 pub(super) struct Plan {
     /// Where the segments are.
     pub(super) directory: Directory,
@@ -99,7 +90,7 @@ pub(super) struct Plan {
 /// The way to the writer.
 pub(super) struct Journal {
     sender: SyncSender<Command>,
-    waiting_bytes: Arc<AtomicUsize>,
+    pending: Pending,
     condition: Condition,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -115,38 +106,33 @@ struct Waiting {
     /// What it holds, if that is an event.
     event: Option<Box<Event>>,
     kind: Kind,
-    since: Instant,
-    /// Who waits for the sync, if anybody does.
-    reply: Option<Reply>,
 }
 
-impl Waiting {
-    fn note(record: Record, kind: Kind, reply: Option<Reply>) -> Command {
-        Command::Write(Self {
-            record,
-            event: None,
-            kind,
-            since: Instant::now(),
-            reply,
-        })
-    }
-}
-
-/// What becomes of a record.
-pub(super) type Answer = oneshot::Receiver<Result<(), AppendError>>;
-type Reply = oneshot::Sender<Result<(), AppendError>>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Event,
-    Note,
+    Event(Reply),
+    /// With who waits for the sync, if anybody does.
+    Note(Option<oneshot::Sender<Result<(), AppendError>>>),
     /// A note that each segment begins with from now on.
     Heading,
 }
 
+impl Waiting {
+    const fn note(record: Record, kind: Kind) -> Command {
+        Command::Write(Self {
+            record,
+            event: None,
+            kind,
+        })
+    }
+
+    const fn is_event(&self) -> bool {
+        matches!(self.kind, Kind::Event(_))
+    }
+}
+
 /// A way to a writer that has not been started yet, and its other end.
 pub(super) fn channel() -> (Notes, Inbox) {
-    let (sender, inbox) = sync_channel(WAITING_RECORDS);
+    let (sender, inbox) = sync_channel(WAITING);
     (Notes(sender), Inbox(inbox))
 }
 
@@ -161,65 +147,42 @@ impl Journal {
         (notes, Inbox(inbox)): (Notes, Inbox),
     ) -> Result<Self, StoreError> {
         let Notes(sender) = notes;
-        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let pending = Pending::default();
         let condition = plan.condition.clone();
-        let preparer = Preparer::start(spare::Plan {
-            directory: plan.directory.clone(),
-            segment_bytes: plan.segment_bytes,
-            reserve_bytes: plan.reserve_bytes,
-            disk: plan.disk.clone(),
-        })?;
+        let preparer = Preparer::start(plan.clone())?;
         let mut writer = Writer {
             written: Batch::behind(tail.end()),
             is_all: true,
             inbox,
-            waiting_bytes: waiting_bytes.clone(),
+            pending: pending.clone(),
             tail,
             preparer,
             looked_at: None,
             room: 0,
-            batch: Vec::with_capacity(BATCH_RECORDS),
+            batch: Vec::with_capacity(BATCH),
             buffer: Vec::new(),
             heading: None,
             unsynced: None,
             plan,
         };
         writer.look();
-        let writer = thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(condition.vital("journal", move || writer.run()))
-            .map_err(StoreError::io("starting the journal's writer"))?;
+        let writer = condition.vital("journal", move || writer.run());
+        let writer = super::start("journal", writer)?;
         Ok(Self {
             sender,
-            waiting_bytes,
+            pending,
             condition,
             writer: Mutex::new(Some(writer)),
         })
     }
 
-    /// Puts `event` on stable storage.
-    pub(super) fn append(
-        &self,
-        event: Verified,
-    ) -> impl Future<Output = Result<(), AppendError>> + use<> {
-        let waiting = self.hand_over(event);
-        async move {
-            match waiting?.await {
-                Ok(written) => written,
-                Err(_) => Err(AppendError::Closed),
-            }
-        }
-    }
-
-    fn hand_over(&self, event: Verified) -> Result<Answer, AppendError> {
-        let since = Instant::now();
+    /// Has `event` put on stable storage. The answer comes when it has been, or was not.
+    pub(super) fn append(&self, event: Verified) -> Result<Answer, AppendError> {
+        let (reply, answer) = Reply::new();
         let (notification, keys) = event.into_parts();
         let record = Record::event(&notification, keys.as_ref()).map_err(|TooLarge(bytes)| {
             AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
         })?;
-        let bytes = record.len();
-        let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let (reply, answer) = oneshot::channel();
         // Where the body is a part of what was read from a connection, it would keep all of that.
         let body = Bytes::copy_from_slice(&notification.body);
         let event = Event {
@@ -230,46 +193,31 @@ impl Journal {
             keys,
             personal: Personal::Whole,
         };
-        let append = Command::Write(Waiting {
-            record,
-            event: Some(Box::new(event)),
-            kind: Kind::Event,
-            since,
-            reply: Some(reply),
-        });
-        // One record is taken however large it is, when nothing else waits.
-        let sent = if waiting > 0 && waiting + bytes > WAITING_BYTES {
-            Err(AppendError::Overloaded)
-        } else {
+        self.pending.add(record.len(), || {
+            let append = Command::Write(Waiting {
+                record,
+                event: Some(Box::new(event)),
+                kind: Kind::Event(reply),
+            });
             self.sender.try_send(append).map_err(|error| match error {
                 TrySendError::Full(_) => AppendError::Overloaded,
                 TrySendError::Disconnected(_) => self.gone(),
             })
-        };
-        match sent {
-            Ok(()) => Ok(answer),
-            Err(error) => {
-                self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                Err(error)
-            }
-        }
+        })?;
+        Ok(answer)
     }
 
     fn gone(&self) -> AppendError {
-        match self.condition.get() {
-            Health::Poisoned { why } => AppendError::Poisoned(why),
-            Health::Sound | Health::Unavailable { .. } => AppendError::Closed,
+        match self.condition.check() {
+            Err(poisoned @ AppendError::Poisoned(_)) => poisoned,
+            _ => AppendError::Closed,
         }
     }
 
     /// Writes what is waiting and ends the writer. Blocks.
     pub(super) fn close(&self) {
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(writer) = writer {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
             // It fails only when the writer is gone already.
             self.sender.send(Command::Close).ok();
             writer.join().ok();
@@ -285,12 +233,12 @@ pub(super) struct Notes(SyncSender<Command>);
 impl Notes {
     /// Has `record` written, sooner or later.
     pub(super) fn put(&self, record: Record) {
-        self.send(record, Kind::Note, None);
+        self.send(record, Kind::Note(None));
     }
 
     /// Has `record` written, sooner or later, if there is room for it now: gives it back otherwise.
     pub(super) fn try_put(&self, record: Record) -> Option<Record> {
-        match self.0.try_send(Waiting::note(record, Kind::Note, None)) {
+        match self.0.try_send(Waiting::note(record, Kind::Note(None))) {
             Err(TrySendError::Full(Command::Write(waiting))) => Some(waiting.record),
             _ => None,
         }
@@ -298,18 +246,18 @@ impl Notes {
 
     /// Has `record` written, and at the beginning of every segment from now on.
     pub(super) fn head(&self, record: Record) {
-        self.send(record, Kind::Heading, None);
+        self.send(record, Kind::Heading);
     }
 
     /// Has `record` written. The answer comes when it and all before it are on stable storage.
     pub(super) fn put_durably(&self, record: Record) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.send(record, Kind::Note, Some(reply));
+        self.send(record, Kind::Note(Some(reply)));
         answer
     }
 
-    fn send(&self, record: Record, kind: Kind, reply: Option<Reply>) {
-        self.0.send(Waiting::note(record, kind, reply)).ok();
+    fn send(&self, record: Record, kind: Kind) {
+        self.0.send(Waiting::note(record, kind)).ok();
     }
 }
 
@@ -317,7 +265,7 @@ impl Notes {
 struct Writer {
     plan: Plan,
     inbox: Receiver<Command>,
-    waiting_bytes: Arc<AtomicUsize>,
+    pending: Pending,
     tail: Tail,
     preparer: Preparer,
     /// When free space was looked at.
@@ -380,7 +328,7 @@ impl Writer {
     fn gather(&mut self, first: Waiting) -> bool {
         let mut bytes = first.record.len();
         self.batch.push(first);
-        while self.batch.len() < BATCH_RECORDS && bytes < BATCH_BYTES {
+        while self.batch.len() < BATCH && bytes < BATCH_BYTES {
             match self.inbox.try_recv() {
                 Ok(Command::Write(waiting)) => {
                     bytes += waiting.record.len();
@@ -398,14 +346,15 @@ impl Writer {
         let events = self.events();
         let bytes: usize = events.clone().map(|event| event.record.len()).sum();
         let count = events.count();
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.pending.remove(bytes);
         if let Err(error) = self.admit(bytes) {
-            self.answer(&Err(error), |waiting| waiting.kind == Kind::Event);
+            self.answer(&Err(error), Waiting::is_event);
         }
         if self.batch.is_empty() {
             return;
         }
-        let is_awaited = self.batch.iter().any(|waiting| waiting.reply.is_some());
+        let is_awaited = |one: &Waiting| !matches!(one.kind, Kind::Note(None) | Kind::Heading);
+        let is_awaited = self.batch.iter().any(is_awaited);
         let synced = |writer: &mut Self| match is_awaited {
             true => writer.sync(),
             false => Ok(()),
@@ -418,10 +367,11 @@ impl Writer {
                 self.answer(&Ok(()), |_| true);
             }
             Err(Failure::Full(why)) => {
-                let health = Health::Unavailable { why: why.clone() };
-                self.plan.condition.set(&health);
+                self.plan
+                    .condition
+                    .set(Health::Unavailable { why: why.clone() });
                 let refused = Err(AppendError::Unavailable(why));
-                self.answer(&refused, |waiting| waiting.kind == Kind::Event);
+                self.answer(&refused, Waiting::is_event);
             }
             Err(Failure::Poisoned(why)) => {
                 self.poison(&why);
@@ -433,47 +383,35 @@ impl Writer {
     }
 
     fn events(&self) -> impl Iterator<Item = &Waiting> + Clone {
-        let batch = self.batch.iter();
-        batch.filter(|waiting| waiting.kind == Kind::Event)
+        self.batch.iter().filter(|waiting| waiting.is_event())
     }
 
     /// Whether `bytes` of events may be written now.
     fn admit(&mut self, bytes: usize) -> Result<(), AppendError> {
-        match self.plan.condition.get() {
-            Health::Sound if bytes as u64 > self.room => {
-                self.room = 0;
-                let why = self.too_little_room();
-                let health = Health::Unavailable { why: why.clone() };
-                self.plan.condition.set(&health);
-                Err(AppendError::Unavailable(why))
-            }
-            Health::Sound => Ok(()),
-            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
-            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
+        self.plan.condition.check()?;
+        if bytes as u64 > self.room {
+            self.room = 0;
+            let why = self.too_little_room();
+            self.plan.condition.set(Health::Unavailable { why });
         }
+        self.plan.condition.check()
     }
 
     /// Answers those of the batch that `whom` takes, and lets go of them.
     fn answer(&mut self, answer: &Result<(), AppendError>, whom: impl Fn(&Waiting) -> bool) {
         for waiting in self.batch.extract_if(.., |waiting| whom(waiting)) {
-            if answer.is_ok() && waiting.kind == Kind::Event {
-                let took = waiting.since.elapsed().as_secs_f64();
-                self.plan.metrics.append_seconds.observe(took);
-            }
-            match waiting.reply {
-                // Whoever waited may have run out of patience; what is stored stays so.
-                Some(reply) => drop(reply.send(answer.clone())),
-                None if answer.is_ok() && waiting.kind == Kind::Heading => {
-                    self.heading = Some(waiting.record);
-                }
-                None => {}
+            match waiting.kind {
+                Kind::Event(reply) => reply.send(answer.clone(), &self.plan.metrics),
+                Kind::Note(Some(reply)) => drop(reply.send(answer.clone())),
+                Kind::Heading if answer.is_ok() => self.heading = Some(waiting.record),
+                Kind::Note(None) | Kind::Heading => {}
             }
         }
     }
 
     fn poison(&self, why: &str) {
         let why = why.to_owned();
-        self.plan.condition.set(&Health::Poisoned { why });
+        self.plan.condition.set(Health::Poisoned { why });
     }
 
     fn write(&mut self) -> Result<(), Failure> {
@@ -496,7 +434,7 @@ impl Writer {
         for waiting in &mut self.batch {
             let position = Position::new(number, end + self.buffer.len() as u64);
             waiting.record.write_to(&mut self.buffer, position);
-            self.is_all &= waiting.kind != Kind::Heading;
+            self.is_all &= !matches!(waiting.kind, Kind::Heading);
             let event = waiting.event.take();
             events.extend(event.map(|event| (position, Content::Event(event))));
         }
@@ -627,7 +565,7 @@ impl Writer {
         if self.room == 0 {
             self.preparer.give_up();
         }
-        self.plan.condition.set(&health);
+        self.plan.condition.set(health);
     }
 
     fn too_little_room(&self) -> String {

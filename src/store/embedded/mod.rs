@@ -18,6 +18,7 @@
 //! <path>/ledger.db                       see `ledger/schema.sql`
 //! <path>/ledger.db.damaged-<n>           what was set aside
 //! <path>/seen.table                      see `seen`
+//! <path>/seen.new                        the same, while one is made
 //! ```
 //!
 //! **Invariant:** nothing on the way of an append waits for the ledger.
@@ -58,6 +59,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 
+pub use self::source::Source;
 use self::{
     copies::Copies,
     disk::{Disk, SystemDisk},
@@ -73,8 +75,8 @@ use self::{
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Kind, Monitored, Records, Settlement, Source, Store, StoreError, Subscription,
-    condition::Condition,
+    Kind, Monitored, Records, Settlement, Store, StoreError, Subscription, condition::Condition,
+    pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -86,7 +88,7 @@ pub struct Settings {
     pub path: PathBuf,
     /// How long events are kept once nothing of them is open or parked. Until then a copy of one
     /// is known for a copy.
-    #[serde(default = "default_retain", with = "quantity::duration")]
+    #[serde(default = "super::default_retain", with = "quantity::duration")]
     pub retain: Duration,
     /// Free space in bytes under which new events are refused, so that what is stored can still be
     /// worked on.
@@ -96,10 +98,6 @@ pub struct Settings {
     /// MiB.
     #[serde(default = "default_segment", deserialize_with = "segment_size")]
     pub segment: u64,
-}
-
-fn default_retain() -> Duration {
-    Duration::from_hours(30 * 24)
 }
 
 fn default_reserve() -> u64 {
@@ -141,9 +139,8 @@ impl Engine for Settings {
         &self,
         context: Context,
         subscriptions: Vec<Subscription>,
-    ) -> Result<Box<dyn Source>, StoreError> {
-        let sole = source::Sole::open(self, context, subscriptions)?;
-        Ok(Box::new(sole))
+    ) -> Result<Source, StoreError> {
+        Source::open(self, context, subscriptions)
     }
 }
 
@@ -197,7 +194,7 @@ impl Embedded {
         let metrics = &context.metrics;
         let damage = Damage::new(metrics.clone());
         let condition = Condition::new(Health::Sound, metrics.clone());
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::<Progress>::default();
         let (notes, inbox) = journal::channel();
         let queue = Arc::new(Queue::new(notes.clone()));
         let mut books = Books::open(
@@ -213,7 +210,8 @@ impl Embedded {
         let tail = agree(&mut books, &directory, tail, (context.clock)())?;
         let own = tail.end();
         let tail = takeover::take_over(&mut books, &directory, tail, (context.clock)())?;
-        let reached = books.wait_for(tail.end())?;
+        let reached = books.wait_for(tail.end());
+        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
         let ledger = Arc::new(Ledger::start(books, &condition)?);
         progress.written(tail.end(), tail.records_through(), None);
         let plan = Plan {
@@ -228,8 +226,7 @@ impl Embedded {
         };
         let journal = Journal::start(plan, tail, (notes.clone(), inbox))?;
         let table = path.join("seen.table");
-        let (copies, learnt) =
-            Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
+        let copies = Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
         let indexer = Indexer {
             directory: directory.clone(),
             ledger: ledger.clone(),
@@ -240,7 +237,6 @@ impl Embedded {
             damage,
             rebuild: context.rebuild.clone(),
             copies,
-            learnt,
             own: Some(own),
             through: reached.through,
             records: reached.records,
@@ -326,7 +322,7 @@ impl Store for Embedded {
 
 impl Append for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(self.parts.journal.append(event))
+        Box::pin(pending::answered(self.parts.journal.append(event)))
     }
 }
 
@@ -334,16 +330,14 @@ impl Deliveries for Embedded {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.parts.announce(&subscriptions)?;
-            let ledger = &self.parts.ledger;
-            let again = subscriptions.clone();
-            let subscribing = ledger.run("subscribing", |books| books.subscribe(subscriptions));
-            match subscribing.await {
-                // Whoever is the first to come upon damage has the ledger made anew: then it works.
-                Err(StoreError::Database { .. }) => {
-                    ledger
-                        .run("subscribing", |books| books.subscribe(again))
-                        .await?;
-                }
+            let subscribe = || {
+                let asked = subscriptions.clone();
+                let ledger = &self.parts.ledger;
+                ledger.run("subscribing", |books| books.subscribe(asked))
+            };
+            // Whoever is the first to come upon damage has the ledger made anew: then it works.
+            match subscribe().await {
+                Err(StoreError::Database { .. }) => subscribe().await?,
                 subscribed => subscribed?,
             }
             self.parts.progress.subscribed();
@@ -377,7 +371,7 @@ impl Deliveries for Embedded {
 
     fn settle(
         &self,
-        settlements: Vec<Settlement>,
+        settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
             self.parts.queue.settle(&settlements);
@@ -404,13 +398,13 @@ impl Monitored for Embedded {
         Box::pin(async move {
             let parts = self.parts.clone();
             let job = move |books: &mut Books| {
-                let standings = books.standings(now)?;
+                let standings = books.standings()?;
                 Ok((standings, parts.space()))
             };
             let (standings, space) = self.parts.ledger.run("measuring", job).await?;
             let metrics = &self.parts.context.metrics;
             for standing in standings {
-                standing.show(metrics);
+                standing.show(metrics, now);
             }
             metrics
                 .ledger_lag
@@ -454,9 +448,9 @@ impl Parts {
     fn announce(&self, subscriptions: &[Subscription]) -> Result<(), StoreError> {
         let now = (self.context.clock)();
         let record = Record::subscriptions(now, subscriptions);
-        let record = record.map_err(|TooLarge(bytes)| StoreError::Io {
-            what: format!("{bytes} bytes of subscriptions are too many"),
-            error: io::ErrorKind::FileTooLarge.into(),
+        let record = record.map_err(|TooLarge(bytes)| {
+            let what = format!("{bytes} bytes of subscriptions are too many");
+            StoreError::io(&what)(io::ErrorKind::FileTooLarge.into())
         })?;
         self.notes.head(record);
         Ok(())
@@ -531,13 +525,6 @@ fn yield_to_the_door() {
 }
 
 impl StoreError {
-    fn io(what: &str) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self::Io {
-            what: what.to_owned(),
-            error,
-        }
-    }
-
     fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io {
             what: format!("reading {}", path.display()),
@@ -549,13 +536,6 @@ impl StoreError {
         move |error| Self::Io {
             what: format!("writing {}", path.display()),
             error,
-        }
-    }
-
-    fn database(what: &str) -> impl FnOnce(rusqlite::Error) -> Self {
-        move |error| Self::Database {
-            what: what.to_owned(),
-            error: Box::new(error),
         }
     }
 }

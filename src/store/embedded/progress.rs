@@ -28,6 +28,7 @@ const HANDED_RECORDS: usize = 2048;
 const HANDED_BYTES: usize = 2 << 20;
 
 /// Shared by the journal's writer and the indexer.
+#[derive(Default)]
 pub(super) struct Progress {
     state: Mutex<State>,
     changed: Condvar,
@@ -35,6 +36,7 @@ pub(super) struct Progress {
     indexed: AtomicU64,
 }
 
+#[derive(Default)]
 struct State {
     /// Where what is on stable storage ends.
     end: Position,
@@ -76,24 +78,6 @@ impl State {
 }
 
 impl Progress {
-    /// Of a journal that has not been opened yet.
-    pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::new(State {
-                end: Position::new(0, 0),
-                records: 0,
-                handed: VecDeque::new(),
-                handed_size: (0, 0),
-                awaited: false,
-                subscribed: false,
-                renewed: false,
-                stopped: false,
-            }),
-            changed: Condvar::new(),
-            indexed: AtomicU64::new(0),
-        }
-    }
-
     /// What is on stable storage now ends at `end` after `records`; `batch` is what is new of it, unless it
     /// has to be read.
     pub(super) fn written(&self, end: Position, records: u64, batch: Option<Batch>) {

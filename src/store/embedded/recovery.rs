@@ -12,13 +12,12 @@ use jiff::Timestamp;
 
 use super::{
     disk,
-    journal::BATCH_BYTES,
     reader::{Damage, Directory, Scan, Step},
     record::{self, Record},
     segment::{HEADER_BYTES, Header, Position, VERSION},
     spare::Spare,
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, pending::BATCH_BYTES};
 
 /// The segment that is written to.
 #[derive(Debug)]
@@ -82,16 +81,13 @@ impl Tail {
         })
     }
 
-    /// Adds `records` to a segment that has no name yet.
-    pub(super) fn add(&mut self, records: &[Record]) -> io::Result<()> {
+    /// Adds a record to a segment that has no name yet.
+    pub(super) fn add(&mut self, record: &Record) -> io::Result<()> {
         let mut bytes = Vec::new();
-        for record in records {
-            let at = self.length + bytes.len() as u64;
-            record.write_to(&mut bytes, Position::new(self.header.number, at));
-        }
+        record.write_to(&mut bytes, self.end());
         self.file.write_all_at(&bytes, self.length)?;
         self.length += bytes.len() as u64;
-        self.records += records.len() as u64;
+        self.records += 1;
         Ok(())
     }
 

@@ -107,7 +107,9 @@ impl Retention {
             return Ok(false);
         }
         for kept in kept {
-            self.tell_again(*kept, number)?;
+            if !self.tell_again(*kept, number)? {
+                return Ok(false);
+            }
         }
         // The ledger first: should the power fail now, the file is found and deleted later.
         let path = self.directory.segment(number);
@@ -127,17 +129,23 @@ impl Retention {
     }
 
     /// Has the journal say behind segment `deleted` what became of the deliveries of the events in `kept`.
-    fn tell_again(&mut self, kept: u32, deleted: u32) -> Result<(), StoreError> {
+    /// `false` when that is not known: the ledger is made anew.
+    fn tell_again(&mut self, kept: u32, deleted: u32) -> Result<bool, StoreError> {
         if self.told.get(&kept).is_some_and(|told| *told > deleted) {
-            return Ok(());
+            return Ok(true);
         }
         let told = self
             .ledger
             .run_blocking("reading deliveries", move |books| {
                 let (mut records, (from, to)) = (Vec::new(), of(kept));
-                books.inventory(from, to, |record| records.push(record))?;
+                if books.reached()?.through >= to {
+                    books.inventory(from, to, |record| records.push(record))?;
+                }
                 Ok(records)
             })?;
+        if told.is_empty() {
+            return Ok(false);
+        }
         let mut answers: Vec<_> = told
             .into_iter()
             .map(|record| self.notes.put_durably(record))
@@ -148,7 +156,7 @@ impl Retention {
             return Err(StoreError::Closed);
         }
         self.told.insert(kept, self.progress.end().segment());
-        Ok(())
+        Ok(true)
     }
 
     fn is_needed(&self, (from, to): (Position, Position)) -> Result<bool, StoreError> {

@@ -3,26 +3,31 @@
 //! Each event is looked up and added at a few places that are random by nature. A database page
 //! would be read, logged and written for each of them; here it is 16 bytes in the system's cache.
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
-//! Integers are little-endian. The file's size says how many slots there are: 2^n, and
-//! [`OVERFLOW`] more.
+//! Integers are little-endian.
 //!
 //! ```text
 //! header, 4096 bytes
 //!    0  8  magic: the letters "hookseen"
-//!    8  4  version of the format: 1
-//!   12  4  zero
+//!    8  4  version of the format: 2
+//!   12  4  n: there are 2^n slots, and [`OVERFLOW`] more, up to the end of the file
 //!   16  8  mark: the position of an event up to which, with it, all are in the table; 0 for none
-//!   24  .  zero
+//!   24  4  check: CRC32C of bytes 0 to 23
+//!   28  .  not used
 //! slots, 16 bytes each
-//!    0  8  hash: the first 8 bytes of a dedupe key
-//!    8  8  position of the event in the journal; 0 in a free slot
+//!    0  4  check: CRC32C of the lower 4 bytes of the slot's number, and of bytes 4 to 15
+//!    4 12  one integer: in the lower 60 bits the position of the event in the journal, and in the upper
+//!          36 the hash, which are the upper bits of the first 8 bytes of a dedupe key;
+//!          in a free slot only ones
 //! ```
 //!
 //! The upper n bits of a hash are the number of its slot, and where that is taken, the next free
 //! one is its own. Slots are never freed one by one: an entry whose event has been deleted is
-//! dropped when the table is made anew, which it is once some slot is too far from where it should be.
+//! dropped when the table is renewed, which it is once some slot is too far from where it should be.
+//!
+//! Magic and version stay at their places in every version to come. A table of any other version is made
+//! anew, and none is converted.
 //!
 //! # Constraints
 //!
@@ -31,23 +36,70 @@
 //! disappear. What was lost is learnt again from the journal, from the mark on.
 //!
 //! The mark is in the table itself, so that it is right in whatever copy of the file there is. It is
-//! written after a sync of all that it speaks for.
+//! written after a sync of all that it speaks for. A table gets its name when all of it is on stable
+//! storage.
+//!
+//! 36 bits of hash are enough to tell the slot in a table of any size, and let one lookup in 64 read one
+//! event in vain where there are a billion entries. 60 bits of position are enough for 2^28 segments,
+//! which are 256 TiB where a segment has 1 MiB; behind these the table refuses to learn.
+//!
+//! # Damage
+//!
+//! A slot with other bytes than it was given fails its check: noise all but once in 2^32 slots, zeros always,
+//! since a free slot is not zero, and so does a block of slots that belongs elsewhere. A slot lies
+//! within one sector, so that neither a crash nor the loss of power leaves half of one. What cannot be read
+//! is damage too, and so is a file that has lost its end.
+//!
+//! Damage is noticed when it is come upon, not before: while a key is looked up, while the table is renewed,
+//! or in the header when the table is opened. The lookup of a key that was added goes over each slot from the
+//! hash's own to the entry's, so no copy gets past damage. The table is then
+//! [made anew](super::copies).
+//!
+//! Not noticed is a block that is back in an older state of its own: its checks are right. What was added
+//! there since is forgotten, and copies of these events are taken for new. The next start learns again what is
+//! behind the mark, which is what the loss of power takes; what is forgotten from before the mark stays
+//! forgotten until the table is made anew.
+//!
+//! # Costs
+//!
+//! For each key one read of [`WINDOW`] slots, mostly, and for a new key one write of its slot; a check
+//! for each slot up to the first free one, some nanoseconds each. To make or renew a table is to write and
+//! sync all of it: 1 MiB at first.
 
 use std::{
+    fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    ops::RangeInclusive,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use super::{disk, segment::Position};
+use super::{
+    codec::{take, take_integer, take_u32},
+    disk,
+    segment::Position,
+};
 use crate::event::DedupeKey;
 
 const MAGIC: [u8; 8] = *b"hookseen";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 4096;
 const SLOT_BYTES: u64 = 16;
-const MARK_AT: u64 = 16;
+
+/// What is used of the header.
+const USED_BYTES: usize = 28;
+
+/// The bits of a slot's content: its check, and then what that is of.
+const CHECK_BITS: u32 = 32;
+const POSITION_BITS: u32 = 60;
+const HASH_BITS: u32 = 36;
+
+/// What a free slot holds. No position is all ones, since segments are far smaller than 4 GiB.
+const FREE: u128 = (1 << (POSITION_BITS + HASH_BITS)) - 1;
+
+/// Segments with lower numbers have positions of so many bits.
+const SEGMENTS: u32 = 1 << (POSITION_BITS - u32::BITS);
 
 /// Slots behind the last one that a hash can be the number of.
 const OVERFLOW: u64 = 4096;
@@ -55,11 +107,14 @@ const OVERFLOW: u64 = 4096;
 /// The size of a new table: 2^16 slots, 1 MiB, for some 20,000 events.
 const FIRST_BITS: u32 = 16;
 
+/// The sizes that a table can have, as powers of two.
+const SIZES: RangeInclusive<u32> = FIRST_BITS..=HASH_BITS;
+
 /// How far from its own slot an entry may be before the table is crowded. With hashes that are
 /// spread evenly it is so when it is about three quarters full.
 const FARTHEST: u64 = 128;
 
-/// How much is read or written at once when the table is made anew.
+/// How much is read or written at once when the table is made or renewed.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// How many slots are read at once: mostly enough to come upon a free one.
@@ -72,10 +127,30 @@ pub(super) struct Seen {
     path: PathBuf,
     /// The number of slots that hashes can be the number of, as a power of two.
     bits: u32,
+    /// Up to which event all are in the table, as its header says.
+    mark: Position,
 }
 
 /// The number of a slot.
 pub(super) type Slot = u64;
+
+/// Why a table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// It is not what was written, or of another version: only a new one helps. The message goes on from
+    /// "since".
+    #[error("{0}")]
+    Damaged(String),
+    /// The system refused something else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Fault {
+    fn unread(error: impl Display) -> Self {
+        Self::Damaged(format!("it is not readable ({error})"))
+    }
+}
 
 /// What [`Seen::find`] came upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,22 +162,36 @@ pub(super) enum Found {
 }
 
 impl Seen {
-    /// Opens the table at `path`; makes a new one where there is none or it is not readable as one.
-    /// Also says whether it is new.
-    pub(super) fn open(path: &Path) -> io::Result<(Self, bool)> {
-        if let Some((file, bits)) = read(path)? {
-            return Ok((Self::of(file, path, bits), false));
+    /// Opens the table at `path`; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it is damaged, of another version, or cannot be opened.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, Fault> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let mut bytes = [0; USED_BYTES];
+        file.read_exact_at(&mut bytes, 0).map_err(Fault::unread)?;
+        let (bits, mark) = read_header(&bytes)?;
+        let length = file.metadata()?.len();
+        let path = path.to_owned();
+        let seen = Self {
+            file,
+            path,
+            bits,
+            mark,
+        };
+        if length != offset(seen.slots()) {
+            return Err(Fault::Damaged(format!("it has {length} bytes")));
         }
-        let file = create(path, FIRST_BITS)?;
-        Ok((Self::of(file, path, FIRST_BITS), true))
+        Ok(Some(seen))
     }
 
-    fn of(file: File, path: &Path, bits: u32) -> Self {
-        Self {
-            file,
-            path: path.to_owned(),
-            bits,
-        }
+    /// Makes an empty table at `path`, in place of any that is there.
+    pub(super) fn create(path: &Path) -> io::Result<Self> {
+        Builder::begin(path, FIRST_BITS, Position::default())?.finish()
     }
 
     /// Looks for an entry of `key` that `accept` takes for one.
@@ -110,7 +199,7 @@ impl Seen {
         &self,
         key: &DedupeKey,
         mut accept: impl FnMut(Position) -> bool,
-    ) -> io::Result<Found> {
+    ) -> Result<Found, Fault> {
         let hash = hash(key);
         let mut slot = home(hash, self.bits);
         let mut window = [0; WINDOW * SLOT_BYTES as usize];
@@ -118,14 +207,15 @@ impl Seen {
             let left = self.slots().saturating_sub(slot).min(WINDOW as u64);
             let bytes = window.split_at_mut((left * SLOT_BYTES) as usize).0;
             if bytes.is_empty() {
-                return Err(io::Error::other("the table of copies is full"));
+                return Err(io::Error::other("the table of copies is full").into());
             }
-            self.file.read_exact_at(bytes, offset(slot))?;
-            for entry in bytes.chunks_exact(SLOT_BYTES as usize).map(Entry::read) {
-                match entry.position {
+            let read = self.file.read_exact_at(bytes, offset(slot));
+            read.map_err(Fault::unread)?;
+            for bytes in bytes.chunks_exact(SLOT_BYTES as usize) {
+                match Entry::read(bytes, slot)? {
                     None => return Ok(Found::Free(slot)),
-                    Some(position) if entry.hash == hash && accept(position) => {
-                        return Ok(Found::Known(position));
+                    Some(entry) if entry.hash == hash && accept(entry.position) => {
+                        return Ok(Found::Known(entry.position));
                     }
                     Some(_) => slot += 1,
                 }
@@ -136,28 +226,30 @@ impl Seen {
     /// Adds an entry for `key` in the slot that is free for it, and says whether the table has become
     /// crowded.
     pub(super) fn add(&self, key: &DedupeKey, slot: Slot, position: Position) -> io::Result<bool> {
+        if position.segment() >= SEGMENTS {
+            return Err(io::Error::other(
+                "the table of copies has no room for so many segments",
+            ));
+        }
         let hash = hash(key);
-        let entry = Entry {
-            hash,
-            position: Some(position),
-        };
-        self.file.write_all_at(&entry.bytes(), offset(slot))?;
+        let entry = Entry { hash, position };
+        self.file
+            .write_all_at(&sealed(entry.content(), slot), offset(slot))?;
         Ok(slot - home(hash, self.bits) >= FARTHEST)
     }
 
     /// Puts all that was added on stable storage, and then says so in the table: `mark` is the last
     /// event that it holds for.
-    pub(super) fn sync(&self, mark: Position) -> io::Result<()> {
+    pub(super) fn sync(&mut self, mark: Position) -> io::Result<()> {
         self.file.sync_data()?;
-        write_mark(&self.file, mark)
+        self.mark = mark;
+        self.file.write_all_at(&header(self.bits, mark), 0)
     }
 
     /// What the table says of itself: up to which event all are in it. It is believed only once that
     /// event has been looked at.
-    pub(super) fn mark(&self) -> io::Result<Position> {
-        let mut bytes = [0; 8];
-        self.file.read_exact_at(&mut bytes, MARK_AT)?;
-        Ok(Position::from_sql(i64::from_le_bytes(bytes)))
+    pub(super) const fn mark(&self) -> Position {
+        self.mark
     }
 
     const fn slots(&self) -> u64 {
@@ -166,22 +258,15 @@ impl Seen {
 
     /// Moves to a table that has room, without what is before `oldest`. Entries are in the order of
     /// their hashes in both, all but, so that both are gone through from end to end.
-    pub(super) fn renew(&mut self, oldest: Position) -> io::Result<()> {
+    pub(super) fn renew(&mut self, oldest: Position) -> Result<(), Fault> {
         let mut live = 0;
         self.each_run(oldest, |run| {
             live += run.len() as u64;
             Ok(())
         })?;
-        let bits = bits_for(live);
-        let path = self.path.with_extension("new");
-        let file = create(&path, bits)?;
-        write_mark(&file, self.mark()?)?;
-        let mut target = Builder::new(file, bits)?;
+        let mut target = Builder::begin(&self.path, bits_for(live), self.mark)?;
         self.each_run(oldest, |run| target.add(run))?;
-        let file = target.finish()?;
-        fs::rename(&path, &self.path)?;
-        disk::sync_dir(self.path.parent().unwrap_or(&self.path))?;
-        (self.file, self.bits) = (file, bits);
+        *self = target.finish()?;
         Ok(())
     }
 
@@ -190,16 +275,15 @@ impl Seen {
         &self,
         oldest: Position,
         mut take: impl FnMut(&mut Vec<Entry>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut source = BufReader::with_capacity(CHUNK_BYTES, File::open(&self.path)?);
+    ) -> Result<(), Fault> {
+        let mut source = BufReader::with_capacity(CHUNK_BYTES, &self.file);
         source.seek(SeekFrom::Start(HEADER_BYTES))?;
         let mut bytes = [0; SLOT_BYTES as usize];
         let mut run = Vec::new();
-        for _ in 0..self.slots() {
-            source.read_exact(&mut bytes)?;
-            let entry = Entry::read(&bytes);
-            match entry.position {
-                Some(position) if position >= oldest => run.push(entry),
+        for slot in 0..self.slots() {
+            source.read_exact(&mut bytes).map_err(Fault::unread)?;
+            match Entry::read(&bytes, slot)? {
+                Some(entry) if entry.position >= oldest => run.push(entry),
                 Some(_) => {}
                 None => {
                     take(&mut run)?;
@@ -207,55 +291,103 @@ impl Seen {
                 }
             }
         }
-        take(&mut run)
+        Ok(take(&mut run)?)
     }
 }
 
-/// One slot's content.
+/// What is in a slot that is taken.
 #[derive(Clone, Copy)]
 struct Entry {
     hash: u64,
-    /// `None` in a free slot.
-    position: Option<Position>,
+    position: Position,
 }
 
 impl Entry {
-    fn read(bytes: &[u8]) -> Self {
-        let mut halves = bytes.chunks_exact(8).map(|half| {
-            let half = half.first_chunk().copied();
-            u64::from_le_bytes(half.unwrap_or_default())
-        });
-        let (hash, position) = (halves.next().unwrap_or(0), halves.next().unwrap_or(0));
-        Self {
-            hash,
-            position: (position != 0).then(|| Position::from_sql(position.cast_signed())),
+    /// What slot number `slot` has; `None` if it is free.
+    fn read(bytes: &[u8], slot: Slot) -> Result<Option<Self>, Fault> {
+        let bytes = bytes.first_chunk().copied().unwrap_or_default();
+        let content = u128::from_le_bytes(bytes) >> CHECK_BITS;
+        // In one slot of 2^32 zeros would be their own check.
+        if content == 0 || bytes != sealed(content, slot) {
+            return Err(Fault::Damaged(format!("slot {slot} fails its check")));
         }
+        let position = content as u64 & ((1 << POSITION_BITS) - 1);
+        let entry = Self {
+            hash: (content >> POSITION_BITS) as u64,
+            position: Position::from_sql(position.cast_signed()),
+        };
+        Ok((content != FREE).then_some(entry))
     }
 
-    fn bytes(self) -> [u8; SLOT_BYTES as usize] {
-        let position = self.position.map_or(0, Position::to_sql);
-        let mut bytes = [0; SLOT_BYTES as usize];
-        let (hash, rest) = bytes.split_at_mut(8);
-        hash.copy_from_slice(&self.hash.to_le_bytes());
-        rest.copy_from_slice(&position.to_le_bytes());
-        bytes
+    fn content(self) -> u128 {
+        let position = self.position.to_sql().cast_unsigned();
+        u128::from(self.hash) << POSITION_BITS | u128::from(position)
     }
 }
 
-/// Writes a table from its first slot to its last.
+/// What slot number `slot` is with `content`, and with its check.
+fn sealed(content: u128, slot: Slot) -> [u8; SLOT_BYTES as usize] {
+    let with = |lower: u32| (content << CHECK_BITS | u128::from(lower)).to_le_bytes();
+    with(crc32c::crc32c(&with(slot as u32)))
+}
+
+/// The header of a table of 2^`bits` slots, as far as it is used.
+fn header(bits: u32, mark: Position) -> Vec<u8> {
+    let mut header = Vec::with_capacity(USED_BYTES);
+    header.extend(MAGIC);
+    header.extend(VERSION.to_le_bytes());
+    header.extend(bits.to_le_bytes());
+    header.extend(mark.to_sql().to_le_bytes());
+    let check = crc32c::crc32c(&header);
+    header.extend(check.to_le_bytes());
+    header
+}
+
+/// The size that a header tells, as a power of two, and the mark.
+fn read_header(bytes: &[u8; USED_BYTES]) -> Result<(u32, Position), Fault> {
+    let problem = match fields(bytes) {
+        Some((VERSION, bits, mark)) if SIZES.contains(&bits) && header(bits, mark) == bytes => {
+            return Ok((bits, mark));
+        }
+        Some((version, ..)) if version != VERSION => format!("it is of version {version}"),
+        _ => "its header fails its check".to_owned(),
+    };
+    Err(Fault::Damaged(problem))
+}
+
+/// Version, size and mark, where a header begins as one.
+fn fields(mut bytes: &[u8]) -> Option<(u32, u32, Position)> {
+    let bytes = &mut bytes;
+    let is_ours = take(bytes, MAGIC.len())? == MAGIC;
+    let (version, bits) = (take_u32(bytes)?, take_u32(bytes)?);
+    let mark = Position::from_sql(take_integer(bytes)?);
+    is_ours.then_some((version, bits, mark))
+}
+
+/// Writes a table from its first slot to its last, beside the one that it takes the place of.
 struct Builder {
     file: BufWriter<File>,
+    path: PathBuf,
     bits: u32,
+    mark: Position,
     /// The next slot to be written.
-    next: u64,
+    next: Slot,
 }
 
 impl Builder {
-    fn new(file: File, bits: u32) -> io::Result<Self> {
+    /// Begins the table that is to be at `path`.
+    fn begin(path: &Path, bits: u32, mark: Position) -> io::Result<Self> {
+        let file = disk::create_file(&beside(path))?;
+        file.write_all_at(&header(bits, mark), 0)?;
         let mut file = BufWriter::with_capacity(CHUNK_BYTES, file);
         file.seek(SeekFrom::Start(HEADER_BYTES))?;
-        let next = 0;
-        Ok(Self { file, bits, next })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            bits,
+            mark,
+            next: 0,
+        })
     }
 
     /// Adds entries that stood together. Only within such a run are they out of order.
@@ -263,22 +395,26 @@ impl Builder {
         run.sort_unstable_by_key(|entry| entry.hash);
         for entry in run {
             self.pad(home(entry.hash, self.bits))?;
-            self.file.write_all(&entry.bytes())?;
-            self.next += 1;
+            self.put(entry.content())?;
         }
         Ok(())
     }
 
-    fn pad(&mut self, slot: u64) -> io::Result<()> {
-        const FREE: [u8; SLOT_BYTES as usize] = [0; SLOT_BYTES as usize];
+    fn pad(&mut self, slot: Slot) -> io::Result<()> {
         while self.next < slot {
-            self.file.write_all(&FREE)?;
-            self.next += 1;
+            self.put(FREE)?;
         }
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<File> {
+    fn put(&mut self, content: u128) -> io::Result<()> {
+        self.file.write_all(&sealed(content, self.next))?;
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Puts the table on stable storage, and then at its place.
+    fn finish(mut self) -> io::Result<Seen> {
         let slots = (1 << self.bits) + OVERFLOW;
         if self.next > slots {
             return Err(io::Error::other("its hashes are not spread evenly"));
@@ -286,63 +422,39 @@ impl Builder {
         self.pad(slots)?;
         let file = self.file.into_inner()?;
         file.sync_data()?;
-        Ok(file)
+        fs::rename(beside(&self.path), &self.path)?;
+        disk::sync_dir(self.path.parent().unwrap_or(&self.path))?;
+        Ok(Seen {
+            file,
+            path: self.path,
+            bits: self.bits,
+            mark: self.mark,
+        })
     }
+}
+
+/// Where the table is made that is to be at `path`.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 /// The size of a table in which `entries` take at most three eighths of the slots.
 fn bits_for(entries: u64) -> u32 {
     let slots = (entries * 8 / 3).max(1 << FIRST_BITS);
-    slots.next_power_of_two().ilog2()
-}
-
-/// Creates an empty table.
-fn create(path: &Path, bits: u32) -> io::Result<File> {
-    let file = disk::create_file(path)?;
-    let mut header = [0; 12];
-    let (magic, version) = header.split_at_mut(8);
-    magic.copy_from_slice(&MAGIC);
-    version.copy_from_slice(&VERSION.to_le_bytes());
-    file.set_len(offset((1 << bits) + OVERFLOW))?;
-    file.write_all_at(&header, 0)?;
-    Ok(file)
-}
-
-fn write_mark(file: &File, mark: Position) -> io::Result<()> {
-    file.write_all_at(&mark.to_sql().to_le_bytes(), MARK_AT)
-}
-
-/// Opens the table at `path`, if there is one, with its size.
-fn read(path: &Path) -> io::Result<Option<(File, u32)>> {
-    let mut options = OpenOptions::new();
-    let file = match options.read(true).write(true).mode(0o600).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    let slots =
-        (file.metadata()?.len().saturating_sub(HEADER_BYTES) / SLOT_BYTES).saturating_sub(OVERFLOW);
-    let mut header = [0; 12];
-    let whole = slots.is_power_of_two()
-        && slots >= 1 << FIRST_BITS
-        && file.metadata()?.len() == offset(slots + OVERFLOW);
-    if whole {
-        file.read_exact_at(&mut header, 0)?;
-    }
-    let is_ours = header.starts_with(&MAGIC) && header.ends_with(&VERSION.to_le_bytes());
-    Ok((whole && is_ours).then(|| (file, slots.ilog2())))
+    slots.next_power_of_two().ilog2().min(HASH_BITS)
 }
 
 fn hash(key: &DedupeKey) -> u64 {
     let first = key.as_bytes().first_chunk();
-    u64::from_le_bytes(first.copied().unwrap_or_default())
+    u64::from_le_bytes(first.copied().unwrap_or_default()) >> (u64::BITS - HASH_BITS)
 }
 
 /// The number of the slot that is a hash's own, in a table of 2^`bits`.
-const fn home(hash: u64, bits: u32) -> u64 {
-    hash >> (u64::BITS - bits)
+const fn home(hash: u64, bits: u32) -> Slot {
+    hash >> (HASH_BITS - bits)
 }
 
 /// Where slot number `slot` is in the file, in bytes.
-const fn offset(slot: u64) -> u64 {
+const fn offset(slot: Slot) -> u64 {
     HEADER_BYTES + slot * SLOT_BYTES
 }

@@ -3,19 +3,19 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use super::{Embedded, Parts, Settings, disk::SystemDisk, ledger::Operator};
-use crate::store::{Context, Health, Reported, Slice, Source, StoreError, Subscription};
+use crate::store::{Context, Health, StoreError, Subscription};
 
 /// How often it is looked whether the ledger knows the whole journal.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A store that nobody else has.
-pub(super) struct Sole {
-    operator: Operator,
+/// A store that events are moved out of. Nobody else has it meanwhile.
+pub struct Source {
+    pub(super) operator: Operator,
     /// Keeps others away.
     _store: Embedded,
 }
 
-impl Sole {
+impl Source {
     /// Opens the store as a service would, and waits until its ledger knows all of its journal.
     /// `subscriptions` say who gets what of events that it does not know yet.
     pub(super) fn open(
@@ -60,25 +60,8 @@ fn until_known(parts: &Parts) -> Result<(), StoreError> {
         }
         // Nobody reads the journal any more.
         if let Health::Poisoned { why } = parts.condition.get() {
-            return Err(StoreError::Database {
-                what: "bringing the ledger up to date".to_owned(),
-                error: why.into(),
-            });
+            return Err(StoreError::database("bringing the ledger up to date")(why));
         }
         thread::sleep(LOOK_EVERY);
-    }
-}
-
-impl Source for Sole {
-    fn count(&self, place: i64) -> Result<u64, StoreError> {
-        self.operator.count(place)
-    }
-
-    fn read(&mut self, place: i64, at_most: usize) -> Result<Option<Slice>, StoreError> {
-        self.operator.read(place, at_most)
-    }
-
-    fn topics(&mut self, last: &str, at_most: usize) -> Result<Vec<Reported>, StoreError> {
-        self.operator.topics(last, at_most)
     }
 }

@@ -11,18 +11,12 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    },
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread::JoinHandle,
     time::Duration,
 };
 
-use super::{
-    disk::{self, Disk},
-    reader::Directory,
-};
+use super::{disk, journal::Plan};
 use crate::store::StoreError;
 
 /// How many segments must find room besides the reserve before a spare is made: it must never be
@@ -59,18 +53,6 @@ pub(super) struct Preparer {
     ready: Option<Spare>,
     path: PathBuf,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What the thread needs to know.
-pub(super) struct Plan {
-    /// Where to put the spare.
-    pub(super) directory: Directory,
-    /// Its size in bytes.
-    pub(super) segment_bytes: u64,
-    /// Free space in bytes that is not to be touched.
-    pub(super) reserve_bytes: u64,
-    /// The system.
-    pub(super) disk: Arc<dyn Disk>,
 }
 
 impl Preparer {
@@ -196,6 +178,7 @@ impl Maker {
             reserve_bytes,
             disk,
             directory,
+            ..
         } = &self.plan;
         let free = disk.free(directory.path())?.saturating_sub(*reserve_bytes);
         if free < ROOM_SEGMENTS * segment_bytes {

@@ -5,21 +5,15 @@
 //! on stable storage: so it is there whole, or the next start makes it. Events that the ledger has not read
 //! by then are given to whoever is configured when they are read.
 
-use std::{io, mem};
-
 use jiff::Timestamp;
 
 use super::{
     ledger::Books,
     reader::Directory,
-    record::Record,
     recovery::{Tail, follow},
     segment::{Position, VERSION},
 };
 use crate::store::StoreError;
-
-/// How many bytes of records are written at once.
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// Makes sure that the journal has what became of deliveries so far, and that nothing is added to a segment
 /// of an older version.
@@ -45,53 +39,16 @@ pub(super) fn take_over(
     tail.seal().map_err(written())?;
     let header = tail.successor(number, now);
     let tail = Tail::begin_with(directory, header, |segment| {
-        let mut told = Chunks::new(segment);
-        let through = books.through()?;
-        let taken = books.inventory(Position::default(), through, |record| told.add(record));
-        taken.map_err(StoreError::database("reading the ledger"))?;
-        told.finish().map_err(written())
+        let (through, mut added) = (books.through()?, Ok(()));
+        let told = books.inventory(Position::default(), through, |record| {
+            if added.is_ok() {
+                added = segment.add(&record);
+            }
+        });
+        told.map_err(StoreError::database("reading the ledger"))?;
+        added.map_err(written())
     })?;
     super::disk::sync_dir(directory.path()).map_err(written())?;
     books.set_journaled()?;
     Ok(tail)
-}
-
-/// Records on their way into a segment, many at once.
-struct Chunks<'a> {
-    segment: &'a mut Tail,
-    waiting: Vec<Record>,
-    bytes: usize,
-    written: io::Result<()>,
-}
-
-impl<'a> Chunks<'a> {
-    const fn new(segment: &'a mut Tail) -> Self {
-        Self {
-            segment,
-            waiting: Vec::new(),
-            bytes: 0,
-            written: Ok(()),
-        }
-    }
-
-    fn add(&mut self, record: Record) {
-        self.bytes += record.len();
-        self.waiting.push(record);
-        if self.bytes >= CHUNK_BYTES {
-            self.write();
-        }
-    }
-
-    fn write(&mut self) {
-        let waiting = mem::take(&mut self.waiting);
-        self.bytes = 0;
-        if self.written.is_ok() {
-            self.written = self.segment.add(&waiting);
-        }
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        self.write();
-        self.written
-    }
 }

@@ -9,15 +9,12 @@
 use std::{
     collections::HashSet,
     pin::pin,
-    sync::{
-        Arc, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, mpsc},
     time::timeout,
 };
 use tokio_postgres::{GenericClient, Statement};
@@ -33,27 +30,19 @@ use super::{
     rows,
 };
 use crate::{
-    event::Notification,
-    store::{APPEND_BUDGET, AppendError},
+    event::{Notification, OrderingKeys},
+    provider::Verified,
+    store::{
+        APPEND_BUDGET, AppendError,
+        pending::{Answer, BATCH, BATCH_BYTES, Pending, Reply, WAITING},
+    },
 };
 
 /// Transactions of a replica that can be under way at once.
 pub(super) const COMMITTERS: usize = 2;
 
-/// The most events in one transaction.
-const BATCH_EVENTS: usize = 1024;
-
-/// The most bytes of bodies in one transaction, besides its last event.
-const BATCH_BYTES: usize = 4 << 20;
-
 /// The most topics that are learnt in one transaction, besides those of its last event.
 const BATCH_TOPICS: usize = 16 << 10;
-
-/// The most events that wait: several transactions' worth.
-const WAITING_EVENTS: usize = 4096;
-
-/// The most bytes that wait, so that large bodies cannot take all memory.
-const WAITING_BYTES: usize = 16 << 20;
 
 /// How long a transaction is waited for when nobody waits for its events any more.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
@@ -111,9 +100,10 @@ pub(super) struct Added<'a> {
     pub(super) positions: Vec<i64>,
 }
 
-/// Adds what is new of `notifications` with `statement`, which is [`ADD`], and its deliveries to those
-/// of `active` that take it. Where copies are among them that is tried again without them.
-pub(super) async fn add<'a, I: Iterator<Item = &'a Notification>>(
+/// Adds what is new of `notifications`, each with its ordering keys, by `statement`, which is [`ADD`], and
+/// its deliveries to those of `active` that take it. Where copies are among them that is tried again
+/// without them.
+pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>>(
     client: &impl GenericClient,
     statement: &Statement,
     notifications: impl Fn() -> I,
@@ -137,53 +127,40 @@ pub(super) struct Inbox {
     /// Taken when the store is closed: the committers end when nobody can send any more.
     sender: std::sync::Mutex<Option<mpsc::Sender<Waiting>>>,
     receiver: Mutex<mpsc::Receiver<Waiting>>,
-    waiting_bytes: AtomicUsize,
+    pending: Pending,
 }
-
-/// What an append comes to.
-pub(super) type Answer = oneshot::Receiver<Result<(), AppendError>>;
 
 /// One append that has not been answered.
 pub(super) struct Waiting {
     notification: Notification,
-    since: Instant,
-    reply: oneshot::Sender<Result<(), AppendError>>,
+    keys: Option<OrderingKeys>,
+    reply: Reply,
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
+        let (sender, receiver) = mpsc::channel(WAITING);
         Self {
             sender: std::sync::Mutex::new(Some(sender)),
             receiver: Mutex::new(receiver),
-            waiting_bytes: AtomicUsize::new(0),
+            pending: Pending::default(),
         }
     }
 
-    /// Has `notification` stored. The answer comes when it has been, or was not.
-    pub(super) fn put(&self, notification: Notification) -> Result<Answer, AppendError> {
+    /// Has `event` stored. The answer comes when it has been, or was not.
+    pub(super) fn put(&self, event: Verified) -> Result<Answer, AppendError> {
+        let (notification, keys) = event.into_parts();
         let sender = self.sender().clone().ok_or(AppendError::Closed)?;
-        let bytes = notification.body.len();
-        let waiting = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let (reply, answer) = oneshot::channel();
-        let append = Waiting {
-            notification,
-            since: Instant::now(),
-            reply,
-        };
-        // One event is taken however large it is, when nothing else waits.
-        let sent = if waiting > 0 && waiting + bytes > WAITING_BYTES {
-            Err(AppendError::Overloaded)
-        } else {
+        let (reply, answer) = Reply::new();
+        self.pending.add(notification.body.len(), || {
+            let append = Waiting {
+                notification,
+                keys,
+                reply,
+            };
             sender.try_send(append).map_err(|_| AppendError::Overloaded)
-        };
-        match sent {
-            Ok(()) => Ok(answer),
-            Err(error) => {
-                self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                Err(error)
-            }
-        }
+        })?;
+        Ok(answer)
     }
 
     /// No more is taken; what waits is still handed out.
@@ -209,8 +186,7 @@ impl Inbox {
             bytes += waiting.notification.body.len();
             topics += waiting.notification.topics.len().min(learn::MOST_TOPICS);
             taken.push(waiting);
-            let is_full =
-                taken.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;
+            let is_full = taken.len() >= BATCH || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;
             next = if is_full {
                 None
             } else {
@@ -218,7 +194,7 @@ impl Inbox {
             };
         }
         drop(receiver);
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.pending.remove(bytes);
         taken
     }
 }
@@ -263,12 +239,7 @@ async fn store(parts: &Parts, waiting: Vec<Waiting>) {
 
 fn answer(parts: &Parts, waiting: Vec<Waiting>, result: &Result<(), AppendError>) {
     for waiting in waiting {
-        if result.is_ok() {
-            let took = waiting.since.elapsed().as_secs_f64();
-            parts.metrics().append_seconds.observe(took);
-        }
-        // Whoever waited may have run out of patience; the event is stored all the same.
-        waiting.reply.send(result.clone()).ok();
+        waiting.reply.send(result.clone(), parts.metrics());
     }
 }
 
@@ -311,7 +282,11 @@ async fn try_commit(
     session: &mut Session,
     waiting: &[Waiting],
 ) -> Result<u64, Fault> {
-    let notifications = || waiting.iter().map(|waiting| &waiting.notification);
+    let notifications = || {
+        waiting
+            .iter()
+            .map(|one| (&one.notification, one.keys.as_ref()))
+    };
     let statement = session.prepare(ADD).await?;
     // A batch of copies alone is added as well, empty as it is: what they are copies of may have been
     // committed here, and be on no standby yet.

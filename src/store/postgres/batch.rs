@@ -111,9 +111,10 @@ pub(super) struct Deliveries {
 }
 
 impl<'a> Batch<'a> {
-    /// `known` are those of the dedupe keys that the database is known to have.
+    /// Of notifications, each with its ordering keys. `known` are those of the dedupe keys that the database is
+    /// known to have.
     pub(super) fn new(
-        notifications: impl Iterator<Item = &'a Notification>,
+        notifications: impl Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>,
         mut known: HashSet<DedupeKey>,
         active: &[Active],
     ) -> Self {
@@ -122,7 +123,7 @@ impl<'a> Batch<'a> {
         let mut reported = BTreeMap::new();
         let mut last = Last::default();
         let mut tally = BTreeMap::from([NOTHING]);
-        for notification in notifications {
+        for (notification, keys) in notifications {
             // A copy's other keys are not learnt: one of them may come from a part of the request
             // that nobody has signed.
             if notification.dedupe.iter().any(|key| known.contains(key)) {
@@ -144,13 +145,11 @@ impl<'a> Batch<'a> {
                 }
                 None => {}
             }
-            let keys = notification.dedupe.iter().map(rows::dedupe_key);
-            seen.extend(keys.map(|key| (key, place)));
+            let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
+            seen.extend(dedupe.map(|key| (key, place)));
             let takes = |handler: &&Active| handler.asked.takes(&notification.name);
-            let mut takers = active.iter().filter(takes).peekable();
-            let keys = takers.peek().and_then(|_| notification.ordering_keys());
-            for handler in takers {
-                batch.deliver(handler, notification, place, keys.as_ref(), &mut last);
+            for handler in active.iter().filter(takes) {
+                batch.deliver(handler, notification, place, keys, &mut last);
                 *tally.entry(handler.id).or_default() += 1;
             }
         }

@@ -72,10 +72,7 @@ impl Fault {
     pub(super) fn during(self, what: &str) -> StoreError {
         match self {
             Self::TooNew(_) => StoreError::TooNew(format!("{what}: {self}")),
-            fault => StoreError::Database {
-                what: what.to_owned(),
-                error: fault.to_string().into(),
-            },
+            fault => StoreError::database(what)(fault.to_string()),
         }
     }
 

@@ -10,7 +10,11 @@
 
 use tokio_postgres::types::ToSql;
 
-use super::{Parts, fault::Fault, pool::Session};
+use super::{
+    Parts,
+    fault::Fault,
+    pool::{Session, on},
+};
 
 /// The most topics of an event that its append learns.
 pub(super) const MOST_TOPICS: usize = 1024;
@@ -36,11 +40,7 @@ const UNLEARNT: &str = "SELECT position FROM unlearnt ORDER BY position";
 
 /// Learns the topics of the event at `position`, if that is still to be done.
 pub(super) async fn learn(parts: &Parts, position: i64) -> Result<(), Fault> {
-    let learning = parts.pool.with(async |mut taken| {
-        let done = learn_on(&mut taken, position).await;
-        (taken, done)
-    });
-    learning.await
+    on!(parts.pool, session => learn_on(&mut session, position))
 }
 
 /// Learns the topics of all events of which that is still to be done.

@@ -181,13 +181,14 @@ use self::{
     append::{COMMITTERS, Inbox},
     fault::Fault,
     leases::Leases,
-    pool::{Connector, Durability, Pool},
+    pool::{Connector, Durability, Pool, on},
     roster::Roster,
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
     Kind, Lease, Monitored, Records, Settlement, Store, StoreError, Subscription, Target,
     condition::Condition,
+    pending::{self, Answer},
 };
 use crate::{
     cleartext::CleartextWarning, event::HandlerName, provider::Verified, telemetry::Metrics,
@@ -288,7 +289,7 @@ impl Postgres {
             claims: pool(Durability::Full, settings.connections.div_ceil(2)),
             pool: pool(Durability::Lazy, settings.connections / 2),
             inbox: Inbox::new(),
-            roster: Roster::new(),
+            roster: Roster::default(),
             leases: Leases::new(settings.lease),
             condition,
             work: watch::Sender::new(0),
@@ -328,13 +329,7 @@ impl Store for Postgres {
 
 impl Append for Postgres {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        let waiting = self.parts.put(event);
-        Box::pin(async move {
-            match waiting?.await {
-                Ok(stored) => stored,
-                Err(_) => Err(AppendError::Closed),
-            }
-        })
+        Box::pin(pending::answered(self.parts.put(event)))
     }
 }
 
@@ -362,7 +357,7 @@ impl Deliveries for Postgres {
 
     fn settle(
         &self,
-        settlements: Vec<Settlement>,
+        settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
             let settled = settle::settle(&self.parts, &settlements).await;
@@ -412,13 +407,12 @@ impl Parts {
     }
 
     /// Has an event stored, if any are taken.
-    fn put(&self, event: Verified) -> Result<append::Answer, AppendError> {
-        match self.condition.get() {
-            _ if self.stop.is_cancelled() => Err(AppendError::Closed),
-            Health::Sound => self.inbox.put(event.into_notification()),
-            Health::Unavailable { why } => Err(AppendError::Unavailable(why)),
-            Health::Poisoned { why } => Err(AppendError::Poisoned(why)),
+    fn put(&self, event: Verified) -> Result<Answer, AppendError> {
+        if self.stop.is_cancelled() {
+            return Err(AppendError::Closed);
         }
+        self.condition.check()?;
+        self.inbox.put(event)
     }
 
     fn is_sound(&self) -> bool {
@@ -441,7 +435,7 @@ impl Parts {
         if !matches!(fault, Fault::Away(_) | Fault::Hopeless(_)) {
             return;
         }
-        self.condition.set(&Health::Unavailable {
+        self.condition.set(Health::Unavailable {
             why: fault.to_string(),
         });
         for pool in self.pools() {
@@ -461,11 +455,7 @@ impl Parts {
     }
 
     async fn measure(&self, now: Timestamp) -> Result<(), Fault> {
-        let measuring = self.pool.with(async |mut taken| {
-            let measured = standing::measure(&mut taken, self.metrics(), now).await;
-            (taken, measured)
-        });
-        measuring.await
+        on!(self.pool, session => standing::measure(&mut session, self.metrics(), now))
     }
 
     /// Stores what waits, gives every claim up, and ends the tasks.
@@ -473,11 +463,8 @@ impl Parts {
         self.inbox.close();
         let closing = async {
             self.committers.wait().await;
-            let releasing = self.pool.with(async |mut taken| {
-                let released = self.leases.release(&mut taken).await;
-                (taken, released)
-            });
-            if let Err(fault) = releasing.await {
+            let released = on!(self.pool, session => self.leases.release(&mut session));
+            if let Err(fault) = released {
                 tracing::debug!("claims are left to run out: {fault}");
             }
         };

@@ -9,7 +9,11 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 
-use super::{Parts, fault::Fault, pool::Session};
+use super::{
+    Parts,
+    fault::Fault,
+    pool::{Session, on},
+};
 
 /// The channel has our name; what is said on it is who says it.
 const ANNOUNCE: &str = "SELECT pg_notify('hookswitch', $1)";
@@ -42,11 +46,7 @@ async fn notify(parts: &Parts) -> Result<(), Fault> {
     if !parts.is_sound() {
         return Ok(());
     }
-    let sending = parts.pool.with(async |mut taken| {
-        let sent = announce(&mut taken, &parts.replica).await;
-        (taken, sent)
-    });
-    sending.await
+    on!(parts.pool, session => announce(&mut session, &parts.replica))
 }
 
 /// Tells every replica but `teller` that there is work.

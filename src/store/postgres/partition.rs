@@ -9,7 +9,7 @@ use jiff::civil::Date;
 
 use super::{
     fault::Fault,
-    pool::{Pool, Session},
+    pool::{Pool, Session, on},
 };
 
 /// The tables that have them.
@@ -31,11 +31,7 @@ pub(super) async fn days(session: &Session) -> Result<Vec<Date>, Fault> {
 /// Makes sure that there are partitions for `days`.
 pub(super) async fn make(pool: &Pool, days: impl Iterator<Item = Date>) -> Result<(), Fault> {
     let days: BTreeSet<_> = days.collect();
-    let making = pool.with(async |mut taken| {
-        let made = make_on(&mut taken, &days).await;
-        (taken, made)
-    });
-    making.await
+    on!(pool, session => make_on(&mut session, &days))
 }
 
 pub(super) async fn make_on(session: &mut Session, days: &BTreeSet<Date>) -> Result<(), Fault> {

@@ -257,6 +257,20 @@ impl Pool {
     }
 }
 
+/// Does `$work` with [`Pool::with`], on a connection that is `$session` meanwhile. A macro, since nothing that
+/// lends the connection to a closure is known to be `Send`.
+macro_rules! on {
+    ($pool:expr, $session:ident => $work:expr) => {
+        $pool
+            .with(async |mut $session| {
+                let done = $work.await;
+                ($session, done)
+            })
+            .await
+    };
+}
+pub(super) use on;
+
 /// A connection in use. Closed when it is dropped, unless it was given back.
 pub(super) struct Taken {
     session: Session,

@@ -13,16 +13,14 @@ use super::{
     fault::Fault,
     order,
     pool::{Durability, Session},
-    replay, rows, schema,
-    settle::{PARKED, SKIPPED},
-    text,
+    replay, rows, schema, text,
 };
 use crate::{
     event::{EventId, EventName, HandlerName, Key},
     store::{
-        Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
-        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
-        record::id_range, shorten,
+        DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
+        ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError, record::id_range,
+        shorten,
     },
 };
 
@@ -98,10 +96,7 @@ impl Operator {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| StoreError::Io {
-                what: "starting a runtime".to_owned(),
-                error,
-            })?;
+            .map_err(StoreError::io("starting a runtime"))?;
         let connector = settings.connector(TaskTracker::new())?;
         let opening = async {
             let mut session = connector.connect(Durability::Full).await?;
@@ -191,13 +186,11 @@ async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<Even
 }
 
 fn summary(row: &Row) -> Result<EventSummary, Fault> {
-    let (name, endpoint): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-    let key: Option<String> = row.try_get(3)?;
     Ok(EventSummary {
         id: rows::event_id(row.try_get(0)?),
-        name: EventName::new(text::from_sql(name)),
-        endpoint: text::from_sql(endpoint).as_str().into(),
-        key: key.map(|key| Key::new(text::from_sql(key))),
+        name: EventName::new(text::get(row, 1)?),
+        endpoint: text::get(row, 2)?.as_str().into(),
+        key: text::find(row, 3)?.map(Key::new),
         occurred_at: row.try_get(4)?,
         received_at: row.try_get(5)?,
         open: row.try_get::<_, i64>(6)?.cast_unsigned(),
@@ -207,15 +200,10 @@ fn summary(row: &Row) -> Result<EventSummary, Fault> {
 
 async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord>, Fault> {
     let client = &session.client;
-    let find = format!(
-        "SELECT {}, e.day, e.position FROM events e WHERE e.id = $1",
-        rows::COLUMNS
-    );
-    let Some(event) = client.query_opt(&find, &[&rows::uuid(id)]).await? else {
+    let found = rows::find(client, &[id]).await?.pop();
+    let Some((notification, day, position)) = found else {
         return Ok(None);
     };
-    let day: jiff::civil::Date = event.try_get(rows::COLUMN_COUNT)?;
-    let position: i64 = event.try_get(rows::COLUMN_COUNT + 1)?;
     let mut deliveries = Vec::new();
     for row in client
         .query(DELIVERIES.as_str(), &[&day, &position])
@@ -226,42 +214,22 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
         deliveries.push(delivery(&row, &failed)?);
     }
     Ok(Some(EventRecord {
-        notification: rows::notification(&event, 0)?,
+        notification,
         deliveries,
     }))
 }
 
-/// The state of that number.
-pub(super) const fn state(state: i16) -> DeliveryState {
-    match state {
-        0 => DeliveryState::Ready,
-        1 => DeliveryState::Queued,
-        PARKED => DeliveryState::Parked,
-        SKIPPED => DeliveryState::Skipped,
-        _ => DeliveryState::Done,
-    }
-}
-
 fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
-    let name: String = row.try_get(0)?;
-    let (replay, why): (Option<String>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
-    let failures = failed.iter().map(|row| {
-        let why: String = row.try_get(2)?;
-        Ok(Attempt {
-            started_at: row.try_get(0)?,
-            took_ms: row.try_get::<_, i64>(1)?.cast_unsigned(),
-            why: text::from_sql(why),
-        })
-    });
+    let failures = failed.iter().map(|row| rows::attempt(row, 0));
     Ok(DeliveryRecord {
-        handler: HandlerName::new(text::from_sql(name)),
-        state: state(row.try_get(1)?),
+        handler: HandlerName::new(text::get(row, 0)?),
+        state: DeliveryState::numbered(row.try_get(1)?),
         waits_for: row.try_get::<_, Option<Uuid>>(7)?.map(rows::event_id),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
-        replay: replay.map(text::from_sql),
-        why: why.map(text::from_sql),
-        failures: failures.collect::<Result<_, Fault>>()?,
+        replay: text::find(row, 4)?,
+        why: text::find(row, 5)?,
+        failures: failures.collect::<Result<_, _>>()?,
     })
 }
 
@@ -274,21 +242,19 @@ async fn list_parked(
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
     let parameters: &[&(dyn ToSql + Sync)] = &[&handler, &limit];
     let listed = session.client.query(PARKED_LIST, parameters).await?;
-    let parked = |row: Row| {
-        let (name, handler): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-        let (key, why): (Option<String>, Option<String>) = (row.try_get(3)?, row.try_get(7)?);
+    let parked = |row: &Row| {
         Ok(ParkedDelivery {
             id: rows::event_id(row.try_get(0)?),
-            name: EventName::new(text::from_sql(name)),
-            handler: HandlerName::new(text::from_sql(handler)),
-            key: key.map(|key| Key::new(text::from_sql(key))),
+            name: EventName::new(text::get(row, 1)?),
+            handler: HandlerName::new(text::get(row, 2)?),
+            key: text::find(row, 3)?.map(Key::new),
             received_at: row.try_get(4)?,
             parked_at: row.try_get(5)?,
             attempts: row.try_get::<_, i32>(6)?.cast_unsigned(),
-            why: why.map(text::from_sql).unwrap_or_default(),
+            why: text::find(row, 7)?.unwrap_or_default(),
         })
     };
-    listed.into_iter().map(parked).collect()
+    listed.iter().map(parked).collect()
 }
 
 async fn skip(

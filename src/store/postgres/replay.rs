@@ -1,17 +1,18 @@
 //! Making deliveries again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use jiff::{Timestamp, civil::Date};
 use tokio_postgres::{Row, Transaction, types::ToSql};
 use uuid::Uuid;
 
-use super::{
-    fault::Fault, notify, order, pool::Session, roster::HandlerId, rows, settle::PARKED, text,
-};
+use super::{fault::Fault, notify, order, pool::Session, roster::HandlerId, rows, text};
 use crate::{
     event::{self, EventName, HandlerName, Key, OrderingKeys},
-    store::{ReplaySelection, ReplaySummary, StoreError, record::id_range, shorten},
+    store::{
+        DeliveryState, ReplaySelection, ReplaySummary, StoreError, record::id_range, replay::Plan,
+        shorten,
+    },
 };
 
 /// Events looked at in one transaction, so that no service is ever held up long.
@@ -80,13 +81,6 @@ const ADD: &str = "WITH
     INSERT INTO tally (handler, open, parked)
     SELECT handler, count(*), 0 FROM new GROUP BY handler";
 
-/// What a [`ReplaySelection`] means in this store.
-struct Plan<'a> {
-    selection: &'a ReplaySelection,
-    /// Handlers that are configured.
-    handlers: Vec<(HandlerId, HandlerName)>,
-}
-
 /// One event that a replay looks at.
 struct Event {
     day: Date,
@@ -106,15 +100,14 @@ pub(super) async fn plan(
     session: &Session,
     selection: &ReplaySelection,
 ) -> Result<ReplaySummary, StoreError> {
-    let plan = Plan::new(session, selection).await?;
+    let mut plan = of(session, selection).await?;
     let failed = |fault: Fault| fault.during("planning a replay");
-    let mut count = BTreeMap::new();
     let mut pages = Pages::new(selection);
-    while let Some(page) = pages.next(session, &plan).await.map_err(failed)? {
-        let chosen = plan.choose(session, &page).await.map_err(failed)?;
-        tell(&mut count, &chosen);
+    while let Some(page) = pages.next(session).await.map_err(failed)? {
+        let chosen = choose(session, &plan, &page).await.map_err(failed)?;
+        chosen.iter().for_each(|chosen| plan.count(&chosen.handler));
     }
-    Ok(plan.summary(&count))
+    Ok(plan.summary())
 }
 
 /// Does it.
@@ -125,28 +118,33 @@ pub(super) async fn make(
     now: Timestamp,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ReplaySummary, StoreError> {
-    let plan = Plan::new(session, selection).await?;
+    let mut plan = of(session, selection).await?;
     let failed = |fault: Fault| fault.during("making a replay");
     let reason = text::to_sql(shorten(reason));
-    let mut count = BTreeMap::new();
     let mut pages = Pages::new(selection);
-    while let Some(page) = pages.next(session, &plan).await.map_err(failed)? {
-        let mut chosen = plan.choose(session, &page).await.map_err(failed)?;
+    while let Some(page) = pages.next(session).await.map_err(failed)? {
+        let mut chosen = choose(session, &plan, &page).await.map_err(failed)?;
         let made = apply(session, &mut chosen, &reason, now).await;
         made.map_err(failed)?;
         notify::announce(session, "operator")
             .await
             .map_err(failed)?;
-        tell(&mut count, &chosen);
-        progress(count.values().sum());
+        chosen.iter().for_each(|chosen| plan.count(&chosen.handler));
+        progress(plan.total());
     }
-    Ok(plan.summary(&count))
+    Ok(plan.summary())
 }
 
-fn tell(count: &mut BTreeMap<HandlerId, u64>, chosen: &[Chosen]) {
-    for chosen in chosen {
-        *count.entry(chosen.handler).or_default() += 1;
-    }
+/// What `selection` means in this store.
+async fn of<'a>(
+    session: &Session,
+    selection: &'a ReplaySelection,
+) -> Result<Plan<'a, HandlerId>, StoreError> {
+    let handlers = configured(session).await;
+    Plan::new(
+        selection,
+        handlers.map_err(|fault| fault.during("reading handlers"))?,
+    )
 }
 
 /// Makes those of `chosen` again whose events are still there, and leaves the others out.
@@ -175,9 +173,8 @@ async fn apply(
 
 /// Those of an event, from a row of [`KEEP`].
 async fn ordering_keys(change: &Transaction<'_>, row: &Row) -> Result<Option<OrderingKeys>, Fault> {
-    let (name, key): (String, Option<String>) = (row.try_get(1)?, row.try_get(2)?);
-    let key = key.map(|key| Key::new(text::from_sql(key)));
-    let name = EventName::new(text::from_sql(name));
+    let name = EventName::new(text::get(row, 1)?);
+    let key = text::find(row, 2)?.map(Key::new);
     let body: Vec<u8> = match row.try_get(3)? {
         Some(body) => body,
         None => {
@@ -260,74 +257,38 @@ impl Chosen {
     }
 }
 
-impl<'a> Plan<'a> {
-    async fn new(session: &Session, selection: &'a ReplaySelection) -> Result<Self, StoreError> {
-        let handlers = configured(session)
-            .await
-            .map_err(|fault| fault.during("reading handlers"))?;
-        selection.check(|asked| handlers.iter().any(|(_, name)| name == asked))?;
-        Ok(Self {
-            selection,
-            handlers,
-        })
+/// The deliveries of `events` that are meant.
+async fn choose(
+    session: &Session,
+    plan: &Plan<'_, HandlerId>,
+    events: &[Event],
+) -> Result<Vec<Chosen>, Fault> {
+    let handlers: Vec<_> = plan.handlers().copied().collect();
+    let days: Vec<_> = events.iter().map(|event| event.day).collect();
+    let positions: Vec<_> = events.iter().map(|event| event.position).collect();
+    let states = session
+        .client
+        .query(STATES, &[&handlers, &days, &positions])
+        .await?;
+    let mut known: HashMap<(HandlerId, i64), DeliveryState> = HashMap::new();
+    for row in states {
+        let state = DeliveryState::numbered(row.try_get(2)?);
+        known.insert((row.try_get(0)?, row.try_get(1)?), state);
     }
-
-    fn summary(&self, count: &BTreeMap<HandlerId, u64>) -> ReplaySummary {
-        let handlers = self.handlers.iter();
-        ReplaySummary::new(handlers.map(|(id, name)| (name.clone(), count.get(id).copied())))
-    }
-
-    /// The event in `row`, if it is meant.
-    fn event(&self, row: &Row) -> Result<Option<Event>, Fault> {
-        let name: String = row.try_get(1)?;
-        let name = EventName::new(text::from_sql(name));
-        let received_at: Timestamp = row.try_get(2)?;
-        if !self.selection.takes(&name, received_at) {
-            return Ok(None);
-        }
-        Ok(Some(Event {
-            day: row.try_get(3)?,
-            position: row.try_get(4)?,
-        }))
-    }
-
-    /// The deliveries of `events` that are meant.
-    async fn choose(&self, session: &Session, events: &[Event]) -> Result<Vec<Chosen>, Fault> {
-        let named = &self.selection.handlers;
-        let handlers = self.handlers.iter();
-        let handlers: Vec<_> = handlers
-            .filter(|(_, name)| named.is_empty() || named.contains(name))
-            .map(|(id, _)| *id)
-            .collect();
-        let days: Vec<_> = events.iter().map(|event| event.day).collect();
-        let positions: Vec<_> = events.iter().map(|event| event.position).collect();
-        let states = session
-            .client
-            .query(STATES, &[&handlers, &days, &positions])
-            .await?;
-        let mut known: HashMap<(HandlerId, i64), i16> = HashMap::new();
-        for row in states {
-            known.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
-        }
-        let mut chosen = Vec::new();
-        for event in events {
-            for handler in &handlers {
-                let meant = match known.get(&(*handler, event.position)) {
-                    Some(state) => *state == PARKED || !self.selection.parked_only,
-                    None => !named.is_empty() && !self.selection.parked_only,
-                };
-                if meant {
-                    chosen.push(Chosen {
-                        handler: *handler,
-                        day: event.day,
-                        position: event.position,
-                        keys: None,
-                    });
-                }
+    let mut chosen = Vec::new();
+    for event in events {
+        for handler in &handlers {
+            if plan.means(known.get(&(*handler, event.position)).copied()) {
+                chosen.push(Chosen {
+                    handler: *handler,
+                    day: event.day,
+                    position: event.position,
+                    keys: None,
+                });
             }
         }
-        Ok(chosen)
     }
+    Ok(chosen)
 }
 
 async fn configured(session: &Session) -> Result<Vec<(HandlerId, HandlerName)>, Fault> {
@@ -335,15 +296,18 @@ async fn configured(session: &Session) -> Result<Vec<(HandlerId, HandlerName)>, 
         .client
         .query("SELECT id, name FROM handlers WHERE configured", &[])
         .await?;
-    let handler = |row: &Row| {
-        let name: String = row.try_get(1)?;
-        Ok((row.try_get(0)?, HandlerName::new(text::from_sql(name))))
-    };
+    let handler = |row: &Row| Ok((row.try_get(0)?, HandlerName::new(text::get(row, 1)?)));
     rows.iter().map(handler).collect()
 }
 
-/// All events that may be meant, oldest first, in slices.
-enum Pages<'a> {
+/// All events that are meant, oldest first, in slices.
+struct Pages<'a> {
+    selection: &'a ReplaySelection,
+    left: Left<'a>,
+}
+
+/// What has not been looked at yet.
+enum Left<'a> {
     ByTime { from: Uuid, to: Uuid },
     ById(std::slice::Chunks<'a, crate::event::EventId>),
     Over,
@@ -351,44 +315,53 @@ enum Pages<'a> {
 
 impl<'a> Pages<'a> {
     fn new(selection: &'a ReplaySelection) -> Self {
-        if !selection.ids.is_empty() {
-            return Self::ById(selection.ids.chunks(SLICE as usize));
-        }
         let (from, to) = id_range(selection.since, selection.until);
-        Self::ByTime {
-            from: Uuid::from_bytes(from),
-            to: Uuid::from_bytes(to),
-        }
+        let left = match &*selection.ids {
+            [] => Left::ByTime {
+                from: Uuid::from_bytes(from),
+                to: Uuid::from_bytes(to),
+            },
+            ids => Left::ById(ids.chunks(SLICE as usize)),
+        };
+        Self { selection, left }
     }
 
     /// The events of the next slice that are meant; nothing after the last one.
-    async fn next(
-        &mut self,
-        session: &Session,
-        plan: &Plan<'_>,
-    ) -> Result<Option<Vec<Event>>, Fault> {
-        let found = match self {
-            Self::Over => return Ok(None),
-            Self::ById(chunks) => {
+    async fn next(&mut self, session: &Session) -> Result<Option<Vec<Event>>, Fault> {
+        let found = match &mut self.left {
+            Left::Over => return Ok(None),
+            Left::ById(chunks) => {
                 let Some(ids) = chunks.next() else {
                     return Ok(None);
                 };
                 let ids: Vec<_> = ids.iter().copied().map(rows::uuid).collect();
                 session.client.query(BY_ID, &[&ids]).await?
             }
-            Self::ByTime { from, to } => {
+            Left::ByTime { from, to } => {
                 let found = session.client.query(BY_TIME, &[from, to, &SLICE]).await?;
                 match found.last() {
                     Some(last) => *from = last.try_get(0)?,
-                    None => *self = Self::Over,
+                    None => self.left = Left::Over,
                 }
                 found
             }
         };
         let mut page = Vec::with_capacity(found.len());
         for row in &found {
-            page.extend(plan.event(row)?);
+            page.extend(self.event(row)?);
         }
         Ok(Some(page))
+    }
+
+    /// The event in `row`, if it is meant.
+    fn event(&self, row: &Row) -> Result<Option<Event>, Fault> {
+        let name = EventName::new(text::get(row, 1)?);
+        if !self.selection.takes(&name, row.try_get(2)?) {
+            return Ok(None);
+        }
+        Ok(Some(Event {
+            day: row.try_get(3)?,
+            position: row.try_get(4)?,
+        }))
     }
 }

@@ -33,6 +33,7 @@ const NAME: &str = "UPDATE handlers SET named_at = clock_timestamp() WHERE id = 
     RETURNING configured";
 
 /// This replica's handlers.
+#[derive(Default)]
 pub(super) struct Roster {
     active: ArcSwap<Vec<Active>>,
     /// What was asked for last, which may not be in the database yet.
@@ -47,13 +48,6 @@ pub(super) struct Active {
 }
 
 impl Roster {
-    pub(super) fn new() -> Self {
-        Self {
-            active: ArcSwap::default(),
-            asked: Mutex::new(None),
-        }
-    }
-
     /// Those that have their rows.
     pub(super) fn active(&self) -> Arc<Vec<Active>> {
         self.active.load_full()

@@ -4,34 +4,42 @@ use bytes::Bytes;
 use jiff::{Timestamp, civil::Date, tz::Offset};
 use serde_json as json;
 use sha2::{Digest, Sha256};
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::text;
-use crate::event::{DedupeKey, EventId, EventName, Key, Notification, Topic};
+use crate::{
+    event::{DedupeKey, EventId, EventName, Key, Notification, Topic},
+    store::Attempt,
+};
 
 /// What [`notification`] reads, of a table or alias `e`.
 pub(super) const COLUMNS: &str = "e.id, e.name, e.endpoint, e.key, e.subject, e.occurred_at,
     e.received_at, e.topics, e.dedupe, e.body";
 
-/// How many those are.
-pub(super) const COLUMN_COUNT: usize = 10;
+/// Those of the events of `ids` that are there, each with its day and position.
+pub(super) async fn find(
+    client: &Client,
+    ids: &[EventId],
+) -> Result<Vec<(Notification, Date, i64)>, tokio_postgres::Error> {
+    let find = format!("SELECT e.day, e.position, {COLUMNS} FROM events e WHERE e.id = ANY($1)");
+    let ids: Vec<_> = ids.iter().copied().map(uuid).collect();
+    let rows = client.query(&find, &[&ids]).await?;
+    let event = |row: &Row| Ok((notification(row, 2)?, row.try_get(0)?, row.try_get(1)?));
+    rows.iter().map(event).collect()
+}
 
 /// Reads what stands from column `first` on.
 pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, tokio_postgres::Error> {
-    let name: String = row.try_get(first + 1)?;
-    let endpoint: String = row.try_get(first + 2)?;
-    let key: Option<String> = row.try_get(first + 3)?;
-    let subject: Option<String> = row.try_get(first + 4)?;
     let topics: Option<String> = row.try_get(first + 7)?;
     let dedupe: Vec<Uuid> = row.try_get(first + 8)?;
     let body: Vec<u8> = row.try_get(first + 9)?;
     Ok(Notification {
         id: event_id(row.try_get(first)?),
-        name: EventName::new(text::from_sql(name)),
-        endpoint: text::from_sql(endpoint).as_str().into(),
-        key: key.map(|key| Key::new(text::from_sql(key))),
-        subject: subject.map(text::from_sql),
+        name: EventName::new(text::get(row, first + 1)?),
+        endpoint: text::get(row, first + 2)?.as_str().into(),
+        key: text::find(row, first + 3)?.map(Key::new),
+        subject: text::find(row, first + 4)?,
         occurred_at: row.try_get(first + 5)?,
         received_at: row.try_get(first + 6)?,
         topics: topics
@@ -39,6 +47,15 @@ pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, toki
             .unwrap_or_default(),
         dedupe: dedupe.into_iter().map(read_dedupe_key).collect(),
         body: Bytes::from(body),
+    })
+}
+
+/// Reads an attempt from its begin, its duration and its reason, which stand from column `first` on.
+pub(super) fn attempt(row: &Row, first: usize) -> Result<Attempt, tokio_postgres::Error> {
+    Ok(Attempt {
+        started_at: row.try_get(first)?,
+        took_ms: row.try_get::<_, i64>(first + 1)?.cast_unsigned(),
+        why: text::get(row, first + 2)?,
     })
 }
 

@@ -4,7 +4,7 @@
 //! of the tables a program must know at least to go on working beside it. Additive ones leave that
 //! as it was, so that replicas of two versions run side by side during an upgrade.
 
-use tokio_postgres::Transaction;
+use tokio_postgres::{GenericClient, Transaction};
 
 use super::{
     fault::Fault,
@@ -114,8 +114,8 @@ async fn make_schema(change: &Transaction<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn read(change: &Transaction<'_>) -> Result<(i32, i32), Fault> {
-    let row = change
+async fn read(client: &impl GenericClient) -> Result<(i32, i32), Fault> {
+    let row = client
         .query_one("SELECT version, needs FROM schema_version", &[])
         .await?;
     Ok((row.try_get(0)?, row.try_get(1)?))
@@ -133,13 +133,8 @@ pub(super) async fn check(session: &Session) -> Result<(), Fault> {
     if !there.try_get::<_, bool>(0)? {
         return Err(Fault::Absent);
     }
-    let row = session
-        .client
-        .query_one("SELECT version, needs FROM schema_version", &[])
-        .await?;
-    let (version, needs): (i32, i32) = (row.try_get(0)?, row.try_get(1)?);
     // An older one is brought up to date by the service, not by a command.
-    match (version, needs) {
+    match read(&session.client).await? {
         (0, _) => Err(Fault::Absent),
         (version, needs) if needs > VERSION => Err(Fault::TooNew(version)),
         _ => Ok(()),

@@ -51,7 +51,7 @@ pub struct Settings {
     pub lease: Duration,
     /// How long events are kept once nothing of them is open or parked. Until then a copy of one
     /// is known for a copy.
-    #[serde(default = "default_retain", with = "quantity::duration")]
+    #[serde(default = "crate::store::default_retain", with = "quantity::duration")]
     pub retain: Duration,
     /// How long after the last replica that named a handler its open deliveries are parked: at
     /// least 1 minute.
@@ -95,10 +95,6 @@ const fn default_statement_timeout() -> Duration {
 
 const fn default_lease() -> Duration {
     Duration::from_secs(30)
-}
-
-const fn default_retain() -> Duration {
-    Duration::from_hours(30 * 24)
 }
 
 const fn default_abandon_after() -> Duration {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{fault::Fault, pool::Session, text};
-use crate::telemetry::{ByHandler, Metrics};
+use crate::{store::standing::Standing, telemetry::Metrics};
 
 /// How each handler stands, and when its oldest open delivery was received.
 pub(super) const STANDINGS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
@@ -30,23 +30,13 @@ pub(super) async fn measure(
 ) -> Result<(), Fault> {
     let statement = session.prepare(STANDINGS).await?;
     for row in session.client.query(&statement, &[]).await? {
-        let by = ByHandler {
-            handler: text::from_sql(row.try_get(0)?),
+        let standing = Standing {
+            handler: text::get(&row, 0)?,
+            open: row.try_get(1)?,
+            parked: row.try_get(2)?,
+            oldest: row.try_get(3)?,
         };
-        let oldest: Option<Timestamp> = row.try_get(3)?;
-        let age = oldest.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
-        metrics
-            .open_deliveries
-            .get_or_create(&by)
-            .set(row.try_get(1)?);
-        metrics
-            .parked_deliveries
-            .get_or_create(&by)
-            .set(row.try_get(2)?);
-        metrics
-            .oldest_open_seconds
-            .get_or_create(&by)
-            .set(age.max(0.0));
+        standing.show(metrics, now);
     }
     Ok(())
 }

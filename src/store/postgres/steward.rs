@@ -9,7 +9,7 @@ use super::{
     Parts,
     fault::Fault,
     leases,
-    pool::{Session, within},
+    pool::{Session, on, within},
     schema, sole,
 };
 use crate::store::{Health, StoreError, Subscription};
@@ -75,7 +75,7 @@ pub(super) async fn run(parts: Arc<Parts>) {
                     pause = FIRST_PAUSE;
                 }
             }
-            Err(Fault::TooNew(version)) => parts.condition.set(&Health::Poisoned {
+            Err(Fault::TooNew(version)) => parts.condition.set(Health::Poisoned {
                 why: Fault::TooNew(version).to_string(),
             }),
             Err(fault) => {
@@ -96,7 +96,7 @@ pub(super) async fn run(parts: Arc<Parts>) {
 fn welcome(parts: &Parts) -> bool {
     let asked = parts.roster.asked();
     if asked.is_none() {
-        parts.condition.set(&Health::Sound);
+        parts.condition.set(Health::Sound);
     }
     asked.is_none()
 }
@@ -105,16 +105,8 @@ async fn look(parts: &Parts) -> Result<(), Fault> {
     if !parts.is_sound() {
         recover(parts).await?;
     }
-    let renewing = parts.claims.with(async |mut taken| {
-        let renewed = parts.leases.renew(&mut taken).await;
-        (taken, renewed)
-    });
-    renewing.await?;
-    let looking = parts.pool.with(async |mut taken| {
-        let looked = look_around(parts, &mut taken).await;
-        (taken, looked)
-    });
-    looking.await
+    on!(parts.claims, session => parts.leases.renew(&mut session))?;
+    on!(parts.pool, session => look_around(parts, &mut session))
 }
 
 async fn look_around(parts: &Parts, session: &mut Session) -> Result<(), Fault> {
@@ -164,11 +156,8 @@ pub(super) async fn subscribe(
             return Ok(());
         }
     }
-    let enrolling = parts.pool.with(async |mut taken| {
-        let enrolled = parts.roster.enrol(&mut taken, subscriptions.clone()).await;
-        (taken, enrolled)
-    });
-    match enrolling.await {
+    let roster = &parts.roster;
+    match on!(parts.pool, session => roster.enrol(&mut session, subscriptions.clone())) {
         Ok(()) => {}
         Err(fault @ Fault::Away(_)) => {
             *parts.roster.asked() = Some(subscriptions);

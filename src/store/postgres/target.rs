@@ -2,20 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use jiff::{Timestamp, civil::Date};
+use jiff::civil::Date;
 use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{
     append::{self, ADD},
+    batch::Batch,
     fault::Fault,
     order, partition,
     pool::Session,
     records::Operator,
     roster::HandlerId,
-    rows,
-    settle::{DONE, PARKED, SKIPPED},
-    sole, text,
+    rows, sole, text,
 };
 use crate::{
     event::{EventId, HandlerName, Notification},
@@ -53,10 +52,6 @@ const ADD_ENDED: &str = "INSERT INTO ended
 const ADD_FAILED: &str = "INSERT INTO attempts (handler, position, day, started_at, took_ms, why)
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::date[], $4::timestamptz[], $5::bigint[],
         $6::text[])";
-
-const LEARN: &str = "INSERT INTO topics AS t (topic, latest)
-    SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
-    ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest WHERE excluded.latest > t.latest";
 
 const ADD_COUNTS: &str = "INSERT INTO tally (handler, open, parked)
     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[])";
@@ -108,7 +103,8 @@ async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, F
     let change = session.client.transaction().await?;
     let handlers = handlers(&change, events).await?;
     let new = absent(&change, events).await?;
-    let notifications = || new.iter().map(|stored| &stored.notification);
+    // Nobody takes them yet: what is known of their deliveries is added below.
+    let notifications = || new.iter().map(|stored| (&stored.notification, None));
     let statement = change.prepare(ADD).await?;
     let added = append::add(&change, &statement, notifications, &[]).await?;
     let ids = added.batch.events.id.iter().copied();
@@ -142,10 +138,7 @@ async fn handlers(
     let ordered: Vec<_> = named.values().copied().collect();
     change.execute(HANDLERS, &[&names, &ordered]).await?;
     let rows = change.query(IDS, &[&names]).await?;
-    let handler = |row: &Row| {
-        let name: String = row.try_get(0)?;
-        Ok((HandlerName::new(text::from_sql(name)), row.try_get(1)?))
-    };
+    let handler = |row: &Row| Ok((HandlerName::new(text::get(row, 0)?), row.try_get(1)?));
     rows.iter().map(handler).collect()
 }
 
@@ -189,16 +182,12 @@ impl<'a> Moved<'a> {
             };
             let row = (*handler, position, &stored.notification, delivery);
             let (open, parked) = self.counts.entry(*handler).or_default();
-            match delivery.state {
-                DeliveryState::Ready | DeliveryState::Queued => {
-                    *open += 1;
-                    self.open.push(row);
-                }
-                DeliveryState::Parked => {
-                    *parked += 1;
-                    self.ended.push(row);
-                }
-                DeliveryState::Done | DeliveryState::Skipped => self.ended.push(row),
+            *parked += i64::from(delivery.state == DeliveryState::Parked);
+            if delivery.is_over() {
+                self.ended.push(row);
+            } else {
+                *open += 1;
+                self.open.push(row);
             }
         }
     }
@@ -256,7 +245,7 @@ impl<'a> Moved<'a> {
         let handlers: Vec<_> = rows().map(|row| row.0).collect();
         let positions: Vec<_> = rows().map(|row| row.1).collect();
         let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
-        let states: Vec<_> = rows().map(|row| state(row.3.state)).collect();
+        let states: Vec<_> = rows().map(|row| row.3.state as i16).collect();
         let attempts: Vec<_> = rows().map(|row| row.3.attempts.cast_signed()).collect();
         let replays: Vec<_> = rows().map(|row| row.3.replays.cast_signed()).collect();
         let ended: Vec<_> = rows().map(|row| row.3.at).collect();
@@ -275,56 +264,33 @@ impl<'a> Moved<'a> {
     }
 
     async fn write_failed(&self, change: &Transaction<'_>) -> Result<(), Fault> {
-        let mut failed = Failed::default();
-        for (handler, position, notification, delivery) in self.open.iter().chain(&self.ended) {
-            for attempt in &delivery.failures {
-                failed.handler.push(*handler);
-                failed.position.push(*position);
-                failed.day.push(rows::day(notification.received_at));
-                failed.started_at.push(attempt.started_at);
-                failed.took_ms.push(attempt.took_ms.cast_signed());
-                failed.why.push(text::to_sql(&attempt.why).into_owned());
-            }
-        }
-        let Failed {
-            handler,
-            position,
-            day,
-            started_at,
-            took_ms,
-            why,
-        } = &failed;
+        let rows = || {
+            let deliveries = self.open.iter().chain(&self.ended);
+            deliveries.flat_map(|row| row.3.failures.iter().map(move |failure| (row, failure)))
+        };
+        let handlers: Vec<_> = rows().map(|(row, _)| row.0).collect();
+        let positions: Vec<_> = rows().map(|(row, _)| row.1).collect();
+        let days: Vec<_> = rows()
+            .map(|(row, _)| rows::day(row.2.received_at))
+            .collect();
+        let started: Vec<_> = rows().map(|(_, failure)| failure.started_at).collect();
+        let took = rows().map(|(_, failure)| failure.took_ms.cast_signed());
+        let took: Vec<_> = took.collect();
+        let why: Vec<_> = rows()
+            .map(|(_, failure)| text::to_sql(&failure.why))
+            .collect();
         change
             .execute(
                 ADD_FAILED,
-                &[handler, position, day, started_at, took_ms, why],
+                &[&handlers, &positions, &days, &started, &took, &why],
             )
             .await?;
         Ok(())
     }
 }
 
-#[derive(Default)]
-struct Failed {
-    handler: Vec<HandlerId>,
-    position: Vec<i64>,
-    day: Vec<Date>,
-    started_at: Vec<Timestamp>,
-    took_ms: Vec<i64>,
-    why: Vec<String>,
-}
-
 fn column(text: Option<&str>) -> Option<String> {
     text.map(|text| text::to_sql(text).into_owned())
-}
-
-/// The number of a state that is no longer open.
-const fn state(state: DeliveryState) -> i16 {
-    match state {
-        DeliveryState::Parked => PARKED,
-        DeliveryState::Skipped => SKIPPED,
-        DeliveryState::Done | DeliveryState::Ready | DeliveryState::Queued => DONE,
-    }
 }
 
 async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
@@ -332,72 +298,56 @@ async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
         .iter()
         .map(|reported| (rows::topic_key(&reported.topic), reported.latest))
         .collect();
-    let (keys, latest): (Vec<_>, Vec<_>) = ascending.into_iter().unzip();
-    session.client.execute(LEARN, &[&keys, &latest]).await?;
+    let mut batch = Batch::default();
+    (batch.topics.topic, batch.topics.latest) = ascending.into_iter().unzip();
+    session.client.query_one(ADD, &batch.columns()).await?;
     Ok(())
 }
 
 async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> {
     let client = &session.client;
-    let find = format!(
-        "SELECT {}, e.day, e.position FROM events e WHERE e.id = ANY($1)",
-        rows::COLUMNS
-    );
-    let wanted: Vec<_> = ids.iter().copied().map(rows::uuid).collect();
-    let mut found: HashMap<EventId, Stored> = HashMap::new();
-    let mut days = Vec::new();
-    let mut by_position: BTreeMap<i64, EventId> = BTreeMap::new();
-    for row in client.query(&find, &[&wanted]).await? {
-        let notification = rows::notification(&row, 0)?;
-        let day: Date = row.try_get(rows::COLUMN_COUNT)?;
-        let place: i64 = row.try_get(rows::COLUMN_COUNT + 1)?;
+    let (mut found, mut days) = (BTreeMap::new(), Vec::new());
+    for (notification, day, place) in rows::find(client, ids).await? {
         days.push((day, place));
-        by_position.insert(place, notification.id);
-        found.insert(
-            notification.id,
-            Stored {
-                place,
-                notification,
-                deliveries: Vec::new(),
-            },
-        );
+        let stored = Stored {
+            place,
+            notification,
+            deliveries: Vec::new(),
+        };
+        found.insert(place, stored);
     }
     let (days, positions): (Vec<Date>, Vec<i64>) = days.into_iter().unzip();
     let mut failures: HashMap<(i64, HandlerId), Vec<Attempt>> = HashMap::new();
     for row in client.query(FAILED, &[&days, &positions]).await? {
-        let why: String = row.try_get(4)?;
         let attempts = failures.entry((row.try_get(0)?, row.try_get(1)?));
-        attempts.or_default().push(Attempt {
-            started_at: row.try_get(2)?,
-            took_ms: row.try_get::<_, i64>(3)?.cast_unsigned(),
-            why: text::from_sql(why),
-        });
+        attempts.or_default().push(rows::attempt(&row, 2)?);
     }
     for row in client.query(DELIVERIES, &[&days, &positions]).await? {
         let position: i64 = row.try_get(0)?;
         let failures = failures.remove(&(position, row.try_get(10)?));
-        let event = by_position.get(&position).and_then(|id| found.get_mut(id));
-        if let Some(event) = event {
+        if let Some(event) = found.get_mut(&position) {
             let failures = failures.unwrap_or_default();
             event.deliveries.push(delivery(&row, failures)?);
         }
     }
+    let by_id = found
+        .into_values()
+        .map(|event| (event.notification.id, event));
+    let mut found: HashMap<_, _> = by_id.collect();
     Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
 fn delivery(row: &Row, failures: Vec<Attempt>) -> Result<StoredDelivery, Fault> {
-    let name: String = row.try_get(1)?;
-    let (replay, why): (Option<String>, Option<String>) = (row.try_get(8)?, row.try_get(9)?);
     Ok(StoredDelivery {
-        handler: HandlerName::new(text::from_sql(name)),
+        handler: HandlerName::new(text::get(row, 1)?),
         ordered: row.try_get(2)?,
-        state: super::records::state(row.try_get(3)?),
+        state: DeliveryState::numbered(row.try_get(3)?),
         attempts: row.try_get::<_, i32>(4)?.cast_unsigned(),
         replays: row.try_get::<_, i32>(5)?.cast_unsigned(),
         at: row.try_get(6)?,
         since: row.try_get(7)?,
-        replay: replay.map(text::from_sql),
-        why: why.map(text::from_sql),
+        replay: text::find(row, 8)?,
+        why: text::find(row, 9)?,
         failures,
     })
 }

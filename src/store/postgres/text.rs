@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use tokio_postgres::Row;
+
 /// The database's form of `text`.
 pub(super) fn to_sql(text: &str) -> Cow<'_, str> {
     if text.contains(['\0', '\\']) {
@@ -30,6 +32,17 @@ pub(super) fn from_sql(text: String) -> String {
         });
     }
     plain
+}
+
+/// The text in a column of `row`.
+pub(super) fn get(row: &Row, column: usize) -> Result<String, tokio_postgres::Error> {
+    row.try_get(column).map(from_sql)
+}
+
+/// The text in a column of `row` that may hold none.
+pub(super) fn find(row: &Row, column: usize) -> Result<Option<String>, tokio_postgres::Error> {
+    let found: Option<String> = row.try_get(column)?;
+    Ok(found.map(from_sql))
 }
 
 #[cfg(test)]

@@ -30,10 +30,7 @@ pub(super) fn connector(settings: &Settings) -> Result<MakeRustlsConnect, StoreE
 }
 
 fn wrong(why: String) -> StoreError {
-    StoreError::Database {
-        what: "preparing the encryption of connections".to_owned(),
-        error: why.into(),
-    }
+    StoreError::database("preparing the encryption of connections")(why)
 }
 
 /// Believes anyone, as `sslmode=require` means it.

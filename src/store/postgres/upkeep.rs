@@ -20,6 +20,7 @@ use super::{
     roster::HandlerId,
     rows, standing,
 };
+use crate::store::NO_HANDLER;
 
 /// How often counts are added up, and how often a replica tries to become the one that does this.
 const TICK: Duration = Duration::from_secs(5);
@@ -35,9 +36,6 @@ const DAYS_AHEAD: i64 = 2;
 
 /// The most rows that are changed at once.
 const SLICE: i64 = 1000;
-
-/// Why deliveries of a handler that is gone are parked.
-const NO_HANDLER: &str = "no handler of this name is configured";
 
 /// Held by the connection of the one replica.
 const ELECT: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.upkeep'))";

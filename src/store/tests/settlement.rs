@@ -97,6 +97,6 @@ async fn a_retry_counts_from_the_first_attempt(place: Place) {
             started_at: now,
             finished_at: now,
         };
-        store.store.settle(vec![settlement]).await.unwrap();
+        store.store.settle([settlement].into()).await.unwrap();
     }
 }

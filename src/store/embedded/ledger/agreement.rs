@@ -22,13 +22,13 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
     Books, Reached, database,
-    delivery::{self, PARKED, Tally},
+    delivery::{self, Tally},
     micros,
 };
 use crate::{
     event::EventId,
     store::{
-        StoreError,
+        DeliveryState, StoreError,
         embedded::{
             reader::{Directory, Scan, Step, Unread},
             segment::Position,
@@ -48,24 +48,6 @@ pub(in super::super) struct Cut {
     pub(in super::super) parked: u64,
 }
 
-/// Why the two could not be compared.
-enum Trouble {
-    Sql(rusqlite::Error),
-    Io(io::Error),
-}
-
-impl From<rusqlite::Error> for Trouble {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 impl Books {
     /// Whether the ledger agrees with itself, and with the journal up to its `end`.
     pub(in super::super) fn agrees(
@@ -74,30 +56,34 @@ impl Books {
         end: Position,
     ) -> Result<bool, StoreError> {
         match self.compare(journal, end) {
-            Ok(agrees) => Ok(agrees),
-            Err(Trouble::Sql(error)) if database::is_damage(&error) => Ok(false),
-            Err(Trouble::Sql(error)) => Err(StoreError::database("reading the ledger")(error)),
-            Err(Trouble::Io(error)) => Err(StoreError::reading(journal.path())(error)),
+            Ok(compared) => compared.map_err(StoreError::reading(journal.path())),
+            Err(error) if database::is_damage(&error) => Ok(false),
+            Err(error) => Err(StoreError::database("reading the ledger")(error)),
         }
     }
 
-    fn compare(&mut self, journal: &Directory, end: Position) -> Result<bool, Trouble> {
+    fn compare(
+        &mut self,
+        journal: &Directory,
+        end: Position,
+    ) -> rusqlite::Result<io::Result<bool>> {
         if self.is_beyond_itself()? {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         let mut before = end;
         while let Some((position, id)) = self.last_event(before)? {
             before = match self.bodies.read_public(position) {
-                Ok(event) => return Ok(event.notification.id == id),
-                Err(Unread::Io(error)) => return Err(error.into()),
+                Ok(event) => return Ok(Ok(event.notification.id == id)),
+                Err(Unread::Io(error)) => return Ok(Err(error)),
                 Err(Unread::Missing) => Position::new(position.segment(), 0),
-                Err(Unread::Damaged | Unread::Erased) => match damage_at(journal, position)? {
-                    Some(begin) => begin,
-                    None => return Ok(false),
+                Err(Unread::Damaged | Unread::Erased) => match damage_at(journal, position) {
+                    Ok(Some(begin)) => begin,
+                    Ok(None) => return Ok(Ok(false)),
+                    Err(error) => return Ok(Err(error)),
                 },
             };
         }
-        Ok(true)
+        Ok(Ok(true))
     }
 
     /// Whether it has anything from where it has read the journal to.
@@ -166,7 +152,8 @@ impl Books {
         let mut tally = Tally::default();
         for (handler, position) in &open {
             if let Some(row) = delivery::find(&change, *handler, *position)? {
-                delivery::end(&change, &mut tally, &row, PARKED, now, Some(LOST))?;
+                let state = DeliveryState::Parked;
+                delivery::end(&change, &mut tally, &row, state, now, Some(LOST))?;
             }
         }
         tally.write(&change)?;

@@ -29,21 +29,19 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
         disk::ensure_file(path).map_err(StoreError::writing(path))?;
     }
     match try_open(path, create) {
-        Err(Trouble::Sql(error)) if create && is_damage(&error) => {
+        Err(error) if create && is_damage(&error) => {
             set_aside(path, "it is damaged")?;
             disk::ensure_file(path).map_err(StoreError::writing(path))?;
             try_open(path, create)
         }
         opened => opened,
     }
-    .map_err(|trouble| match trouble {
-        Trouble::Sql(error) => StoreError::database("opening the ledger")(error),
-        Trouble::Version(version) => {
-            let text = format!("{} is of ledger version {version}", path.display());
-            match version < VERSION {
-                true => StoreError::TooOld(text),
-                false => StoreError::TooNew(text),
-            }
+    .map_err(StoreError::database("opening the ledger"))?
+    .map_err(|version| {
+        let text = format!("{} is of ledger version {version}", path.display());
+        match version < VERSION {
+            true => StoreError::TooOld(text),
+            false => StoreError::TooNew(text),
         }
     })
 }
@@ -124,18 +122,8 @@ const UPGRADES: &[&str] = &[
     include_str!("from_3.sql"),
 ];
 
-enum Trouble {
-    Sql(rusqlite::Error),
-    Version(i64),
-}
-
-impl From<rusqlite::Error> for Trouble {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-fn try_open(path: &Path, upgrade: bool) -> Result<Connection, Trouble> {
+/// The ledger at `path`, or the version that it is of, where that cannot be used.
+fn try_open(path: &Path, upgrade: bool) -> rusqlite::Result<Result<Connection, i64>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(PATIENCE)?;
@@ -159,13 +147,13 @@ fn try_open(path: &Path, upgrade: bool) -> Result<Connection, Trouble> {
                 change.execute_batch(step)?;
             }
         }
-        version => return Err(Trouble::Version(version)),
+        version => return Ok(Err(version)),
     }
     // Reads a page or two of what is always needed, so that the grossest damage shows now.
     change.query_row("SELECT through FROM progress", [], |_| Ok(()))?;
     change.query_row("SELECT count(*) FROM handlers", [], |_| Ok(()))?;
     change.commit()?;
-    Ok(db)
+    Ok(Ok(db))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

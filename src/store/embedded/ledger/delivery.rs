@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension, Result, params};
+use rusqlite::{
+    Connection, OptionalExtension, Result, ToSql, params,
+    types::{FromSql, FromSqlResult, ToSqlOutput, ValueRef},
+};
 
 use super::{micros, order};
 use crate::{
@@ -17,29 +20,15 @@ use crate::{
 /// A handler's row.
 pub(super) type HandlerId = i64;
 
-/// The states as the schema numbers them.
-pub(super) const OPEN: i64 = 0;
-pub(super) const PARKED: i64 = 2;
-pub(super) const DONE: i64 = 3;
-pub(super) const SKIPPED: i64 = 4;
-
-/// The state that the schema numbers `state`.
-pub(super) const fn state(state: i64) -> DeliveryState {
-    match state {
-        OPEN => DeliveryState::Ready,
-        PARKED => DeliveryState::Parked,
-        SKIPPED => DeliveryState::Skipped,
-        _ => DeliveryState::Done,
+impl ToSql for DeliveryState {
+    fn to_sql(&self) -> Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
     }
 }
 
-/// The number of a state.
-const fn number(state: DeliveryState) -> i64 {
-    match state {
-        DeliveryState::Ready | DeliveryState::Queued => OPEN,
-        DeliveryState::Parked => PARKED,
-        DeliveryState::Done => DONE,
-        DeliveryState::Skipped => SKIPPED,
+impl FromSql for DeliveryState {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        i16::column_result(value).map(Self::numbered)
     }
 }
 
@@ -49,14 +38,16 @@ pub(super) struct Tally(BTreeMap<HandlerId, (i64, i64)>);
 
 impl Tally {
     /// A delivery went from state `before`, or from nothing, to `after`, or to nothing.
-    pub(super) fn count(&mut self, handler: HandlerId, before: Option<i64>, after: Option<i64>) {
+    pub(super) fn count(
+        &mut self,
+        handler: HandlerId,
+        before: Option<DeliveryState>,
+        after: Option<DeliveryState>,
+    ) {
         let (open, parked) = self.0.entry(handler).or_default();
         for (state, by) in [(before, -1), (after, 1)] {
-            match state {
-                Some(OPEN) => *open += by,
-                Some(PARKED) => *parked += by,
-                _ => {}
-            }
+            *open += by * i64::from(state.is_some_and(DeliveryState::is_open));
+            *parked += by * i64::from(state == Some(DeliveryState::Parked));
         }
     }
 
@@ -84,27 +75,18 @@ impl Tally {
 pub(super) struct Row {
     pub(super) handler: HandlerId,
     pub(super) position: Position,
-    pub(super) state: i64,
+    pub(super) state: DeliveryState,
     pub(super) attempts: u32,
     /// How often it has been replayed.
     pub(super) replays: u32,
 }
 
 impl Row {
-    /// Whether it is to be attempted, now or later.
-    pub(super) const fn is_open(&self) -> bool {
-        self.state == OPEN
-    }
-
     /// Whether `told` says more of it: of two with as many replays and attempts, what is further on.
     pub(super) fn is_behind(&self, told: &StoredDelivery) -> bool {
-        let rank = |state| match state {
-            OPEN => 0,
-            PARKED => 1,
-            _ => 2,
-        };
+        let rank = |state| (state as i64).min(DeliveryState::Done as i64);
         let own = (self.replays, self.attempts, rank(self.state));
-        own < (told.replays, told.attempts, rank(number(told.state)))
+        own < (told.replays, told.attempts, rank(told.state))
     }
 }
 
@@ -145,10 +127,10 @@ pub(super) fn add(
         scope,
         key,
         several,
-        OPEN,
+        DeliveryState::Ready,
         due_at
     ])?;
-    tally.count(handler, None, Some(OPEN));
+    tally.count(handler, None, Some(DeliveryState::Ready));
     Ok(())
 }
 
@@ -163,7 +145,7 @@ pub(super) fn add_as_told(
             (handler, position, state, attempts, replays, due_at, since, replay, why)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     write(db, insert, (handler, position), told)?;
-    tally.count(handler, None, Some(number(told.state)));
+    tally.count(handler, None, Some(told.state));
     Ok(())
 }
 
@@ -177,7 +159,7 @@ pub(super) fn insert_done(
     db.prepare_cached(
         "INSERT INTO deliveries (handler, position, state, due_at) VALUES (?1, ?2, ?3, ?4)",
     )?
-    .execute((handler, position.to_sql(), DONE, now))?;
+    .execute((handler, position.to_sql(), DeliveryState::Done, now))?;
     Ok(())
 }
 
@@ -229,7 +211,7 @@ pub(super) fn end(
     db: &Connection,
     tally: &mut Tally,
     row: &Row,
-    state: i64,
+    state: DeliveryState,
     at: i64,
     why: Option<&str>,
 ) -> Result<()> {
@@ -268,7 +250,7 @@ pub(super) fn change(
     told: &StoredDelivery,
 ) -> Result<()> {
     write(db, update!(""), (row.handler, row.position), told)?;
-    tally.count(row.handler, Some(row.state), Some(number(told.state)));
+    tally.count(row.handler, Some(row.state), Some(told.state));
     Ok(())
 }
 
@@ -282,7 +264,7 @@ pub(super) fn advance(
     let still_open = update!("AND state = 0 AND attempts <= ?4 AND replays = ?5");
     let is_changed = write(db, still_open, (handler, position), told)?;
     if is_changed {
-        tally.count(handler, Some(OPEN), Some(number(told.state)));
+        tally.count(handler, Some(DeliveryState::Ready), Some(told.state));
     }
     Ok(is_changed)
 }
@@ -297,7 +279,7 @@ fn write(
     let changed = db.prepare_cached(statement)?.execute(params![
         handler,
         position.to_sql(),
-        number(told.state),
+        told.state,
         told.attempts,
         told.replays,
         micros(told.at),
@@ -327,11 +309,11 @@ pub(super) fn replay(
     .execute(params![
         handler,
         position.to_sql(),
-        OPEN,
+        DeliveryState::Ready,
         now,
         shorten(reason)
     ])?;
-    tally.count(handler, Some(row.state), Some(OPEN));
+    tally.count(handler, Some(row.state), Some(DeliveryState::Ready));
     Ok(())
 }
 

@@ -4,20 +4,12 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Result, Row};
 
-use super::{
-    Operator,
-    delivery::{self, HandlerId},
-    record::failures,
-    time,
-};
+use super::{delivery::HandlerId, record::failures, time};
 use crate::{
     event::{EventId, HandlerName, Topic},
     store::{
         DeliveryState, Milestone, Reported, Slice, StoreError, Stored, StoredDelivery,
-        embedded::{
-            reader::{Bodies, Unread},
-            segment::Position,
-        },
+        embedded::{reader::Unread, segment::Position, source::Source},
     },
 };
 
@@ -25,27 +17,28 @@ use crate::{
 /// one, and many have to be in memory together.
 const SLICE_BYTES: usize = 4 << 20;
 
-impl Operator {
+impl Source {
     /// How many events there are behind `place`.
-    pub(in super::super) fn count(&self, place: i64) -> std::result::Result<u64, StoreError> {
+    pub(in crate::store) fn count(&self, place: i64) -> std::result::Result<u64, StoreError> {
         let count = "SELECT count(*) FROM events WHERE position > ?1";
-        let counted: Result<i64> = self.db.query_row(count, [place], |row| row.get(0));
+        let counted: Result<i64> = self.operator.db.query_row(count, [place], |row| row.get(0));
         let counted = counted.map_err(StoreError::database("counting events"))?;
         Ok(counted.cast_unsigned())
     }
 
-    /// Events behind `place`, in the order of the journal.
-    pub(in super::super) fn read(
+    /// Some of the events behind `place`, in the order in which they were stored; `None` when there are
+    /// none.
+    pub(in crate::store) fn read(
         &self,
         place: i64,
         at_most: usize,
     ) -> std::result::Result<Option<Slice>, StoreError> {
         let failed = StoreError::database("reading events");
-        let positions = positions(&self.db, place, at_most).map_err(failed)?;
+        let positions = positions(&self.operator.db, place, at_most).map_err(failed)?;
         let Some(&(place, event)) = positions.first() else {
             return Ok(None);
         };
-        let mut bodies = Bodies::new(self.journal.clone());
+        let mut bodies = self.operator.bodies();
         let mut slice = Slice {
             last: Milestone { place, event },
             stored: Vec::with_capacity(positions.len()),
@@ -74,19 +67,19 @@ impl Operator {
             slice.stored.push(Stored {
                 place,
                 notification,
-                deliveries: deliveries(&self.db, place).map_err(failed)?,
+                deliveries: deliveries(&self.operator.db, place).map_err(failed)?,
             });
         }
         Ok(Some(slice))
     }
 
-    /// Topics behind `last`, in the order of their texts.
-    pub(in super::super) fn topics(
+    /// Some of the topics behind `last`, in the order of their texts; none when there are no more.
+    pub(in crate::store) fn topics(
         &self,
         last: &str,
         at_most: usize,
     ) -> std::result::Result<Vec<Reported>, StoreError> {
-        topics(&self.db, last, at_most).map_err(StoreError::database("reading topics"))
+        topics(&self.operator.db, last, at_most).map_err(StoreError::database("reading topics"))
     }
 }
 
@@ -150,8 +143,7 @@ pub(super) fn of_handler(
 }
 
 fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, StoredDelivery)> {
-    let state = delivery::state(row.get(2)?);
-    let (attempts, replays) = (row.get(3)?, row.get(4)?);
+    let (state, attempts, replays) = (row.get(2)?, row.get(3)?, row.get(4)?);
     let position: i64 = row.get(10)?;
     // What was done at the first attempt has seen no other.
     let failures = match (state, attempts, replays) {

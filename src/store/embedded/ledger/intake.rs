@@ -99,14 +99,8 @@ impl Books {
 
     /// Has nothing handed out before the journal has been read up to `end`: it may say of something that
     /// it is done.
-    pub(in super::super) fn wait_for(
-        &mut self,
-        end: Position,
-    ) -> std::result::Result<Reached, StoreError> {
-        let reached = self
-            .reached()
-            .and_then(|reached| Ok((reached, self.said()?)));
-        let (reached, said) = reached.map_err(StoreError::database("reading the ledger"))?;
+    pub(in super::super) fn wait_for(&mut self, end: Position) -> Result<Reached> {
+        let (reached, said) = (self.reached()?, self.said()?);
         self.awaited = (reached.through < end).then_some(end);
         self.queue.begin(reached, said);
         Ok(reached)

@@ -24,8 +24,8 @@ mod upkeep;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    thread::{self, JoinHandle},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
 };
 
 use jiff::Timestamp;
@@ -56,12 +56,12 @@ const JOBS: usize = 64;
 
 /// The way to the ledger's thread.
 pub(super) struct Ledger {
-    /// Taken when the ledger is closed: the thread ends when nobody can send any more.
-    sender: Mutex<Option<mpsc::Sender<Job>>>,
+    /// The thread, and the way to it. Taken when the ledger is closed: the thread ends when nobody can send
+    /// any more.
+    running: Mutex<Option<(mpsc::Sender<Job>, JoinHandle<()>)>>,
     path: PathBuf,
     /// Whether it was not closed in order the last time.
     is_suspect: bool,
-    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Something to be done in a transaction; `None` when that has failed already, so that there is
@@ -116,15 +116,12 @@ impl Ledger {
     pub(super) fn start(books: Books, condition: &Condition) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
         let (path, is_suspect) = (books.path.clone(), books.is_suspect);
-        let thread = thread::Builder::new()
-            .name("ledger".to_owned())
-            .spawn(condition.vital("ledger", move || books.run(inbox)))
-            .map_err(StoreError::io("starting the ledger's thread"))?;
+        let thread = condition.vital("ledger", move || books.run(inbox));
+        let thread = super::start("ledger", thread)?;
         Ok(Self {
-            sender: Mutex::new(Some(sender)),
+            running: Mutex::new(Some((sender, thread))),
             path,
             is_suspect,
-            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -175,26 +172,22 @@ impl Ledger {
     }
 
     fn sender(&self) -> Result<mpsc::Sender<Job>, StoreError> {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.clone().ok_or(StoreError::Closed)
+        let running = self.running();
+        let sender = running.as_ref().map(|(sender, _)| sender.clone());
+        sender.ok_or(StoreError::Closed)
     }
 
     /// Does what is waiting and ends the thread. Blocks.
     pub(super) fn close(&self) {
-        let sender = self
-            .sender
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        drop(sender);
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
+        let running = self.running().take();
+        if let Some((sender, thread)) = running {
+            drop(sender);
             thread.join().ok();
         }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<(mpsc::Sender<Job>, JoinHandle<()>)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -205,18 +198,14 @@ fn answered<T: Send + 'static>(
 ) -> (Job, oneshot::Receiver<Result<T, StoreError>>) {
     let (sender, answer) = oneshot::channel();
     let job = move |books: Option<&mut Books>| {
-        let (done, outcome) = match books.map(job) {
-            Some(Ok(done)) => (Some(done), Ok(())),
-            Some(Err(error)) => (None, Err(error)),
-            None => (None, Ok(())),
+        let (done, outcome) = match books.map(job).transpose() {
+            Ok(done) => (done, Ok(())),
+            Err(error) => (None, Err(error)),
         };
         let reply = move |problem: Option<String>| {
             let answer = match (done, problem) {
                 (Some(done), None) => Ok(done),
-                (_, problem) => Err(StoreError::Database {
-                    what: what.to_owned(),
-                    error: problem.unwrap_or_default().into(),
-                }),
+                (_, problem) => Err(StoreError::database(what)(problem.unwrap_or_default())),
             };
             // Whoever asked may have gone; what was done stays done.
             sender.send(answer).ok();

@@ -142,7 +142,7 @@ impl Books {
             let is_placed = match delivery::find(db, place.0, position)? {
                 Some(row) if row.is_behind(told) => {
                     delivery::change(db, tally, &row, told)?;
-                    row.is_open()
+                    row.state.is_open()
                 }
                 Some(_) => true,
                 None if !self.has_event(position)? => return Ok(()),

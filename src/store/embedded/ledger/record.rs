@@ -13,7 +13,7 @@ use rusqlite::{
 
 use super::{
     database,
-    delivery::{self, HandlerId, OPEN, PARKED, SKIPPED, Tally},
+    delivery::{self, HandlerId, Tally},
     micros, order, replay, time,
 };
 use crate::{
@@ -21,11 +21,7 @@ use crate::{
     store::{
         Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
         ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
-        embedded::{
-            Embedded, Settings,
-            reader::{Bodies, Directory},
-            segment::Position,
-        },
+        embedded::{Embedded, Settings, reader::Bodies, segment::Position},
         record::id_range,
     },
 };
@@ -42,7 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// An operator's connection to a store.
 pub(in super::super) struct Operator {
     pub(super) db: Connection,
-    pub(super) journal: Directory,
     settings: Settings,
     clock: fn() -> Timestamp,
 }
@@ -63,10 +58,14 @@ impl Operator {
         }
         Ok(Self {
             db: database::open(&path, false)?,
-            journal: settings.journal(),
             settings: settings.clone(),
             clock,
         })
+    }
+
+    /// The events in the journal.
+    pub(super) fn bodies(&self) -> Bodies {
+        Bodies::new(self.settings.journal())
     }
 
     /// Returns when the journal has been told what this command has changed: by the service that has the
@@ -108,10 +107,9 @@ impl Records for Operator {
         let Some((position, deliveries)) = find_event(&self.db, id).map_err(failed)? else {
             return Ok(None);
         };
-        let read = Bodies::new(self.journal.clone()).read(position);
-        let event = read.map_err(|unread| StoreError::Io {
-            what: format!("reading the event {id}"),
-            error: std::io::Error::other(unread),
+        let read = self.bodies().read(position);
+        let event = read.map_err(|unread| {
+            StoreError::io(&format!("reading the event {id}"))(std::io::Error::other(unread))
         })?;
         Ok(Some(EventRecord {
             notification: Arc::unwrap_or_clone(event.notification),
@@ -134,7 +132,7 @@ impl Records for Operator {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
-        let journal = Bodies::new(self.journal.clone());
+        let journal = self.bodies();
         let made = replay::make(&self.db, journal, selection, reason, now, progress)?;
         self.tell_journal()?;
         Ok(made)
@@ -213,10 +211,9 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
          WHERE d.position = ?1 ORDER BY h.name",
     )?;
     let rows = list.query_map([position], |row| {
-        let state: i64 = row.get(1)?;
-        let is_open = state == OPEN;
-        let due_at = is_open.then_some(row.get(3)?);
-        let keys = order::read(row, 7)?.filter(|_| is_open);
+        let state: DeliveryState = row.get(1)?;
+        let due_at = state.is_open().then_some(row.get(3)?);
+        let keys = order::read(row, 7)?.filter(|_| state.is_open());
         let waits_for = match keys {
             Some(keys) => blocker(db, (row.get(6)?, Position::from_sql(position)), &keys)?,
             None => None,
@@ -225,7 +222,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
             handler: HandlerName::new(row.get::<_, String>(0)?),
             state: match waits_for {
                 Some(_) => DeliveryState::Queued,
-                None => delivery::state(state),
+                None => state,
             },
             waits_for,
             attempts: row.get(2)?,
@@ -316,8 +313,9 @@ fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i
             continue;
         };
         let row = delivery::find(&change, handler, position)?;
-        if let Some(row) = row.filter(|row| row.state == PARKED) {
-            delivery::end(&change, &mut tally, &row, SKIPPED, now, Some(reason))?;
+        if let Some(row) = row.filter(|row| row.state == DeliveryState::Parked) {
+            let state = DeliveryState::Skipped;
+            delivery::end(&change, &mut tally, &row, state, now, Some(reason))?;
             delivery::list(&change, handler, position)?;
             skipped += 1;
         }

@@ -1,45 +1,46 @@
 //! Making deliveries again.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use rusqlite::{
     Connection, OptionalExtension, Result, Row, Transaction, TransactionBehavior, params,
 };
 
 use super::{
-    delivery::{self, HandlerId, PARKED, Tally},
-    micros,
+    delivery::{self, HandlerId, Tally},
+    micros, time,
 };
 use crate::{
-    event::{EventId, EventName, HandlerName},
+    event::{EventName, HandlerName},
     store::{
         ReplaySelection, ReplaySummary, StoreError,
         embedded::{reader::Bodies, segment::Position},
         record::id_range,
+        replay::Plan,
     },
 };
 
 /// Events looked at in one transaction, so that the service is never held up long.
 const SLICE: usize = 256;
 
+/// A handler, and whether it is ordered.
+type Handler = (HandlerId, bool);
+
 /// What a replay would do.
 pub(super) fn plan(
     db: &Connection,
     selection: &ReplaySelection,
 ) -> std::result::Result<ReplaySummary, StoreError> {
-    let plan = Plan::new(db, selection)?;
-    let mut count = BTreeMap::new();
-    plan.walk(db, |page| {
-        page.into_iter().try_for_each(|position| {
-            plan.each(db, position, |chosen| {
-                *count.entry(chosen.handler).or_default() += 1;
-                Ok(())
-            })
-        })
-    })
-    .map_err(StoreError::database("planning a replay"))?;
-    Ok(plan.summary(&count))
+    let mut plan = of(db, selection)?;
+    let walked = walk(db, selection, |page| {
+        for position in page {
+            for chosen in choose(db, &plan, position)? {
+                plan.count(&chosen.handler);
+            }
+        }
+        Ok(())
+    });
+    walked.map_err(StoreError::database("planning a replay"))?;
+    Ok(plan.summary())
 }
 
 /// Does it. `journal` is where the events are.
@@ -51,40 +52,40 @@ pub(super) fn make(
     now: Timestamp,
     progress: &mut dyn FnMut(u64),
 ) -> std::result::Result<ReplaySummary, StoreError> {
-    let plan = Plan::new(db, selection)?;
-    let mut count: BTreeMap<HandlerId, u64> = BTreeMap::new();
-    plan.walk(db, |page| {
+    let mut plan = of(db, selection)?;
+    let walked = walk(db, selection, |page| {
         let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
         let mut tally = Tally::default();
         for position in page {
-            plan.each(&change, position, |chosen| {
-                *count.entry(chosen.handler).or_default() += 1;
-                chosen.replay(&change, &mut tally, &mut journal, reason, micros(now))
-            })?;
+            for chosen in choose(&change, &plan, position)? {
+                plan.count(&chosen.handler);
+                chosen.replay(&change, &mut tally, &mut journal, reason, micros(now))?;
+            }
         }
         tally.write(&change)?;
         change.commit()?;
-        progress(count.values().sum());
+        progress(plan.total());
         Ok(())
-    })
-    .map_err(StoreError::database("making a replay"))?;
-    Ok(plan.summary(&count))
+    });
+    walked.map_err(StoreError::database("making a replay"))?;
+    Ok(plan.summary())
 }
 
-/// What a [`ReplaySelection`] means in this ledger.
-struct Plan<'a> {
+/// What `selection` means in this ledger.
+fn of<'a>(
+    db: &Connection,
     selection: &'a ReplaySelection,
-    /// Handlers that are configured, and whether each is ordered.
-    handlers: Vec<(HandlerId, HandlerName, bool)>,
+) -> std::result::Result<Plan<'a, Handler>, StoreError> {
+    let handlers = configured(db).map_err(StoreError::database("reading handlers"))?;
+    Plan::new(selection, handlers)
 }
 
 /// One delivery that a replay makes.
 struct Chosen {
-    handler: HandlerId,
+    handler: Handler,
     position: Position,
-    ordered: bool,
-    /// Its state; `None` when there is no such delivery yet.
-    state: Option<i64>,
+    /// Whether there is no such delivery yet.
+    is_new: bool,
 }
 
 impl Chosen {
@@ -96,148 +97,94 @@ impl Chosen {
         reason: &str,
         now: i64,
     ) -> Result<()> {
-        if self.state.is_none() {
-            delivery::insert_done(db, (self.handler, self.position), now)?;
+        let (handler, ordered) = self.handler;
+        let place = (handler, self.position);
+        if self.is_new {
+            delivery::insert_done(db, place, now)?;
         }
-        let Some(row) = delivery::find(db, self.handler, self.position)? else {
+        let Some(row) = delivery::find(db, handler, self.position)? else {
             return Ok(());
         };
-        if !row.is_open() {
+        if !row.state.is_open() {
             // Whether the handler is ordered may have changed since. What cannot be read is parked
             // when its turn comes.
             let event = journal.read(self.position).ok();
-            let keys = event.and_then(|event| event.keys);
-            let keys = keys.filter(|_| self.ordered);
-            delivery::place(db, (self.handler, self.position), keys.as_ref())?;
+            let keys = event.and_then(|event| event.keys).filter(|_| ordered);
+            delivery::place(db, place, keys.as_ref())?;
         }
         delivery::replay(db, tally, &row, reason, now)?;
-        delivery::list(db, self.handler, self.position)
+        delivery::list(db, handler, self.position)
     }
 }
 
-impl<'a> Plan<'a> {
-    fn new(
-        db: &Connection,
-        selection: &'a ReplaySelection,
-    ) -> std::result::Result<Self, StoreError> {
-        let handlers = configured(db).map_err(StoreError::database("reading handlers"))?;
-        selection.check(|asked| handlers.iter().any(|(_, name, _)| name == asked))?;
-        Ok(Self {
-            selection,
-            handlers,
-        })
-    }
-
-    fn summary(&self, count: &BTreeMap<HandlerId, u64>) -> ReplaySummary {
-        let handlers = self.handlers.iter();
-        ReplaySummary::new(handlers.map(|(id, name, _)| (name.clone(), count.get(id).copied())))
-    }
-
-    /// Gives all events that may be meant to `look`, oldest first, in slices.
-    fn walk(
-        &self,
-        db: &Connection,
-        mut look: impl FnMut(Vec<Position>) -> Result<()>,
-    ) -> Result<()> {
-        if !self.selection.ids.is_empty() {
-            for ids in self.selection.ids.chunks(SLICE) {
-                let mut page = Vec::new();
-                for id in ids {
-                    page.extend(self.by_id(db, *id)?);
-                }
-                look(page)?;
-            }
-            return Ok(());
+/// The deliveries of the event at `position` that are meant.
+fn choose(db: &Connection, plan: &Plan<'_, Handler>, position: Position) -> Result<Vec<Chosen>> {
+    let mut chosen = Vec::new();
+    for handler in plan.handlers() {
+        let row = delivery::find(db, handler.0, position)?;
+        if plan.means(row.as_ref().map(|row| row.state)) {
+            chosen.push(Chosen {
+                handler: *handler,
+                position,
+                is_new: row.is_none(),
+            });
         }
-        let (mut from, to) = id_range(self.selection.since, self.selection.until);
-        loop {
-            let (page, last) = self.page(db, from, to)?;
+    }
+    Ok(chosen)
+}
+
+/// Gives all events that are meant to `look`, oldest first, in slices.
+fn walk(
+    db: &Connection,
+    selection: &ReplaySelection,
+    mut look: impl FnMut(Vec<Position>) -> Result<()>,
+) -> Result<()> {
+    if !selection.ids.is_empty() {
+        let mut by_id =
+            db.prepare_cached("SELECT position, name, received_at FROM events WHERE id = ?1")?;
+        for ids in selection.ids.chunks(SLICE) {
+            let mut page = Vec::new();
+            for id in ids {
+                let found = by_id.query_row([id.as_bytes()], |row| event(selection, row));
+                page.extend(found.optional()?.flatten());
+            }
             look(page)?;
-            match last {
-                Some(last) => from = last,
-                None => return Ok(()),
-            }
         }
+        return Ok(());
     }
-
-    fn by_id(&self, db: &Connection, id: EventId) -> Result<Option<Position>> {
-        let found = db
-            .prepare_cached("SELECT position, name, received_at FROM events WHERE id = ?1")?
-            .query_row([id.as_bytes()], |row| self.event(row))
-            .optional()?;
-        Ok(found.flatten())
-    }
-
-    /// The events of one slice that are meant, and where the next slice begins.
-    fn page(
-        &self,
-        db: &Connection,
-        after: [u8; 16],
-        to: [u8; 16],
-    ) -> Result<(Vec<Position>, Option<[u8; 16]>)> {
-        let mut slice = db.prepare_cached(
-            "SELECT position, name, received_at, id FROM events
-             WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
-        )?;
-        let mut rows = slice.query(params![after, to, SLICE as i64])?;
-        let (mut page, mut last) = (Vec::new(), None);
+    let mut slice = db.prepare_cached(
+        "SELECT position, name, received_at, id FROM events
+         WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
+    )?;
+    let (from, to) = id_range(selection.since, selection.until);
+    let mut next = Some(from);
+    while let Some(from) = next.take() {
+        let mut rows = slice.query(params![from, to, SLICE as i64])?;
+        let mut page = Vec::new();
         while let Some(row) = rows.next()? {
-            last = Some(row.get(3)?);
-            page.extend(self.event(row)?);
+            next = Some(row.get(3)?);
+            page.extend(event(selection, row)?);
         }
-        Ok((page, last))
+        drop(rows);
+        look(page)?;
     }
-
-    /// The position of the event in `row`, if it is meant.
-    fn event(&self, row: &Row<'_>) -> Result<Option<Position>> {
-        let name = EventName::new(row.get::<_, String>(1)?);
-        let received_at: i64 = row.get(2)?;
-        let selection = self.selection;
-        let meant = selection.name.as_ref().is_none_or(|p| p.matches(&name))
-            && selection.since.is_none_or(|t| received_at >= micros(t))
-            && selection.until.is_none_or(|t| received_at < micros(t));
-        if !meant {
-            return Ok(None);
-        }
-        Ok(Some(Position::from_sql(row.get(0)?)))
-    }
-
-    /// Gives each delivery of the event at `position` that is meant to `make`.
-    fn each(
-        &self,
-        db: &Connection,
-        position: Position,
-        mut make: impl FnMut(&Chosen) -> Result<()>,
-    ) -> Result<()> {
-        let named = &self.selection.handlers;
-        for (id, name, ordered) in &self.handlers {
-            if !named.is_empty() && !named.contains(name) {
-                continue;
-            }
-            let state = delivery::find(db, *id, position)?.map(|row| row.state);
-            let meant = match state {
-                Some(state) => state == PARKED || !self.selection.parked_only,
-                None => !named.is_empty() && !self.selection.parked_only,
-            };
-            if meant {
-                make(&Chosen {
-                    handler: *id,
-                    position,
-                    ordered: *ordered,
-                    state,
-                })?;
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
-fn configured(db: &Connection) -> Result<Vec<(HandlerId, HandlerName, bool)>> {
+/// The position of the event in `row`, if it is meant.
+fn event(selection: &ReplaySelection, row: &Row<'_>) -> Result<Option<Position>> {
+    let name = EventName::new(row.get::<_, String>(1)?);
+    let is_meant = selection.takes(&name, time(row.get(2)?));
+    let position = Position::from_sql(row.get(0)?);
+    Ok(is_meant.then_some(position))
+}
+
+fn configured(db: &Connection) -> Result<Vec<(Handler, HandlerName)>> {
     let mut handlers =
-        db.prepare_cached("SELECT id, name, ordered FROM handlers WHERE configured = 1")?;
+        db.prepare_cached("SELECT id, ordered, name FROM handlers WHERE configured = 1")?;
     let rows = handlers.query_map([], |row| {
-        let name: String = row.get(1)?;
-        Ok((row.get(0)?, HandlerName::new(name), row.get(2)?))
+        let name: String = row.get(2)?;
+        Ok(((row.get(0)?, row.get(1)?), HandlerName::new(name)))
     })?;
     rows.collect()
 }

@@ -5,32 +5,26 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
     Books,
-    delivery::{self, HandlerId, PARKED},
+    delivery::{self, HandlerId},
     micros, time,
 };
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
     store::{
-        Subscription,
-        embedded::{queue::NO_HANDLER, record, segment::Position},
+        DeliveryState, NO_HANDLER, Subscription,
+        embedded::{record, segment::Position},
+        standing::Standing,
     },
-    telemetry::ByHandler,
 };
+
+/// How many deliveries get or lose their ordering keys at once.
+const SLICE: usize = 1000;
 
 /// A handler that gets events.
 #[derive(Clone, Debug)]
 pub(super) struct Active {
     pub(super) id: HandlerId,
     pub(super) asked: Subscription,
-}
-
-/// How one handler stands.
-#[derive(Debug)]
-pub(in super::super) struct Standing {
-    by: ByHandler,
-    open: i64,
-    parked: i64,
-    oldest_seconds: f64,
 }
 
 impl Books {
@@ -114,14 +108,14 @@ impl Books {
     /// Gives the open deliveries of a handler ordering keys, or takes them away, when its order has
     /// changed.
     fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
-        let mut last = Position::default();
+        let mut next = Position::default();
         loop {
-            let page = self.open_after(handler, last)?;
-            let Some(position) = page.last() else {
+            let page = self.open_from(handler, next, SLICE)?;
+            let Some((last, _)) = page.last() else {
                 return Ok(());
             };
-            last = *position;
-            for position in page {
+            next = last.next();
+            for (position, _) in page {
                 let keys = match ordered {
                     true => self.ordering_keys(position),
                     false => None,
@@ -135,18 +129,6 @@ impl Books {
     /// comes.
     pub(super) fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
         self.bodies.read(position).ok()?.keys
-    }
-
-    /// Open deliveries after `last`, some of them.
-    fn open_after(&self, handler: HandlerId, last: Position) -> Result<Vec<Position>> {
-        let mut page = self.db.prepare_cached(
-            "SELECT position FROM deliveries
-             WHERE handler = ?1 AND state < 2 AND position > ?2 ORDER BY position LIMIT 1000",
-        )?;
-        let rows = page.query_map((handler, last.to_sql()), |row| {
-            Ok(Position::from_sql(row.get(0)?))
-        })?;
-        rows.collect()
     }
 
     /// Parks what is open of the handlers that are not among `subscriptions`.
@@ -164,7 +146,7 @@ impl Books {
         let rows = with_open.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let with_open = rows.collect::<Result<Vec<(HandlerId, String)>>>()?;
         for (handler, name) in with_open.into_iter().filter(|(_, name)| is_gone(name)) {
-            let reason = params![PARKED, micros(since), NO_HANDLER, handler];
+            let reason = params![DeliveryState::Parked, micros(since), NO_HANDLER, handler];
             let parked = self.db.execute(ABANDON, reason)?;
             self.db.execute(
                 "UPDATE handlers SET parked = parked + open, open = 0 WHERE id = ?1",
@@ -180,22 +162,23 @@ impl Books {
     }
 
     /// The row of the configured handler called `name`.
-    pub(super) fn handler(&self, name: &HandlerName) -> Result<Option<HandlerId>> {
+    pub(super) fn handler(&self, name: &HandlerName) -> Option<HandlerId> {
         let mut active = self.subscriptions.iter();
         let found = active.find(|active| active.asked.handler == *name);
-        Ok(found.map(|active| active.id))
+        found.map(|active| active.id)
     }
 
     /// The row of any handler called `name`, made where there is none.
     pub(super) fn any_handler(&self, name: &HandlerName) -> Result<HandlerId> {
-        match self.handler(name)? {
-            Some(id) => Ok(id),
-            None => id(&self.db, name),
-        }
+        self.handler(name).map_or_else(|| id(&self.db, name), Ok)
     }
 
-    /// Whether anything between the two positions is not finished.
+    /// Whether anything between the two positions is not finished, or may not be: a ledger that is made anew
+    /// does not know.
     pub(in super::super) fn is_needed(&self, from: Position, to: Position) -> Result<bool> {
+        if self.reached()?.through < to {
+            return Ok(true);
+        }
         let mut look = self.db.prepare_cached(UNFINISHED)?;
         look.exists((from.to_sql(), to.to_sql()))
     }
@@ -244,23 +227,20 @@ impl Books {
         self.bodies.forget(number);
     }
 
-    /// How each handler stands at `now`.
-    pub(in super::super) fn standings(&self, now: Timestamp) -> Result<Vec<Standing>> {
+    /// How each handler stands.
+    pub(in super::super) fn standings(&self) -> Result<Vec<Standing>> {
         let mut handlers = self
             .db
             .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
         let mut oldest = self.db.prepare_cached(OLDEST)?;
         let rows = handlers.query_map([], |row| {
             let id: HandlerId = row.get(0)?;
-            let received_at: Option<i64> = oldest.query_row([id], |row| row.get(0)).optional()?;
-            let age = received_at.map_or(0.0, |at| now.duration_since(time(at)).as_secs_f64());
+            let oldest = oldest.query_row([id], |row| row.get(0)).optional()?;
             Ok(Standing {
-                by: ByHandler {
-                    handler: row.get(1)?,
-                },
+                handler: row.get(1)?,
                 open: row.get(2)?,
                 parked: row.get(3)?,
-                oldest_seconds: age.max(0.0),
+                oldest: oldest.map(time),
             })
         })?;
         rows.collect()
@@ -297,17 +277,4 @@ pub(super) fn id(db: &Connection, name: &HandlerName) -> Result<HandlerId> {
         [name.as_str()],
     )?;
     Ok(db.last_insert_rowid())
-}
-
-impl Standing {
-    /// Sets the handler's gauges.
-    pub(in super::super) fn show(&self, metrics: &crate::telemetry::Metrics) {
-        let Self { by, .. } = self;
-        metrics.open_deliveries.get_or_create(by).set(self.open);
-        metrics.parked_deliveries.get_or_create(by).set(self.parked);
-        metrics
-            .oldest_open_seconds
-            .get_or_create(by)
-            .set(self.oldest_seconds);
-    }
 }

@@ -87,7 +87,7 @@ use crate::{
     store::{Claims, Settlement, StoredDelivery, Subscription},
 };
 
-pub(super) use open::{NO_HANDLER, Open};
+pub(super) use open::Open;
 
 /// How many contents of records are so many that the ledger takes them in without waiting.
 const TAIL_RECORDS: usize = 4096;
@@ -96,7 +96,7 @@ const TAIL_RECORDS: usize = 4096;
 const TAIL_BYTES: usize = 4 << 20;
 
 /// How many outcomes may wait for the ledger.
-const MOST_OUTCOMES: usize = 64 << 10;
+const MOST_OUTCOMES: usize = 32 << 10;
 
 /// How long the first event of the tail waits for the ledger: so long that its deliveries are mostly done by
 /// then, and so short that operators see it at once.
@@ -121,8 +121,7 @@ struct State {
     /// Whether anything is handed out: the journal has been read to where it ended.
     is_open: bool,
     /// Up to where the journal has been taken in, and how many records that is.
-    through: Position,
-    records: u64,
+    reached: Reached,
     /// Who gets the events there, as the journal says; whoever is configured, if it has not said.
     given: Option<Vec<Subscription>>,
     configured: Vec<Subscription>,
@@ -250,7 +249,7 @@ impl Queue {
 
     /// Up to where the journal has been taken in.
     pub(super) fn taken_in(&self) -> Reached {
-        self.lock().taken_in()
+        self.lock().reached
     }
 
     /// Whether any handler gets events as they come.
@@ -275,7 +274,7 @@ impl Queue {
     /// of which nothing was known here.
     pub(super) fn take_in(&self, batch: Batch, reported: &[Reported]) {
         let mut state = self.lock();
-        if state.through != batch.from {
+        if state.reached.through != batch.from {
             return;
         }
         state.reports.learn(reported);
@@ -287,7 +286,10 @@ impl Queue {
                 Content::Deliveries(_) | Content::Inventory(..) | Content::Other => {}
             }
         }
-        (state.through, state.records) = (batch.through, batch.records);
+        state.reached = Reached {
+            through: batch.through,
+            records: batch.records,
+        };
         state.tail.push(batch);
         drop(state);
         self.stir();
@@ -306,7 +308,7 @@ impl Queue {
     /// Begins where the ledger has read the journal to, and where `given` get the events.
     pub(super) fn begin(&self, reached: Reached, given: Option<Vec<Subscription>>) {
         let mut state = self.lock();
-        (state.through, state.records) = (reached.through, reached.records);
+        state.reached = reached;
         state.given = given;
         state.tail = Tail::default();
         state.is_open = false;
@@ -334,7 +336,7 @@ impl Queue {
             .tail
             .batches
             .front()
-            .map_or(state.through, |next| next.from);
+            .map_or(state.reached.through, |next| next.from);
         // Unless the journal is read from the beginning by now.
         if let Some(batch) = batch.filter(|batch| batch.through == next) {
             state.tail.give_back(batch);
@@ -518,13 +520,6 @@ impl Queue {
 }
 
 impl State {
-    const fn taken_in(&self) -> Reached {
-        Reached {
-            through: self.through,
-            records: self.records,
-        }
-    }
-
     fn hands_out(&self) -> bool {
         self.is_open && self.outcomes.len() < MOST_OUTCOMES
     }

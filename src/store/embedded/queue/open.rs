@@ -4,11 +4,8 @@ use jiff::Timestamp;
 
 use crate::{
     event::{HandlerName, OrderingKeys},
-    store::{Attempt, DeliveryState, Settlement, StoredDelivery, Verdict, shorten},
+    store::{Attempt, DeliveryState, NO_HANDLER, Settlement, StoredDelivery, Verdict, shorten},
 };
-
-/// Why deliveries of a handler that is gone are parked.
-pub(in super::super) const NO_HANDLER: &str = "no handler of this name is configured";
 
 /// An open delivery.
 #[derive(Clone, Debug)]

@@ -1,19 +1,25 @@
 //! A disk that is full, or fails.
 
 use std::{
-    fs::File,
+    collections::HashMap,
+    fs::{self, File},
     io,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use super::{Context, Disk, Embedded, Place};
+use super::{
+    Context, Disk, Embedded, Place,
+    rebuild::{lose_the_views, start},
+};
 use crate::store::{
     AppendError, Deliveries, Health, Monitored, Verdict,
-    tests::{at, event, eventually},
+    tests::{at, event, eventually, ids},
 };
 
 /// A disk whose calls fail when told to.
@@ -242,4 +248,69 @@ async fn what_becomes_of_a_delivery_is_synced_though_nothing_else_comes() {
         (synced && store.store.parts.progress.end() > end).then_some(())
     })
     .await;
+}
+
+/// A disk whose power can fail. What it has of a file then is what the last sync has left, by the file's number.
+#[derive(Default)]
+struct Powered(Mutex<HashMap<u64, Vec<u8>>>);
+
+impl Disk for Powered {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        let mut synced = self.0.lock().unwrap();
+        SYSTEM.sync(file)?;
+        let metadata = file.metadata()?;
+        let mut bytes = vec![0; metadata.len() as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        synced.insert(metadata.ino(), bytes);
+        Ok(())
+    }
+}
+
+impl Powered {
+    /// A store as the loss of power at this moment would leave it, without what is made from the journal.
+    fn cut(&self, place: &Place) -> Place {
+        let after = place.crash();
+        let synced = self.0.lock().unwrap();
+        for number in place.journal().segments().unwrap() {
+            let file = fs::metadata(place.journal().segment(number)).unwrap().ino();
+            fs::write(after.journal().segment(number), &synced[&file]).unwrap();
+        }
+        lose_the_views(&after);
+        after
+    }
+}
+
+/// One outcome after the other, so that the journal's writer is never idle for long, and no event, whose sync
+/// would take the outcomes along.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_power_takes_outcomes_of_the_last_second_only() {
+    const OUTCOMES: u64 = 60;
+    const PAUSE: Duration = Duration::from_millis(50);
+    /// What is promised, and as much again for a machine that is busy.
+    const LOST: Duration = Duration::from_secs(2);
+    let disk = Arc::new(Powered::default());
+    let mut place = Place::new();
+    place.disk = disk.clone();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    store.append_all((0..OUTCOMES).map(event)).await;
+    let mut settled = Vec::new();
+    for claim in store.claim("crm", at(10)).await {
+        store.settle("crm", &claim, Verdict::Done).await;
+        settled.push((claim.notification.id, Instant::now()));
+        tokio::time::sleep(PAUSE).await;
+    }
+    let cut_at = Instant::now();
+    let after = disk.cut(&place);
+    settled.retain(|(_, at)| *at + LOST < cut_at);
+    assert!(!settled.is_empty());
+    let store = start(&after, &["crm"]).await;
+    let again = ids(&store.claim("crm", at(10)).await);
+    for (id, at) in settled {
+        let ago = cut_at - at;
+        assert!(
+            !again.contains(&id),
+            "settled {ago:?} before the power failed"
+        );
+    }
 }

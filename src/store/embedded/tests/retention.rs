@@ -12,7 +12,7 @@ use super::{
 };
 use crate::store::{
     EventFilter, Followers, Verdict,
-    embedded::retention::Retention,
+    embedded::{retention::Retention, segment::Position},
     tests::{at, clock, event, ids, parked},
 };
 
@@ -88,6 +88,22 @@ async fn an_open_delivery_keeps_its_segment() {
     let empty = segments.len() - 3;
     assert_eq!(pass(&place, &store, Duration::ZERO), empty);
     assert_eq!(store.drain("crm").await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_ledger_has_not_read_may_be_needed() {
+    let mut place = Place::new();
+    let store = three_segments(&mut place).await;
+    store.drain("crm").await;
+    let ledger = &store.store.parts.ledger;
+    let reached = ledger.run("asking", |books| books.reached());
+    let end = reached.await.unwrap().through;
+    for (to, is_needed) in [(end, false), (end.next(), true)] {
+        let asked = ledger.run("asking", move |books| {
+            books.is_needed(Position::default(), to)
+        });
+        assert_eq!(asked.await.unwrap(), is_needed, "up to {to:?} of {end:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,17 +1,23 @@
 //! Copies are known, whatever becomes of the table that they are known by.
 
-use std::{fs, ops::Range, path::PathBuf};
+use std::{
+    fs::{self, OpenOptions},
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use super::Place;
 use crate::{
     event::{DedupeKey, Notification},
     store::{
+        Verdict,
         embedded::{
             reader::{Scan, Step},
-            seen::{Found, Seen},
+            seen::{Fault, Found, Seen},
             segment::Position,
         },
-        tests::event,
+        tests::{at, event, parked},
     },
 };
 
@@ -46,8 +52,8 @@ fn is_known(seen: &Seen, n: u64) -> bool {
 fn the_table_grows_with_what_it_holds_and_not_with_what_has_gone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
-    let (mut seen, is_new) = Seen::open(&path).unwrap();
-    assert!(is_new);
+    assert!(Seen::open(&path).unwrap().is_none());
+    let mut seen = Seen::create(&path).unwrap();
     assert!(add(&mut seen, 0..200_000, Position::default()) >= 2);
     assert!((0..200_000).all(|n| is_known(&seen, n)));
     assert!((200_000..210_000).all(|n| !is_known(&seen, n)));
@@ -57,10 +63,105 @@ fn the_table_grows_with_what_it_holds_and_not_with_what_has_gone() {
     seen.renew(oldest).unwrap();
     assert!(fs::metadata(&path).unwrap().len() < large);
     drop(seen);
-    let (seen, is_new) = Seen::open(&path).unwrap();
-    assert!(!is_new);
+    let seen = Seen::open(&path).unwrap().unwrap();
     assert!((190_000..200_000).all(|n| is_known(&seen, n)));
     assert!((0..190_000).all(|n| !is_known(&seen, n)));
+}
+
+/// The slots of a small table: those that keys have as their own, and with those behind them.
+const OWN_SLOTS: u64 = 1 << 16;
+const SLOTS: u64 = OWN_SLOTS + 4096;
+
+/// Where a slot is in the file.
+fn offset(slot: u64) -> usize {
+    4096 + 16 * slot as usize
+}
+
+/// A key whose own slot in a small table is number `slot`.
+fn key_of(slot: u64) -> DedupeKey {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&(slot << 48).to_le_bytes());
+    DedupeKey::from_bytes(bytes)
+}
+
+/// A small table that is a quarter full, and what its file holds.
+fn small_table(path: &Path) -> (Seen, Vec<u8>) {
+    let mut seen = Seen::create(path).unwrap();
+    add(&mut seen, 0..16_000, Position::default());
+    (seen, fs::read(path).unwrap())
+}
+
+/// What a slot may hold in place of what was written to it.
+fn other_contents(table: &[u8], slot: u64) -> [[u8; 16]; 5] {
+    let at = |slot: u64| <[u8; 16]>::try_from(&table[offset(slot)..][..16]).unwrap();
+    let mut flipped = at(slot);
+    let bit = (slot % 128) as usize;
+    flipped[bit / 8] ^= 1 << (bit % 8);
+    let of_another_block = at((slot + 256) % SLOTS);
+    let noise = *key(slot).as_bytes();
+    [[0; 16], [0xff; 16], flipped, of_another_block, noise]
+}
+
+fn is_damaged<T>(done: &Result<T, Fault>) -> bool {
+    matches!(done, Err(Fault::Damaged(_)))
+}
+
+#[test]
+fn whatever_else_comes_into_any_slot_is_noticed_by_who_comes_upon_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table");
+    let (seen, table) = small_table(&path);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    for slot in 0..OWN_SLOTS {
+        for other in other_contents(&table, slot) {
+            file.write_all_at(&other, offset(slot) as u64).unwrap();
+            let found = seen.find(&key_of(slot), |_| false);
+            assert!(is_damaged(&found), "slot {slot}: {other:?}, {found:?}");
+        }
+        let before = &table[offset(slot)..][..16];
+        file.write_all_at(before, offset(slot) as u64).unwrap();
+        seen.find(&key_of(slot), |_| false).unwrap();
+    }
+}
+
+#[test]
+fn a_table_with_any_damaged_slot_is_not_renewed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table");
+    let (mut seen, table) = small_table(&path);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    for slot in [0, 1, 40_000, OWN_SLOTS - 1, OWN_SLOTS, SLOTS - 1] {
+        for other in other_contents(&table, slot) {
+            file.write_all_at(&other, offset(slot) as u64).unwrap();
+            assert!(is_damaged(&seen.renew(Position::default())), "slot {slot}");
+        }
+        let before = &table[offset(slot)..][..16];
+        file.write_all_at(before, offset(slot) as u64).unwrap();
+    }
+    seen.renew(Position::default()).unwrap();
+    assert!((0..16_000).all(|n| is_known(&seen, n)));
+}
+
+#[test]
+fn a_table_with_a_damaged_header_or_without_its_end_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table");
+    let (mut seen, _) = small_table(&path);
+    seen.sync(place_of(15_999)).unwrap();
+    let table = fs::read(&path).unwrap();
+    for bit in 0..28 * 8 {
+        let mut other = table.clone();
+        other[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, other).unwrap();
+        assert!(is_damaged(&Seen::open(&path)), "bit {bit}");
+    }
+    for length in [0, 27, 4096, table.len() - 16] {
+        fs::write(&path, &table[..length]).unwrap();
+        assert!(is_damaged(&Seen::open(&path)), "{length} bytes");
+    }
+    fs::write(&path, &table).unwrap();
+    let seen = Seen::open(&path).unwrap().unwrap();
+    assert_eq!(seen.mark(), place_of(15_999));
 }
 
 /// Two keys whose hashes in the table are the same.
@@ -148,12 +249,125 @@ async fn a_table_that_is_lost_or_broken_is_made_from_the_journal() {
     }
 }
 
+/// What may become of a table's file.
+type Harm = fn(&mut Vec<u8>);
+
+const HARMS: &[(&str, Harm)] = &[
+    ("noise", |table| fill_with_noise(table)),
+    ("zeros", |table| table.fill(0)),
+    ("noise behind the header", |table| {
+        fill_with_noise(&mut table[4096..]);
+    }),
+    ("zeros behind the header", |table| table[4096..].fill(0)),
+    ("noise in the header", |table| {
+        fill_with_noise(&mut table[..4096]);
+    }),
+    ("slots of other blocks", |table| {
+        table[4096..].rotate_left(4096);
+    }),
+    ("nothing", |table| table.clear()),
+];
+
+/// Bytes that nothing can be made of.
+fn fill_with_noise(bytes: &mut [u8]) {
+    for (n, part) in (0..).zip(bytes.chunks_mut(16)) {
+        part.copy_from_slice(key(n).as_bytes());
+    }
+}
+
+/// Has `harm` happen to the file that a store may have open.
+fn do_harm(place: &Place, harm: Harm) {
+    let mut bytes = fs::read(table(place)).unwrap();
+    harm(&mut bytes);
+    let file = OpenOptions::new().write(true).open(table(place)).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_damaged_while_no_store_is_open_is_made_from_the_journal() {
+    for (what, harm) in HARMS {
+        for stops in [true, false] {
+            let delivered = delivered_after(|place| do_harm(place, *harm), stops).await;
+            assert_eq!(delivered, 1, "{what}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_damaged_while_the_store_is_open_is_made_from_the_journal() {
+    for (what, harm) in HARMS {
+        let place = Place::new();
+        let store = place.open();
+        store.subscribe(&["crm"]).await;
+        store.append_all((1..=3).map(event)).await;
+        let claims = store.claim("crm", at(10)).await;
+        store.settle("crm", &claims[0], Verdict::Done).await;
+        store.settle("crm", &claims[1], parked()).await;
+        do_harm(&place, *harm);
+        let again = [1, 4, 2, 3, 4].map(event);
+        store.append_all(again.clone()).await;
+        let after = store.claim("crm", at(1_000_000)).await;
+        assert_eq!(after.len(), 1, "{what}");
+        assert_eq!(after[0].notification.id, again[1].id, "{what}");
+        assert_eq!(place.metrics.duplicates.get(), 4, "{what}");
+        store.settle("crm", &claims[2], Verdict::Done).await;
+        store.settle("crm", &after[0], Verdict::Done).await;
+        // The new table knows all of them, now and when it is opened again.
+        store.append_all((1..=4).map(event)).await;
+        assert!(store.drain("crm").await.is_empty(), "{what}");
+        store.close().await;
+        let seen = Seen::open(&table(&place)).unwrap().unwrap();
+        assert_ne!(seen.mark(), Position::default(), "{what}");
+        let store = place.open();
+        store.subscribe(&["crm"]).await;
+        store.append_all((1..=5).map(event)).await;
+        assert_eq!(store.drain("crm").await.len(), 1, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_closed_while_it_mends_its_table_lets_no_copy_through() {
+    for (what, harm) in HARMS {
+        let place = Place::new();
+        let store = place.open();
+        store.subscribe(&["crm"]).await;
+        store.append_all((1..=3).map(event)).await;
+        assert_eq!(store.drain("crm").await.len(), 3);
+        do_harm(&place, *harm);
+        store.append_all((1..=3).map(event)).await;
+        store.close().await;
+        let store = place.open();
+        store.subscribe(&["crm"]).await;
+        store.append_all((1..=4).map(event)).await;
+        assert_eq!(store.drain("crm").await.len(), 1, "{what}");
+    }
+}
+
+/// A table as version 1 had it: it says that all up to `mark` are in it, and has nothing.
+fn of_version_1(mark: Position) -> Vec<u8> {
+    let mut table = vec![0; offset(SLOTS)];
+    table[..8].copy_from_slice(b"hookseen");
+    table[8] = 1;
+    table[16..24].copy_from_slice(&mark.to_sql().to_le_bytes());
+    table
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_version_1_is_made_from_the_journal() {
+    let replace = |place: &Place| {
+        let seen = Seen::open(&table(place)).unwrap().unwrap();
+        fs::write(table(place), of_version_1(seen.mark())).unwrap();
+    };
+    assert_eq!(delivered_after(replace, true).await, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_table_has_lost_with_the_power_is_learnt_again() {
     let lose = |place: &Place| {
-        let mut bytes = fs::read(table(place)).unwrap();
-        bytes[4096..].fill(0);
-        fs::write(table(place), bytes).unwrap();
+        let path = place.dir.path().join("empty");
+        Seen::create(&path).unwrap();
+        fs::copy(path, table(place)).unwrap();
     };
     assert_eq!(delivered_after(lose, false).await, 1);
 }
@@ -166,13 +380,13 @@ async fn what_was_learnt_before_a_stop_is_not_read_again() {
     store.append_all([event(1), event(2)]).await;
     store.settle_down().await;
     store.close().await;
-    let (seen, _) = Seen::open(&table(&place)).unwrap();
+    let seen = Seen::open(&table(&place)).unwrap().unwrap();
     let mut scan = Scan::open(&place.journal(), Position::new(1, 0)).unwrap();
     let mut last = None;
     while let Some(Step::Record { position, .. }) = scan.next().unwrap() {
         last = Some(position);
     }
-    assert_eq!(Some(seen.mark().unwrap()), last);
+    assert_eq!(Some(seen.mark()), last);
 }
 
 /// The table of a store with `events`, which was stopped.

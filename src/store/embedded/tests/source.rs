@@ -27,7 +27,7 @@ fn slices(place: &Place) -> Vec<Vec<EventId>> {
         rebuild: std::sync::Arc::new(|_, _| {}),
     };
     let source = place.settings.source(context, vec![everything("crm")]);
-    let (mut source, mut reached, mut slices) = (source.unwrap(), i64::MIN, Vec::new());
+    let (source, mut reached, mut slices) = (source.unwrap(), i64::MIN, Vec::new());
     while let Some(slice) = source.read(reached, 500).unwrap() {
         reached = slice.last.place;
         let stored = slice.stored.iter();

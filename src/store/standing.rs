@@ -1,0 +1,28 @@
+//! How much there is to deliver.
+
+use jiff::Timestamp;
+
+use crate::telemetry::{ByHandler, Metrics};
+
+/// How one handler stands.
+pub(super) struct Standing {
+    pub(super) handler: String,
+    /// How many of its deliveries are open, and how many are parked.
+    pub(super) open: i64,
+    pub(super) parked: i64,
+    /// When the event of its oldest open delivery was received.
+    pub(super) oldest: Option<Timestamp>,
+}
+
+impl Standing {
+    /// Sets the gauges of the handler, as of `now`.
+    pub(super) fn show(self, metrics: &Metrics, now: Timestamp) {
+        let age = self.oldest.map(|at| now.duration_since(at).as_secs_f64());
+        let handler = self.handler;
+        let by = &ByHandler { handler };
+        metrics.open_deliveries.get_or_create(by).set(self.open);
+        metrics.parked_deliveries.get_or_create(by).set(self.parked);
+        let oldest = metrics.oldest_open_seconds.get_or_create(by);
+        oldest.set(age.unwrap_or(0.0).max(0.0));
+    }
+}

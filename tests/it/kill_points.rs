@@ -1,0 +1,630 @@
+//! A kill at every point of the journal's writer. A point is a system call that changes the journal's directory;
+//! a library under the service kills it there: before the call, after half of its bytes, after it, or before it and
+//! with the power, so that what no sync had put on the disk is lost.
+//!
+//! One life of the service tells the points that the script passes. Then, for each kind of point, a service with
+//! the same script ends at its first passage, once in each phase, and at a middle and the last one, in the phases
+//! that leave least. The next service on the store is held to everything.
+//!
+//! The library is under the journal alone: when the power fails, the ledger and the table of copies keep what they
+//! have, or are lost as a whole.
+
+use std::{
+    any::Any,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fmt, fs,
+    io::{BufRead, BufReader, Seek, SeekFrom},
+    net::SocketAddr,
+    os::unix::{fs::FileExt, process::ExitStatusExt},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+    thread,
+    time::Instant,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    copied::copy_any,
+    disk::faulty_disk,
+    harness::{
+        ARCHIVE, ENDPOINTS, Home, PATIENCE, RINGCENTRAL_TOKEN, Receiver, Service, ZOOM_SECRET,
+        as_pairs, cnam, eventually, hookswitch, phone_number, request, unix_now, zoom_headers,
+    },
+};
+
+/// Numbers that have events at the same time. The event with serial `s` is of number `s % NUMBERS`.
+const NUMBERS: u64 = 4;
+
+/// The size of a segment, in bytes.
+const SEGMENT: u64 = 1 << 20;
+
+/// How much older than the other scenes the old store is, in seconds: enough for a segment to be sealed, and
+/// for retention to delete it.
+const AGE: i64 = 25 * 3600;
+
+/// How much faster time goes for retention, which looks once a minute.
+const HASTE: &str = "300";
+
+/// How many lives go on at once: most of their time they wait for the disk.
+const AT_ONCE: usize = 4;
+
+/// Some of the points that the script has to pass, or it has ceased to provoke what it is for.
+const PASSED: &[&str] = &[
+    "mkdir directory",
+    "rename unnamed",
+    "copy torn",
+    "journal pwrite segment",
+    "journal overwrite segment",
+    "journal overwrite-first segment",
+    "journal fdatasync segment",
+    "journal ftruncate segment",
+    "journal pwrite-header spare",
+    "journal rename spare",
+    "journal rename unnamed",
+    "journal fsync directory",
+    "preparer create spare",
+    "preparer fsync spare",
+    "journal unlink spare",
+    "tokio-rt-worker unlink spare",
+    "retention unlink segment",
+    "retention fsync directory",
+];
+
+/// The store that a life begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scene {
+    New,
+    /// What a service of yesterday has left: nothing open, and one event parked in the first of its segments.
+    Old,
+    /// The same after a crash.
+    Torn,
+}
+
+/// What the lives have in common.
+struct Stage {
+    folder: TempDir,
+    library: PathBuf,
+    receiver: Receiver,
+    /// The store of [`Scene::Old`].
+    old: Home,
+    /// The serials of its events, each of which is on record as done.
+    done: BTreeSet<u64>,
+    /// The names of those of its segments that retention deletes.
+    deletable: Vec<PathBuf>,
+}
+
+/// Where and how a life ends.
+struct Kill {
+    scene: Scene,
+    point: String,
+    /// At which passage of the point.
+    nth: usize,
+    phase: &'static str,
+    /// Whether that is after the service was told to end.
+    is_at_the_end: bool,
+    /// Whether all that is made from the journal is lost as well.
+    loses_views: bool,
+}
+
+impl Kill {
+    /// All at `point`, which is passed so many times.
+    fn all(scene: Scene, point: &str, passages: usize, is_at_the_end: bool) -> Vec<Self> {
+        let mut kills = Vec::new();
+        let passages = BTreeSet::from([1, passages.div_ceil(2), passages]);
+        for (row, nth) in passages.into_iter().enumerate() {
+            let mut phases = phases(point).to_vec();
+            if nth > 1 {
+                // Those that leave least.
+                phases.retain(|phase| ["half", "power"].contains(phase));
+            }
+            for (column, phase) in phases.into_iter().enumerate() {
+                kills.push(Self {
+                    scene,
+                    point: point.to_owned(),
+                    nth,
+                    phase,
+                    is_at_the_end,
+                    loses_views: (row + column) % 2 == 1,
+                });
+            }
+        }
+        kills
+    }
+}
+
+impl fmt::Display for Kill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            scene,
+            point,
+            nth,
+            phase,
+            ..
+        } = self;
+        write!(f, "{scene:?} store, passage {nth} of `{point}`, {phase}")?;
+        f.write_str(if self.loses_views { ", views lost" } else { "" })
+    }
+}
+
+#[test]
+fn a_kill_at_any_point_of_the_journals_writer_loses_nothing_and_repeats_nothing_done() {
+    let stage = Stage::new();
+    let mut known = HashSet::new();
+    let mut kills = Vec::new();
+    for scene in [Scene::Old, Scene::Torn, Scene::New] {
+        kills.extend(stage.kills(scene, &mut known));
+    }
+    for point in PASSED {
+        let is_passed = known.iter().any(|known| known.ends_with(point));
+        assert!(is_passed, "{point} is not among {known:#?}");
+    }
+    eprintln!("{} kills at {} points", kills.len(), known.len());
+    let (queue, failures) = (Mutex::new(kills), Mutex::new(Vec::<String>::new()));
+    // Each loss takes long to tell from what is yet to come: a few failures say enough.
+    let is_over = || !failures.lock().unwrap().is_empty();
+    let next = || queue.lock().unwrap().pop().filter(|_| !is_over());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(kill) = next() {
+                    let ended = catch_unwind(AssertUnwindSafe(|| stage.holds(&kill)));
+                    if let Err(why) = ended {
+                        let failure = format!("{kill}: {}", text(&*why));
+                        failures.lock().unwrap().push(failure);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// What a panic says.
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or_default()
+}
+
+impl Stage {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let library = faulty_disk(folder.path());
+        let receiver = Receiver::start();
+        receiver.answer("refused", 422);
+        let old = configured(&receiver);
+        let mut stage = Self {
+            folder,
+            library,
+            receiver,
+            old,
+            done: BTreeSet::new(),
+            deletable: Vec::new(),
+        };
+        let mut command = stage.command(Scene::New);
+        command.env("FAULTY_DISK_LATER", (-AGE).to_string());
+        let mut life = Life::begin(&stage.old, command).unwrap();
+        (life.behind, life.next) = (AGE, 0);
+        life.fill_a_store().unwrap();
+        stage.done = life.end();
+        let segments = segments(&stage.old);
+        let inner = segments[1..segments.len() - 1].iter();
+        stage.deletable = inner.map(|path| path.file_name().unwrap().into()).collect();
+        assert!(!stage.deletable.is_empty());
+        stage
+    }
+
+    fn command(&self, scene: Scene) -> Command {
+        let mut command = hookswitch();
+        command.env("LD_PRELOAD", &self.library);
+        if scene == Scene::Old {
+            command.env("FAULTY_DISK_HASTE", HASTE);
+        }
+        command
+    }
+
+    fn home(&self, scene: Scene) -> Home {
+        let home = configured(&self.receiver);
+        if scene != Scene::New {
+            for part in ["data", "events.ndjson"] {
+                copy_any(&self.old.path().join(part), &home.path().join(part));
+            }
+        }
+        if scene == Scene::Torn {
+            tear(&home);
+        }
+        home
+    }
+
+    /// Where to end lives that begin with `scene`: wherever they pass, but for most of what is `known` from
+    /// another scene.
+    fn kills(&self, scene: Scene, known: &mut HashSet<String>) -> Vec<Kill> {
+        let home = self.home(scene);
+        let points = self.folder.path().join(format!("{scene:?}.points"));
+        let mut command = self.command(scene);
+        command.env("FAULTY_DISK_POINTS", &points);
+        let mut life = Life::begin(&home, command).unwrap();
+        self.script(&mut life, scene).unwrap();
+        let passed = || fs::read_to_string(&points).unwrap();
+        let before_the_end = passed().lines().count();
+        life.end();
+        let mut passages: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (at, point) in passed().lines().enumerate() {
+            passages.entry(point.to_owned()).or_default().push(at);
+        }
+        let kills = passages.into_iter().flat_map(|(point, mut at)| {
+            let is_at_the_end = at[0] >= before_the_end;
+            at.retain(|at| is_at_the_end || *at < before_the_end);
+            let mut kills = Kill::all(scene, &point, at.len(), is_at_the_end);
+            if !known.insert(point) {
+                kills.retain(|kill| kill.nth == 1 && kill.phase == "power");
+            }
+            kills
+        });
+        kills.collect()
+    }
+
+    /// Makes everything happen that the writer and its helpers can have to do.
+    fn script(&self, life: &mut Life<'_>, scene: Scene) -> Option<()> {
+        life.fill_a_store()?;
+        if scene == Scene::Old {
+            let journal = life.home.path().join("data/journal");
+            life.until("retention has deleted what it can", |_| {
+                let mut deletable = self.deletable.iter();
+                deletable.all(|name| !journal.join(name).exists())
+            })?;
+            let replayed = life.home.run(&["replay", "--parked"]);
+            let is_gone = life.service.ended().is_some();
+            assert!(replayed.status.success() || is_gone, "{replayed:?}");
+        }
+        Some(())
+    }
+
+    /// Ends a life as `kill` says, and holds the one after it to everything.
+    fn holds(&self, kill: &Kill) {
+        let home = self.home(kill.scene);
+        let mut command = self.command(kill.scene);
+        let Kill {
+            nth, phase, point, ..
+        } = kill;
+        command.env("FAULTY_DISK_KILL", format!("{nth} {phase} {point}"));
+        let (mut acknowledged, mut next) = (BTreeSet::new(), FIRST);
+        match Life::begin(&home, command) {
+            Ok(mut life) => {
+                self.until_it_is_killed(&mut life, kill);
+                (acknowledged, next) = (life.acknowledged, life.next);
+            }
+            Err(ended) => assert!(ended.contains("SIGKILL"), "{ended}"),
+        }
+        if kill.loses_views {
+            lose_views(&home);
+        }
+        let done = match kill.scene {
+            Scene::New => BTreeSet::new(),
+            Scene::Old | Scene::Torn => self.done.clone(),
+        };
+        comes_up(&home, acknowledged, next, &done);
+    }
+
+    fn until_it_is_killed(&self, life: &mut Life<'_>, kill: &Kill) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut going = self.script(life, kill.scene);
+        // Batches differ from life to life, and so does how often a point is passed.
+        while going.is_some() && !kill.is_at_the_end {
+            assert!(Instant::now() < deadline, "the point is not passed");
+            going = life.fill_a_store();
+        }
+        if going.is_some() {
+            life.service.signal("TERM");
+        }
+        let status = life.service.wait_for_end();
+        assert_eq!(status.signal(), Some(9), "{status}: {}", life.service.log());
+    }
+}
+
+/// Starts a service where another was killed. It delivers what was acknowledged, in order, and nothing that was
+/// on record as done.
+fn comes_up(home: &Home, acknowledged: BTreeSet<u64>, next: u64, done: &BTreeSet<u64>) {
+    let service = home.start();
+    eventually("it is ready", || {
+        service.ready() == (200, "ready".to_owned())
+    });
+    for torn in files(home, ".torn") {
+        let torn = fs::read(torn).unwrap();
+        let serials: BTreeSet<_> = serials(&torn).collect();
+        assert!(serials.is_disjoint(&acknowledged), "torn: {serials:?}");
+    }
+    let mut life = Life::of(home, service);
+    (life.acknowledged, life.next) = (acknowledged, next);
+    // Of each number: whatever else of it is to be delivered comes before.
+    life.burst().unwrap();
+    life.until_all_is_delivered().unwrap();
+    let delivered = life.archive.look(home);
+    for serial in done {
+        let times = delivered.iter().filter(|one| *one == serial).count();
+        assert_eq!(times, 1, "{serial} was done");
+    }
+    for number in 0..NUMBERS {
+        let mut known = HashSet::new();
+        let of_number = delivered
+            .iter()
+            .filter(|serial| *serial % NUMBERS == number);
+        let first: Vec<_> = of_number.filter(|serial| known.insert(**serial)).collect();
+        assert!(first.is_sorted(), "{first:?}");
+    }
+    let damaged = life.service.metric("hookswitch_journal_damaged_bytes");
+    assert!(damaged == 0.0, "{damaged} bytes: {}", life.service.log());
+}
+
+/// The first serial of a life that is not that of the old store.
+const FIRST: u64 = 1 << 20;
+
+/// A running service, and who posts to it.
+struct Life<'a> {
+    home: &'a Home,
+    service: Service,
+    /// How much the service's clock is behind, in seconds.
+    behind: i64,
+    next: u64,
+    acknowledged: BTreeSet<u64>,
+    archive: Archive,
+}
+
+/// What is posted ends with `None` when the service is gone.
+impl<'a> Life<'a> {
+    /// Says how the service ended if that was before it listened.
+    fn begin(home: &'a Home, command: Command) -> Result<Self, String> {
+        Service::try_spawn(home, command).map(|service| Self::of(home, service))
+    }
+
+    fn of(home: &'a Home, service: Service) -> Self {
+        Self {
+            home,
+            service,
+            behind: 0,
+            next: FIRST,
+            acknowledged: BTreeSet::new(),
+            archive: Archive::default(),
+        }
+    }
+
+    /// Ends it in order, and says what it has acknowledged.
+    fn end(mut self) -> BTreeSet<u64> {
+        self.service.signal("TERM");
+        assert_eq!(self.service.wait(), Some(0), "{}", self.service.log());
+        self.acknowledged
+    }
+
+    fn fill_a_store(&mut self) -> Option<()> {
+        self.burst()?;
+        self.call("taken")?;
+        self.call("refused")?;
+        self.roll()?;
+        // Each more than a segment has room for, and sooner than the next one is made ahead.
+        for _ in 0..2 {
+            self.post(SEGMENT as usize)?;
+        }
+        self.burst()?;
+        self.roll()?;
+        self.order_spare()?;
+        self.until_all_is_delivered()
+    }
+
+    /// Posts until a segment that was made ahead is written to.
+    fn roll(&mut self) -> Option<()> {
+        self.order_spare()?;
+        let home = self.home;
+        let last = || segments(home).pop();
+        let is_ahead = |last: &Option<PathBuf>| size(last.as_ref().unwrap()) == SEGMENT;
+        let before = last();
+        if is_ahead(&before) {
+            // What was made ahead itself is filled first.
+            self.post(SEGMENT as usize)?;
+        }
+        self.until("a segment that was made ahead is written to", |life| {
+            life.post(0);
+            let last = last();
+            last > before && is_ahead(&last)
+        })
+    }
+
+    /// Posts as much as a segment has when the next one is made ahead.
+    fn order_spare(&mut self) -> Option<()> {
+        let (home, before) = (self.home, segments(self.home).pop());
+        let spare = home.path().join("data/journal/spare.new");
+        self.post(SEGMENT as usize / 16)?;
+        self.until("a segment is made ahead", |_| {
+            size(&spare) == SEGMENT || segments(home).pop() > before
+        })
+    }
+
+    /// Posts some of all numbers at once.
+    fn burst(&mut self) -> Option<()> {
+        const EACH: u64 = 3;
+        let (address, at, first) = (self.service.address, unix_now() - self.behind, self.next);
+        self.next += NUMBERS * EACH;
+        let of_number = |number: u64| {
+            let serials = (0..EACH).map(move |n| first + n * NUMBERS + number);
+            serials.map(|serial| (serial, send(address, at, serial, 0)))
+        };
+        let posted: Vec<_> = thread::scope(|scope| {
+            let threads = (0..NUMBERS)
+                .map(|number| scope.spawn(move || of_number(number).collect::<Vec<_>>()));
+            let threads: Vec<_> = threads.collect();
+            let posted = threads.into_iter().map(|thread| thread.join().unwrap());
+            posted.flatten().collect()
+        });
+        self.acknowledge(&posted)
+    }
+
+    /// Posts one event with so many bytes more.
+    fn post(&mut self, bytes: usize) -> Option<()> {
+        let serial = self.next;
+        self.next += 1;
+        let at = unix_now() - self.behind;
+        let answer = send(self.service.address, at, serial, bytes);
+        self.acknowledge(&[(serial, answer)])
+    }
+
+    fn acknowledge(&mut self, posted: &[(u64, Option<u16>)]) -> Option<()> {
+        for (serial, answer) in posted {
+            match answer {
+                Some(200) => assert!(self.acknowledged.insert(*serial)),
+                // A machine that is busy can make it wait too long.
+                Some(503) => {}
+                Some(status) => panic!("{serial} was answered {status}"),
+                None => {}
+            }
+        }
+        let mut answers = posted.iter();
+        answers.all(|(_, answer)| answer.is_some()).then_some(())
+    }
+
+    /// Posts an event for the handler whose server takes some and refuses others.
+    fn call(&self, what: &str) -> Option<()> {
+        let body = phone_number(&format!("{what} {}", self.next), what);
+        let token = [("verification-token", RINGCENTRAL_TOKEN)];
+        let path = "/ringcentral/phone-number";
+        let address = self.service.address;
+        let answer = request(address, "POST", path, &token, body.as_bytes()).ok()?;
+        assert!([200, 503].contains(&answer.status), "{answer:?}");
+        Some(())
+    }
+
+    fn until_all_is_delivered(&mut self) -> Option<()> {
+        self.until("all is delivered", |life| {
+            let delivered = life.archive.look(life.home).iter().copied().collect();
+            life.acknowledged.is_subset(&delivered)
+        })
+    }
+
+    fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) -> Option<()> {
+        let mut is_gone = false;
+        eventually(what, || {
+            is_gone = self.service.ended().is_some();
+            is_gone || condition(self)
+        });
+        (!is_gone).then_some(())
+    }
+}
+
+/// Posts the event with `serial` and gives the status of the answer, if there is one.
+fn send(address: SocketAddr, at: i64, serial: u64, bytes: usize) -> Option<u16> {
+    let number = u32::try_from(serial % NUMBERS).unwrap();
+    let body = cnam(number, serial);
+    let padding = "x".repeat(bytes);
+    let body = format!(r#"{},"padding":"{padding}"}}"#, body.strip_suffix('}')?);
+    let headers = zoom_headers(body.as_bytes(), ZOOM_SECRET, at);
+    let path = "/zoom/number-management";
+    let answer = request(address, "POST", path, &as_pairs(&headers), body.as_bytes());
+    answer.ok().map(|answer| answer.status)
+}
+
+fn configured(receiver: &Receiver) -> Home {
+    let server = "[server]\nmax_body = \"4MiB\"";
+    let store = "reserve = 0\nsegment = \"1MiB\"\nretain = \"1h\"";
+    let endpoints = ENDPOINTS
+        .replace("[server]", server)
+        .replace("reserve = 0", store);
+    let archive = format!("{ARCHIVE}sync = false\n");
+    let crm = format!(
+        r#"
+[handlers.crm]
+kind = "http"
+events = ["ringcentral.*"]
+url = "http://{}/hooks"
+"#,
+        receiver.address
+    );
+    Home::new(&[&endpoints, &archive, &crm])
+}
+
+/// The files of the journal whose names hold `part`, in order.
+fn files(home: &Home, part: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(home.path().join("data/journal")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+    let mut found: Vec<_> = paths.filter(|path| name(path).contains(part)).collect();
+    found.sort();
+    found
+}
+
+fn segments(home: &Home) -> Vec<PathBuf> {
+    let mut segments = files(home, ".segment");
+    segments.retain(|path| path.extension().is_some_and(|word| word == "segment"));
+    segments
+}
+
+fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
+}
+
+/// Puts bytes that are no record behind the last one, and half of a segment that was being made ahead.
+fn tear(home: &Home) {
+    let segment = segments(home).pop().unwrap();
+    let bytes = fs::read(&segment).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 16;
+    let file = fs::File::options().write(true).open(segment).unwrap();
+    file.write_all_at(&[0x5a; 1000], end as u64).unwrap();
+    let spare = home.path().join("data/journal/spare.new");
+    fs::write(spare, vec![0; SEGMENT as usize / 2]).unwrap();
+}
+
+fn lose_views(home: &Home) {
+    for entry in fs::read_dir(home.path().join("data")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name.starts_with("ledger") || name.starts_with("seen") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+/// What was delivered so far, in order.
+#[derive(Default)]
+struct Archive {
+    /// How much of the file that is, in bytes.
+    read: u64,
+    serials: Vec<u64>,
+}
+
+impl Archive {
+    /// Adds the lines that are new. An event's serial is near the beginning of its line.
+    fn look(&mut self, home: &Home) -> &[u64] {
+        const NEAR: usize = 2000;
+        let Ok(mut file) = fs::File::open(home.path().join("events.ndjson")) else {
+            return &self.serials;
+        };
+        file.seek(SeekFrom::Start(self.read)).unwrap();
+        let (mut reader, mut line) = (BufReader::new(file), Vec::new());
+        while reader.read_until(b'\n', &mut line).unwrap() > 0 && line.ends_with(b"\n") {
+            let near = &line[..line.len().min(NEAR)];
+            self.serials.extend(serials(near).next());
+            self.read += line.len() as u64;
+            line.clear();
+        }
+        &self.serials
+    }
+}
+
+/// The serials of the events whose bodies are in `bytes`.
+fn serials(bytes: &[u8]) -> impl Iterator<Item = u64> + use<> {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let parts: Vec<_> = text
+        .split("\"serial ")
+        .skip(1)
+        .filter_map(|part| part.split_once('"')?.0.parse().ok())
+        .collect();
+    parts.into_iter()
+}
+
+/// The phases of `point`.
+fn phases(point: &str) -> &'static [&'static str] {
+    let writes = point.contains("write") || point.contains(" copy ");
+    let all = &["half", "before", "after", "power"];
+    if writes { all } else { &all[1..] }
+}
