@@ -1,5 +1,5 @@
-//! A load of signed Zoom events, each one new, over keep-alive connections that each wait for an
-//! answer before they send again. Prints one line of figures.
+//! A load of signed Zoom events over keep-alive connections. Each event is new; each connection waits
+//! for an answer before the next request. Prints one line of figures.
 //!
 //! `cargo run --release --example load -- --help`
 
@@ -20,7 +20,7 @@ use tokio::{
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// Where to connect
+    /// The address to connect to
     #[arg(long, default_value = "127.0.0.1:8080")]
     to: String,
     /// The path to post to
@@ -29,29 +29,29 @@ struct Args {
     /// The secret to sign with
     #[arg(long, default_value = "local-zoom-secret")]
     secret: String,
-    /// Connections
+    /// The number of connections
     #[arg(long, default_value_t = 64)]
     connections: u64,
-    /// How long, in seconds
+    /// The duration, in seconds
     #[arg(long, default_value_t = 8)]
     seconds: u64,
-    /// Requests a second over all connections; as many as are answered where it is 0
+    /// Requests per second over all connections; 0 sends the next request after each answer
     #[arg(long, default_value_t = 0)]
     rate: u64,
-    /// About how many bytes a body has
+    /// The approximate size of a body, in bytes
     #[arg(long, default_value_t = 800)]
     body: usize,
-    /// Distinct ordering keys: each is one number of an account of its own
+    /// The number of ordering keys; each is a number of an account of its own
     #[arg(long, default_value_t = 1000)]
     keys: u64,
-    /// All numbers are of one account and carrier
+    /// Use one account and carrier for all numbers
     #[arg(long)]
     one_account: bool,
 }
 
 /// One connection's latencies, and its answers other than 200.
 #[derive(Default)]
-struct Tally {
+struct Results {
     latencies: Vec<Duration>,
     refused: u64,
 }
@@ -75,11 +75,11 @@ async fn main() -> anyhow::Result<()> {
             tokio::spawn(run(args.clone(), key.clone(), stream, number, started, end))
         })
         .collect();
-    let mut all = Tally::default();
+    let mut all = Results::default();
     for connection in connections {
-        let tally = connection.await??;
-        all.latencies.extend(tally.latencies);
-        all.refused += tally.refused;
+        let results = connection.await??;
+        all.latencies.extend(results.latencies);
+        all.refused += results.refused;
     }
     let took = started.elapsed().as_secs_f64();
     all.latencies.sort_unstable();
@@ -110,9 +110,9 @@ async fn run(
     number: u64,
     started: Instant,
     end: Instant,
-) -> anyhow::Result<Tally> {
+) -> anyhow::Result<Results> {
     stream.set_nodelay(true)?;
-    let mut tally = Tally::default();
+    let mut results = Results::default();
     let mut answer = Vec::with_capacity(4096);
     let pace = (args.rate > 0)
         .then(|| Duration::from_secs_f64(args.connections as f64 / args.rate as f64));
@@ -135,12 +135,12 @@ async fn run(
         stream.write_all(&request).await?;
         let status = read_status(&mut stream, &mut answer).await?;
         if status == 200 {
-            tally.latencies.push(due.elapsed());
+            results.latencies.push(due.elapsed());
         } else {
-            tally.refused += 1;
+            results.refused += 1;
         }
     }
-    Ok(tally)
+    Ok(results)
 }
 
 fn request(args: &Args, secret: &Hmac<Sha256>, number: u64, turn: u64) -> Vec<u8> {

@@ -1,11 +1,11 @@
 //! Wires the floors together, supervises them, and drains them.
 //!
-//! **Invariant:** every long-lived task is spawned here, or on the tracker that is handed out here,
-//! and is waited for at the end.
+//! **Invariant:** every long-lived task is spawned here, or on the tracker that is created here, and
+//! the shutdown waits for it.
 //!
-//! **Invariant:** the order of the end is: readiness false and no new connections; requests in
-//! flight finish; deliveries under way finish; the journal is synced and closed. One deadline holds
-//! for all of it.
+//! **Invariant:** the order of the shutdown is: readiness is false and no connection is accepted;
+//! requests in flight finish; deliveries in progress finish; the journal is synced and closed. One
+//! deadline covers all of it.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -17,33 +17,36 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    admin::{Admin, Phase, Readiness},
+    admin::{self, Phase, Readiness},
     config::{self, Config},
     dispatch::Dispatcher,
     handler::{self, HandlerKind},
-    http::{self, Door, Webhook},
+    http::{self, Webhook},
     store::{self, Health, Store, StoreError},
     telemetry::{ByResult, Metrics},
 };
 
-/// The clock that everything below is given.
-#[expect(clippy::disallowed_methods, reason = "this is where the clock is read")]
+/// The clock of all floors below.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the only place that reads the clock"
+)]
 pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The name by which a program that embeds this crate finds its way in.
+/// The entry point for a program that embeds this crate.
 #[derive(Debug)]
 pub struct Hookswitch;
 
 impl Hookswitch {
-    /// A service with the kinds of handlers that come with the crate.
+    /// A service with the built-in kinds of handlers.
     pub fn builder() -> Builder {
         Builder::default()
     }
 }
 
-/// A service before its configuration has been read.
+/// A service whose configuration has not been read.
 #[derive(Clone, Debug)]
 pub struct Builder {
     kinds: Vec<handler::Kind>,
@@ -58,7 +61,7 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Adds a kind of handler, which the TOML can then name. One of the same name is replaced.
+    /// Registers a kind of handler for the TOML. It replaces a kind with the same name.
     #[must_use]
     pub fn handler_kind<K: HandlerKind>(mut self) -> Self {
         self.kinds.retain(|kind| kind.kind != K::KIND);
@@ -70,19 +73,19 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// A report of everything that is wrong with it.
+    /// A report of all problems in the configuration.
     pub fn load(&self, path: &Path) -> Result<Config, config::Report> {
         config::load(path, &self.kinds, config::environment)
     }
 }
 
-/// Why a service cannot be started.
+/// Why a service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A listener or its certificate.
+    /// A server could not be bound.
     #[error(transparent)]
-    Door(#[from] http::Error),
-    /// The store.
+    Bind(#[from] http::Error),
+    /// The store could not be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -90,31 +93,31 @@ pub enum Error {
 /// How a service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// All that had begun was finished.
+    /// Everything in progress finished.
     Drained,
-    /// The deadline came first. Nothing is lost: what was not finished is delivered again.
+    /// The deadline passed first. Unfinished deliveries are made again.
     CutShort,
-    /// The store failed, or a part of the service itself did. What was acknowledged is safe.
+    /// The store or a component of the service failed. Acknowledged events are safe.
     Failed,
 }
 
-/// Why a service begins to end.
+/// Why a service shuts down.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    Asked,
+    Requested,
     Failure,
 }
 
-/// A service that listens and does not answer yet.
+/// A service whose addresses are bound and whose store is open.
 pub struct App {
-    door: Door,
+    server: http::Server,
     admin_address: SocketAddr,
     drain_timeout: Duration,
-    parts: Arc<Parts>,
+    components: Arc<Components>,
 }
 
-/// What runs, and what a reload changes.
-struct Parts {
+/// The running components, as far as a reload needs them.
+struct Components {
     store: Arc<dyn Store>,
     webhook: Arc<Webhook>,
     dispatcher: Dispatcher,
@@ -124,31 +127,31 @@ struct Parts {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
-    /// Ends the operator's door, last of all.
+    /// Stops the admin server, after everything else.
     stop: CancellationToken,
 }
 
 impl App {
-    /// Takes both addresses, opens the store and starts the handlers. The operator's door is open
-    /// from the beginning, so that it can be seen how far this is; `rebuild` is called with (done,
-    /// total) while a ledger is rebuilt.
+    /// Binds both servers, opens the store and starts the handlers. The admin server answers from
+    /// the beginning, so that probes can follow the start. `rebuild` is called with (done, total)
+    /// while a ledger is rebuilt.
     ///
     /// # Errors
     ///
-    /// When an address is taken or the store cannot be opened.
+    /// When an address cannot be bound or the store cannot be opened.
     pub async fn build(
         config: Config,
         rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     ) -> Result<Self, Error> {
-        warn(&config.warnings);
+        log_warnings(&config.warnings);
         let restart_required = config.restart_required;
         let metrics = Arc::new(Metrics::default());
         let readiness = Arc::new(Readiness::default());
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
-        let door = Door::bind(&config.server, &metrics)?;
-        let admin = Admin::bind(&config.admin)?;
+        let server = http::Server::bind(&config.server, &metrics)?;
+        let admin = admin::Server::bind(&config.admin)?;
         let admin_address = admin.local_addr();
         tasks.spawn(admin.serve(
             readiness.clone(),
@@ -164,10 +167,10 @@ impl App {
             rebuild,
         };
         let engine = config.store;
-        // Opening reads files; it must not hold up the operator's door.
+        // Opening reads files. It must not block the admin server.
         let opening = tasks.spawn_blocking(move || engine.open(context));
         let store = opening.await.map_err(|_| StoreError::Closed)??;
-        readiness.observe(store.clone());
+        readiness.set_store(store.clone());
 
         let webhook = Webhook::new(
             &config.server,
@@ -176,7 +179,11 @@ impl App {
             metrics.clone(),
             now,
         );
-        tasks.spawn(look_after(store.clone(), metrics.clone(), stop.clone()));
+        tasks.spawn(supervise_followers(
+            store.clone(),
+            metrics.clone(),
+            stop.clone(),
+        ));
         let dispatcher = Dispatcher::new(
             store.clone(),
             store.followers(),
@@ -186,11 +193,11 @@ impl App {
         );
         dispatcher.replace(config.handlers).await?;
 
-        let parts = Parts {
+        let components = Components {
             store,
             webhook: Arc::new(webhook),
             dispatcher,
-            certificate: door.certificate(),
+            certificate: server.certificate(),
             restart_required: Mutex::new(restart_required),
             readiness,
             metrics,
@@ -198,73 +205,76 @@ impl App {
             stop,
         };
         Ok(Self {
-            door,
+            server,
             admin_address,
             drain_timeout: config.server.drain_timeout,
-            parts: Arc::new(parts),
+            components: Arc::new(components),
         })
     }
 
-    /// Where providers are listened to.
+    /// The address that providers post to.
     pub fn address(&self) -> SocketAddr {
-        self.door.local_addr()
+        self.server.local_addr()
     }
 
-    /// Where operators are listened to.
+    /// The address of the admin server.
     pub const fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// What changes a running service's configuration.
+    /// Changes the configuration of the running service.
     pub fn reloader(&self) -> Reloader {
-        Reloader(self.parts.clone())
+        Reloader(self.components.clone())
     }
 
-    /// Serves until `shutdown` is ready, or the store or another part fails; then drains.
+    /// Serves until `shutdown` is ready, or until the store or another component fails. Then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> End {
         let Self {
-            door,
+            server,
             drain_timeout,
-            parts,
+            components,
             ..
         } = self;
         let draining = CancellationToken::new();
         let ended = CancellationToken::new();
-        let alarm = ended.clone().drop_guard();
-        let serving = door.serve(parts.webhook.clone(), draining.clone().cancelled_owned());
-        let serving = parts.tasks.spawn(async move {
-            let _alarm = alarm;
+        let guard = ended.clone().drop_guard();
+        let serving = server.serve(
+            components.webhook.clone(),
+            draining.clone().cancelled_owned(),
+        );
+        let serving = components.tasks.spawn(async move {
+            let _guard = guard;
             serving.await
         });
-        parts.readiness.enter(Phase::Serving);
+        components.readiness.enter(Phase::Serving);
 
-        let mut health = parts.store.health();
+        let mut health = components.store.health();
         let cause = tokio::select! {
-            () = shutdown => Cause::Asked,
+            () = shutdown => Cause::Requested,
             () = until_poisoned(&mut health) => Cause::Failure,
-            () = parts.dispatcher.broken() => {
-                tracing::error!("a handler's worker ended by itself");
+            () = components.dispatcher.broken() => {
+                tracing::error!("a handler's worker stopped by itself");
                 Cause::Failure
             }
             () = ended.cancelled() => {
-                tracing::error!("the door closed by itself");
+                tracing::error!("the server stopped by itself");
                 Cause::Failure
             }
         };
         tracing::info!("shutting down");
-        parts.readiness.enter(Phase::Draining);
+        components.readiness.enter(Phase::Draining);
         let deadline = Instant::now() + drain_timeout;
         draining.cancel();
         let answered = serving.await.is_ok_and(|drained| drained.complete);
-        let delivered = parts.dispatcher.drain(deadline).await;
-        let closed = parts.store.close().await;
-        parts.stop.cancel();
-        parts.tasks.close();
-        let finished = timeout_at(deadline, parts.tasks.wait()).await.is_ok();
+        let delivered = components.dispatcher.drain(deadline).await;
+        let closed = components.store.close().await;
+        components.stop.cancel();
+        components.tasks.close();
+        let finished = timeout_at(deadline, components.tasks.wait()).await.is_ok();
         match closed {
             _ if cause == Cause::Failure => End::Failed,
             Err(error) => {
-                tracing::error!(%error, "the store could not be closed in order");
+                tracing::error!(%error, "the store could not be closed cleanly");
                 End::Failed
             }
             Ok(()) if answered && delivered && finished => End::Drained,
@@ -282,15 +292,19 @@ impl std::fmt::Debug for App {
     }
 }
 
-/// Logs what the configuration in force is warned of.
-fn warn(warnings: &config::Report) {
+/// Logs the warnings about the configuration in force.
+fn log_warnings(warnings: &config::Report) {
     for problem in warnings.problems() {
         tracing::warn!("{problem}");
     }
 }
 
-/// Looks now and then whether what is stored is worked on.
-async fn look_after(store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: CancellationToken) {
+/// Checks the store's followers for progress, periodically.
+async fn supervise_followers(
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let followers = store.followers();
     while !stop.is_cancelled() {
         followers.look(&metrics);
@@ -298,24 +312,25 @@ async fn look_after(store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: Cancella
     }
 }
 
+/// Ready when the store is poisoned or gone.
 async fn until_poisoned(health: &mut watch::Receiver<Health>) {
     let poisoned = |health: &Health| matches!(health, Health::Poisoned { .. });
     match health.wait_for(poisoned).await {
         Ok(health) => tracing::error!(health = ?*health, "the store is poisoned"),
-        Err(_) => tracing::error!("the store ended by itself"),
+        Err(_) => tracing::error!("the store stopped by itself"),
     }
 }
 
-/// Changes the configuration of a running service: validated whole, swapped at once.
+/// Changes the configuration of a running service. A reload is applied as a whole or refused.
 #[derive(Clone)]
-pub struct Reloader(Arc<Parts>);
+pub struct Reloader(Arc<Components>);
 
 impl Reloader {
-    /// Puts `config` in force: endpoints, secrets, handlers, certificates. One that changes what
-    /// cannot change while running is refused whole.
+    /// Applies `config`: endpoints, secrets, handlers, certificates. Refuses it if it changes a
+    /// setting that needs a restart.
     pub async fn reload(&self, config: Config) {
-        let parts = &self.0;
-        let mut restart_required = parts.restart_required.lock().await;
+        let components = &self.0;
+        let mut restart_required = components.restart_required.lock().await;
         let changes = restart_required.changes(&config.restart_required);
         if !changes.is_empty() {
             let changes = changes.join(" and ");
@@ -325,29 +340,29 @@ impl Reloader {
             return;
         }
         *restart_required = config.restart_required;
-        // Handlers first: what a new endpoint takes must find who gets it.
-        if let Err(error) = parts.dispatcher.replace(config.handlers).await {
+        // Handlers first: an event of a new endpoint must find its handlers.
+        if let Err(error) = components.dispatcher.replace(config.handlers).await {
             self.refuse(&error.to_string());
             return;
         }
-        parts.webhook.reroute(config.endpoints);
-        if let Some(Err(error)) = parts
+        components.webhook.replace_endpoints(config.endpoints);
+        if let Some(Err(error)) = components
             .certificate
             .as_ref()
             .map(|certificate| certificate.refresh())
         {
             tracing::error!(%error, "the old certificate stays in use");
         }
-        parts
+        components
             .metrics
             .reloads
             .get_or_create(&ByResult { result: "applied" })
             .inc();
         tracing::info!("the configuration was reloaded");
-        warn(&config.warnings);
+        log_warnings(&config.warnings);
     }
 
-    /// Says that a reload changed nothing, and why.
+    /// Logs and counts a refused reload.
     pub fn refuse(&self, why: &str) {
         let refused = ByResult { result: "refused" };
         self.0.metrics.reloads.get_or_create(&refused).inc();

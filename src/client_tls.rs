@@ -1,4 +1,4 @@
-//! TLS with a server, on the side of its client.
+//! The client's side of TLS.
 
 use std::{
     fmt,
@@ -16,18 +16,18 @@ use rustls::{
 use rustls_platform_verifier::BuilderVerifierExt;
 use serde::Deserialize;
 
-use crate::authorities::Authorities;
+use crate::ca_bundle::CaBundle;
 
-/// Who may vouch for the server, and what the server is shown where it asks who we are.
+/// The CA bundle that verifies the server, and the certificate of the client.
 ///
-/// In the TOML, the parts are called `ca`, `certificate` and `key` wherever there is a client.
+/// Every client in the TOML has the keys `ca`, `certificate` and `key`.
 #[derive(Clone, Default)]
 pub struct ClientTls {
-    authorities: Option<Authorities>,
+    ca: Option<CaBundle>,
     identity: Option<Identity>,
 }
 
-/// A certificate and a key that have been seen to belong together.
+/// A certificate and its matching key.
 #[derive(Clone)]
 struct Identity {
     certificate: PathBuf,
@@ -36,15 +36,15 @@ struct Identity {
 }
 
 impl ClientTls {
-    /// TLS with a server that `ca` vouches for, or one of the system's authorities, to which
-    /// `certificate` is shown if it asks for one.
+    /// TLS with a server that `ca`, or else the system's CA bundle, verifies. The client presents
+    /// `certificate` if the server asks for one.
     ///
     /// # Errors
     ///
-    /// When there is a certificate without its key, a key without its certificate, or either is not
-    /// of the other.
+    /// When there is a certificate without a key, a key without a certificate, or when they do not
+    /// match.
     pub fn new(
-        ca: Option<&Authorities>,
+        ca: Option<&CaBundle>,
         certificate: Option<&Certificate>,
         key: Option<&Key>,
     ) -> Result<Self, String> {
@@ -55,23 +55,23 @@ impl ClientTls {
             (None, Some(_)) => return Err(half("key", "certificate")),
         };
         Ok(Self {
-            authorities: ca.cloned(),
+            ca: ca.cloned(),
             identity,
         })
     }
 
-    /// Whether something was said of it, which asks for TLS where nothing else does.
+    /// Whether any of its keys is configured, which implies TLS.
     pub const fn is_given(&self) -> bool {
-        self.authorities.is_some() || self.identity.is_some()
+        self.ca.is_some() || self.identity.is_some()
     }
 
-    /// Agrees that there is no TLS, if nothing was said of it.
+    /// Checks that none of its keys is configured, where there is no TLS.
     ///
     /// # Errors
     ///
-    /// Names what was said, and `cure`, which is how to have TLS.
+    /// Names the configured key, and `cure`, which says how to get TLS.
     pub fn forgo(&self, cure: &str) -> Result<(), String> {
-        let given = match (&self.authorities, &self.identity) {
+        let given = match (&self.ca, &self.identity) {
             (Some(_), _) => "ca",
             (None, Some(_)) => "certificate",
             (None, None) => return Ok(()),
@@ -83,18 +83,18 @@ impl ClientTls {
     ///
     /// # Errors
     ///
-    /// Says so when the system's authorities are needed and it has none.
+    /// When the system's CA bundle is needed and there is none.
     pub fn config(&self) -> Result<ClientConfig, String> {
         let builder = builder()?;
-        Ok(self.identify(match &self.authorities {
-            Some(authorities) => builder.with_root_certificates(authorities.roots()),
+        Ok(self.identify(match &self.ca {
+            Some(ca) => builder.with_root_certificates(ca.roots()),
             None => builder
                 .with_platform_verifier()
                 .map_err(|error| refuse(&error))?,
         }))
     }
 
-    /// The same, but it is for `verifier` to say whether the server is believed.
+    /// The same, with `verifier` in place of the CA bundle.
     ///
     /// # Errors
     ///
@@ -117,9 +117,9 @@ impl ClientTls {
         }
     }
 
-    /// The file of authorities, for clients that read it themselves.
+    /// The path of the CA bundle, for clients that read the file themselves.
     pub fn ca(&self) -> Option<&Path> {
-        self.authorities.as_ref().map(Authorities::path)
+        self.ca.as_ref().map(CaBundle::path)
     }
 
     /// The files of our certificate and its key, for clients that read them themselves.
@@ -251,7 +251,7 @@ mod tests {
             text.map(|text| fs::write(&path, text).map(|()| path).unwrap())
         };
         let [ca, certificate, key] = texts;
-        let ca = file("ca.pem", ca).map(Authorities::try_from).transpose()?;
+        let ca = file("ca.pem", ca).map(CaBundle::try_from).transpose()?;
         let certificate = file("certificate.pem", certificate).map(Certificate::try_from);
         let certificate = certificate.transpose()?;
         let key = file("key.pem", key).map(Key::try_from).transpose()?;

@@ -1,7 +1,7 @@
 //! hookswitch receives RingCentral and Zoom telephony webhooks and never loses one.
 //!
-//! It proves who sent a request, writes it to stable storage before it answers, turns it into a
-//! typed event, and delivers each event at least once, in order per number, to the handlers that a
+//! It verifies the sender of a request, writes the event to stable storage before it answers, parses
+//! the event, and delivers each event at least once, in order per number, to the handlers that a
 //! TOML file names. It is not a general webhook gateway, a queue, or a client of the providers'
 //! APIs.
 //!
@@ -11,36 +11,37 @@
 //!
 //! # Floors
 //!
-//! Each floor may use what stands below it in this list, never what stands above it; a test keeps
-//! it so.
+//! A floor may use the floors below it in this list, never those above it. A test checks this.
 //!
 //! | floor | what it does |
 //! |---|---|
-//! | `main` | arguments in, exit code out |
-//! | [`cli`] | one file per subcommand |
-//! | [`app`] | wires the floors together, supervises them, drains them |
-//! | [`config`] | the TOML file, and one report of everything wrong with it |
-//! | [`http`], [`admin`] | the door that providers knock at; the operator's door |
-//! | [`dispatch`] | at least once, in order per number |
-//! | [`handler`] | what to do with one event |
-//! | [`store`] | remember it |
-//! | [`provider`] | who said it |
-//! | [`event`] | what was said |
-//! | [`client_tls`], [`secret`], [`authorities`], `postgres_url`, [`quantity`], [`spanned`], [`wire`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, who vouches for a server, how its URL is read, amounts, a TOML value with its places, who could listen on the way to it, logs and metrics |
+//! | `main` | the entry point of the program |
+//! | [`cli`] | the command line, one file per subcommand |
+//! | [`app`] | builds, supervises and drains the service |
+//! | [`config`] | reads the TOML file, and reports all of its problems at once |
+//! | [`http`], [`admin`] | the ingress server, which providers post to; the admin server, with probes and metrics |
+//! | [`dispatch`] | delivers at least once, in order per number |
+//! | [`handler`] | makes one attempt to deliver one event |
+//! | [`store`] | keeps events and deliveries durably |
+//! | [`provider`] | verifies requests, and composes them for tests |
+//! | [`event`] | parses events |
+//! | [`client_tls`], [`secret`], [`ca_bundle`], `postgres_url`, [`quantity`], [`spanned`], [`cleartext`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, URLs of PostgreSQL, sizes and durations, a TOML value with its places, warnings about credentials without TLS, logs and metrics |
 //!
-//! # Words
+//! # Glossary
 //!
-//! | word | meaning |
+//! | term | meaning |
 //! |---|---|
-//! | provider | a company that calls us: `ringcentral`, `zoom` |
+//! | provider | a company that posts events: `ringcentral`, `zoom` |
 //! | endpoint | one URL that a provider posts to; it serves one event family |
-//! | request | what came in, unbelieved |
+//! | request | an HTTP request that has not been verified |
+//! | answer | the HTTP response to a request; its metric label is `stored`, `handshake` or the reason of the rejection |
+//! | eviction | when a limit is reached, the connection that has waited longest for its peer is closed, or the request is answered 503 |
 //! | admission, refusal | the provider floor's verdict on a request |
-//! | notification | one authenticated message, its bytes exactly as they came |
+//! | notification | one authenticated message, with its bytes exactly as received |
 //! | family | a group of events with one typed shape: `zoom.number-management` |
 //! | event name | `<family>.<change>`: `ringcentral.phone-number.created` |
-//! | ordering keys | what an event keeps its order by, a set: a phone number, an extension's id |
-//! | scope | what ordering keys stand in, such as a Zoom account; an event can have all keys of its scope |
+//! | ordering keys | the set of keys that order an event: a phone number, an extension's id |
+//! | scope | the namespace of ordering keys, such as a Zoom account; an event can have all keys of its scope |
 //! | partition key | the one key that brokers get: a number's id, an extension's id, account and carrier |
 //! | topic | what a newer event replaces: one kind of change of one number |
 //! | journal | the append-only log on disk; its sync is what a 200 stands for |
@@ -49,9 +50,9 @@
 //! | window | the open deliveries of one handler, as far as they are in memory |
 //! | follower | who works behind what is stored: the indexer, the ledger, a handler's claims |
 //! | handler | a named consumer in the TOML; its kind is a Rust type |
-//! | delivery, attempt | one event for one handler; one try at it |
-//! | park | give up on a delivery for now, visibly, with its reason (a dead letter) |
-//! | replay | deliver again on purpose, with a reason, marked as a replay |
+//! | delivery, attempt | one event for one handler; one attempt to deliver it |
+//! | park | stop retrying a delivery and keep it with its reason until a person decides (a dead letter) |
+//! | replay | deliver again on request, with a reason, marked as a replay |
 
 pub mod cli;
 
@@ -71,7 +72,8 @@ pub mod provider;
 
 pub mod event;
 
-pub mod authorities;
+pub mod ca_bundle;
+pub mod cleartext;
 pub mod client_tls;
 #[cfg(any(feature = "postgres", feature = "sql"))]
 pub(crate) mod postgres_url;
@@ -79,4 +81,3 @@ pub mod quantity;
 pub mod secret;
 pub mod spanned;
 pub mod telemetry;
-pub mod wire;

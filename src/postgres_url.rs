@@ -1,11 +1,11 @@
-//! What the client of PostgreSQL leaves to its users in URLs of servers: `sslmode`, of which it knows
-//! only some values, and what holds where nothing is said.
+//! URLs of PostgreSQL: `sslmode`, of which the client library knows only some values, and the servers
+//! beyond this machine.
 
 use tokio_postgres::{Config, config::Host};
 
-use crate::wire::{self, Exposure};
+use crate::cleartext::{self, CleartextWarning};
 
-/// Takes `sslmode` out of the parameters of a URL.
+/// Splits `sslmode` from the parameters of a URL.
 pub(crate) fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
     let Some((base, parameters)) = url.split_once('?') else {
         return (url.to_owned(), None);
@@ -19,8 +19,7 @@ pub(crate) fn split_ssl_mode(url: &str) -> (String, Option<&str>) {
     (format!("{base}?{}", others.join("&")), mode)
 }
 
-/// The servers that `config` names beyond this machine, by name or address. Where both are given,
-/// neither may be beyond it.
+/// The names and addresses of servers in `config` that are not this machine.
 pub(crate) fn beyond(config: &Config) -> Vec<String> {
     let names = config.get_hosts().iter().filter_map(|host| match host {
         Host::Tcp(name) => Some(name.clone()),
@@ -29,14 +28,14 @@ pub(crate) fn beyond(config: &Config) -> Vec<String> {
     });
     let addresses = config.get_hostaddrs().iter().map(ToString::to_string);
     let mut servers: Vec<_> = names.chain(addresses).collect();
-    servers.retain(|server| !wire::is_here(server));
+    servers.retain(|server| !cleartext::is_loopback(server));
     servers
 }
 
-/// How to have TLS.
+/// How to get TLS.
 pub(crate) const TLS: &str = "write \"sslmode=verify-full\" in the URL's parameters";
 
-/// What there is to tell of a password that goes to the servers of `config` without TLS.
-pub(crate) fn exposure(config: &Config) -> Option<Exposure> {
-    Exposure::new("url", "its password", beyond(config), TLS)
+/// The warning about a password that is sent to the servers of `config` without TLS.
+pub(crate) fn cleartext_warning(config: &Config) -> Option<CleartextWarning> {
+    CleartextWarning::new("url", "its password", beyond(config), TLS)
 }

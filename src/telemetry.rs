@@ -1,10 +1,10 @@
 //! Logs and metrics, for every floor.
 //!
-//! **Invariant:** every metric is a line of the table below; nothing else makes one.
+//! **Invariant:** every metric is declared in the table below.
 //!
 //! **Invariant:** no label and no log field holds a phone number, an address, a name, a token or a
-//! body. Labels come from the configuration or from closed sets, so that nobody outside can add
-//! time series.
+//! body. Label values come from the configuration or from enums, so that no sender can add time
+//! series.
 
 use std::sync::atomic::AtomicU64;
 
@@ -23,26 +23,23 @@ use tracing_subscriber::{
 
 use crate::event::{EndpointName, HandlerName};
 
-/// What a metric counts by.
-pub type Label = String;
+/// A gauge with a fractional value, such as seconds.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
 
-/// A gauge of seconds or other fractions.
-pub type Fraction = Gauge<f64, AtomicU64>;
+/// Histograms of durations. All have the same buckets: 100 microseconds to 13 seconds, doubling.
+pub type DurationHistograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// Histograms of durations, all with the same buckets: 100 microseconds to 13 seconds, doubling.
-pub type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
-
-fn durations() -> Histogram {
+fn duration_histogram() -> Histogram {
     Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(
         1e-4, 2.0, 18,
     ))
 }
 
-/// Declares a closed set of words, which metrics count by and logs say. All of them and the word of
-/// each come from one declaration, so that none can be forgotten.
-macro_rules! words {
+/// Declares an enum whose variants are the values of a metric label and of a log field. `ALL` and
+/// `as_str` come from the same declaration, so that no variant can be missing.
+macro_rules! label_enum {
     ($(#[$doc:meta])* $visibility:vis enum $name:ident {
-        $($(#[$variant_doc:meta])* $variant:ident = $word:expr,)+
+        $($(#[$variant_doc:meta])* $variant:ident = $label:expr,)+
     }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,35 +48,35 @@ macro_rules! words {
         }
 
         impl $name {
-            /// Every one. Each stands at the place that it has as a number.
+            /// All variants, each at the index of its discriminant.
             $visibility const ALL: [Self; [$(stringify!($variant)),+].len()] =
                 [$(Self::$variant,)+];
 
-            /// The word for it.
+            /// The label value.
             $visibility const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $word,)+
+                    $(Self::$variant => $label,)+
                 }
             }
         }
     };
 }
 
-pub(crate) use words;
+pub(crate) use label_enum;
 
 /// By endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByEndpoint {
     /// The endpoint's name.
-    pub endpoint: Label,
+    pub endpoint: String,
 }
 
-/// By endpoint and how the request was answered.
+/// By endpoint and answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByAnswer {
     /// The endpoint's name.
-    pub endpoint: Label,
-    /// `stored`, `handshake`, or why not: a refusal's reason, `too_large`, `slow_body`,
+    pub endpoint: String,
+    /// `stored`, `handshake`, or why the request failed: a refusal's reason, `too_large`, `slow_body`,
     /// `broken_body`, `overloaded`, `unavailable`, `draining`, `path`, `method`, `panic`.
     pub answer: &'static str,
 }
@@ -88,35 +85,35 @@ pub struct ByAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByEvent {
     /// The endpoint's name.
-    pub endpoint: Label,
+    pub endpoint: String,
     /// The event name.
-    pub event: Label,
+    pub event: String,
 }
 
 /// By handler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByHandler {
     /// The handler's name.
-    pub handler: Label,
+    pub handler: String,
 }
 
-/// By handler and how an attempt ended.
+/// By handler and outcome of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByOutcome {
     /// The handler's name.
-    pub handler: Label,
+    pub handler: String,
     /// `done`, `skipped`, `retry`, `panic`, `timeout`, `parked`.
     pub outcome: &'static str,
 }
 
-/// By who works behind what is stored.
+/// By background task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByFollower {
     /// `claims`, `indexer`, `ledger`, `retention`, `settlements`, `steward`, `upkeep`.
     pub follower: &'static str,
 }
 
-/// By what a reload came to.
+/// By result of a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByResult {
     /// `applied` or `refused`.
@@ -139,19 +136,18 @@ impl From<&HandlerName> for ByHandler {
     }
 }
 
-/// One line of the table of metrics, for `docs/operations.md` and its test.
+/// Name and help text of one metric, for `docs/operations.md` and its test.
 #[derive(Clone, Copy, Debug)]
-pub struct Line {
+pub struct MetricHelp {
     /// The name without the common prefix, and without the `_total` that counters get.
     pub name: &'static str,
-    /// What it means.
+    /// The help text.
     pub help: &'static str,
 }
 
 macro_rules! metrics {
     ($($field:ident: $kind:ty = $new:expr, $help:literal;)*) => {
-        /// Every metric. One set belongs to one running service, so that several can run in one
-        /// process without counting each other's requests.
+        /// All metrics of one running service, so that several services can run in one process.
         #[derive(Debug)]
         pub struct Metrics {
             registry: Registry,
@@ -162,8 +158,8 @@ macro_rules! metrics {
         }
 
         /// The table of metrics.
-        pub const METRICS: &[Line] = &[
-            $(Line { name: stringify!($field), help: $help },)*
+        pub const METRICS: &[MetricHelp] = &[
+            $(MetricHelp { name: stringify!($field), help: $help },)*
         ];
 
         impl Default for Metrics {
@@ -181,34 +177,34 @@ macro_rules! metrics {
 
 metrics! {
     requests: Family<ByAnswer, Counter> = Family::default(), "Requests by endpoint and answer";
-    events: Family<ByEvent, Counter> = Family::default(), "Authentic events stored, copies included, by event name";
-    misdirected: Family<ByEndpoint, Counter> = Family::default(), "Authentic events that came to an endpoint of another family";
-    duplicates: Counter = Counter::default(), "Stored copies of events that had been stored before";
-    last_handshake_timestamp_seconds: Family<ByEndpoint, Fraction> = Family::default(), "When the last handshake was answered; Zoom repeats its own every 72 hours";
-    answer_seconds: Durations<ByEndpoint> = Family::new_with_constructor(durations), "From the end of a request's head to its answer";
+    events: Family<ByEvent, Counter> = Family::default(), "Authentic events stored, by event name, duplicates included";
+    misdirected: Family<ByEndpoint, Counter> = Family::default(), "Authentic events posted to an endpoint of another family";
+    duplicates: Counter = Counter::default(), "Stored duplicates of stored events";
+    last_handshake_timestamp_seconds: Family<ByEndpoint, FloatGauge> = Family::default(), "Time of the last handshake; Zoom repeats its handshake every 72 hours";
+    answer_seconds: DurationHistograms<ByEndpoint> = Family::new_with_constructor(duration_histogram), "Time from the end of a request's head to its answer";
     connections: Gauge = Gauge::default(), "Open connections from providers";
-    connections_refused: Counter = Counter::default(), "Connections closed for saying nothing, or for a failed TLS handshake";
+    connections_refused: Counter = Counter::default(), "Connections closed without a request, by a timeout, an eviction or a failed TLS handshake";
     in_flight: Gauge = Gauge::default(), "Requests being read or answered";
-    append_seconds: Histogram = durations(), "From an event's arrival at the store to stable storage";
-    sync_seconds: Histogram = durations(), "The disk's own time for one sync of the journal";
+    append_seconds: Histogram = duration_histogram(), "Time from an event's arrival at the store to stable storage";
+    sync_seconds: Histogram = duration_histogram(), "Duration of one sync of the journal";
     journal_batch: Histogram = Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(1.0, 2.0, 12)), "Events made durable by one sync";
     journal_bytes: Gauge = Gauge::default(), "Size of the journal on disk";
-    journal_damaged_bytes: Gauge = Gauge::default(), "Bytes of the journal that fail their checksum, as far as it has been read";
+    journal_damaged_bytes: Gauge = Gauge::default(), "Bytes of the journal with a wrong checksum, as far as the journal has been read";
     disk_free_bytes: Gauge = Gauge::default(), "Free space on the store's disk";
-    store_sound: Gauge = Gauge::default(), "1 while the store takes events, 0 while it is unavailable or poisoned";
-    follower_stalled: Family<ByFollower, Gauge> = Family::default(), "How many of those who work behind what is stored have got nowhere for 5 s, by who";
-    ledger_lag: Gauge = Gauge::default(), "Stored events that the ledger does not know yet";
+    store_sound: Gauge = Gauge::default(), "1 while the store accepts events, 0 while it is unavailable or poisoned";
+    follower_stalled: Family<ByFollower, Gauge> = Family::default(), "Background tasks without progress for 5 s, by task";
+    ledger_lag: Gauge = Gauge::default(), "Stored events that are not in the ledger yet";
     deliveries: Family<ByOutcome, Counter> = Family::default(), "Attempts at deliveries by handler and outcome";
-    delivery_seconds: Durations<ByHandler> = Family::new_with_constructor(durations), "How long attempts took";
-    open_deliveries: Family<ByHandler, Gauge> = Family::default(), "Deliveries that are not finished";
-    oldest_open_seconds: Family<ByHandler, Fraction> = Family::default(), "Age of the oldest delivery that is not finished";
-    parked_deliveries: Family<ByHandler, Gauge> = Family::default(), "Deliveries that wait for a person";
+    delivery_seconds: DurationHistograms<ByHandler> = Family::new_with_constructor(duration_histogram), "Duration of attempts";
+    open_deliveries: Family<ByHandler, Gauge> = Family::default(), "Unfinished deliveries";
+    oldest_open_seconds: Family<ByHandler, FloatGauge> = Family::default(), "Age of the oldest unfinished delivery";
+    parked_deliveries: Family<ByHandler, Gauge> = Family::default(), "Parked deliveries";
     reloads: Family<ByResult, Counter> = Family::default(), "Reloads of the configuration";
-    certificate_expiry_timestamp_seconds: Fraction = Fraction::default(), "When the server's certificate ends; 0 without TLS";
+    certificate_expiry_timestamp_seconds: FloatGauge = FloatGauge::default(), "Time at which the server's certificate expires; 0 without TLS";
 }
 
 impl Metrics {
-    /// All of them in the Prometheus text format.
+    /// The metrics in the Prometheus text format.
     ///
     /// # Errors
     ///
@@ -220,26 +216,26 @@ impl Metrics {
     }
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// For a person.
+    /// For people.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// Libraries whose logs quote what passes through them: messages and subjects, and so phone numbers
-/// and keys. They log nothing, whatever the filter says; what goes wrong in them is in a reason.
+/// Libraries whose logs quote messages and subjects, and so phone numbers and keys. Their logs are
+/// dropped, whatever the filter says. Their errors are in the reasons of failed attempts.
 const SILENT: &[&str] = &["amq_protocol", "async_nats", "lapin", "rumqttc"];
 
-/// Sends logs to standard error. `filter` is in the form of `RUST_LOG`, which wins where it is set.
+/// Starts logging to standard error. `filter` has the syntax of `RUST_LOG`, which takes precedence.
 ///
 /// # Errors
 ///
-/// When `filter` is not of that form.
+/// When `filter` has another syntax.
 pub fn start_logging(
     format: LogFormat,
     filter: &str,

@@ -1,13 +1,13 @@
-//! Floor 5: the operator's door, on a listener of its own: probes and metrics.
+//! Floor 5: the admin server: probes and metrics, on a listener of its own.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process can answer at all |
-//! | `/readyz` | 200 `ready`, or 503 with one word for why not |
-//! | `/metrics` | all metrics as text, to whoever has the token |
+//! | `/readyz` | 200 `ready`, or 503 with the reason in one word |
+//! | `/metrics` | all metrics as text, for requests with the token |
 //!
-//! **Invariant:** nothing here changes anything, and nothing here says more than one word to
-//! somebody without the token.
+//! **Invariant:** the admin server changes nothing. An answer to a request without the token is one
+//! word at most.
 
 mod readiness;
 #[cfg(test)]
@@ -31,19 +31,19 @@ use tokio::time::timeout;
 pub use readiness::{Phase, Readiness};
 
 use crate::{
-    http::{self as door, Drained, Listener, Tally},
+    http::{self as ingress, Drained, Listener, ListenerMetrics},
     secret::Secret,
     telemetry::Metrics,
 };
 
-/// What the TOML's `[admin]` says.
+/// The TOML's `[admin]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where to listen. Port 0 takes a free one.
+    /// The address to listen on. With port 0 the system chooses the port.
     pub listen: SocketAddr,
-    /// The bearer token that `/metrics` asks for; required unless the listener is on loopback.
-    /// Probes answer without it: they say one word.
+    /// The bearer token of `/metrics`, required unless the listener is on loopback. Probes need no
+    /// token.
     pub token: Option<Secret>,
 }
 
@@ -56,53 +56,53 @@ impl Default for Settings {
     }
 }
 
-/// How many connections an operator's tools may have open.
+/// The most open connections of monitoring tools.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long the drain waits for an operator's tools. They ask again.
+/// How long the drain waits for monitoring tools. They retry.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the store may take to bring its gauges up to date before the metrics are shown as they
-/// are.
+/// How long the store may take to update its gauges. After that the metrics are sent as they are.
 const MEASURE_BUDGET: Duration = Duration::from_secs(2);
 
-/// What Prometheus is told that the metrics are.
+/// The content type of the metrics.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The operator's door: bound, and not yet open.
+/// The admin server. [`bind`](Self::bind) takes the address; [`serve`](Self::serve) accepts
+/// connections.
 #[derive(Debug)]
-pub struct Admin {
+pub struct Server {
     listener: Listener,
-    /// The digest of the token, so that a comparison takes the same time whatever is sent.
+    /// The digest of the token. Digests are compared in constant time.
     token: Option<[u8; 32]>,
 }
 
-impl Admin {
-    /// Takes the address. Call it inside a runtime.
+impl Server {
+    /// Binds the address. Needs a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had.
-    pub fn bind(settings: &Settings) -> Result<Self, door::Error> {
-        let limits = door::Settings {
+    /// When the address cannot be bound.
+    pub fn bind(settings: &Settings) -> Result<Self, ingress::Error> {
+        let limits = ingress::Settings {
             listen: settings.listen,
             max_connections: MAX_CONNECTIONS,
             drain_timeout: DRAIN_TIMEOUT,
-            ..door::Settings::default()
+            ..ingress::Settings::default()
         };
         let token = settings.token.as_ref();
         Ok(Self {
-            listener: Listener::bind(&limits, Tally::default())?,
+            listener: Listener::bind(&limits, ListenerMetrics::default())?,
             token: token.map(|token| digest(token.expose().as_bytes())),
         })
     }
 
-    /// Where it listens: the port that was taken, where the settings say 0.
+    /// The bound address. Its port is the one that the system chose where the settings say 0.
     pub const fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// Answers until `shutdown` is ready.
+    /// Serves until `shutdown` is ready.
     pub async fn serve(
         self,
         readiness: Arc<Readiness>,
@@ -110,7 +110,7 @@ impl Admin {
         clock: fn() -> Timestamp,
         shutdown: impl Future<Output = ()>,
     ) -> Drained {
-        let panel = Arc::new(Panel {
+        let state = Arc::new(AdminState {
             readiness,
             metrics,
             clock,
@@ -118,45 +118,45 @@ impl Admin {
         });
         let router = Router::new()
             .route("/livez", get(async || "live"))
-            .route("/readyz", get(readyz))
-            .route("/metrics", get(show_metrics))
-            .with_state(panel);
+            .route("/readyz", get(get_readiness))
+            .route("/metrics", get(get_metrics))
+            .with_state(state);
         self.listener.serve(router, shutdown).await
     }
 }
 
-/// What an operator can look at.
-struct Panel {
+/// What the routes share.
+struct AdminState {
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
     token: Option<[u8; 32]>,
 }
 
-async fn readyz(State(panel): State<Arc<Panel>>) -> (StatusCode, &'static str) {
-    match panel.readiness.obstacle() {
+async fn get_readiness(State(state): State<Arc<AdminState>>) -> (StatusCode, &'static str) {
+    match state.readiness.not_ready() {
         None => (StatusCode::OK, "ready"),
-        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
     }
 }
 
-async fn show_metrics(State(panel): State<Arc<Panel>>, headers: HeaderMap) -> Response {
-    if !panel.admits(&headers) {
+async fn get_metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
+    if !state.is_authorized(&headers) {
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
         return (StatusCode::UNAUTHORIZED, challenge).into_response();
     }
-    panel.measure().await;
-    match panel.metrics.render() {
+    state.measure().await;
+    match state.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => {
-            tracing::error!(%error, "the metrics cannot be written");
+            tracing::error!(%error, "the metrics cannot be encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
 }
 
-impl Panel {
-    fn admits(&self, headers: &HeaderMap) -> bool {
+impl AdminState {
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let Some(expected) = &self.token else {
             return true;
         };
@@ -166,7 +166,7 @@ impl Panel {
             .is_some_and(|token| digest(token).ct_eq(expected).into())
     }
 
-    /// Has the store bring its gauges up to date. Where it cannot, the rest is still worth seeing.
+    /// Has the store update its gauges. A failure is logged; the other metrics are still sent.
     async fn measure(&self) {
         let Some(store) = self.readiness.store() else {
             return;
@@ -174,7 +174,9 @@ impl Panel {
         match timeout(MEASURE_BUDGET, store.measure((self.clock)())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the store's gauges are out of date"),
-            Err(_) => tracing::warn!("the store's gauges are out of date: it took too long"),
+            Err(_) => {
+                tracing::warn!("the store's gauges are out of date: updating them took too long")
+            }
         }
     }
 }

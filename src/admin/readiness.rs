@@ -1,45 +1,44 @@
-//! Whether requests should be sent our way.
+//! Readiness: whether the service should get requests.
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::store::{Health, Monitored};
 
-/// Where the service stands in its life, and how its store does. Shared by whoever changes it and
-/// whoever is asked.
+/// The phase of the service and the health of its store. `app` sets them; `/readyz` reads them.
 #[derive(Default)]
 pub struct Readiness {
     phase: RwLock<Phase>,
     store: OnceLock<Arc<dyn Monitored>>,
 }
 
-/// The service's stations, in order.
+/// The phases of the service, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing is open yet.
+    /// The store is not open yet.
     #[default]
     Starting,
-    /// The store is being opened; after a crash that can take a while.
+    /// The store is being opened, which can take a while after a crash.
     Recovering,
-    /// Requests are taken, as far as the store takes events.
+    /// Requests are accepted, if the store is healthy.
     Serving,
-    /// No more requests are taken.
+    /// No more requests are accepted.
     Draining,
 }
 
 impl Readiness {
-    /// Moves to `phase`.
+    /// Enters `phase`.
     pub fn enter(&self, phase: Phase) {
         *self.phase.write().unwrap_or_else(PoisonError::into_inner) = phase;
     }
 
-    /// Looks at `store` from now on. Only the first one counts.
-    pub fn observe(&self, store: Arc<dyn Monitored>) {
+    /// Sets the store whose health counts. Later calls have no effect.
+    pub fn set_store(&self, store: Arc<dyn Monitored>) {
         self.store.get_or_init(|| store);
     }
 
-    /// Nothing when requests are welcome, or else one word for why they are not: `starting`,
-    /// `recovering`, `unavailable`, `poisoned`, `draining`.
-    pub fn obstacle(&self) -> Option<&'static str> {
+    /// Why the service is not ready: `starting`, `recovering`, `unavailable`, `poisoned` or
+    /// `draining`. `None` when it is ready.
+    pub fn not_ready(&self) -> Option<&'static str> {
         match *self.phase.read().unwrap_or_else(PoisonError::into_inner) {
             Phase::Starting => Some("starting"),
             Phase::Recovering => Some("recovering"),
@@ -57,7 +56,7 @@ impl Readiness {
         }
     }
 
-    /// The store, once there is one.
+    /// The store, once it is set.
     pub(super) fn store(&self) -> Option<&Arc<dyn Monitored>> {
         self.store.get()
     }

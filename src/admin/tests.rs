@@ -1,4 +1,4 @@
-//! The operator's door over real sockets.
+//! The admin server over real sockets.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::{
     store::Health,
 };
 
-struct House {
+struct TestServer {
     address: SocketAddr,
     readiness: Arc<Readiness>,
     shutdown: CancellationToken,
     served: JoinHandle<Drained>,
 }
 
-impl House {
+impl TestServer {
     fn open(settings: &str) -> Self {
         let sources = secret::Sources {
             env: |_| None,
@@ -27,7 +27,7 @@ impl House {
         };
         let settings: Settings = secret::with(sources, || toml::from_str(settings).unwrap());
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Admin::bind(&Settings { listen, ..settings }).unwrap();
+        let admin = Server::bind(&Settings { listen, ..settings }).unwrap();
         let readiness = Arc::new(Readiness::default());
         let shutdown = CancellationToken::new();
         Self {
@@ -63,46 +63,46 @@ impl House {
 }
 
 #[tokio::test]
-async fn readiness_is_one_word_for_the_first_obstacle() {
-    let house = House::open("");
+async fn readiness_is_the_first_reason_in_one_word() {
+    let server = TestServer::open("");
     let store = Arc::new(Memory::default());
-    let no = |word: &str| (503, word.to_owned());
-    assert_eq!(house.get("/livez", None).await.status(), 200);
-    assert_eq!(house.ready().await, no("starting"));
-    house.readiness.enter(Phase::Recovering);
-    assert_eq!(house.ready().await, no("recovering"));
-    house
+    let no = |reason: &str| (503, reason.to_owned());
+    assert_eq!(server.get("/livez", None).await.status(), 200);
+    assert_eq!(server.ready().await, no("starting"));
+    server.readiness.enter(Phase::Recovering);
+    assert_eq!(server.ready().await, no("recovering"));
+    server
         .readiness
-        .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
-    house.readiness.enter(Phase::Serving);
-    assert_eq!(house.ready().await, (200, "ready".to_owned()));
+        .set_store(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
+    server.readiness.enter(Phase::Serving);
+    assert_eq!(server.ready().await, (200, "ready".to_owned()));
 
     let why = "it is a secret".to_owned();
     store
         .health
         .send_replace(Health::Unavailable { why: why.clone() });
-    assert_eq!(house.ready().await, no("unavailable"));
+    assert_eq!(server.ready().await, no("unavailable"));
     store.health.send_replace(Health::Poisoned { why });
-    assert_eq!(house.ready().await, no("poisoned"));
+    assert_eq!(server.ready().await, no("poisoned"));
     store.health.send_replace(Health::Sound);
-    house.readiness.enter(Phase::Draining);
-    assert_eq!(house.ready().await, no("draining"));
-    assert_eq!(house.get("/livez", None).await.status(), 200);
+    server.readiness.enter(Phase::Draining);
+    assert_eq!(server.ready().await, no("draining"));
+    assert_eq!(server.get("/livez", None).await.status(), 200);
 }
 
 #[tokio::test]
-async fn metrics_are_measured_when_they_are_asked_for() {
-    let house = House::open("");
+async fn gauges_are_updated_when_metrics_are_requested() {
+    let server = TestServer::open("");
     assert_eq!(
-        house.get("/metrics", None).await.status(),
+        server.get("/metrics", None).await.status(),
         200,
         "before there is a store"
     );
     let store = Arc::new(Memory::default());
-    house
+    server
         .readiness
-        .observe(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
-    let response = house.get("/metrics", None).await;
+        .set_store(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
+    let response = server.get("/metrics", None).await;
     assert_eq!(response.headers()["content-type"], METRICS_TYPE);
     let text = response.text().await.unwrap();
     assert!(text.contains("hookswitch_store_sound 0\n"), "{text}");
@@ -111,30 +111,30 @@ async fn metrics_are_measured_when_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_whoever_has_the_token_and_probes_for_everybody() {
-    let house = House::open("token = \"open sesame\"");
+async fn metrics_need_the_token_and_probes_do_not() {
+    let server = TestServer::open("token = \"open sesame\"");
     for wrong in [
         None,
         Some("Bearer open"),
         Some("open sesame"),
         Some("Bearer "),
     ] {
-        let response = house.get("/metrics", wrong).await;
+        let response = server.get("/metrics", wrong).await;
         assert_eq!(response.status(), 401, "{wrong:?}");
         assert_eq!(response.headers()["www-authenticate"], "Bearer");
         assert_eq!(response.text().await.unwrap(), "");
     }
     let right = Some("Bearer open sesame");
-    assert_eq!(house.get("/metrics", right).await.status(), 200);
-    assert_eq!(house.get("/livez", None).await.status(), 200);
-    assert_eq!(house.get("/readyz", None).await.status(), 503);
-    assert_eq!(house.get("/", right).await.status(), 404);
+    assert_eq!(server.get("/metrics", right).await.status(), 200);
+    assert_eq!(server.get("/livez", None).await.status(), 200);
+    assert_eq!(server.get("/readyz", None).await.status(), 503);
+    assert_eq!(server.get("/", right).await.status(), 404);
 }
 
 #[tokio::test]
-async fn it_closes_when_it_is_told_to() {
-    let house = House::open("");
-    assert_eq!(house.get("/livez", None).await.status(), 200);
-    house.shutdown.cancel();
-    assert_eq!(house.served.await.unwrap(), Drained { complete: true });
+async fn a_shutdown_ends_the_server() {
+    let server = TestServer::open("");
+    assert_eq!(server.get("/livez", None).await.status(), 200);
+    server.shutdown.cancel();
+    assert_eq!(server.served.await.unwrap(), Drained { complete: true });
 }

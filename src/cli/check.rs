@@ -1,19 +1,18 @@
-//! `check`: what `serve` would say of the configuration, without serving.
+//! `check`: the problems and warnings of a configuration.
 
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
 };
 
-use super::{Answer, output::count};
+use super::{Exit, output::count};
 use crate::config::Config;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 
-/// Reports that all is well, and what there is to warn of: a configuration with problems does not get
-/// here.
-pub(super) fn run(_args: &Args, path: &Path, config: &Config) -> anyhow::Result<Answer> {
+/// Prints the warnings and a summary. A configuration with problems fails before.
+pub(super) fn run(_args: &Args, path: &Path, config: &Config) -> anyhow::Result<Exit> {
     if !config.warnings.problems().is_empty() {
         let mut stderr = io::stderr().lock();
         let color = stderr.is_terminal();
@@ -26,5 +25,5 @@ pub(super) fn run(_args: &Args, path: &Path, config: &Config) -> anyhow::Result<
         count(config.endpoints.len() as u64, "endpoint"),
         count(config.handlers.len() as u64, "handler"),
     )?;
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }

@@ -1,10 +1,10 @@
-//! `completions`: a script that teaches a shell this command line.
+//! `completions`: shell completion scripts.
 
 use std::io;
 
 use clap::CommandFactory;
 
-use super::{Answer, Cli};
+use super::{Cli, Exit};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -12,9 +12,9 @@ pub(super) struct Args {
     shell: clap_complete::Shell,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "hookswitch", &mut script);
     io::Write::write_all(&mut io::stdout(), &script)?;
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }

@@ -1,4 +1,4 @@
-//! `events`: what has been stored, and who has had it.
+//! `events`: the stored events and their deliveries.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use anyhow::bail;
 use serde_json::{Value, json};
 
 use super::{
-    Answer,
+    Exit,
     output::{Format, count, or_dash, print_json},
 };
 use crate::{
@@ -16,9 +16,9 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// List events, newest first, without their bodies
+    /// List events, newest first, without bodies
     List(List),
-    /// Show one event whole: its body, what was understood of it, and its deliveries
+    /// Show one event: its body, its parsed form, and its deliveries
     Show(Show),
 }
 
@@ -26,26 +26,26 @@ pub(super) enum Command {
 pub(super) struct List {
     #[command(flatten)]
     range: Range,
-    /// Only events of this partition key
+    /// Only events with this partition key
     #[arg(long)]
     key: Option<String>,
-    /// At most so many
+    /// List at most this many events
     #[arg(long, default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
     format: Format,
 }
 
-/// Which events, by name and time of arrival.
+/// A selection of events by name and time of arrival.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Range {
-    /// Only events with this name; `*` stands for any run of characters
+    /// Only events with this name; `*` matches any characters
     #[arg(long, value_parser = Pattern::new)]
     pub(super) name: Option<Pattern>,
-    /// Only events received at or after this time (2026-01-31T08:00:00Z), or so long ago (2h)
+    /// Only events received at or after this time (2026-01-31T08:00:00Z) or age (2h)
     #[arg(long, value_parser = super::time::parse)]
     pub(super) since: Option<jiff::Timestamp>,
-    /// Only events received before this time, or so long ago
+    /// Only events received before this time or age
     #[arg(long, value_parser = super::time::parse)]
     pub(super) until: Option<jiff::Timestamp>,
 }
@@ -59,20 +59,20 @@ pub(super) struct Show {
     format: Format,
 }
 
-pub(super) fn run(command: &Command, records: &dyn Records) -> anyhow::Result<Answer> {
+pub(super) fn run(command: &Command, records: &dyn Records) -> anyhow::Result<Exit> {
     match command {
         Command::List(args) => list(args, records),
         Command::Show(args) => show(args, records),
     }
 }
 
-/// Reads an event's id.
+/// Parses an event's id.
 pub(super) fn id(text: &str) -> Result<EventId, String> {
     let help = "an id looks like 01a203eb-0f3f-797b-9600-3580fa44e674; `hookswitch events list` shows them";
     text.parse().map_err(|_| help.to_owned())
 }
 
-fn list(args: &List, records: &dyn Records) -> anyhow::Result<Answer> {
+fn list(args: &List, records: &dyn Records) -> anyhow::Result<Exit> {
     let events = records.events(&EventFilter {
         name: args.range.name.clone(),
         since: args.range.since,
@@ -96,12 +96,12 @@ fn list(args: &List, records: &dyn Records) -> anyhow::Result<Answer> {
                 event.parked.to_string(),
             ]
         },
-        "no stored event is like that",
+        "no stored event matches",
     )?;
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }
 
-fn show(args: &Show, records: &dyn Records) -> anyhow::Result<Answer> {
+fn show(args: &Show, records: &dyn Records) -> anyhow::Result<Exit> {
     let Some(record) = records.event(args.id)? else {
         bail!(
             "there is no event {}; `hookswitch events list` shows the stored ones",
@@ -113,12 +113,12 @@ fn show(args: &Show, records: &dyn Records) -> anyhow::Result<Answer> {
     } else {
         print(&record)?;
     }
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }
 
 fn as_json(record: &EventRecord) -> Value {
     let event = &record.notification;
-    let (body, understood) = (body(event), understood(event));
+    let (body, parsed) = (body(event), parsed(event));
     json!({
         "id": event.id,
         "name": event.name,
@@ -128,8 +128,8 @@ fn as_json(record: &EventRecord) -> Value {
         "occurred_at": event.occurred_at,
         "received_at": event.received_at,
         "body": body,
-        "understood": understood.as_ref().ok(),
-        "problem": understood.as_ref().err(),
+        "understood": parsed.as_ref().ok(),
+        "problem": parsed.as_ref().err(),
         "deliveries": record.deliveries,
     })
 }
@@ -144,7 +144,7 @@ fn print(record: &EventRecord) -> anyhow::Result<()> {
     writeln!(out, "subject   {}", or_dash(event.subject.as_ref()))?;
     writeln!(out, "occurred  {}", or_dash(event.occurred_at.as_ref()))?;
     writeln!(out, "received  {}", event.received_at)?;
-    if let Err(problem) = understood(event) {
+    if let Err(problem) = parsed(event) {
         writeln!(out, "problem   {problem}")?;
     }
     if record.deliveries.is_empty() {
@@ -191,14 +191,14 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result
     Ok(())
 }
 
-/// The body as JSON where it is JSON, else as text.
+/// The body as JSON if it is JSON, or else as text.
 fn body(event: &Notification) -> Value {
     serde_json::from_slice(&event.body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&event.body).into_owned()))
 }
 
-/// What the family's model reads in the body, or why it cannot.
-fn understood(event: &Notification) -> Result<Value, String> {
+/// The body as parsed by its family's model, or why it cannot be parsed.
+fn parsed(event: &Notification) -> Result<Value, String> {
     match Family::naming(&event.name) {
         Some(family) => family
             .value(&event.body)

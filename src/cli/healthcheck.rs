@@ -1,4 +1,4 @@
-//! `healthcheck`: for container engines, whose images hold no other client.
+//! `healthcheck`: asks a running service whether it is ready, for images without an HTTP client.
 
 use std::{
     io::{self, Write},
@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::Answer;
+use super::Exit;
 use crate::config;
 
 #[derive(Debug, clap::Args)]
@@ -19,11 +19,11 @@ pub(super) struct Args {
     timeout_ms: u64,
 }
 
-/// Asks `/readyz` of the operator's door that the configuration names.
-pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Answer> {
-    let address = from_here(config::load_admin(path)?.listen);
+/// Asks `/readyz` of the admin server that the configuration names.
+pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Exit> {
+    let address = connect_address(config::load_admin(path)?.listen);
     let url = format!("http://{address}/readyz");
-    let (ready, word) = super::block_on(async {
+    let (ready, body) = super::block_on(async {
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_millis(args.timeout_ms))
@@ -33,12 +33,12 @@ pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Answer> {
         let ready = answer.status().is_success();
         Ok((ready, answer.text().await.unwrap_or_default()))
     })?;
-    writeln!(io::stdout(), "{}", word.trim_end())?;
-    Ok(if ready { Answer::Yes } else { Answer::No })
+    writeln!(io::stdout(), "{}", body.trim_end())?;
+    Ok(if ready { Exit::Success } else { Exit::Negative })
 }
 
-/// A listener on every address is asked on loopback.
-fn from_here(mut address: SocketAddr) -> SocketAddr {
+/// The address to connect to: loopback where the server listens on every address.
+fn connect_address(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -1,4 +1,4 @@
-//! `migrate`: from one store to another.
+//! `migrate`: moves events and deliveries from one store to another.
 
 use std::{
     io::{self, Write},
@@ -10,7 +10,7 @@ use anyhow::{Context, Error};
 use indicatif::ProgressBar;
 
 use super::{
-    Answer,
+    Exit,
     output::count,
     replay::progress_bar,
     serve::{rebuild_progress, start_logging},
@@ -24,19 +24,20 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Move everything from an embedded store into the PostgreSQL store of the configuration, while
-    /// no service runs on either; run it again if it was cut short, or to move what is new since
+    /// Move all events and deliveries from an embedded store to the PostgreSQL store of the
+    /// configuration, while no service uses either. Run it again after an interruption, or to move
+    /// newer events
     EmbeddedToPostgres(Args),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The configuration that the embedded store was used with
+    /// The configuration of the service with the embedded store
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
 }
 
-pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::Result<Answer> {
+pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::Result<Exit> {
     let Command::EmbeddedToPostgres(args) = command;
     let old = builder.load(&args.from)?;
     let new = config::load_store(path)?;
@@ -53,32 +54,32 @@ pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::
     let source = source.with_context(|| named("--from", &args.from))?;
     let mut progress = Progress::new();
     let moved = store::transfer(&source, &mut *target, &mut |step, done, total| {
-        progress.tell(step, done, total);
+        progress.report(step, done, total);
     });
     progress.bar.finish_and_clear();
-    report(&moved.map_err(advise)?)
+    report(&moved.map_err(with_advice)?)
 }
 
 fn named(option: &str, config: &Path) -> String {
     format!("the store of {} ({option})", config.display())
 }
 
-/// `error`, with what to do about a transfer that it has ended.
-fn advise(error: StoreError) -> Error {
+/// `error`, with advice for a transfer that it interrupted.
+fn with_advice(error: StoreError) -> Error {
     match error {
         StoreError::Different { .. } => Error::new(error),
         error => Error::new(error).context(
-            "the move was cut short; what was moved is kept, so mend this and run it again",
+            "the move was interrupted; it kept what it had moved, so fix this and run it again",
         ),
     }
 }
 
-fn report(moved: &Transferred) -> anyhow::Result<Answer> {
+fn report(moved: &Transferred) -> anyhow::Result<Exit> {
     let mut out = io::stdout().lock();
     let seen = moved.events + moved.copies + moved.damaged.len() as u64;
     if moved.is_rest && seen == 0 {
         writeln!(out, "nothing to move: all of it was moved before")?;
-        return Ok(Answer::Yes);
+        return Ok(Exit::Success);
     }
     writeln!(
         out,
@@ -95,12 +96,12 @@ fn report(moved: &Transferred) -> anyhow::Result<Answer> {
     if moved.copies > 0 {
         writeln!(
             out,
-            "{} left out, since the database has copies of what is in them",
+            "{} left out, since the database has copies of them",
             count(moved.copies, "event"),
         )?;
     }
     if moved.damaged.is_empty() {
-        return Ok(Answer::Yes);
+        return Ok(Exit::Success);
     }
     writeln!(
         out,
@@ -113,35 +114,35 @@ fn report(moved: &Transferred) -> anyhow::Result<Answer> {
     for id in &moved.damaged {
         writeln!(out, "{id}")?;
     }
-    Ok(Answer::No)
+    Ok(Exit::Negative)
 }
 
-/// Says on standard error how far it is: a bar on a terminal, and elsewhere a line for each tenth.
+/// Shows progress on standard error: a bar on a terminal, or else a line for each tenth.
 struct Progress {
     bar: ProgressBar,
-    told: Option<(Step, u64)>,
+    reported: Option<(Step, u64)>,
 }
 
 impl Progress {
     fn new() -> Self {
         Self {
             bar: progress_bar(0),
-            told: None,
+            reported: None,
         }
     }
 
-    fn tell(&mut self, step: Step, done: u64, total: u64) {
-        let word = match step {
+    fn report(&mut self, step: Step, done: u64, total: u64) {
+        let verb = match step {
             Step::Move => "moved",
             Step::Compare => "compared",
         };
         let now = (step, done * 10 / total.max(1));
-        let is_new = self.told.replace(now) != Some(now);
+        let is_new = self.reported.replace(now) != Some(now);
         if self.bar.is_hidden() && is_new {
-            // Whoever does not listen misses nothing that is asked for.
-            writeln!(io::stderr(), "{done} of {} {word}", count(total, "event")).ok();
+            // Progress is not part of the result, so a closed standard error is no failure.
+            writeln!(io::stderr(), "{done} of {} {verb}", count(total, "event")).ok();
         }
-        self.bar.set_message(word);
+        self.bar.set_message(verb);
         self.bar.set_length(total);
         self.bar.set_position(done);
     }

@@ -1,18 +1,18 @@
 //! The command line: one file per subcommand.
 //!
-//! **Invariant:** standard output carries what was asked for and nothing else, so that it can be
-//! piped; logs, progress and errors go to standard error.
+//! **Invariant:** standard output carries only the result, so that it can be piped. Logs, progress and
+//! errors go to standard error.
 //!
 //! # Exit codes
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | the command ran, and its answer is no: not ready, not found, an answer that was not expected, a drain that was cut short |
-//! | 2 | the command line itself is wrong |
+//! | 1 | the command ran with a negative result: not ready, not found, an unexpected answer, an incomplete drain |
+//! | 2 | the command line is wrong |
 //! | 64 | the configuration is wrong; the report says where |
-//! | 69 | the service or its store cannot be opened: in use, unreadable, address taken |
-//! | 70 | the store was poisoned by a failed write or sync, or a part of the service failed; what was acknowledged is safe |
+//! | 69 | the service or its store cannot be opened: in use, unreadable, address in use |
+//! | 70 | the store was poisoned by a failed write or sync, or a component of the service failed; acknowledged events are safe |
 
 mod check;
 mod completions;
@@ -54,7 +54,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// The TOML file that says what to receive and who gets it
+    /// The configuration file (TOML)
     #[arg(
         long,
         short,
@@ -68,51 +68,51 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Receive, store and deliver until told to stop (SIGTERM, SIGINT; SIGHUP reloads)
+    /// Run the service until SIGTERM or SIGINT; SIGHUP reloads the configuration
     Serve(serve::Args),
-    /// Read the configuration, report everything that is wrong with it, and do no more
+    /// Check the configuration and report every problem
     Check(check::Args),
-    /// Post handshakes and events to an endpoint, signed as its provider would
+    /// Post signed handshakes and events to an endpoint, as its provider would
     Send(send::Args),
     /// Ask a running service on this machine whether it is ready
     Healthcheck(healthcheck::Args),
-    /// Look at stored events
+    /// List or show stored events
     #[command(subcommand)]
     Events(events::Command),
-    /// Look at deliveries that were given up and wait for a person, or do without them
+    /// List parked deliveries, or skip them
     #[command(subcommand)]
     Parked(parked::Command),
-    /// Make deliveries again, on purpose
+    /// Deliver events again
     Replay(replay::Args),
-    /// Move everything from one store to another
+    /// Move all events and deliveries from one store to another
     #[command(subcommand)]
     Migrate(migrate::Command),
     /// Print the JSON Schema of an event family
     Schema(schema::Args),
-    /// Print a completion script for a shell
+    /// Print a shell completion script
     Completions(completions::Args),
 }
 
-/// What a command that did not fail comes to.
+/// How a command ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Yes,
-    No,
-    Failed,
+enum Exit {
+    Success,
+    Negative,
+    ServiceFailed,
 }
 
-/// Runs the command line of this process on top of `builder`, which knows the kinds of handlers.
+/// Runs the command line of this process. `builder` has the kinds of handlers.
 pub fn main(builder: &app::Builder) -> ExitCode {
     let cli = Cli::parse();
     match run(&cli, builder) {
-        Ok(Answer::Yes) => ExitCode::SUCCESS,
-        Ok(Answer::No) => ExitCode::FAILURE,
-        Ok(Answer::Failed) => ExitCode::from(70),
+        Ok(Exit::Success) => ExitCode::SUCCESS,
+        Ok(Exit::Negative) => ExitCode::FAILURE,
+        Ok(Exit::ServiceFailed) => ExitCode::from(70),
         Err(error) => fail(&error),
     }
 }
 
-fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Answer> {
+fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
     let config = || -> anyhow::Result<Config> { Ok(builder.load(&cli.config)?) };
     let records = || -> anyhow::Result<Box<dyn store::Records>> {
         Ok(config::load_store(&cli.config)?.records(app::now)?)
@@ -131,20 +131,20 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Answer> {
     }
 }
 
-/// Says what went wrong, and finds the exit code for it.
+/// Prints `error`, and returns its exit code.
 fn fail(error: &anyhow::Error) -> ExitCode {
     let mut stderr = io::stderr().lock();
     let color = stderr.is_terminal();
     if let Some(report) = error.downcast_ref::<config::Report>() {
-        let said = writeln!(stderr, "{}", report.render(color));
-        return ExitCode::from(if said.is_ok() { 64 } else { 1 });
+        let printed = writeln!(stderr, "{}", report.render(color));
+        return ExitCode::from(if printed.is_ok() { 64 } else { 1 });
     }
     if is_broken_pipe(error) {
         return ExitCode::SUCCESS; // `hookswitch events list | head` is no failure.
     }
-    let said = writeln!(stderr, "hookswitch: {error:#}");
+    let printed = writeln!(stderr, "hookswitch: {error:#}");
     let unavailable = error.is::<app::Error>() || error.is::<store::StoreError>();
-    ExitCode::from(match (said, unavailable) {
+    ExitCode::from(match (printed, unavailable) {
         (Ok(()), true) => 69,
         _ => 1,
     })
@@ -156,7 +156,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// A runtime for the commands that only need to talk to one server.
+/// Runs `future` on a runtime of one thread, for commands that talk to one server.
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

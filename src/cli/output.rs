@@ -9,14 +9,14 @@ use serde::Serialize;
 /// The flag of every command that prints a table.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Format {
-    /// Print JSON, one array or object, in place of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
 }
 
 impl Format {
-    /// Prints `rows`: as they are in JSON, or as `cells` under `header`. Says `empty` on standard
-    /// error where a table would have no rows.
+    /// Prints `rows` as JSON, or as a table of `cells` under `header`. Prints `empty` on standard error
+    /// in place of a table without rows.
     pub(super) fn print<T: Serialize, const N: usize>(
         self,
         rows: &[T],
@@ -44,7 +44,7 @@ impl Format {
     }
 }
 
-/// Prints `value` as JSON: indented for a person at a terminal, on one line for a program.
+/// Prints `value` as JSON: indented on a terminal, or else on one line.
 pub(super) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     if stdout.is_terminal() {
@@ -56,7 +56,7 @@ pub(super) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Text for a cell that may be empty.
+/// The text of a cell; `-` when it is empty.
 pub(super) fn or_dash<T: ToString>(value: Option<&T>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }

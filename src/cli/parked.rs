@@ -1,9 +1,9 @@
-//! `parked`: deliveries that were given up.
+//! `parked`: lists and skips parked deliveries.
 
 use anyhow::bail;
 
 use super::{
-    Answer,
+    Exit,
     events::id,
     output::{Format, or_dash},
 };
@@ -17,17 +17,17 @@ use crate::{
 pub(super) enum Command {
     /// List parked deliveries with their reasons, oldest first
     List(List),
-    /// Do without parked deliveries: they are skipped, and no longer keep their events from being
-    /// deleted; `replay` makes parked ones again
+    /// Skip parked deliveries, so that retention may delete their events; `replay` delivers them
+    /// instead
     Skip(Skip),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Only this handler's
+    /// Only deliveries of this handler
     #[arg(long)]
     handler: Option<String>,
-    /// At most so many
+    /// List at most this many deliveries
     #[arg(long, default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
@@ -36,35 +36,35 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Skip {
-    /// The events whose deliveries to skip; all that are parked where none is given
+    /// The events whose parked deliveries to skip; default: all events
     #[arg(value_parser = id)]
     ids: Vec<EventId>,
-    /// Only this handler's, which need not be configured any more
+    /// Only deliveries of this handler, which need not be configured any more
     #[arg(long)]
     handler: Option<String>,
-    /// Why: the record keeps it
+    /// The reason, which is stored with the delivery
     #[arg(long)]
     reason: String,
-    /// Print what would be skipped, and do nothing
+    /// Only print what would be skipped
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     format: Format,
 }
 
-pub(super) fn run(command: &Command, records: &mut dyn Records) -> anyhow::Result<Answer> {
+pub(super) fn run(command: &Command, records: &mut dyn Records) -> anyhow::Result<Exit> {
     match command {
         Command::List(args) => {
             let parked = parked(records, args.handler.as_deref(), args.limit)?;
-            print(args.format, &parked, "nothing is parked")?;
+            print(args.format, &parked, "no delivery is parked")?;
         }
         Command::Skip(args) => {
             let skipped = skip(args, records)?;
-            let none = "nothing that is parked is like that, so nothing is skipped";
+            let none = "no parked delivery matches, so none is skipped";
             print(args.format, &skipped, none)?;
         }
     }
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }
 
 fn parked(
@@ -76,10 +76,10 @@ fn parked(
     Ok(records.parked(&ParkedFilter { handler, limit })?)
 }
 
-/// What is skipped, or would be.
+/// Skips the selected deliveries, unless it is a dry run, and returns them.
 fn skip(args: &Skip, records: &mut dyn Records) -> anyhow::Result<Vec<ParkedDelivery>> {
     if args.ids.is_empty() && args.handler.is_none() {
-        bail!("this would skip everything that is parked; say which with ids or --handler");
+        bail!("this would skip all parked deliveries; select some with ids or --handler");
     }
     let mut chosen = parked(records, args.handler.as_deref(), usize::MAX)?;
     chosen.retain(|parked| args.ids.is_empty() || args.ids.contains(&parked.id));

@@ -1,4 +1,4 @@
-//! `replay`: deliveries made again on purpose.
+//! `replay`: delivers events again.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -6,7 +6,7 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
-    Answer,
+    Exit,
     events::{Range, id},
     output::Format,
 };
@@ -18,28 +18,28 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Events to deliver again; all that the other conditions select where none is given
+    /// The events to deliver again; default: all events that the options select
     #[arg(value_parser = id)]
     ids: Vec<EventId>,
-    /// Only to this handler, though its patterns may not take the event; may be given again
+    /// Only to this handler, even if its patterns do not match the event; repeatable
     #[arg(long = "handler", value_name = "NAME")]
     handlers: Vec<String>,
     #[command(flatten)]
     range: Range,
-    /// Only deliveries that are parked
+    /// Only parked deliveries
     #[arg(long)]
     parked: bool,
-    /// Why: handlers are told, and the record keeps it
+    /// The reason, which handlers get and which is stored with the delivery
     #[arg(long, default_value = "replayed by hand")]
     reason: String,
-    /// Print what would be delivered again, and do nothing
+    /// Only print what would be delivered again
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     format: Format,
 }
 
-pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Answer> {
+pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Exit> {
     let selection = ReplaySelection {
         ids: args.ids.clone(),
         handlers: args
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Answ
     };
     if is_everything(&selection) {
         bail!(
-            "this would deliver every stored event again; say which with ids, --handler, --name, \
+            "this would deliver every stored event again; select some with ids, --handler, --name, \
              --since, --until or --parked"
         );
     }
@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Answ
             },
         ],
         |(handler, count)| [handler.to_string(), count.to_string()],
-        "nothing is like that, so nothing is delivered again",
+        "no delivery matches, so none is made again",
     )?;
     if done.total() > 0 && !args.format.json && !args.dry_run {
         writeln!(
@@ -89,7 +89,7 @@ pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Answ
             "a running service delivers them within about a second"
         )?;
     }
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }
 
 fn is_everything(selection: &ReplaySelection) -> bool {
@@ -109,7 +109,7 @@ fn is_everything(selection: &ReplaySelection) -> bool {
         && !parked_only
 }
 
-/// A bar on standard error, which shows nothing where that is no terminal.
+/// A progress bar on standard error, hidden where that is not a terminal.
 pub(super) fn progress_bar(total: u64) -> ProgressBar {
     let target = if io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()

@@ -1,8 +1,8 @@
-//! `schema`: the JSON Schema of a family's model.
+//! `schema`: the JSON Schema of an event family.
 
 use anyhow::bail;
 
-use super::{Answer, output};
+use super::{Exit, output};
 use crate::event::{FAMILIES, Family};
 
 #[derive(Debug, clap::Args)]
@@ -11,7 +11,7 @@ pub(super) struct Args {
     family: String,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
+pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let Some(family) = Family::named(&args.family) else {
         let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
         bail!(
@@ -21,5 +21,5 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Answer> {
         );
     };
     output::print_json(&family.schema())?;
-    Ok(Answer::Yes)
+    Ok(Exit::Success)
 }

@@ -1,4 +1,4 @@
-//! `send`: a provider's side of the conversation, to try an endpoint out.
+//! `send`: posts to an endpoint as its provider would, to test it.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -9,7 +9,7 @@ use reqwest::{Client, Url};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Answer, output::Format};
+use super::{Exit, output::Format};
 use crate::{
     app,
     config::Config,
@@ -17,37 +17,37 @@ use crate::{
     provider::{Composed, Message, Reply},
 };
 
-/// The fixtures that come with the binary: `<provider>/<family>/<what is odd about it>.json`.
+/// The fixtures in the binary: `<provider>/<family>/<case>.json`.
 static FIXTURES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/fixtures");
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The endpoints to post to, as the configuration names them
+    /// The names of the endpoints to post to
     endpoints: Vec<String>,
-    /// Every endpoint of the configuration
+    /// Post to every endpoint of the configuration
     #[arg(long, conflicts_with = "endpoints")]
     all: bool,
-    /// Post to this URL in place of the configuration's own listener; an endpoint's path is added
-    /// where the URL has none
+    /// Post to this URL instead of the configured listener; the endpoint's path is added if the URL
+    /// has none
     #[arg(long, value_name = "URL")]
     to: Option<Url>,
-    /// Post this file's bytes as they are, in place of the fixtures; may be given again
+    /// Post the bytes of this file instead of the fixtures; repeatable
     #[arg(long = "file", value_name = "PATH")]
     files: Vec<PathBuf>,
-    /// Post each event so many times, as a provider that retries would
+    /// Post each event N times, as a provider that retries would
     #[arg(long, default_value_t = 1, value_name = "N")]
     copies: u32,
-    /// Post the handshake and nothing else
+    /// Post only the handshake
     #[arg(long)]
     handshake: bool,
-    /// Take any certificate, as for a listener with one of its own making
+    /// Accept any certificate, such as a self-signed one
     #[arg(long)]
     insecure: bool,
     #[command(flatten)]
     format: Format,
 }
 
-/// One line of the table.
+/// One row of the table: a message and its answer.
 #[derive(Debug, Serialize)]
 struct Sent {
     endpoint: String,
@@ -55,16 +55,16 @@ struct Sent {
     status: Option<u16>,
     answer_bytes: usize,
     took_ms: u128,
-    /// Nothing where the answer is what the provider wants.
+    /// What is wrong with the answer; `None` if the provider would accept it.
     problem: Option<String>,
 }
 
-pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Answer> {
+pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Exit> {
     let base = match &args.to {
         Some(url) => url.clone(),
-        None => own_listener(&config)?,
+        None => listener_url(&config)?,
     };
-    let endpoints = chosen(args, config.endpoints)?;
+    let endpoints = select(args, config.endpoints)?;
     let client = Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -86,17 +86,17 @@ pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Answer> {
     print(args, &sent)?;
     let unanswered = sent.iter().all(|sent| sent.status.is_none());
     if unanswered && !sent.is_empty() {
-        bail!("nobody answered at {base}; is `hookswitch serve` running there?");
+        bail!("no server answered at {base}; is `hookswitch serve` running there?");
     }
     let sound = sent.iter().all(|sent| sent.problem.is_none());
-    Ok(if sound { Answer::Yes } else { Answer::No })
+    Ok(if sound { Exit::Success } else { Exit::Negative })
 }
 
-/// The URL of the listener that the configuration describes, as seen from this machine.
-fn own_listener(config: &Config) -> anyhow::Result<Url> {
+/// The URL of the configured listener, as seen from this machine.
+fn listener_url(config: &Config) -> anyhow::Result<Url> {
     let mut address = config.server.listen;
     if address.port() == 0 {
-        bail!("the configuration lets the system choose a port; say which with --to URL");
+        bail!("the configured port is 0, so the system chooses one; give the URL with --to");
     }
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
@@ -109,7 +109,7 @@ fn own_listener(config: &Config) -> anyhow::Result<Url> {
     Ok(Url::parse(&format!("{scheme}://{address}"))?)
 }
 
-fn chosen(args: &Args, endpoints: Vec<Endpoint>) -> anyhow::Result<Vec<Endpoint>> {
+fn select(args: &Args, endpoints: Vec<Endpoint>) -> anyhow::Result<Vec<Endpoint>> {
     let names: Vec<_> = endpoints
         .iter()
         .map(|endpoint| endpoint.name.to_string())
@@ -121,7 +121,10 @@ fn chosen(args: &Args, endpoints: Vec<Endpoint>) -> anyhow::Result<Vec<Endpoint>
         );
     }
     if args.endpoints.is_empty() && !args.all {
-        bail!("say --all, or which endpoints: {}", names.join(", "));
+        bail!(
+            "give --all, or the names of endpoints: {}",
+            names.join(", ")
+        );
     }
     let wanted = |endpoint: &Endpoint| {
         args.all
@@ -141,7 +144,7 @@ fn target(base: &Url, endpoint: &Endpoint) -> Url {
     url
 }
 
-/// What is posted to one endpoint, in order.
+/// The messages to one endpoint, in order.
 fn messages(args: &Args, endpoint: &Endpoint) -> anyhow::Result<Vec<(String, Composed)>> {
     let compose = |message: Message<'_>| endpoint.provider.compose(message, app::now());
     let mut messages = Vec::new();
@@ -186,7 +189,7 @@ fn bodies(args: &Args, endpoint: &Endpoint) -> anyhow::Result<Vec<(String, Bytes
         .flatten();
     let bodies = files.filter_map(|file| {
         let name = file.path().file_stem()?.to_string_lossy().into_owned();
-        // As they are, all but the first run would be copies of what is stored already.
+        // Unchanged fixtures would be copies of the events of an earlier run.
         let body = endpoint.provider.freshen(file.contents(), app::now())?;
         Some((name, body))
     });
@@ -207,9 +210,9 @@ async fn post(
         Ok(answer) => (
             Some(answer.status),
             answer.bytes,
-            judge(&answer, &composed.expected),
+            problem(&answer, &composed.expected),
         ),
-        Err(error) => (None, 0, Some(innermost(&error))),
+        Err(error) => (None, 0, Some(root_cause(&error))),
     };
     Sent {
         endpoint: endpoint.name.to_string(),
@@ -221,16 +224,16 @@ async fn post(
     }
 }
 
-/// What came back.
-struct Heard {
+/// An HTTP answer.
+struct Received {
     status: u16,
     headers: http::HeaderMap,
     body: Bytes,
-    /// About as many bytes as it took on the wire in HTTP/1.1.
+    /// The approximate size of the answer in HTTP/1.1.
     bytes: usize,
 }
 
-async fn exchange(client: &Client, url: &Url, composed: &Composed) -> reqwest::Result<Heard> {
+async fn exchange(client: &Client, url: &Url, composed: &Composed) -> reqwest::Result<Received> {
     let request = client
         .post(url.clone())
         .headers(composed.headers.clone())
@@ -244,7 +247,7 @@ async fn exchange(client: &Client, url: &Url, composed: &Composed) -> reqwest::R
         .iter()
         .map(|(name, value)| name.as_str().len() + ": \r\n".len() + value.len())
         .sum();
-    Ok(Heard {
+    Ok(Received {
         status: status.as_u16(),
         headers,
         bytes: status_line + header_lines + body.len(),
@@ -252,28 +255,28 @@ async fn exchange(client: &Client, url: &Url, composed: &Composed) -> reqwest::R
     })
 }
 
-/// What the provider would find wrong with the answer.
-fn judge(heard: &Heard, expected: &Reply) -> Option<String> {
-    if heard.status != 200 {
-        return Some(match heard.status {
+/// What the provider would reject about the answer.
+fn problem(answer: &Received, expected: &Reply) -> Option<String> {
+    if answer.status != 200 {
+        return Some(match answer.status {
             401 => "refused; does the service use this configuration's secret?".to_owned(),
             404 => "no endpoint at this path".to_owned(),
             503 => "not stored now; the service's log and /readyz say why".to_owned(),
-            status => format!("{status} in place of 200"),
+            status => format!("{status} instead of 200"),
         });
     }
-    if heard.bytes >= 1024 {
+    if answer.bytes >= 1024 {
         return Some("the answer is not under RingCentral's 1024 bytes".to_owned());
     }
     match expected {
         Reply::Accepted => None,
         Reply::Echo(name, value) => {
-            (heard.headers.get(name) != Some(value)).then(|| format!("{name} was not echoed"))
+            (answer.headers.get(name) != Some(value)).then(|| format!("{name} was not echoed"))
         }
-        Reply::Challenge(answer) => {
-            let wanted: Option<serde_json::Value> = serde_json::from_slice(answer).ok();
-            let got = serde_json::from_slice(&heard.body).ok();
-            (wanted != got).then(|| "the challenge was not answered rightly".to_owned())
+        Reply::Challenge(challenge) => {
+            let wanted: Option<serde_json::Value> = serde_json::from_slice(challenge).ok();
+            let got = serde_json::from_slice(&answer.body).ok();
+            (wanted != got).then(|| "the answer to the challenge is wrong".to_owned())
         }
     }
 }
@@ -292,15 +295,15 @@ fn print(args: &Args, sent: &[Sent]) -> anyhow::Result<()> {
                 sent.problem.clone().unwrap_or_else(|| "ok".to_owned()),
             ]
         },
-        "there was nothing to send",
+        "nothing to send",
     )
 }
 
-/// The cause that says most: `reqwest` itself only says that sending failed.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+/// The innermost source of `error`: `reqwest` itself only says that sending failed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    innermost.to_string()
+    cause.to_string()
 }

@@ -1,4 +1,4 @@
-//! `serve`: the service itself, with its signals.
+//! `serve`: runs the service and handles its signals.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Answer, replay::progress_bar};
+use super::{Exit, replay::progress_bar};
 use crate::{
     app::{App, Builder, End, Reloader},
     config::{Config, Log},
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
 
-pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Result<Answer> {
+pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Result<Exit> {
     let config = builder.load(path)?;
     start_logging(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -28,25 +28,25 @@ pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Resul
         .context("the runtime cannot be started")?;
     let end = runtime.block_on(serve(config, path, builder))?;
     match end {
-        End::Drained => tracing::info!("stopped; everything that had begun was finished"),
+        End::Drained => tracing::info!("stopped; everything in progress was finished"),
         End::CutShort => tracing::warn!(
-            "stopped before everything that had begun was finished; it is delivered again at the \
-             next start"
+            "stopped before everything in progress was finished; the rest is delivered at the next \
+             start"
         ),
         End::Failed => {
             tracing::error!(
-                "stopped because a part of the service failed; what was acknowledged is safe"
+                "stopped because a component of the service failed; acknowledged events are safe"
             );
         }
     }
     Ok(match end {
-        End::Drained => Answer::Yes,
-        End::CutShort => Answer::No,
-        End::Failed => Answer::Failed,
+        End::Drained => Exit::Success,
+        End::CutShort => Exit::Negative,
+        End::Failed => Exit::ServiceFailed,
     })
 }
 
-/// Sends logs to standard error, as `config` says.
+/// Starts logging to standard error, as configured.
 pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
     let Log { format, filter } = &config.log;
     telemetry::start_logging(*format, filter, io::stderr().is_terminal())
@@ -54,7 +54,7 @@ pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result<End> {
-    let introduction = Introduction::of(&config, path);
+    let banner = Banner::of(&config, path);
     let app = App::build(config, rebuild_progress()).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -65,15 +65,15 @@ async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result
         }
     };
     let reloads = reload_on_hangup(app.reloader(), path, builder)?;
-    // Whoever reads this may send a signal at once: by now each one is listened to.
-    introduction.print(&app)?;
+    // Signals are handled from here on, so a reader of the banner may send one.
+    banner.print(&app)?;
     tokio::select! {
         end = app.run(shutdown) => Ok(end),
         never = reloads => match never {},
     }
 }
 
-/// Reads the configuration again at each SIGHUP.
+/// Reloads the configuration at each SIGHUP.
 fn reload_on_hangup(
     reloader: Reloader,
     path: &Path,
@@ -86,8 +86,8 @@ fn reload_on_hangup(
             if hangup.recv().await.is_none() {
                 std::future::pending::<()>().await;
             }
-            // Neither the file nor the secrets that it refers to are large: reading them here
-            // takes less time than handing them to another thread.
+            // The file and the secrets that it refers to are small, so blocking this thread is
+            // cheaper than another one.
             match builder.load(path) {
                 Ok(config) => reloader.reload(config).await,
                 Err(report) => reloader.refuse(&report.render(false)),
@@ -96,7 +96,7 @@ fn reload_on_hangup(
     })
 }
 
-/// A progress bar that appears once there is something to rebuild.
+/// A progress bar of a ledger's rebuild, shown once a rebuild begins.
 pub(super) fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
     let bar = Mutex::new(None);
     Arc::new(move |done, total| {
@@ -109,14 +109,14 @@ pub(super) fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
     })
 }
 
-/// What a person at a terminal wants to know first.
-struct Introduction {
+/// The text that `serve` prints when it is ready.
+struct Banner {
     scheme: &'static str,
     paths: Vec<(String, String)>,
     config: String,
 }
 
-impl Introduction {
+impl Banner {
     fn of(config: &Config, path: &Path) -> Self {
         let endpoints = config.endpoints.iter();
         Self {
@@ -146,7 +146,7 @@ impl Introduction {
             app.admin_address()
         )?;
         writeln!(out, "Try it from another terminal:")?;
-        // As it was called, since it need not be on the search path.
+        // The program as it was called, since it may not be in PATH.
         let program = std::env::args().next();
         let program = program.as_deref().unwrap_or("hookswitch");
         writeln!(out, "  {program} send --all --config {}", self.config)?;

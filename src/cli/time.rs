@@ -1,8 +1,8 @@
-//! Points in time as people give them on a command line.
+//! Times on a command line.
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Reads a time (`2026-01-31T08:00:00Z`) or how long ago it was (`2h`, `30d`).
+/// Parses a time (`2026-01-31T08:00:00Z`) or an age (`2h`, `30d`).
 ///
 /// # Errors
 ///

@@ -12,7 +12,7 @@ use super::{
     report::{Problem, Span},
     section::{Findings, Section},
 };
-use crate::{admin, dispatch, http, wire::Exposure};
+use crate::{admin, cleartext::CleartextWarning, dispatch, http};
 
 /// Checks the name of an endpoint or handler, which becomes a metric label and a log field.
 pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findings) {
@@ -292,13 +292,13 @@ pub(super) fn dispatch(
     }
 }
 
-/// Warns of credentials that others could read on their way.
-pub(super) fn exposures(
-    exposures: impl IntoIterator<Item = Exposure>,
+/// Warns of credentials that are sent without TLS.
+pub(super) fn cleartext_warnings(
+    warnings: impl IntoIterator<Item = CleartextWarning>,
     section: &Section<'_>,
     findings: &mut Findings,
 ) {
-    for Exposure { key, message } in exposures {
+    for CleartextWarning { key, message } in warnings {
         let warning = diagnostics::problem(&format!("[{}] {message}", section.name)).warning();
         add(section, &[key], warning, findings);
     }

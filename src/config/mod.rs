@@ -39,9 +39,9 @@ use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
 pub struct Config {
     /// What is logged, and how.
     pub log: Log,
-    /// The door.
+    /// The server that providers post to.
     pub server: http::Settings,
-    /// The operator's door.
+    /// The admin server.
     pub admin: admin::Settings,
     /// The store.
     pub store: Box<dyn store::Engine>,

@@ -165,7 +165,7 @@ impl<'i> Reader<'_, 'i> {
         Some((server, admin))
     }
 
-    /// The settings of the operator's door, with their section.
+    /// The admin server, with the section that it was read from.
     pub(super) fn admin(&mut self) -> Option<(admin::Settings, Section<'i>)> {
         let mut section = self.section("admin")?;
         let hints = Hints::default();
@@ -202,7 +202,7 @@ impl<'i> Reader<'_, 'i> {
             return None;
         };
         let store = section.read(hints, &mut self.findings, entry.read)?;
-        check::exposures(store.exposure(), &section, &mut self.findings);
+        check::cleartext_warnings(store.cleartext_warning(), &section, &mut self.findings);
         Some(store)
     }
 
@@ -391,7 +391,7 @@ impl<'i> Reader<'_, 'i> {
             ..hints
         };
         let factory = section.read(hints, &mut self.findings, |settings| kind.read(settings))?;
-        check::exposures(factory.exposures(), section, &mut self.findings);
+        check::cleartext_warnings(factory.cleartext_warnings(), section, &mut self.findings);
         if let Some(file) = factory.own_file() {
             check::own_file(file, section, files, &mut self.findings);
         }

@@ -13,13 +13,13 @@ use crate::{
     event::{HandlerName, Notification},
     handler::{Outcome, Panicked},
     store::{Claim, Verdict},
-    telemetry::{ByHandler, ByOutcome, Metrics, words},
+    telemetry::{ByHandler, ByOutcome, Metrics, label_enum},
 };
 
 /// How much of a reason is stored, in characters: reasons are for people to read.
 const LONGEST_REASON: usize = 1000;
 
-words! {
+label_enum! {
     /// How attempts end, as metrics and logs say it.
     pub(super) enum End {
         Done = "done",

@@ -20,7 +20,7 @@ const KEPT_IDLE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 ///
-/// When the system's authorities are needed and it has none.
+/// When the system's CA bundle is needed and there is none.
 pub(super) fn builder(
     context: &BuildContext,
     connect_timeout: Duration,

@@ -12,7 +12,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{BuildError, broker};
-use crate::{client_tls::ClientTls, secret::Secret, wire::Exposure};
+use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
 
 /// The way to one broker.
 #[derive(Clone)]
@@ -56,12 +56,16 @@ impl Schemes {
         Ok(url)
     }
 
-    /// What there is to tell of `password` on its way to `url`.
-    pub(super) fn exposure(self, url: &Url, password: Option<&Secret>) -> Option<Exposure> {
+    /// The warning about `password` if it is sent to `url` without TLS.
+    pub(super) fn cleartext_warning(
+        self,
+        url: &Url,
+        password: Option<&Secret>,
+    ) -> Option<CleartextWarning> {
         if password.is_none() || url.scheme() == self.tls.0 {
             return None;
         }
-        Exposure::new("url", "its password", url.host_str(), &self.cure())
+        CleartextWarning::new("url", "its password", url.host_str(), &self.cure())
     }
 
     /// How to have TLS.

@@ -3,7 +3,7 @@
 use std::{fmt, num::NonZeroUsize, path::Path};
 
 use super::{AnyHandler, BuildContext, BuildError, HandlerKind};
-use crate::{spanned, wire::Exposure};
+use crate::{cleartext::CleartextWarning, spanned};
 
 /// A [`HandlerKind`] with its type erased: one line of [`KINDS`](super::KINDS).
 #[derive(Clone, Copy)]
@@ -46,8 +46,8 @@ impl fmt::Debug for Kind {
 
 /// Settings that have been read and can be built: a [`HandlerKind`] with its type erased.
 pub trait Factory {
-    /// See [`HandlerKind::exposures`].
-    fn exposures(&self) -> Vec<Exposure>;
+    /// See [`HandlerKind::cleartext_warnings`].
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning>;
 
     /// See [`HandlerKind::own_file`].
     fn own_file(&self) -> Option<(&'static str, &Path)>;
@@ -66,8 +66,8 @@ pub trait Factory {
 struct Settings<K>(K);
 
 impl<K: HandlerKind> Factory for Settings<K> {
-    fn exposures(&self) -> Vec<Exposure> {
-        self.0.exposures()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.0.cleartext_warnings()
     }
 
     fn own_file(&self) -> Option<(&'static str, &Path)> {

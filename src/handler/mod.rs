@@ -66,8 +66,8 @@ use tokio::time::Instant;
 pub use kind::{Factory, Kind};
 
 use crate::{
+    cleartext::CleartextWarning,
     event::{self, EventFamily, EventId, HandlerName, Notification, Unreadable},
-    wire::Exposure,
 };
 
 /// What a handler can be given: an event of one family, or [`AnyEvent`].
@@ -213,8 +213,8 @@ pub trait HandlerKind: DeserializeOwned + 'static {
     /// What it builds.
     type Handler: Handler;
 
-    /// Credentials that others could read on their way, because these settings say so.
-    fn exposures(&self) -> Vec<Exposure> {
+    /// The credentials that these settings send without TLS.
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
         Vec::new()
     }
 

@@ -1,12 +1,12 @@
-//! Every answer that the door gives, and the only place that knows how each one sounds.
+//! Every answer of the server, and the only place that knows the status of each.
 //!
-//! | answer | status | why that one |
+//! | answer | status | reason |
 //! |---|---|---|
 //! | [`Accepted`] | 200 | |
-//! | [`Refused`](Rejection::Refused) | 401, or 503 when the provider floor asks for another try | |
-//! | [`TooLarge`](Rejection::TooLarge) | 413 | a second try would be as large |
+//! | [`Refused`](Rejection::Refused) | 401, or 503 when the provider floor asks for a retry | |
+//! | [`TooLarge`](Rejection::TooLarge) | 413 | a retry would be as large |
 //! | [`Path`](Rejection::Path), [`Method`](Rejection::Method) | 404, 405 | |
-//! | all others | 503 | Zoom repeats after 503, and after no 4xx; RingCentral is as patient with one as with the other. Never 429, which Zoom takes as final |
+//! | all others | 503 | Zoom retries after 503 and never after 4xx; RingCentral treats both alike. Never 429, after which Zoom does not retry |
 
 use axum::{
     body::Body,
@@ -16,46 +16,46 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     provider::{Reason, Refusal, Reply},
-    telemetry::words,
+    telemetry::label_enum,
 };
 
-/// A request that gets what it came for.
+/// A request that succeeded.
 #[derive(Debug)]
 pub(super) enum Accepted {
     /// Its event is on stable storage.
     Stored(Reply),
-    /// It was a handshake and nothing else.
+    /// It was a handshake.
     Handshake(Reply),
 }
 
-/// Why a request does not get what it came for.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Rejection {
-    /// It was not shown to come from its provider.
+    /// It is not authentic.
     Refused(Refusal),
-    /// There is no endpoint of that path.
+    /// No endpoint has that path.
     Path,
-    /// It was not a POST.
+    /// The method is not POST.
     Method,
-    /// Its body is over the limit.
+    /// The body is over the limit.
     TooLarge,
-    /// Its body took too long.
+    /// The body took too long.
     SlowBody,
-    /// Its body ended before its end, or is not in the form that the head promised.
+    /// The body was cut short, or is not encoded as the head says.
     BrokenBody,
-    /// There is no room for it, or the store is behind.
+    /// A limit is exhausted, or the store is behind.
     Overloaded,
-    /// The store did not take the event, for this reason.
+    /// The store did not accept the event, for this reason.
     Unavailable(String),
-    /// The door is closing.
+    /// The server is shutting down.
     Draining,
-    /// Something of ours panicked.
+    /// The service panicked.
     Panic,
 }
 
-words! {
-    /// The words for answers in metrics and logs.
-    pub(super) enum Word {
+label_enum! {
+    /// The `answer` label of metrics and the `reason` field of logs.
+    pub(super) enum Label {
         Stored = "stored",
         Handshake = "handshake",
         TooLarge = "too_large",
@@ -76,7 +76,7 @@ words! {
     }
 }
 
-impl From<&Accepted> for Word {
+impl From<&Accepted> for Label {
     fn from(accepted: &Accepted) -> Self {
         match accepted {
             Accepted::Stored(_) => Self::Stored,
@@ -85,7 +85,7 @@ impl From<&Accepted> for Word {
     }
 }
 
-impl From<&Rejection> for Word {
+impl From<&Rejection> for Label {
     fn from(rejection: &Rejection) -> Self {
         match rejection {
             Rejection::Refused(refusal) => refusal.reason.into(),
@@ -102,7 +102,7 @@ impl From<&Rejection> for Word {
     }
 }
 
-impl From<Reason> for Word {
+impl From<Reason> for Label {
     fn from(reason: Reason) -> Self {
         match reason {
             Reason::MissingCredential => Self::MissingCredential,
@@ -144,7 +144,7 @@ impl IntoResponse for Accepted {
             }
             Reply::Echo(name, value) => {
                 headers.insert(name, value);
-                // RingCentral takes no other type in a handshake, though there is no body.
+                // RingCentral requires this type in a handshake, although there is no body.
                 headers.insert(header::CONTENT_TYPE, JSON);
                 headers.insert(CONTENT_LENGTH, NONE);
             }
@@ -172,6 +172,6 @@ impl IntoResponse for Rejection {
 }
 
 const CONTENT_LENGTH: HeaderName = header::CONTENT_LENGTH;
-/// The length of no body, as text that need not be written anew for each answer.
+/// The content length of an empty body, formatted once.
 const NONE: HeaderValue = HeaderValue::from_static("0");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -1,5 +1,4 @@
-//! Bodies, collected raw and within limits, so that every way in which one can fail gets an answer
-//! of ours.
+//! Request bodies: read raw and within limits. Each way to fail has an answer of its own.
 
 use std::{
     future::{Future, poll_fn},
@@ -20,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings,
     answer::Rejection,
-    room::{Permit, Room},
+    limiter::{Limiter, Permit},
 };
 
-/// How much of a body that is too large is read and thrown away, and for how long. A sender that
-/// is still writing when we close sees a broken connection and not our answer.
+/// How much of a too large body is read and discarded, and for how long. A sender that is still
+/// writing when the connection closes sees a broken connection instead of the answer.
 const DISCARD_BYTES: usize = 8 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
@@ -32,12 +31,12 @@ const DISCARD_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Collector {
     max_body: u64,
-    time: Duration,
-    /// In bytes.
-    memory: Room,
+    timeout: Duration,
+    /// A permit is one byte.
+    memory: Limiter,
 }
 
-/// A whole body, and the memory that it takes until this is dropped.
+/// A whole body, and the permits for its memory.
 pub(super) struct Collected {
     pub(super) bytes: Bytes,
     pub(super) memory: Option<Permit>,
@@ -48,37 +47,37 @@ impl Collector {
         let memory = settings.body_memory.max(settings.max_body);
         Self {
             max_body: settings.max_body,
-            time: settings.body_timeout,
-            memory: Room::new(usize::try_from(memory).unwrap_or(usize::MAX)),
+            timeout: settings.body_timeout,
+            memory: Limiter::new(usize::try_from(memory).unwrap_or(usize::MAX)),
         }
     }
 
-    /// Reads `body` to its end. While the rest of it is on its way it stands in the line of
-    /// `slots`, and gives up when others need the room. A body that is all here already, as most
-    /// are when their head is read, keeps nobody waiting: it needs no line and no clock.
+    /// Reads `body` to its end. While the rest of the body is on its way, the request stands in the
+    /// wait list of `slots` and can be evicted. Most bodies have arrived with their head; they need
+    /// neither a wait list nor a timer.
     pub(super) async fn collect(
         &self,
         headers: &HeaderMap,
         mut body: Body,
-        slots: &Room,
+        slots: &Limiter,
     ) -> Result<Collected, Rejection> {
-        let dismissal = Dismissal::new(CancellationToken::new);
+        let eviction = Eviction::new(CancellationToken::new);
         let collected = {
-            let mut reading = pin!(self.read(&mut body, &dismissal));
-            match attempt(reading.as_mut()).await {
+            let mut reading = pin!(self.read(&mut body, &eviction));
+            match poll_once(reading.as_mut()).await {
                 Some(collected) => collected,
                 None => {
-                    let _place = slots.wait(&dismissal);
+                    let _ticket = slots.wait(&eviction);
                     tokio::select! {
-                        () = dismissal.cancelled() => Err(Rejection::Overloaded),
-                        collected = timeout(self.time, reading) => {
+                        () = eviction.cancelled() => Err(Rejection::Overloaded),
+                        collected = timeout(self.timeout, reading) => {
                             collected.unwrap_or(Err(Rejection::SlowBody))
                         }
                     }
                 }
             }
         };
-        // Who asked before sending is told before sending.
+        // A sender with `Expect: 100-continue` has not sent the body, so there is nothing to discard.
         if let (Err(Rejection::TooLarge), false) =
             (&collected, headers.contains_key(header::EXPECT))
         {
@@ -87,18 +86,18 @@ impl Collector {
         collected
     }
 
-    async fn read(&self, body: &mut Body, dismissal: &Dismissal) -> Result<Collected, Rejection> {
-        // What the head promises, before a byte of it is read.
+    async fn read(&self, body: &mut Body, eviction: &Eviction) -> Result<Collected, Rejection> {
+        // The size that the head announces is checked before a byte is read.
         if body.size_hint().lower() > self.max_body {
             return Err(Rejection::TooLarge);
         }
         let mut bytes = Chunks::default();
         let mut memory: Option<Permit> = None;
-        let mut place = None;
+        let mut ticket = None;
         while !body.is_end_stream()
             && let Some(frame) = body.frame().await
         {
-            // Trailers are no part of the body.
+            // Trailers are not part of the body.
             let Ok(chunk) = frame.map_err(|_| Rejection::BrokenBody)?.into_data() else {
                 continue;
             };
@@ -110,14 +109,18 @@ impl Collector {
                 return Err(Rejection::TooLarge);
             }
             let size = u32::try_from(chunk.len()).map_err(|_| Rejection::TooLarge)?;
-            let taken = self.memory.take(size).await.ok_or(Rejection::Overloaded)?;
+            let taken = self
+                .memory
+                .acquire(size)
+                .await
+                .ok_or(Rejection::Overloaded)?;
             match &mut memory {
                 Some(memory) => memory.merge(taken),
                 None => memory = Some(taken),
             }
             bytes.push(chunk);
             if !body.is_end_stream() {
-                place.get_or_insert_with(|| self.memory.wait(dismissal));
+                ticket.get_or_insert_with(|| self.memory.wait(eviction));
             }
         }
         Ok(Collected {
@@ -127,11 +130,11 @@ impl Collector {
     }
 }
 
-/// How a reader is told that others need its room; made when it first has to wait.
-type Dismissal = LazyLock<CancellationToken>;
+/// Cancelled when the request is evicted; made when the request first has to wait.
+type Eviction = LazyLock<CancellationToken>;
 
-/// What `future` comes to, if it need not be waited for.
-async fn attempt<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+/// The output of `future`, if it is ready.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     poll_fn(|context| {
         Poll::Ready(match future.as_mut().poll(context) {
             Poll::Ready(output) => Some(output),
@@ -141,7 +144,7 @@ async fn attempt<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-/// The pieces of a body. Most bodies come in one, which is then not copied.
+/// The chunks of a body. Most bodies arrive in one chunk, which is not copied.
 #[derive(Default)]
 enum Chunks {
     #[default]
@@ -184,7 +187,7 @@ impl Chunks {
     }
 }
 
-/// Reads on for a while and keeps nothing.
+/// Reads and discards the rest of `body`, within limits.
 async fn discard(mut body: Body) {
     let read = async {
         let mut left = DISCARD_BYTES;
@@ -196,6 +199,6 @@ async fn discard(mut body: Body) {
             left = less;
         }
     };
-    // Whether it ended or not, the answer is the same.
+    // The answer is the same whether the body ended in time or not.
     timeout(DISCARD_TIME, read).await.unwrap_or_default();
 }

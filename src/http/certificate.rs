@@ -1,4 +1,4 @@
-//! The server's certificate: two files that may change under us.
+//! The server's certificate, reloaded when its files change.
 
 use std::{
     fs,
@@ -17,23 +17,22 @@ use rustls::{
 };
 
 use super::{Error, Tls, expiry};
-use crate::telemetry::Fraction;
+use crate::telemetry::FloatGauge;
 
-/// How often the files are looked at. A renewal is minutes ahead of the old one's end at the least.
+/// How often the files are read. A certificate is renewed minutes before it expires, at the least.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// A certificate with its key, as it was in its files when they last made sense.
+/// A certificate and its key, from the last valid content of their files.
 #[derive(Debug)]
 pub struct Certificate {
     files: Tls,
     current: ArcSwap<CertifiedKey>,
-    /// What the files held when they were last looked at, sense or not, so that one bad renewal is
-    /// reported once.
-    seen: Mutex<Pem>,
-    ends: Fraction,
+    /// The last content of the files, valid or not, so that a bad renewal is logged once.
+    last_read: Mutex<Pem>,
+    expiry: FloatGauge,
 }
 
-/// What the two files hold.
+/// The content of both files.
 #[derive(PartialEq, Eq)]
 struct Pem {
     certificate: Vec<u8>,
@@ -41,40 +40,43 @@ struct Pem {
 }
 
 impl Certificate {
-    /// Reads `files`; keeps `ends` at the second in which the certificate ends.
-    pub(super) fn load(files: &Tls, ends: Fraction) -> Result<Self, Error> {
+    /// Reads `files`; keeps `expiry` at the time when the certificate expires.
+    pub(super) fn load(files: &Tls, expiry: FloatGauge) -> Result<Self, Error> {
         let pem = Pem::read(files)?;
         let key = pem.parse(files)?;
         let certificate = Self {
             files: files.clone(),
             current: ArcSwap::from_pointee(key),
-            seen: Mutex::new(pem),
-            ends,
+            last_read: Mutex::new(pem),
+            expiry,
         };
-        certificate.report_end();
+        certificate.report_expiry();
         Ok(certificate)
     }
 
-    /// Reads the files again and takes what they hold, if it is new. True when it was. Connections
-    /// that are open keep the certificate that they began with.
+    /// Reads the files again. Returns whether their content is new. Open connections keep the
+    /// certificate of their handshake.
     ///
     /// # Errors
     ///
     /// When the files cannot be read or used; the certificate in use stays in use.
     pub fn refresh(&self) -> Result<bool, Error> {
         let pem = Pem::read(&self.files)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == pem {
+        let mut last_read = self
+            .last_read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *last_read == pem {
             return Ok(false);
         }
         let parsed = pem.parse(&self.files);
-        *seen = pem;
+        *last_read = pem;
         self.current.store(Arc::new(parsed?));
-        self.report_end();
+        self.report_expiry();
         Ok(true)
     }
 
-    /// Looks at the files every 10 seconds, for ever.
+    /// Reads the files every 10 seconds, for ever.
     pub(super) async fn watch(self: Arc<Self>) {
         let mut unreadable = false;
         loop {
@@ -89,24 +91,24 @@ impl Certificate {
             match refreshed {
                 Ok(true) => tracing::info!("the certificate was renewed"),
                 Ok(false) => {}
-                // A file that stays away is reported when it goes, not every time it is missed.
+                // A missing file is logged once.
                 Err(Error::Unreadable { .. }) if was_unreadable => {}
                 Err(error) => {
-                    tracing::error!(%error, "the new certificate is refused, the old one stays in use");
+                    tracing::error!(%error, "the new certificate cannot be used; the old one stays in use");
                 }
             }
         }
     }
 
-    fn report_end(&self) {
+    fn report_expiry(&self) {
         let current = self.current.load();
-        let end = current.cert.first().and_then(|der| expiry::not_after(der));
-        if let Some(end) = end {
+        let not_after = current.cert.first().and_then(|der| expiry::not_after(der));
+        if let Some(not_after) = not_after {
             #[expect(
                 clippy::cast_precision_loss,
                 reason = "seconds of any real date are exact in an f64"
             )]
-            self.ends.set(end.as_second() as f64);
+            self.expiry.set(not_after.as_second() as f64);
         }
     }
 }

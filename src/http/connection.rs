@@ -1,8 +1,8 @@
 //! One connection, from its first byte to its last.
 //!
-//! The first byte or the TLS handshake has a deadline, and from then on one deadline covers both
-//! versions of HTTP: hyper's own timers know nothing of the bytes by which the versions are told
-//! apart, nor of an HTTP/2 connection that answers pings and says nothing else.
+//! The first byte or the TLS handshake has one timeout. Every later wait has one idle timeout for both
+//! versions of HTTP. hyper's own timers do not cover the bytes by which hyper detects the version, nor
+//! an HTTP/2 connection that only answers pings.
 
 use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -25,47 +25,46 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use super::{Settings, listener::Tally, presence::Presence, room::Room};
+use super::{Settings, activity::Activity, limiter::Limiter, listener::ListenerMetrics};
 
-/// How long a connection that is on its way out may still take to finish the head of a request that
-/// it has begun. Honest heads are on the wire at once.
+/// How long the peer of a closing connection may take to finish a request head that it has begun. An
+/// honest peer sends a head at once.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The largest request head. RingCentral's and Zoom's are under 2 KiB; proxies add some. hyper's
-/// own limit on the number of headers, 100, holds as well.
+/// own limit of 100 headers applies as well.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// The same for HTTP/2, as the sum of names, values and 32 bytes for each.
 const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
 
-/// How many requests one HTTP/2 connection may have in flight. A sender with more of them opens
-/// more connections.
+/// The most requests in flight on one HTTP/2 connection. A sender with more opens more connections.
 const MAX_STREAMS: u32 = 64;
 
-/// How much of one body, and of all bodies of a connection, HTTP/2 may send ahead of our reading.
+/// The HTTP/2 flow-control windows of one body and of all bodies of a connection.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 
-/// How often a quiet HTTP/2 connection is asked whether its peer is there, and for how long.
+/// When an idle HTTP/2 connection is pinged, and how long its peer may take to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What all connections of a listener share.
-pub(super) struct Host<S> {
+pub(super) struct Context<S> {
     first_byte_timeout: Duration,
     head_timeout: Duration,
     tls: Option<TlsAcceptor>,
-    tally: Tally,
+    metrics: ListenerMetrics,
     service: S,
     http: auto::Builder<Executor>,
     draining: CancellationToken,
 }
 
-impl<S> Host<S> {
+impl<S> Context<S> {
     pub(super) fn new(
         settings: &Settings,
         tls: Option<TlsAcceptor>,
-        tally: Tally,
+        metrics: ListenerMetrics,
         service: S,
         tasks: TaskTracker,
         draining: CancellationToken,
@@ -73,7 +72,7 @@ impl<S> Host<S> {
         let mut http = auto::Builder::new(Executor(tasks));
         http.http1()
             .max_buf_size(MAX_HEAD_BYTES)
-            // A sender that has said all it has to say is still owed an answer.
+            // A sender that has closed its half of the connection still gets its answer.
             .half_close(true);
         http.http2()
             .timer(TokioTimer::new())
@@ -87,7 +86,7 @@ impl<S> Host<S> {
             first_byte_timeout: settings.first_byte_timeout,
             head_timeout: settings.head_timeout,
             tls,
-            tally,
+            metrics,
             service,
             http,
             draining,
@@ -95,7 +94,7 @@ impl<S> Host<S> {
     }
 }
 
-/// Spawns what HTTP/2 needs where a drain can wait for it.
+/// Spawns hyper's HTTP/2 tasks on the tracker that a drain waits for.
 #[derive(Clone)]
 struct Executor(TaskTracker);
 
@@ -108,11 +107,11 @@ where
     }
 }
 
-/// One connection that was accepted.
+/// One accepted connection.
 pub(super) struct Connection<S> {
-    host: Arc<Host<S>>,
-    presence: Presence,
-    dismissal: CancellationToken,
+    context: Arc<Context<S>>,
+    activity: Activity,
+    eviction: CancellationToken,
 }
 
 impl<S> Connection<S>
@@ -120,121 +119,128 @@ where
     S: Service<extract::Request, Response = Response, Error = Infallible, Future: Send>,
     S: Clone + Send + Sync + 'static,
 {
-    /// `dismissal` closes it, whatever it is doing.
-    pub(super) fn new(host: Arc<Host<S>>, room: &Room, dismissal: CancellationToken) -> Self {
-        let presence = Presence::new(room, &dismissal, host.draining.clone());
+    /// An accepted connection. Cancelling `eviction` closes it at once.
+    pub(super) fn new(
+        context: Arc<Context<S>>,
+        limiter: &Limiter,
+        eviction: CancellationToken,
+    ) -> Self {
+        let activity = Activity::new(limiter, &eviction, context.draining.clone());
         Self {
-            host,
-            presence,
-            dismissal,
+            context,
+            activity,
+            eviction,
         }
     }
 
-    /// Serves it until either side has had enough.
+    /// Serves the connection until it is closed.
     pub(super) async fn serve(self, stream: TcpStream) {
-        self.host.tally.open.inc();
-        let closed = tokio::select! {
-            () = self.dismissal.cancelled() => Closed::ByUs,
-            closed = self.converse(stream) => closed,
+        self.context.metrics.open.inc();
+        let closed_by = tokio::select! {
+            () = self.eviction.cancelled() => ClosedBy::Server,
+            closed_by = self.serve_stream(stream) => closed_by,
         };
-        self.host.tally.open.dec();
-        let leaving = self.host.draining.is_cancelled();
-        if matches!(closed, Closed::ByUs) && !leaving && !self.presence.has_spoken() {
-            self.host.tally.refused.inc();
+        self.context.metrics.open.dec();
+        let draining = self.context.draining.is_cancelled();
+        if matches!(closed_by, ClosedBy::Server) && !draining && !self.activity.has_received_head()
+        {
+            self.context.metrics.refused.inc();
         }
     }
 
-    async fn converse(&self, stream: TcpStream) -> Closed {
-        match &self.host.tls {
+    /// Waits for the first byte or the TLS handshake, then serves HTTP.
+    async fn serve_stream(&self, stream: TcpStream) -> ClosedBy {
+        match &self.context.tls {
             None => {
                 let mut first = [0];
                 tokio::select! {
-                    () = self.gives_up_on_first_byte() => Closed::ByUs,
+                    () = self.first_byte_overdue() => ClosedBy::Server,
                     peeked = stream.peek(&mut first) => match peeked {
-                        Ok(1..) => self.exchange(stream).await,
-                        Ok(0) | Err(_) => Closed::ByPeer,
+                        Ok(1..) => self.serve_http(stream).await,
+                        Ok(0) | Err(_) => ClosedBy::Peer,
                     }
                 }
             }
             Some(tls) => tokio::select! {
-                () = self.gives_up_on_first_byte() => Closed::ByUs,
-                shaken = tls.accept(stream) => match shaken {
-                    Ok(stream) => self.exchange(stream).await,
+                () = self.first_byte_overdue() => ClosedBy::Server,
+                accepted = tls.accept(stream) => match accepted {
+                    Ok(stream) => self.serve_http(stream).await,
                     Err(error) => {
                         tracing::debug!(%error, "a TLS handshake failed");
-                        Closed::ByUs
+                        ClosedBy::Server
                     }
                 }
             },
         }
     }
 
-    /// Ready when a connection that has not begun is not worth waiting for any more.
-    async fn gives_up_on_first_byte(&self) {
+    /// Ready when the first byte or the TLS handshake is overdue.
+    async fn first_byte_overdue(&self) {
         tokio::select! {
-            () = sleep(self.host.first_byte_timeout) => {}
-            () = self.host.draining.cancelled() => sleep(GRACE).await,
+            () = sleep(self.context.first_byte_timeout) => {}
+            () = self.context.draining.cancelled() => sleep(GRACE).await,
         }
     }
 
-    /// Takes requests and gives answers.
-    async fn exchange(
+    async fn serve_http(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    ) -> Closed {
-        let answer = service_fn(|request| self.answer(request));
+    ) -> ClosedBy {
+        let service = service_fn(|request| self.call(request));
         let served = self
-            .host
+            .context
             .http
-            .serve_connection(TokioIo::new(stream), answer);
+            .serve_connection(TokioIo::new(stream), service);
         let mut served = pin!(served);
-        let mut patience = self.host.head_timeout;
-        let mut leaving = false;
+        let mut idle_timeout = self.context.head_timeout;
+        let mut closing = false;
         loop {
             tokio::select! {
-                // The drain comes first, so that an answer given during it says that the
-                // connection closes.
+                // The drain is polled first, so that an answer sent during the drain says
+                // `connection: close`.
                 biased;
-                () = self.host.draining.cancelled(), if !leaving => {}
+                () = self.context.draining.cancelled(), if !closing => {}
                 ended = served.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "a connection broke");
                     }
-                    return if leaving { Closed::ByUs } else { Closed::ByPeer };
+                    return if closing { ClosedBy::Server } else { ClosedBy::Peer };
                 }
-                () = self.presence.overstays(patience) => {
-                    if leaving {
-                        return Closed::ByUs;
+                () = self.activity.idle_for(idle_timeout) => {
+                    if closing {
+                        return ClosedBy::Server;
                     }
                 }
             }
-            leaving = true;
-            patience = GRACE;
+            closing = true;
+            idle_timeout = GRACE;
             served.as_mut().graceful_shutdown();
         }
     }
 
-    fn answer(
+    /// Has the service answer `request`.
+    fn call(
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<S> {
-        let presence = self.presence.clone();
-        let visit = presence.begin();
+        let in_flight = Arc::new(self.activity.begin());
         // A request without a body has arrived whole.
-        let work = request.body().is_end_stream().then(|| presence.work());
+        if request.body().is_end_stream() {
+            in_flight.mark_received();
+        }
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(presence);
-        let mut service = self.host.service.clone();
+        request.extensions_mut().insert(Arc::clone(&in_flight));
+        let mut service = self.context.service.clone();
         async move {
             let response = service.call(request).await;
-            drop((work, visit));
+            drop(in_flight);
             response
         }
     }
 }
 
-/// Who ended a connection.
-enum Closed {
-    ByUs,
-    ByPeer,
+/// Which side closed a connection.
+enum ClosedBy {
+    Server,
+    Peer,
 }

@@ -1,34 +1,33 @@
-//! File descriptors: as many as the connections need that are allowed, and never all of them.
+//! The limit on file descriptors, and how many of them connections may use.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For everything but connections of providers: the store's files, and what handlers open. Where only
-/// few are allowed, half of them.
-const BESIDE: u64 = 1024;
+/// Descriptors reserved for the store's files and the handlers; half of all descriptors where the
+/// limit is low.
+const RESERVED: u64 = 1024;
 
-/// How many connections can be open at once: `max_connections`, or fewer where the system does not
-/// let us have that many files. It is asked for them, since what a process begins with is often as
-/// few as 1024 of all kinds; but for no more, since programs that handlers run begin with what we
-/// have, and some of them close each one that they could have.
+/// The most open connections: `max_connections`, or fewer where the system limits open files. The
+/// soft limit is often 1024, so it is raised to what is needed. It is raised no further, because
+/// programs that handlers run inherit it, and some of them close every possible descriptor.
 pub(super) fn connections(max_connections: usize) -> usize {
-    let wanted = max_connections as u64 + BESIDE;
+    let wanted = max_connections as u64 + RESERVED;
     let has = allowed(wanted);
     if has >= wanted {
         return max_connections;
     }
-    let left = has - BESIDE.min(has / 2);
+    let left = has - RESERVED.min(has / 2);
     let connections = max_connections.min(usize::try_from(left).unwrap_or(usize::MAX));
     tracing::warn!(
         limit = has,
         connections,
-        "there are fewer files than [server] max_connections = {max_connections} may need, so there \
-         will be fewer connections; raise the limit of the process (LimitNOFILE of systemd, ulimit -n) \
-         to {wanted}, or lower max_connections",
+        "the limit of open files is too low for [server] max_connections = {max_connections}, so \
+         there will be fewer connections; raise the limit of the process (LimitNOFILE of systemd, \
+         ulimit -n) to {wanted}, or lower max_connections",
     );
     connections
 }
 
-/// How many files can be open at once: `wanted`, or more, if that can be had.
+/// The limit of open files, raised to `wanted` if it is lower and can be raised.
 fn allowed(wanted: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // `None` is no limit.
@@ -43,7 +42,7 @@ fn allowed(wanted: u64) -> u64 {
     match setrlimit(Resource::Nofile, limit) {
         Ok(()) => raised,
         Err(error) => {
-            tracing::debug!(%error, "the limit of open files stays as it is");
+            tracing::debug!(%error, "the limit of open files cannot be raised");
             current
         }
     }

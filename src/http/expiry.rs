@@ -1,13 +1,13 @@
-//! When a certificate ends: the one field of X.509 that an operator wants to watch.
+//! When a certificate expires: the one field of X.509 that operators monitor.
 //!
-//! Only the way to that field is read (RFC 5280, section 4.1): a certificate is a sequence whose
-//! first element is a sequence of version, serial number, algorithm, issuer, validity and more, and
-//! the validity is a sequence of two times. Nothing is decided by the result but a metric, and
-//! rustls reads the certificate for itself.
+//! The parser reads only the path to that field (RFC 5280, section 4.1). A certificate is a sequence
+//! whose first element is a sequence of version, serial number, algorithm, issuer, validity and more.
+//! The validity is a sequence of two times. The result only sets a metric; rustls parses the
+//! certificate itself.
 
 use jiff::{Timestamp, civil, tz::TimeZone};
 
-/// The tags of ASN.1's distinguished encoding that lie on the way.
+/// The DER tags on the path to the field.
 const SEQUENCE: u8 = 0x30;
 const INTEGER: u8 = 0x02;
 const UTC_TIME: u8 = 0x17;
@@ -15,7 +15,7 @@ const GENERALIZED_TIME: u8 = 0x18;
 /// An optional field, present in every certificate of version 2 or later.
 const VERSION: u8 = 0xa0;
 
-/// The last moment at which the certificate `der` is valid; `None` when it cannot be told.
+/// The last moment at which the certificate `der` is valid; `None` when it cannot be parsed.
 pub(super) fn not_after(der: &[u8]) -> Option<Timestamp> {
     let mut certificate = Elements(der).enter(SEQUENCE)?;
     let mut fields = certificate.enter(SEQUENCE)?;
@@ -60,7 +60,7 @@ fn number(digits: &str) -> Option<i16> {
     all_digits.then(|| digits.parse().ok())?
 }
 
-/// Elements that follow each other.
+/// A run of DER elements.
 struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
@@ -85,7 +85,7 @@ impl<'a> Elements<'a> {
         Some((tag, content))
     }
 
-    /// What is inside the next element, which must be a `tag`.
+    /// The elements inside the next element, whose tag must be `tag`.
     fn enter(&mut self, tag: u8) -> Option<Self> {
         let (found, content) = self.next()?;
         (found == tag).then_some(Self(content))
@@ -98,13 +98,13 @@ mod tests {
 
     fn certificate(year: i32) -> Vec<u8> {
         let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["door.example".to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["hooks.example".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(year, 3, 4);
         params.self_signed(&key).unwrap().der().to_vec()
     }
 
     #[test]
-    fn both_forms_of_time_are_read() {
+    fn both_encodings_of_time_are_parsed() {
         for (year, expected) in [
             (2031, "2031-03-04T00:00:00Z"),
             (2049, "2049-03-04T00:00:00Z"),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_is_cut_short_has_no_end_and_harms_nothing() {
+    fn a_truncated_certificate_has_no_expiry() {
         let whole = certificate(2031);
         for length in 0..whole.len() {
             assert_eq!(not_after(&whole[..length]), None);

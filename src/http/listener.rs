@@ -1,7 +1,7 @@
-//! The accept loop: who gets a connection, and how the loop ends.
+//! The accept loop, and its drain.
 //!
-//! Ready-made servers keep a connection that says nothing for ever; this one gives each a limited
-//! time, and less than that when others want its place.
+//! Ready-made servers keep an idle connection for ever. This one closes it after a timeout, or earlier
+//! when other connections need its permit.
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,21 +19,20 @@ use tower::Service;
 use super::{
     Error, Settings,
     certificate::{self, Certificate},
-    connection::{Connection, Host},
-    room::{Permit, Room},
+    connection::{self, Connection},
+    limiter::{Limiter, Permit},
 };
-use crate::telemetry::Fraction;
+use crate::telemetry::FloatGauge;
 
-/// How many connections the system holds for us between two turns of the loop: a burst of a
-/// thousand at once is kept waiting, not turned away.
+/// The length of the system's accept queue. A burst of a thousand connections is queued, not refused.
 const BACKLOG: u32 = 4096;
 
-/// How long the loop pauses when a connection cannot be accepted, for want of file descriptors for
-/// example: trying again at once would only burn a core.
+/// The pause after a failed accept, which may be for want of file descriptors. Without a pause the
+/// loop would burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long one log line stands for all connections that cannot be accepted.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+/// The least time between two log lines about failed accepts.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A listening socket, the limits of its connections, and its certificate.
 #[derive(Debug)]
@@ -42,39 +41,39 @@ pub struct Listener {
     address: SocketAddr,
     settings: Settings,
     tls: Option<(Arc<Certificate>, Arc<ServerConfig>)>,
-    tally: Tally,
+    metrics: ListenerMetrics,
 }
 
-/// What a listener counts.
+/// The metrics of one listener.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub struct ListenerMetrics {
     /// Open connections.
     pub open: Gauge,
-    /// Connections closed for saying nothing, or for a failed TLS handshake.
+    /// Connections closed for sending no request, or for a failed TLS handshake.
     pub refused: Counter,
-    /// When the certificate ends, in seconds since 1970.
-    pub certificate_ends: Fraction,
+    /// When the certificate expires, in seconds since 1970.
+    pub certificate_expiry: FloatGauge,
 }
 
-/// How a listener ended.
+/// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
-    /// Whether everything in flight was finished in time.
+    /// Whether all requests in flight were answered before the deadline.
     pub complete: bool,
 }
 
 impl Listener {
-    /// Takes the address and reads the certificate. Call it inside a runtime.
+    /// Binds the address and reads the certificate. Needs a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had, or the certificate or its key cannot be used.
-    pub fn bind(settings: &Settings, tally: Tally) -> Result<Self, Error> {
+    /// When the address cannot be bound, or the certificate or its key cannot be used.
+    pub fn bind(settings: &Settings, metrics: ListenerMetrics) -> Result<Self, Error> {
         let tls = match &settings.tls {
             None => None,
             Some(files) => {
-                let ends = tally.certificate_ends.clone();
-                let certificate = Arc::new(Certificate::load(files, ends)?);
+                let expiry = metrics.certificate_expiry.clone();
+                let certificate = Arc::new(Certificate::load(files, expiry)?);
                 let config = certificate::server_config(Arc::clone(&certificate))?;
                 Some((certificate, Arc::new(config)))
             }
@@ -88,11 +87,11 @@ impl Listener {
             address,
             settings: settings.clone(),
             tls,
-            tally,
+            metrics,
         })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub const fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -113,22 +112,22 @@ impl Listener {
         let certificate = self.certificate();
         let drain_timeout = self.settings.drain_timeout;
         let draining = CancellationToken::new();
-        let cut = CancellationToken::new();
+        let abort = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let host = Arc::new(Host::new(
+        let context = Arc::new(connection::Context::new(
             &self.settings,
             self.tls.map(|(_, config)| TlsAcceptor::from(config)),
-            self.tally,
+            self.metrics,
             service,
             tasks.clone(),
             draining.clone(),
         ));
         let accept = accept(
             self.socket,
-            &host,
+            &context,
             self.settings.max_connections,
             &tasks,
-            &cut,
+            &abort,
         );
         let watch = async {
             match certificate {
@@ -141,72 +140,72 @@ impl Listener {
             () = accept => {}
             () = watch => {}
         }
-        // The socket is closed by now, so nobody new comes in while we wait for the rest.
+        // The socket is closed by now, so no connection is accepted while the others drain.
         draining.cancel();
         tasks.close();
         let complete = timeout(drain_timeout, tasks.wait()).await.is_ok();
-        cut.cancel();
+        abort.cancel();
         Drained { complete }
     }
 }
 
-/// Accepts for ever. The socket is dropped with the future.
+/// Accepts connections for ever. Dropping the future closes the socket.
 async fn accept<S>(
     socket: TcpListener,
-    host: &Arc<Host<S>>,
+    context: &Arc<connection::Context<S>>,
     max_connections: usize,
     tasks: &TaskTracker,
-    cut: &CancellationToken,
+    abort: &CancellationToken,
 ) where
     S: Service<Request, Response = Response, Error = Infallible, Future: Send>,
     S: Clone + Send + Sync + 'static,
 {
-    let room = Room::new(max_connections);
-    let mut complained: Option<Instant> = None;
+    let limiter = Limiter::new(max_connections);
+    let mut logged_at: Option<Instant> = None;
     loop {
         let stream = match socket.accept().await {
             Ok((stream, _)) => stream,
-            Err(error) if is_peers_fault(&error) => continue,
+            Err(error) if is_connection_error(&error) => continue,
             Err(error) => {
-                if complained.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
+                if logged_at.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
                     tracing::error!(%error, "a connection cannot be accepted");
-                    complained = Some(Instant::now());
+                    logged_at = Some(Instant::now());
                 }
-                // What is scarce may be held by somebody who says nothing.
-                room.dismiss_longest();
+                // An idle connection may hold the descriptors that are short.
+                limiter.evict_longest();
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let permit = place(&room).await;
-        let connection = Connection::new(Arc::clone(host), &room, cut.child_token());
+        let permit = acquire(&limiter).await;
+        let connection = Connection::new(Arc::clone(context), &limiter, abort.child_token());
         tasks.spawn(async move {
-            connection.serve(without_delay(stream)).await;
+            connection.serve(set_nodelay(stream)).await;
             drop(permit);
         });
     }
 }
 
-/// Waits for room. There will be some: whoever is served is served within seconds, and then waits
-/// for its peer again.
-async fn place(room: &Room) -> Permit {
+/// Acquires a permit, however long that takes. A connection answers within seconds, and can be
+/// evicted afterwards.
+async fn acquire(limiter: &Limiter) -> Permit {
     loop {
-        if let Some(permit) = room.take(1).await {
+        if let Some(permit) = limiter.acquire(1).await {
             return permit;
         }
     }
 }
 
-/// Sends answers at once. They are small and whole, so there is nothing to wait for.
-fn without_delay(stream: TcpStream) -> TcpStream {
+/// Turns Nagle's algorithm off: an answer is small and written whole.
+fn set_nodelay(stream: TcpStream) -> TcpStream {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection keeps its delay");
+        tracing::debug!(%error, "TCP_NODELAY cannot be set");
     }
     stream
 }
 
-/// Whether the connection was lost before we could take it, which says nothing about the next one.
-fn is_peers_fault(error: &io::Error) -> bool {
+/// Whether an error concerns one connection, lost before it was accepted, and not the socket.
+fn is_connection_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted
@@ -220,7 +219,7 @@ fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A restart must not wait for the connections of the process before it to be forgotten.
+    // A restart must not wait until the system forgets the connections of the previous process.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     let socket = socket.listen(BACKLOG)?;

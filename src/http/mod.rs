@@ -1,27 +1,29 @@
-//! Floor 5: the door. It takes what providers post, has it verified and stored, and answers.
+//! Floor 5: the ingress server. It receives the providers' requests, has them verified and stored,
+//! and answers.
 //!
-//! **Invariant:** an answer of 200 to an event is sent only after [`Append::append`] said `Ok`.
+//! **Invariant:** an event is answered 200 only after [`Append::append`] returned `Ok`.
 //!
-//! **Invariant:** an answer carries no text, is never compressed, and is under 1024 bytes, status
-//! line and headers included.
+//! **Invariant:** an answer has no text, is never compressed, and is under 1024 bytes, status line and
+//! headers included.
 //!
-//! **Invariant:** whoever keeps us waiting holds no room that somebody else needs: when connections,
-//! requests or memory run short, the peer that has kept us waiting longest is let go.
+//! **Invariant:** an idle peer cannot exhaust a limit. When connections, requests or memory run short,
+//! the peer that has been waited for longest is evicted: its connection is closed, or its request is
+//! answered 503.
 //!
-//! A connection comes in through the [`Listener`], is served by `connection`, and its requests go
-//! to the one route, [`Webhook`].
+//! The [`Listener`] accepts a connection, `connection` serves it, and its requests go to the one
+//! handler, [`Webhook`].
 //!
 //! [`Append::append`]: crate::store::Append::append
 
+mod activity;
 mod answer;
 mod body;
 mod certificate;
 mod connection;
 mod descriptors;
 mod expiry;
+mod limiter;
 mod listener;
-mod presence;
-mod room;
 #[cfg(test)]
 pub(crate) mod tests;
 mod throttle;
@@ -39,56 +41,57 @@ use crate::{
 };
 
 pub use certificate::Certificate;
-pub use listener::{Drained, Listener, Tally};
+pub use listener::{Drained, Listener, ListenerMetrics};
 pub use webhook::Webhook;
 
-/// The door that providers knock at: bound, and not yet open.
+/// The server that providers post to. [`bind`](Self::bind) takes the address;
+/// [`serve`](Self::serve) accepts connections.
 #[derive(Debug)]
-pub struct Door {
+pub struct Server {
     listener: Listener,
 }
 
-impl Door {
-    /// Takes the address and reads the certificate. Connections wait until [`serve`](Self::serve).
-    /// Call it inside a runtime.
+impl Server {
+    /// Binds the address and reads the certificate. Connections queue until [`serve`](Self::serve).
+    /// Needs a Tokio runtime.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had, or the certificate or its key cannot be used.
+    /// When the address cannot be bound, or the certificate or its key cannot be used.
     pub fn bind(settings: &Settings, metrics: &Metrics) -> Result<Self, Error> {
         let settings = Settings {
             max_connections: descriptors::connections(settings.max_connections),
             ..settings.clone()
         };
-        let tally = Tally {
+        let listener_metrics = ListenerMetrics {
             open: metrics.connections.clone(),
             refused: metrics.connections_refused.clone(),
-            certificate_ends: metrics.certificate_expiry_timestamp_seconds.clone(),
+            certificate_expiry: metrics.certificate_expiry_timestamp_seconds.clone(),
         };
-        let listener = Listener::bind(&settings, tally)?;
+        let listener = Listener::bind(&settings, listener_metrics)?;
         Ok(Self { listener })
     }
 
-    /// Where it listens: the port that was taken, where the settings say 0.
+    /// The bound address. Its port is the one that the system chose where the settings say 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// The certificate, where TLS ends here. It is looked at again every 10 seconds while the door
-    /// is served; a reload may ask for that at once.
+    /// The certificate, where this server terminates TLS. `serve` reads its files again every 10
+    /// seconds; a reload can do so at once.
     pub fn certificate(&self) -> Option<Arc<Certificate>> {
         self.listener.certificate()
     }
 
-    /// Has `webhook` answer what is posted until `shutdown` is ready; then takes no more
-    /// connections, answers new requests on open ones 503, and lets those in flight finish for at
-    /// most [`Settings::drain_timeout`].
+    /// Serves `webhook` until `shutdown` is ready. Then the server accepts no connections, answers
+    /// new requests on open connections 503, and waits for requests in flight for at most
+    /// [`Settings::drain_timeout`].
     pub async fn serve(self, webhook: Arc<Webhook>, shutdown: impl Future<Output = ()>) -> Drained {
         self.listener.serve(webhook.service(), shutdown).await
     }
 }
 
-/// Why the door cannot be opened.
+/// Why a server cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be listened on.
@@ -96,7 +99,7 @@ pub enum Error {
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
     /// A file of the certificate cannot be read.
@@ -104,25 +107,25 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
-    /// A file of the certificate is not the PEM that it should be.
+    /// A file of the certificate is not the expected PEM.
     #[error("{} holds no {what} in PEM form; {help}", path.display())]
     NotPem {
         /// The file.
         path: PathBuf,
-        /// What was looked for in it.
+        /// What the file should hold.
         what: &'static str,
         /// What to do.
         help: &'static str,
     },
-    /// The certificate and the key do not go together, or cannot be used.
+    /// The certificate and the key do not match, or cannot be used.
     #[error("the certificate {} cannot be used with the key {}: {error}", files.certificate.display(), files.key.display())]
     Certificate {
         /// The files.
         files: Tls,
-        /// What is wrong with them.
+        /// The error of rustls.
         error: rustls::Error,
     },
     /// TLS cannot be set up at all.
@@ -130,37 +133,37 @@ pub enum Error {
     Tls(rustls::Error),
 }
 
-/// What the TOML's `[server]` says.
+/// The TOML's `[server]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where to listen. Port 0 takes a free one.
+    /// The address to listen on. With port 0 the system chooses the port.
     pub listen: SocketAddr,
-    /// The certificate, where TLS ends here and not at a proxy.
+    /// The certificate, where this server and not a proxy terminates TLS.
     pub tls: Option<Tls>,
-    /// How many connections may be open, if the system allows as many files. For one more, the one
-    /// that has kept us waiting longest is closed.
+    /// The most open connections, if the system allows as many files. A connection over the limit
+    /// evicts the connection that has been idle longest.
     pub max_connections: usize,
-    /// How many requests may be in flight. For one more, the one whose body has been on its way
-    /// longest is answered 503; where there is none such, the new one is.
+    /// The most requests in flight. A request over the limit evicts the request whose body has been
+    /// on its way longest, which is answered 503. Where there is none, the new request is.
     pub max_in_flight: usize,
     /// The largest body, in bytes; a larger one is answered 413.
     #[serde(with = "quantity::bytes")]
     pub max_body: u64,
-    /// How many bytes of bodies may be held at once. Room is made in the same way as for requests.
+    /// The most bytes of bodies in memory. A body over the limit evicts in the same way as a request.
     /// One body of the largest size is always allowed.
     #[serde(with = "quantity::bytes")]
     pub body_memory: u64,
-    /// How long a new connection may say nothing, TLS handshake included.
+    /// The timeout of a new connection's first byte, or of its TLS handshake.
     #[serde(with = "quantity::duration")]
     pub first_byte_timeout: Duration,
-    /// How long a request's head may take, and how long a connection may idle between requests.
+    /// The timeout of a request's head, and of an idle connection between requests.
     #[serde(with = "quantity::duration")]
     pub head_timeout: Duration,
-    /// How long a request's body may take. Providers themselves give up after 3 seconds.
+    /// The timeout of a request's body. Providers themselves give up after 3 seconds.
     #[serde(with = "quantity::duration")]
     pub body_timeout: Duration,
-    /// How long a shutdown waits for requests and deliveries that have begun.
+    /// How long a shutdown waits for requests and deliveries in progress.
     #[serde(with = "quantity::duration")]
     pub drain_timeout: Duration,
 }
@@ -182,7 +185,7 @@ impl Default for Settings {
     }
 }
 
-/// Where the server's certificate is. Both files are read again when they change.
+/// The files of the server's certificate. They are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -197,9 +200,9 @@ pub struct Tls {
 pub struct Endpoint {
     /// Its name in the TOML.
     pub name: EndpointName,
-    /// The family that it serves. Authentic events of others are stored all the same.
+    /// The family that it serves. Authentic events of other families are stored too.
     pub family: &'static Family,
-    /// Its path, starting with a slash, compared byte for byte.
+    /// Its path, with a leading slash, compared byte by byte.
     pub path: String,
     /// Who may post to it.
     pub provider: Box<dyn Provider>,

@@ -1,10 +1,10 @@
-//! One log line now and then where a flood would make thousands.
+//! A limit on the rate of similar log lines.
 
 use std::sync::{Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How long one line stands for all that are like it.
+/// The least time between two lines.
 const INTERVAL: SignedDuration = SignedDuration::from_secs(10);
 
 /// Lets one line through every 10 seconds and counts the rest.
@@ -18,11 +18,11 @@ struct State {
 }
 
 impl Throttle {
-    /// Whether to write a line at `now`: with how many were held back since the last one, or
-    /// `None` to hold this one back as well.
+    /// The number of lines suppressed since the last one, if a line may be written at `now`. `None`
+    /// suppresses this line too.
     pub(super) fn pass(&self, now: Timestamp) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The absolute difference, so that a clock that was set back does not silence us.
+        // The absolute difference, so that setting the clock back does not suppress lines for long.
         let quiet = |last: Timestamp| now.duration_since(last).abs() < INTERVAL;
         if state.last.is_some_and(quiet) {
             state.suppressed += 1;
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_in_ten_seconds_says_how_many_it_stands_for() {
+    fn one_line_in_ten_seconds_counts_the_suppressed_ones() {
         let throttle = Throttle::default();
         let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         assert_eq!(throttle.pass(at(0)), Some(0));

@@ -1,4 +1,4 @@
-//! The one route: find the endpoint, have the request admitted, have its event stored, answer.
+//! The request handler: find the endpoint, verify the request, store its event, answer.
 
 use std::{
     borrow::Cow,
@@ -31,36 +31,36 @@ use tower::Service;
 
 use super::{
     Endpoint, Settings,
-    answer::{Accepted, Rejection, Word},
+    activity::InFlight,
+    answer::{Accepted, Label, Rejection},
     body::{Collected, Collector},
-    presence::Presence,
-    room::Room,
+    limiter::Limiter,
     throttle::Throttle,
 };
 use crate::{
     event::{self, EventName, Notification},
     provider::{self, Admission, Reply, Verified},
     store::{APPEND_BUDGET, Append, AppendError},
-    telemetry::{ByAnswer, ByEndpoint, ByEvent, Fraction, Metrics},
+    telemetry::{ByAnswer, ByEndpoint, ByEvent, FloatGauge, Metrics},
 };
 
-/// The endpoint under which requests are counted that came to none.
-const NOWHERE: &str = "none";
+/// The `endpoint` label of requests to no endpoint.
+const UNROUTED: &str = "none";
 
-/// Takes what is posted to the endpoints.
+/// Handles requests to the endpoints.
 pub struct Webhook {
     routes: ArcSwap<Routes>,
     store: Arc<dyn Append>,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
     collector: Collector,
-    /// In requests; those whose body is on its way can be let go.
-    slots: Room,
+    /// Requests in flight. A request whose body is on its way can be evicted.
+    slots: Limiter,
     append_budget: Duration,
 }
 
 impl Webhook {
-    /// A webhook that serves `endpoints` and keeps their events in `store`.
+    /// A webhook that serves `endpoints` and stores their events in `store`.
     pub fn new(
         settings: &Settings,
         endpoints: Vec<Endpoint>,
@@ -74,14 +74,13 @@ impl Webhook {
             metrics,
             clock,
             collector: Collector::new(settings),
-            slots: Room::new(settings.max_in_flight),
+            slots: Limiter::new(settings.max_in_flight),
             append_budget: APPEND_BUDGET,
         }
     }
 
-    /// Serves `endpoints` from now on, in place of those before. A request that has found its
-    /// endpoint is answered by that one.
-    pub fn reroute(&self, endpoints: Vec<Endpoint>) {
+    /// Replaces the endpoints. A request that has already found its endpoint is answered by it.
+    pub fn replace_endpoints(&self, endpoints: Vec<Endpoint>) {
         let routes = Routes::new(endpoints, &self.metrics);
         self.routes.store(Arc::new(routes));
     }
@@ -94,7 +93,7 @@ impl Webhook {
         }
     }
 
-    /// The one route, ready to be served.
+    /// The webhook as a tower service.
     pub(super) fn service(
         self: Arc<Self>,
     ) -> impl Service<Request, Response = Response, Error = Infallible, Future: Send>
@@ -108,23 +107,23 @@ impl Webhook {
         receive.with_state(self)
     }
 
-    /// A panic of ours on the way is answered like any failure.
+    /// Answers `request`. A panic is answered 503.
     async fn receive(&self, request: Request) -> Response {
         let answered = catch_panic(self.answer(request)).await;
-        answered.unwrap_or_else(|| self.turn_away(Rejection::Panic))
+        answered.unwrap_or_else(|| self.reject(Rejection::Panic))
     }
 
     async fn answer(&self, request: Request) -> Response {
         let routes = self.routes.load_full();
         let Some(route) = routes.by_path.get(request.uri().path()) else {
-            return self.turn_away(Rejection::Path);
+            return self.reject(Rejection::Path);
         };
         if request.method() != Method::POST {
-            return self.turn_away(Rejection::Method);
+            return self.reject(Rejection::Method);
         }
         let started = Instant::now();
-        let _in_flight = InFlight::enter(&self.metrics.in_flight);
-        let answer = self.take(route, request).await;
+        let _counted = GaugeGuard::new(&self.metrics.in_flight);
+        let answer = self.ingest(route, request).await;
         route.answers.count(answer.as_ref(), self.clock);
         let response = answer.into_response();
         route
@@ -133,22 +132,23 @@ impl Webhook {
         response
     }
 
-    /// Answers a request that no endpoint takes.
-    fn turn_away(&self, rejection: Rejection) -> Response {
-        let nowhere = &self.routes.load().nowhere;
-        nowhere.count(Err(&rejection), self.clock);
+    /// Answers a request to no endpoint.
+    fn reject(&self, rejection: Rejection) -> Response {
+        let unrouted = &self.routes.load().unrouted;
+        unrouted.count(Err(&rejection), self.clock);
         rejection.into_response()
     }
 
-    async fn take(&self, route: &Route, request: Request) -> Result<Accepted, Rejection> {
-        let presence = request.extensions().get::<Presence>().cloned();
-        if presence.as_ref().is_some_and(Presence::is_draining) {
+    /// Reads and verifies a request, and stores its event.
+    async fn ingest(&self, route: &Route, request: Request) -> Result<Accepted, Rejection> {
+        let in_flight = request.extensions().get::<Arc<InFlight>>().cloned();
+        if in_flight.as_deref().is_some_and(InFlight::is_draining) {
             return Err(Rejection::Draining);
         }
-        let _slot = self.slots.take(1).await.ok_or(Rejection::Overloaded)?;
+        let _slot = self.slots.acquire(1).await.ok_or(Rejection::Overloaded)?;
         let (head, body) = request.into_parts();
-        // Once it has arrived whole nobody can push it out, and its memory is held until the store
-        // has written it.
+        // A request that has arrived whole cannot be evicted. Its memory is held until the store has
+        // written the event.
         let Collected {
             bytes,
             memory: _memory,
@@ -156,7 +156,9 @@ impl Webhook {
             .collector
             .collect(&head.headers, body, &self.slots)
             .await?;
-        let _work = presence.as_ref().map(Presence::work);
+        if let Some(in_flight) = &in_flight {
+            in_flight.mark_received();
+        }
 
         let now = (self.clock)();
         let request = provider::Request {
@@ -204,7 +206,7 @@ impl Webhook {
     }
 }
 
-/// What `future` comes to; `None` when it panics.
+/// The output of `future`; `None` when it panics.
 async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|context| {
@@ -215,10 +217,10 @@ async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// Which endpoint serves which path.
+/// The endpoints by path.
 struct Routes {
     by_path: HashMap<String, Route>,
-    nowhere: Answers,
+    unrouted: AnswerMetrics,
 }
 
 impl Routes {
@@ -229,19 +231,19 @@ impl Routes {
             .collect();
         Self {
             by_path,
-            nowhere: Answers::new(NOWHERE, is_of_no_endpoint, metrics),
+            unrouted: AnswerMetrics::new(UNROUTED, is_unrouted, metrics),
         }
     }
 }
 
-/// An endpoint with its metrics, which are looked up once.
+/// An endpoint and its metrics, looked up once.
 struct Route {
     endpoint: Endpoint,
-    answers: Answers,
-    /// Few, so that looking through them is the quickest way to one.
+    answers: AnswerMetrics,
+    /// One for each event name of the provider. They are few, so a linear search is fastest.
     series: Vec<Series>,
     misdirected: Counter,
-    last_handshake: Fraction,
+    last_handshake: FloatGauge,
     answer_seconds: Histogram,
 }
 
@@ -255,7 +257,7 @@ impl Route {
             .map(|name| Series::new(name, &endpoint, metrics))
             .collect();
         Self {
-            answers: Answers::new(endpoint.name.as_str(), is_of_an_endpoint, metrics),
+            answers: AnswerMetrics::new(endpoint.name.as_str(), is_routed, metrics),
             series,
             misdirected: metrics.misdirected.get_or_create(&label).clone(),
             last_handshake: metrics
@@ -267,7 +269,7 @@ impl Route {
         }
     }
 
-    /// What events called `name` are counted by.
+    /// The time series of events called `name`.
     fn series(&self, name: &EventName, metrics: &Metrics) -> Cow<'_, Series> {
         match self.series.iter().find(|series| series.name == *name) {
             Some(series) => Cow::Borrowed(series),
@@ -276,7 +278,7 @@ impl Route {
     }
 }
 
-/// What the events of one name that come to one endpoint are counted by.
+/// The time series of events with one name at one endpoint.
 #[derive(Clone)]
 struct Series {
     name: EventName,
@@ -298,75 +300,78 @@ impl Series {
     }
 }
 
-/// Whether some other family claims an event of that name. One that no family claims has a name
-/// of two parts and is at home at every endpoint of its provider.
+/// Whether another family than `family` claims events called `name`. A name that no family claims has
+/// two parts, and belongs to every endpoint of its provider.
 fn is_of_another_family(name: &EventName, family: &event::Family) -> bool {
     let claimed_by = name.as_str().rsplit_once('.').map(|(family, _)| family);
     claimed_by.is_some_and(|claimed_by| claimed_by.contains('.') && claimed_by != family.name)
 }
 
-/// Counts answers, and writes down those that somebody should know of.
-struct Answers {
+/// Counts the answers of one endpoint, and logs the rejections.
+struct AnswerMetrics {
     endpoint: String,
     requests: Family<ByAnswer, Counter>,
-    lines: [Line; Word::ALL.len()],
-    /// How many lines have been written, which tells apart those of requests that are served at the
-    /// same time. The number never leaves the process.
+    by_label: [AnswerMetric; Label::ALL.len()],
+    /// The number of log lines so far. It tells requests apart that are served at the same time, and
+    /// never leaves the process.
     logged: AtomicU64,
 }
 
-/// What there is for each [`Word`].
+/// The counter of one [`Label`], and the throttle of its log lines.
 #[derive(Default)]
-struct Line {
+struct AnswerMetric {
     counter: OnceLock<Counter>,
     throttle: Throttle,
 }
 
-/// What requests that come to an endpoint can be answered.
-const fn is_of_an_endpoint(word: Word) -> bool {
-    !matches!(word, Word::Path | Word::Method)
+/// Whether a request to an endpoint can be answered with `label`.
+const fn is_routed(label: Label) -> bool {
+    !matches!(label, Label::Path | Label::Method)
 }
 
-/// What requests that come to none can be answered.
-const fn is_of_no_endpoint(word: Word) -> bool {
-    matches!(word, Word::Path | Word::Method | Word::Panic)
+/// Whether a request to no endpoint can be answered with `label`.
+const fn is_unrouted(label: Label) -> bool {
+    matches!(label, Label::Path | Label::Method | Label::Panic)
 }
 
-impl Answers {
-    /// Answers whose words are `expected` are counted from 0, any others from 1.
-    fn new(endpoint: &str, expected: fn(Word) -> bool, metrics: &Metrics) -> Self {
+impl AnswerMetrics {
+    /// The counters of `expected` labels begin at 0; any other begins at its first answer.
+    fn new(endpoint: &str, expected: fn(Label) -> bool, metrics: &Metrics) -> Self {
         let answers = Self {
             endpoint: endpoint.to_owned(),
             requests: metrics.requests.clone(),
-            lines: Word::ALL.map(|_| Line::default()),
+            by_label: Label::ALL.map(|_| AnswerMetric::default()),
             logged: AtomicU64::new(0),
         };
-        for word in Word::ALL.into_iter().filter(|word| expected(*word)) {
-            answers.counter(word);
+        for label in Label::ALL.into_iter().filter(|label| expected(*label)) {
+            answers.counter(label);
         }
         answers
     }
 
-    fn line(&self, word: Word) -> &Line {
-        #[expect(clippy::indexing_slicing, reason = "there is a line for each word")]
-        &self.lines[word as usize]
+    fn of(&self, label: Label) -> &AnswerMetric {
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "there is an element for each label"
+        )]
+        &self.by_label[label as usize]
     }
 
-    fn counter(&self, word: Word) -> &Counter {
-        self.line(word).counter.get_or_init(|| {
-            let label = ByAnswer {
+    fn counter(&self, label: Label) -> &Counter {
+        self.of(label).counter.get_or_init(|| {
+            let labels = ByAnswer {
                 endpoint: self.endpoint.clone(),
-                answer: word.as_str(),
+                answer: label.as_str(),
             };
-            self.requests.get_or_create(&label).clone()
+            self.requests.get_or_create(&labels).clone()
         })
     }
 
     fn count(&self, answer: Result<&Accepted, &Rejection>, clock: fn() -> Timestamp) {
-        let word = answer.map_or_else(Word::from, Word::from);
-        self.counter(word).inc();
+        let label = answer.map_or_else(Label::from, Label::from);
+        self.counter(label).inc();
         if let Err(rejection) = answer
-            && let Some(suppressed) = self.line(word).throttle.pass(clock())
+            && let Some(suppressed) = self.of(label).throttle.pass(clock())
         {
             self.log(rejection, suppressed);
         }
@@ -374,7 +379,7 @@ impl Answers {
 
     fn log(&self, rejection: &Rejection, suppressed: u64) {
         let request = self.logged.fetch_add(1, Ordering::Relaxed);
-        let (endpoint, reason) = (self.endpoint.as_str(), Word::from(rejection).as_str());
+        let (endpoint, reason) = (self.endpoint.as_str(), Label::from(rejection).as_str());
         match rejection {
             Rejection::Path | Rejection::Method | Rejection::Draining | Rejection::BrokenBody => {
                 tracing::info!(
@@ -382,7 +387,7 @@ impl Answers {
                     request,
                     reason,
                     suppressed,
-                    "a request was turned away"
+                    "a request was rejected"
                 );
             }
             Rejection::Refused(_)
@@ -408,29 +413,29 @@ impl Answers {
                 );
             }
             Rejection::Panic => {
-                tracing::error!(request, reason, suppressed, "a request made us panic");
+                tracing::error!(request, reason, suppressed, "a request caused a panic");
             }
         }
     }
 }
 
-/// One more request in flight until this is dropped.
-struct InFlight(Gauge);
+/// Counts one in a gauge until it is dropped.
+struct GaugeGuard(Gauge);
 
-impl InFlight {
-    fn enter(gauge: &Gauge) -> Self {
+impl GaugeGuard {
+    fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for InFlight {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-/// A moment as Prometheus wants it.
+/// Seconds since 1970, as Prometheus expects them.
 #[expect(
     clippy::cast_precision_loss,
     reason = "milliseconds of any real date are exact in an f64"
@@ -444,9 +449,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_nobody_expected_is_counted_all_the_same() {
+    fn an_unexpected_answer_is_counted_from_1() {
         let metrics = Metrics::default();
-        let answers = Answers::new("x", |_| false, &metrics);
+        let answers = AnswerMetrics::new("x", |_| false, &metrics);
         let counted = |answer| {
             let series =
                 format!("hookswitch_requests_total{{endpoint=\"x\",answer=\"{answer}\"}} 1\n");

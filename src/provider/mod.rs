@@ -1,7 +1,7 @@
 //! Floor 2: who said it. Each provider's rules for telling its own requests from anyone else's.
 //!
 //! **Invariant:** nothing here does I/O or reads a clock, and nothing here knows an HTTP status:
-//! a verdict is an [`Admission`] or a [`Refusal`], and the door decides how each one sounds.
+//! a verdict is an [`Admission`] or a [`Refusal`], and the server chooses the answer to each.
 //!
 //! **Invariant:** only this floor can make a [`Verified`], and the store keeps nothing else. What
 //! is forged is therefore never stored.
@@ -157,7 +157,7 @@ impl Verified {
         }
     }
 
-    /// The door through which every stored event comes: private to this floor.
+    /// Every stored event is made here: private to this floor.
     fn new(provider: &str, request: Request<'_>, now: Timestamp, dedupe: Vec<DedupeKey>) -> Self {
         let event::Recognized { name, facts, .. } = event::recognize(provider, &request.body);
         let notification = Notification {

@@ -49,11 +49,11 @@ pub use follower::{Follower, Followers, LOOK_EVERY};
 use record::shorten;
 
 use crate::{
+    cleartext::CleartextWarning,
     event::{EventId, EventName, HandlerName, Notification, Pattern},
     provider::Verified,
     spanned,
     telemetry::Metrics,
-    wire::Exposure,
 };
 
 /// What the methods of a store that is not known by type return.
@@ -420,8 +420,8 @@ pub struct Context {
 
 /// The settings of one engine: what the TOML's `[store]` says besides `kind`.
 pub trait Engine: Send + std::fmt::Debug {
-    /// A credential that others could read on its way, because these settings say so.
-    fn exposure(&self) -> Option<Exposure> {
+    /// The credential that these settings send without TLS.
+    fn cleartext_warning(&self) -> Option<CleartextWarning> {
         None
     }
 
@@ -526,6 +526,6 @@ const fn default_retain() -> Duration {
 /// Why deliveries of a handler that is gone are parked.
 const NO_HANDLER: &str = "no handler of this name is configured";
 
-/// How long an append may take before the door answers 503: well inside the 3 seconds that both
+/// How long an append may take before the server answers 503: well inside the 3 seconds that both
 /// providers wait.
 pub const APPEND_BUDGET: Duration = Duration::from_secs(1);

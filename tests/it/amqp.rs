@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{ENDPOINTS, Home, Service, cnam, distinct_serials, eventually},
-    support::rabbitmq::{LONGEST_MESSAGE, Message, RabbitMq, Reader, VISITOR},
+    support::rabbitmq::{LONGEST_MESSAGE, Message, RESTRICTED, RabbitMq, Reader},
 };
 
 /// A handler that sends to `broker`, with quick retries. What `more` says again is left out here.
@@ -125,13 +125,13 @@ fn what_the_broker_will_never_take_is_parked_and_the_rest_goes_on() {
     let broker = RabbitMq::shared();
     let reader = Reader::new(broker);
     reader.queue("sound", None);
-    let visitor = format!(
+    let restricted = format!(
         "username = \"{}\"\npassword = \"{}\"\nexchange = \"amq.topic\"",
-        VISITOR.0, VISITOR.1
+        RESTRICTED.0, RESTRICTED.1
     );
     let home = Home::new(&[
         ENDPOINTS,
-        &handler("forbidden", broker, &visitor),
+        &handler("forbidden", broker, &restricted),
         &handler(
             "large",
             broker,
@@ -258,7 +258,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
         broker.tls_address().port()
     );
     let home = Home::new(&[]);
-    let shown = broker.visitor.settings(home.path());
+    let shown = broker.client.settings(home.path());
     let unknown = format!("{url}\nrouting_key = \"tls\"");
     let nameless = format!("{unknown}\nca = \"{{dir}}/ca.pem\"");
     let known = format!("{nameless}\n{shown}");

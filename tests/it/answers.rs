@@ -1,4 +1,4 @@
-//! The answers table, on the wire of the real service.
+//! The answers of the real service.
 
 use std::{
     net::TcpStream,
@@ -16,28 +16,28 @@ use crate::harness::{
 };
 
 on_every_engine![
-    ringcentral_is_answered_as_the_table_says,
-    a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored,
-    zoom_is_answered_as_the_table_says,
+    ringcentral_requests_get_the_documented_answers,
+    a_ringcentral_handshake_is_echoed_and_its_body_is_stored,
+    zoom_requests_get_the_documented_answers,
     a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery,
-    a_bad_signature_can_be_asked_for_again,
-    what_is_no_request_for_an_endpoint_is_told_so,
+    a_bad_signature_can_be_configured_to_be_retried,
+    requests_to_no_endpoint_are_rejected,
     an_event_of_another_family_is_delivered_under_its_own_name,
     a_thousand_copies_at_once_are_one_event,
-    a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log,
+    a_flood_of_bad_signatures_affects_no_honest_sender_and_no_log,
 ];
 
 const PHONE: &str = "/ringcentral/phone-number";
 const ZOOM: &str = "/zoom/number-management";
 
-/// What both providers need of every answer, whatever its status.
+/// Asserts what both providers require of every answer.
 fn is_sound(answer: &Answer) {
     assert!(answer.len() < 1024, "{} bytes: {answer:?}", answer.len());
     assert_eq!(answer.header("content-encoding"), None, "{answer:?}");
     assert_eq!(answer.header("server"), None, "{answer:?}");
 }
 
-/// The names of the archived events, sorted: no order holds among events of different keys.
+/// The names of the archived events, sorted, because events of different keys have no order.
 fn archived_names(home: &Home) -> Vec<String> {
     let events = home.archived();
     let mut names: Vec<_> = events
@@ -57,7 +57,7 @@ fn assert_empty(answer: &Answer, status: u16) {
     );
 }
 
-fn ringcentral_is_answered_as_the_table_says(engine: Engine) {
+fn ringcentral_requests_get_the_documented_answers(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let event = phone_number("u-1", "501");
@@ -86,7 +86,7 @@ fn ringcentral_is_answered_as_the_table_says(engine: Engine) {
     );
 }
 
-fn a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored(engine: Engine) {
+fn a_ringcentral_handshake_is_echoed_and_its_body_is_stored(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let token = "t".repeat(512);
@@ -122,7 +122,7 @@ fn a_ringcentral_handshake_is_echoed_and_a_body_beside_it_is_stored(engine: Engi
     assert_empty(&too_long, 401);
 }
 
-fn zoom_is_answered_as_the_table_says(engine: Engine) {
+fn zoom_requests_get_the_documented_answers(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let event = cnam(7, 1);
@@ -196,7 +196,7 @@ fn a_zoom_challenge_is_answered_only_when_signed_and_never_signs_a_forgery(engin
     assert_eq!(home.archived()[0]["type"], "zoom.unrecognized");
 }
 
-fn a_bad_signature_can_be_asked_for_again(engine: Engine) {
+fn a_bad_signature_can_be_configured_to_be_retried(engine: Engine) {
     let patient = ENDPOINTS.replace(
         r#"secret_tokens = ["a-secret-for-tests"]"#,
         "secret_tokens = [\"a-secret-for-tests\"]\non_bad_signature = \"retry\"",
@@ -211,7 +211,7 @@ fn a_bad_signature_can_be_asked_for_again(engine: Engine) {
     );
 }
 
-fn what_is_no_request_for_an_endpoint_is_told_so(engine: Engine) {
+fn requests_to_no_endpoint_are_rejected(engine: Engine) {
     let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     assert_empty(&service.post("/nowhere", &[], b"{}"), 404);
@@ -273,7 +273,7 @@ fn a_thousand_copies_at_once_are_one_event(engine: Engine) {
     });
 }
 
-fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Engine) {
+fn a_flood_of_bad_signatures_affects_no_honest_sender_and_no_log(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let over = AtomicBool::new(false);
@@ -292,8 +292,7 @@ fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Eng
         let floods: Vec<_> = (0..8).map(|_| scope.spawn(flood)).collect();
         let end = Raise(&over);
         for serial in 0..200 {
-            // A database that the flood leaves little of the machine to may take longer than an
-            // append may; senders send again.
+            // The flood may slow the database so that an append times out; senders retry.
             eventually("an honest event is taken", || {
                 let answer = service.zoom(&cnam(1, serial));
                 let may_wait = matches!(engine, Engine::Postgres) && answer.status == 503;
@@ -315,7 +314,7 @@ fn a_flood_of_bad_signatures_stops_no_honest_sender_and_fills_no_log(engine: Eng
     );
 }
 
-/// A service that may have so many files open: to begin with, and at most.
+/// A service with limits of open files.
 fn with_files(home: &Home, soft: u32, hard: u32) -> Service {
     let mut command = Command::new("sh");
     let limits = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" \"$@\"");
@@ -329,7 +328,7 @@ fn connect(service: &Service, count: usize) -> Vec<TcpStream> {
 }
 
 #[test]
-fn silent_peers_take_no_file_descriptor_that_an_event_needs() {
+fn silent_peers_do_not_exhaust_file_descriptors() {
     let patient = ENDPOINTS.replace("[server]", "[server]\nfirst_byte_timeout = \"1h\"");
     let home = Home::new(&[&patient, ARCHIVE]);
     let service = with_files(&home, 64, 64);
@@ -344,7 +343,7 @@ fn silent_peers_take_no_file_descriptor_that_an_event_needs() {
 }
 
 #[test]
-fn as_many_files_may_be_open_as_connections_need() {
+fn the_limit_of_open_files_is_raised_for_connections() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = with_files(&home, 64, 4096);
     let silent = connect(&service, 200);
@@ -354,7 +353,7 @@ fn as_many_files_may_be_open_as_connections_need() {
     drop(silent);
 }
 
-/// Raises a flag when it goes, in a panic too: what waits for the flag must not outlive its test.
+/// Sets a flag when dropped, even by a panic, so that a thread that polls the flag ends.
 struct Raise<'a>(&'a AtomicBool);
 
 impl Drop for Raise<'_> {

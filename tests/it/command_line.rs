@@ -1,4 +1,4 @@
-//! The subcommands, as a person or a script runs them.
+//! The subcommands, run as a person or a script would.
 
 use std::{path::Path, process::Output};
 
@@ -7,13 +7,13 @@ use crate::harness::{
 };
 
 on_every_engine![
-    send_tries_every_endpoint_out_and_says_what_came_back,
-    send_with_another_secret_says_so_and_fails,
-    healthcheck_asks_the_operators_door,
+    send_posts_to_every_endpoint_and_prints_the_answers,
+    send_with_another_secret_fails_with_a_hint,
+    healthcheck_asks_the_admin_server,
     stored_events_can_be_listed_and_shown,
-    a_replay_of_everything_has_to_be_said_in_full,
-    a_store_that_is_not_there_is_said_to_be_absent,
-    logs_hold_nothing_of_what_was_said,
+    a_replay_of_everything_needs_a_selection,
+    a_missing_store_is_reported,
+    logs_hold_no_content_of_requests,
 ];
 
 fn shipped(name: &str) -> std::path::PathBuf {
@@ -77,7 +77,7 @@ fn a_wrong_configuration_is_reported_whole_with_exit_code_64() {
     }
 }
 
-fn send_tries_every_endpoint_out_and_says_what_came_back(engine: Engine) {
+fn send_posts_to_every_endpoint_and_prints_the_answers(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     let base = format!("http://{}", service.address);
@@ -111,7 +111,7 @@ fn send_tries_every_endpoint_out_and_says_what_came_back(engine: Engine) {
     });
 }
 
-fn send_with_another_secret_says_so_and_fails(engine: Engine) {
+fn send_with_another_secret_fails_with_a_hint(engine: Engine) {
     let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     let base = format!("http://{}", service.address);
@@ -126,7 +126,7 @@ fn send_with_another_secret_says_so_and_fails(engine: Engine) {
 }
 
 #[test]
-fn send_to_nobody_says_that_nobody_is_there() {
+fn send_without_a_server_fails_with_a_hint() {
     let home = Home::new(&[ENDPOINTS]);
     let output = home.run(&["send", "--all", "--to", "http://127.0.0.1:9"]);
     assert_eq!(output.status.code(), Some(1));
@@ -138,7 +138,7 @@ fn send_to_nobody_says_that_nobody_is_there() {
     );
 }
 
-fn healthcheck_asks_the_operators_door(engine: Engine) {
+fn healthcheck_asks_the_admin_server(engine: Engine) {
     let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     let fixed = ENDPOINTS.replacen(
@@ -188,7 +188,7 @@ fn stored_events_can_be_listed_and_shown(engine: Engine) {
     assert!(text(&output).1.contains("there is no event"), "{output:?}");
 }
 
-fn a_replay_of_everything_has_to_be_said_in_full(engine: Engine) {
+fn a_replay_of_everything_needs_a_selection(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
@@ -200,7 +200,7 @@ fn a_replay_of_everything_has_to_be_said_in_full(engine: Engine) {
     assert_eq!(home.archived()[0]["id"], home.archived()[1]["id"]);
 }
 
-fn a_store_that_is_not_there_is_said_to_be_absent(engine: Engine) {
+fn a_missing_store_is_reported(engine: Engine) {
     let home = engine.home(&[ENDPOINTS]);
     let output = home.run(&["events", "list"]);
     assert_eq!(output.status.code(), Some(69));
@@ -208,7 +208,7 @@ fn a_store_that_is_not_there_is_said_to_be_absent(engine: Engine) {
     assert!(!home.path().join("data").exists(), "looking makes nothing");
 }
 
-fn logs_hold_nothing_of_what_was_said(engine: Engine) {
+fn logs_hold_no_content_of_requests(engine: Engine) {
     let home = engine.home(&[
         ENDPOINTS,
         "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n",

@@ -1,4 +1,4 @@
-//! What the documents say is so.
+//! The documents match the code.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 use hookswitch::telemetry::METRICS;
 
 #[test]
-fn every_metric_is_listed_with_its_meaning() {
+fn every_metric_is_documented() {
     let operations = include_str!("../../docs/operations.md");
     for metric in METRICS {
         let line = format!("| `hookswitch_{}` | {} |", metric.name, metric.help);
@@ -20,7 +20,7 @@ fn every_metric_is_listed_with_its_meaning() {
 }
 
 #[test]
-fn every_link_within_the_project_leads_somewhere() {
+fn every_link_within_the_project_resolves() {
     let documents = documents();
     assert!(documents.len() > 8, "{documents:?}");
     for document in documents {
@@ -54,14 +54,14 @@ fn documents() -> Vec<PathBuf> {
     paths.filter(is_document).collect()
 }
 
-/// The targets of the links of a Markdown `text`, without those that lead out of the project.
+/// The targets of links in Markdown `text`, except external ones.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1);
     let targets = targets.filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
     targets.filter(|target| !target.contains("://"))
 }
 
-/// Whether a Markdown file has a heading that is linked to as `anchor`.
+/// Whether a Markdown file has a heading with the anchor `anchor`.
 fn has_heading(file: &Path, anchor: &str) -> bool {
     let text = fs::read_to_string(file).unwrap();
     let headings = text.lines().filter(|line| line.starts_with('#'));

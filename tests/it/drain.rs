@@ -1,4 +1,4 @@
-//! The end: what has begun is finished, and nothing acknowledged is lost.
+//! Shutdown: requests in flight finish, and no acknowledged event is lost.
 
 use std::{
     collections::BTreeSet,
@@ -16,11 +16,11 @@ use crate::{
 };
 
 on_every_engine![
-    a_request_in_flight_is_finished_and_the_service_ends_in_order,
-    a_stop_in_the_middle_of_a_load_loses_nothing,
+    a_request_in_flight_is_finished_before_the_service_stops,
+    a_shutdown_under_load_loses_nothing,
 ];
 
-fn a_request_in_flight_is_finished_and_the_service_ends_in_order(engine: Engine) {
+fn a_request_in_flight_is_finished_before_the_service_stops(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let mut service = home.start();
     let body = cnam(1, 1);
@@ -55,7 +55,7 @@ fn a_request_in_flight_is_finished_and_the_service_ends_in_order(engine: Engine)
     });
 }
 
-fn a_stop_in_the_middle_of_a_load_loses_nothing(engine: Engine) {
+fn a_shutdown_under_load_loses_nothing(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let serials = Arc::new(AtomicU64::new(0));
     let mut service = home.start();

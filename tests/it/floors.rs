@@ -1,4 +1,4 @@
-//! The floors of the crate's map are the floors of its code.
+//! The code keeps to the floors of `lib.rs`.
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// From the top of the house to its foundations. A floor uses what stands behind it in this list;
-/// floors on one line do not use each other.
+/// The floors from top to bottom. A floor may use the floors after it in this list; floors on one
+/// line do not use each other.
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["app"],
@@ -19,22 +19,22 @@ const FLOORS: &[&[&str]] = &[
     &["provider"],
     &["event"],
     &["client_tls"],
-    &["secret", "authorities", "postgres_url", "quantity"],
-    &["wire", "spanned"],
+    &["secret", "ca_bundle", "postgres_url", "quantity"],
+    &["cleartext", "spanned"],
     &["telemetry"],
 ];
 
-/// Uses that are meant although they point sideways or up, each with its reason.
+/// Permitted uses of a floor beside or above, each with its reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "admin",
         "http",
-        "the operator's door is built with the same accept loop",
+        "the admin server is built with the same accept loop",
     ),
     (
         "telemetry",
         "event",
-        "labels are made from the names that floor 1 defines",
+        "labels are made from the names that `event` defines",
     ),
 ];
 
@@ -88,7 +88,7 @@ fn uses(source: &str) -> Vec<String> {
     floors
 }
 
-/// What stands between the commas of a group of uses, up to its closing brace.
+/// The comma-separated members of a group of uses, up to its closing brace.
 fn members(group: &str) -> Vec<&str> {
     let mut depth = 0;
     let mut start = 0;
@@ -117,17 +117,17 @@ fn first_word(path: &str) -> String {
 }
 
 #[test]
-fn every_floor_has_its_place() {
+fn every_module_is_on_a_floor() {
     for floor in sources().keys() {
         assert!(
             height(floor).is_some(),
-            "src/{floor} is on no floor: give it a place in FLOORS and in lib.rs"
+            "src/{floor} is on no floor: add it to FLOORS and to lib.rs"
         );
     }
 }
 
 #[test]
-fn no_floor_uses_what_stands_above_it() {
+fn no_floor_uses_a_floor_above_it() {
     let mut wrong = Vec::new();
     for (floor, files) in sources() {
         for file in files {
@@ -146,8 +146,8 @@ fn no_floor_uses_what_stands_above_it() {
 }
 
 #[test]
-fn a_use_of_another_floor_is_seen_however_it_is_written() {
-    assert_eq!(uses("use crate::http::Door;"), ["http"]);
+fn every_form_of_use_is_recognized() {
+    assert_eq!(uses("use crate::http::Server;"), ["http"]);
     assert_eq!(
         uses("use crate::{\n    app, event::{self, Key},\n    store::Store,\n};"),
         ["app", "event", "store"]

@@ -1,5 +1,5 @@
-//! The real binary in a folder of its own, and the two sides it talks to: a provider's requests
-//! and a handler's server.
+//! The test harness: the real binary in a folder of its own, a provider's requests, and a handler's
+//! server.
 
 use std::{
     collections::HashMap,
@@ -17,16 +17,16 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tempfile::TempDir;
 
-use crate::support::{door::Door, postgres::Database};
+use crate::support::{mtls::MutualTls, postgres::Database};
 
-/// Long enough for anything that is going to happen, on a machine that is busy with other tests.
+/// A timeout for any condition, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const RINGCENTRAL_TOKEN: &str = "a-token-for-tests";
 pub(crate) const ZOOM_SECRET: &str = "a-secret-for-tests";
 
-/// Makes a test of each case for each engine of the store: a case is given an [`Engine`]. One that
-/// is not listed is dead code, which the compiler reports.
+/// Makes each case a test for each [`Engine`] of the store. The compiler reports a case that is not
+/// listed as dead code.
 macro_rules! on_every_engine {
     ($($case:ident,)+) => {
         on_every_engine!(embedded Embedded: $($case,)+);
@@ -45,7 +45,7 @@ macro_rules! on_every_engine {
 }
 pub(crate) use on_every_engine;
 
-/// Where a service keeps its events.
+/// The engine of a service's store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     Embedded,
@@ -53,8 +53,8 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// The folder of a service on this engine. Its configuration is `config`, whose embedded store,
-    /// which is that of [`ENDPOINTS`], stands for a store of this engine.
+    /// The folder of a service on this engine, with the configuration `config`. The store of
+    /// [`ENDPOINTS`] is replaced by a store of this engine.
     pub(crate) fn home(self, config: &[&str]) -> Home {
         let database = match self {
             Self::Embedded => None,
@@ -72,8 +72,8 @@ impl Engine {
 /// The store of [`ENDPOINTS`].
 const EMBEDDED: &str = "kind = \"embedded\"\npath = \"{dir}/data\"\nreserve = 0\n";
 
-/// Three endpoints on ports of the system's choosing, an embedded store; handlers are the test's.
-/// `{dir}` stands for the folder of the service.
+/// Three endpoints on free ports, and an embedded store. A test adds the handlers. `{dir}` is the
+/// folder of the service.
 pub(crate) const ENDPOINTS: &str = r#"
 [server]
 listen = "127.0.0.1:0"
@@ -110,7 +110,7 @@ events = ["*"]
 path = "{dir}/events.ndjson"
 "#;
 
-/// What one request came to.
+/// The answer to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -126,21 +126,21 @@ impl Answer {
         })
     }
 
-    /// Bytes on the wire.
+    /// The size of the answer in bytes.
     pub(crate) fn len(&self) -> usize {
         self.head.len() + self.body.len()
     }
 }
 
-/// The folder of a service, which outlives the process.
+/// The folder of a service. It outlives the process.
 pub(crate) struct Home {
     dir: TempDir,
-    /// Where the events are, where they are not in the folder.
+    /// The database, where the store is not in the folder.
     database: Option<Database>,
 }
 
 impl Home {
-    /// With an embedded store.
+    /// A folder with an embedded store.
     pub(crate) fn new(config: &[&str]) -> Self {
         Engine::Embedded.home(config)
     }
@@ -153,7 +153,7 @@ impl Home {
         self.path().join("hookswitch.toml")
     }
 
-    /// Writes the configuration, its parts one after the other.
+    /// Writes the configuration, the concatenation of `parts`.
     pub(crate) fn configure(&self, parts: &[&str]) {
         let mut config = parts.concat();
         if let Some(database) = &self.database {
@@ -181,7 +181,7 @@ impl Home {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// The CloudEvents that the archive holds.
+    /// The CloudEvents in the archive.
     pub(crate) fn archived(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.path().join("events.ndjson")).unwrap_or_default();
         text.lines()
@@ -189,7 +189,7 @@ impl Home {
             .collect()
     }
 
-    /// What is parked, as pairs of a handler and a reason, sorted.
+    /// The parked deliveries, as sorted pairs of handler and reason.
     pub(crate) fn parked(&self) -> Vec<(String, String)> {
         let parked = self.json(&["parked", "list"]);
         let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
@@ -223,13 +223,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts `command`, which is `hookswitch` or something that ends in running it, and waits
-    /// until it says where it listens.
+    /// Starts `command`, which runs `hookswitch`, and waits until it prints its addresses.
     pub(crate) fn spawn(home: &Home, command: Command) -> Self {
         Self::try_spawn(home, command).unwrap_or_else(|ended| panic!("{ended}"))
     }
 
-    /// The same for a service that may end before. Says how it ended.
+    /// The same, for a service that may end before that. The error says how it ended.
     pub(crate) fn try_spawn(home: &Home, mut command: Command) -> Result<Self, String> {
         let mut child = command
             .arg("serve")
@@ -249,7 +248,7 @@ impl Service {
                 return Err(format!("serve ended with {status}: {introduction}{log}"));
             }
         }
-        // The pipe stays open, and read, so that the service never writes into a closed one.
+        // The pipe is read to its end, so that the service never writes to a closed pipe.
         thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
         let listener = |word: &str| {
             let line = introduction
@@ -284,12 +283,12 @@ impl Service {
         self.child.wait().unwrap();
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the process.
     pub(crate) fn wait_for_end(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the service ends", || {
@@ -299,12 +298,12 @@ impl Service {
         status.unwrap()
     }
 
-    /// Waits for the end and gives the exit code.
+    /// Waits for the end of the process, and returns its exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.wait_for_end().code()
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -339,7 +338,7 @@ impl Service {
         )
     }
 
-    /// The value of the metric whose line starts with `series`; 0 where there is none.
+    /// The value of the metric whose line starts with `series`; 0 if there is none.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let answer = request(self.admin, "GET", "/metrics", &[], b"").unwrap();
         let text = String::from_utf8(answer.body).unwrap();
@@ -360,7 +359,7 @@ impl Drop for Service {
     }
 }
 
-/// Collects everything that comes out of `pipe`.
+/// Collects the output of `pipe`.
 fn follow(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let log = Arc::new(Mutex::new(String::new()));
     let collected = log.clone();
@@ -388,7 +387,7 @@ pub(crate) fn unix_now() -> i64 {
     i64::try_from(now.as_secs()).unwrap()
 }
 
-/// The headers with which Zoom signs `body` at `at`, in Unix seconds.
+/// Zoom's signature headers for `body` at `at`, in Unix seconds.
 pub(crate) fn zoom_headers(body: &[u8], secret: &str, at: i64) -> Vec<(String, String)> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(format!("v0:{at}:").as_bytes());
@@ -412,7 +411,7 @@ pub(crate) fn as_pairs(headers: &[(String, String)]) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// One request over a connection of its own.
+/// Sends one request on a connection of its own.
 pub(crate) fn request(
     to: SocketAddr,
     method: &str,
@@ -423,7 +422,7 @@ pub(crate) fn request(
     request_within(PATIENCE, to, method, path, headers, body)
 }
 
-/// The same by one who waits no longer than `limit` for anything.
+/// The same, with a timeout of `limit` for each step.
 pub(crate) fn request_within(
     limit: Duration,
     to: SocketAddr,
@@ -443,7 +442,7 @@ pub(crate) fn request_within(
         message.push_str(&format!("{name}: {value}\r\n"));
     }
     message.push_str("\r\n");
-    // A server that has heard enough may answer and close before it has read everything.
+    // A server may answer and close before it has read the whole request.
     let written = stream
         .write_all(message.as_bytes())
         .and_then(|()| stream.write_all(body));
@@ -470,7 +469,7 @@ fn parse_answer(bytes: &[u8]) -> Option<Answer> {
     })
 }
 
-/// A server for `http` handlers: it keeps what it was sent and answers as it is told.
+/// A server for `http` handlers. It records the requests and answers with configured statuses.
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
     seen: Arc<Seen>,
@@ -485,9 +484,9 @@ impl Receiver {
         Self::listen(serve_one::<TcpStream>)
     }
 
-    /// One that is behind `door`.
-    pub(crate) fn start_behind(door: &Door) -> Self {
-        let config = door.config.clone();
+    /// A receiver with mutual TLS.
+    pub(crate) fn start_tls(tls: &MutualTls) -> Self {
+        let config = tls.config.clone();
         Self::listen(move |stream, seen, statuses| {
             let session = rustls::ServerConnection::new(config.clone()).unwrap();
             serve_one(rustls::StreamOwned::new(session, stream), seen, statuses);
@@ -512,7 +511,7 @@ impl Receiver {
         receiver
     }
 
-    /// Answers `status` to every event whose body holds `text`, until told otherwise.
+    /// Answers `status` to every event whose body contains `text`, until the next call.
     pub(crate) fn answer(&self, text: &str, status: u16) {
         self.statuses
             .lock()
@@ -548,14 +547,14 @@ fn serve_one<S: Read + Write>(stream: S, seen: &Seen, statuses: &Statuses) {
     }
 }
 
-/// A certificate for a server on this machine and its key, in PEM. It is its own authority.
+/// A self-signed certificate for a server on this machine, and its key, PEM.
 pub(crate) fn certificate() -> (String, String) {
     let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     (made.cert.pem(), made.signing_key.serialize_pem())
 }
 
-/// A client's certificate with its key, and the authority that vouches for it, in PEM.
+/// A client's certificate, its key, and its CA certificate, PEM.
 pub(crate) struct Identity {
     pub(crate) certificate: String,
     pub(crate) key: String,
@@ -583,7 +582,7 @@ impl Identity {
         }
     }
 
-    /// Writes certificate and key into a folder, and returns the settings that name them.
+    /// Writes the certificate and the key into a folder, and returns the settings that name them.
     pub(crate) fn settings(&self, dir: &Path) -> String {
         let (certificate, key) = (dir.join("client.pem"), dir.join("client-key.pem"));
         fs::write(&certificate, &self.certificate).unwrap();
@@ -592,7 +591,7 @@ impl Identity {
     }
 }
 
-/// The body of the next request on a connection; `None` when there is none, or no whole one.
+/// The body of the next request on a connection; `None` when the connection ends before.
 pub(crate) fn read_request(reader: &mut impl BufRead) -> Option<String> {
     let mut length = 0;
     loop {
@@ -612,8 +611,8 @@ pub(crate) fn read_request(reader: &mut impl BufRead) -> Option<String> {
     Some(String::from_utf8_lossy(&body).into_owned())
 }
 
-/// A caller-name change of the number of carrier `carrier`, told apart by `serial`: those of one carrier
-/// share their ordering key, those of two share none.
+/// A caller-name change of the number of `carrier`, with a serial number. Changes of one carrier share
+/// their ordering key; changes of two carriers share none.
 pub(crate) fn cnam(carrier: u32, serial: u64) -> String {
     let number = format!("+1202555{:04}", carrier % 10_000);
     cnam_about(carrier, &[&number], serial)
@@ -638,8 +637,8 @@ pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> 
         .collect()
 }
 
-/// [`serials`] as an order per key has them, which says nothing of copies: each one once, where it
-/// came first.
+/// [`serials`] without duplicates: each serial number where it first occurs. Order per key does not
+/// cover copies.
 pub(crate) fn distinct_serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
     let mut serials = serials(taken, carrier);
@@ -647,7 +646,7 @@ pub(crate) fn distinct_serials(taken: &[serde_json::Value], carrier: u32) -> Vec
     serials
 }
 
-/// A contact-center phone-number event, told apart by `uuid`.
+/// A contact-center phone-number event with the id `uuid`.
 pub(crate) fn phone_number(uuid: &str, id: &str) -> String {
     format!(
         r#"{{"uuid":"{uuid}","event":"/restapi/v1.0/account/400123/phone-number?usageType=ContactCenterNumber","timestamp":"2026-03-01T10:00:00.000Z","subscriptionId":"sub-1","ownerId":"77","body":{{"eventType":"Created","phoneNumberInfo":{{"id":"{id}","phoneNumber":"+12025550147","usageType":"ContactCenterNumber"}}}}}}"#

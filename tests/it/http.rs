@@ -4,10 +4,10 @@ use std::fs;
 
 use crate::{
     harness::{ENDPOINTS, Home, Receiver, Service, certificate, cnam, eventually},
-    support::door::Door,
+    support::mtls::MutualTls,
 };
 
-/// A handler that posts to `receiver` by TLS, with quick retries.
+/// A handler that posts to `receiver` over TLS, with quick retries.
 fn handler(name: &str, receiver: &Receiver, more: &str) -> String {
     format!(
         r#"
@@ -22,7 +22,7 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "100ms" }}
     )
 }
 
-/// Waits until `service` has said why deliveries to `handler` will be tried again.
+/// Waits until `service` has logged why deliveries to `handler` are retried.
 fn says(service: &Service, handler: &str, why: &str) {
     eventually(why, || {
         let log = service.log();
@@ -32,14 +32,14 @@ fn says(service: &Service, handler: &str, why: &str) {
 }
 
 #[test]
-fn each_side_is_who_an_authority_says() {
-    let door = Door::new();
-    let receiver = Receiver::start_behind(&door);
+fn both_sides_verify_each_other() {
+    let tls = MutualTls::new();
+    let receiver = Receiver::start_tls(&tls);
     let home = Home::new(&[]);
-    fs::write(home.path().join("ca.pem"), &door.authority).unwrap();
+    fs::write(home.path().join("ca.pem"), &tls.authority).unwrap();
     fs::write(home.path().join("other.pem"), certificate().0).unwrap();
     let ca = "ca = \"{dir}/ca.pem\"\n";
-    let shown = door.visitor.settings(home.path());
+    let shown = tls.client.settings(home.path());
     let wary = format!("ca = \"{{dir}}/other.pem\"\n{shown}");
     home.configure(&[
         ENDPOINTS,

@@ -285,8 +285,8 @@ fn over_tls_each_side_is_who_an_authority_says() {
     let relay = Relay::start(kafka.cluster.bootstrap_servers().parse().unwrap());
     let broker = relay.address.to_string();
     let home = Home::new(&[]);
-    std::fs::write(home.path().join("ca.pem"), &relay.door.authority).unwrap();
-    let shown = relay.door.visitor.settings(home.path());
+    std::fs::write(home.path().join("ca.pem"), &relay.tls.authority).unwrap();
+    let shown = relay.tls.client.settings(home.path());
     let ca = "ca = \"{dir}/ca.pem\"";
     home.configure(&[
         ENDPOINTS,

@@ -42,9 +42,9 @@ mod sqs;
 mod standstill;
 #[path = "../support"]
 mod support {
-    pub(crate) mod door;
     #[cfg(feature = "mqtt")]
     pub(crate) mod mosquitto;
+    pub(crate) mod mtls;
     pub(crate) mod postgres;
     #[cfg(feature = "amqp")]
     pub(crate) mod rabbitmq;

@@ -281,7 +281,7 @@ fn a_broker_that_asks_for_a_certificate_is_shown_it() {
     let subscriber = Subscriber::new(&broker, "telephony/#");
     let home = Home::new(&[]);
     fs::write(home.path().join("ca.pem"), &broker.authority).unwrap();
-    let shown = broker.visitor.settings(home.path());
+    let shown = broker.client.settings(home.path());
     let nameless = format!(
         "url = \"mqtts://localhost:{}\"\nca = \"{{dir}}/ca.pem\"",
         broker.mutual_port

@@ -135,15 +135,15 @@ fn a_wrong_password_ends_the_start_and_is_not_shown() {
 }
 
 /// Who is there over TLS, by the database's own account.
-const VISITORS: &str = "SELECT string_agg(DISTINCT client_dn, ' ') FROM pg_stat_ssl
+const CLIENTS: &str = "SELECT string_agg(DISTINCT client_dn, ' ') FROM pg_stat_ssl
     JOIN pg_stat_activity USING (pid) WHERE ssl";
 
 #[test]
 fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
-    let visitor = Identity::new();
+    let client = Identity::new();
     let (authority, key) = certificate();
     let own = (authority.as_str(), key.as_str());
-    let postgres = Postgres::start_with_tls(own, &visitor.authority, |data| {
+    let postgres = Postgres::start_with_tls(own, &client.authority, |data| {
         // The test itself comes without TLS.
         let rules = "hostssl all all all scram-sha-256 clientcert=verify-full\n\
                      hostnossl all all 127.0.0.1/32 scram-sha-256\n";
@@ -165,7 +165,7 @@ fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
         "{told}"
     );
 
-    let shown = visitor.settings(home.path());
+    let shown = client.settings(home.path());
     let believing = format!("url = \"{}\"", url.replace("verify-full", "require"));
     for (serial, store) in (1..).zip([known, believing]) {
         home.configure(&[&config(&format!("{store}\n{shown}"))]);
@@ -174,6 +174,6 @@ fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
         eventually("it is delivered", || {
             archived(&[&home]) == said(1..serial + 1)
         });
-        assert_eq!(postgres.sql(&database, VISITORS), "/CN=hookswitch");
+        assert_eq!(postgres.sql(&database, CLIENTS), "/CN=hookswitch");
     }
 }

@@ -1,4 +1,4 @@
-//! SIGHUP: validated whole, swapped at once, and not one request dropped.
+//! Reloads by SIGHUP: validated and applied as a whole, without dropping a request.
 
 use std::sync::{
     Arc,
@@ -12,7 +12,7 @@ use crate::{
 
 on_every_engine![
     a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing,
-    a_new_secret_is_taken_and_the_old_one_is_not,
+    a_new_secret_replaces_the_old_one,
 ];
 
 const SECOND: &str =
@@ -57,7 +57,7 @@ fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing(engine: E
     );
 }
 
-fn a_new_secret_is_taken_and_the_old_one_is_not(engine: Engine) {
+fn a_new_secret_replaces_the_old_one(engine: Engine) {
     let home = engine.home(&[ENDPOINTS]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
@@ -69,7 +69,7 @@ fn a_new_secret_is_taken_and_the_old_one_is_not(engine: Engine) {
 }
 
 #[test]
-fn what_cannot_change_while_running_is_refused() {
+fn a_change_that_needs_a_restart_is_refused() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     home.configure(&[
@@ -89,7 +89,7 @@ fn what_cannot_change_while_running_is_refused() {
 }
 
 #[test]
-fn open_deliveries_of_a_handler_that_is_gone_are_parked_and_can_be_had_again() {
+fn open_deliveries_of_a_removed_handler_are_parked_and_can_be_replayed() {
     let unreachable =
         "[handlers.crm]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://127.0.0.1:9/\"\n";
     let home = Home::new(&[ENDPOINTS, unreachable]);
@@ -110,7 +110,7 @@ fn open_deliveries_of_a_handler_that_is_gone_are_parked_and_can_be_had_again() {
 }
 
 #[test]
-fn a_credential_in_the_clear_is_warned_of_once_wherever_the_configuration_is_read() {
+fn a_cleartext_credential_is_warned_of_once_in_every_command() {
     let crm = |name: &str| {
         format!(
             "[handlers.{name}]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://crm.invalid/\"\n\

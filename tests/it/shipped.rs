@@ -1,4 +1,4 @@
-//! What is shipped for running it, read by the programs that will read it.
+//! The shipped deployment files, checked by the programs that read them.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(shipped(name)).unwrap()
 }
 
-/// Runs `command`, which must succeed and have nothing to complain of.
+/// Asserts that `command` succeeds without a warning.
 fn accepts(command: &mut Command) {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -46,7 +46,7 @@ fn yaml_is_well_formed() {
 }
 
 #[test]
-fn compose_takes_its_file() {
+fn compose_accepts_its_file() {
     accepts(
         Command::new("docker-compose")
             .arg("--file")
@@ -56,7 +56,7 @@ fn compose_takes_its_file() {
 }
 
 #[test]
-fn systemd_takes_the_unit_and_finds_it_closed() {
+fn systemd_accepts_the_unit_and_rates_it_secure() {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("hookswitch.service");
     let installed = text("hookswitch.service").replace(
@@ -65,7 +65,7 @@ fn systemd_takes_the_unit_and_finds_it_closed() {
     );
     fs::write(&unit, installed).unwrap();
     accepts(Command::new("systemd-analyze").arg("verify").arg(&unit));
-    // In tenths: 0 is closed on every side, 100 is open. Without hardening a unit has 96.
+    // In tenths: 0 is fully hardened, 100 is not at all. A unit without hardening has 96.
     accepts(
         Command::new("systemd-analyze")
             .args(["security", "--offline=true", "--threshold=15"])
@@ -87,26 +87,26 @@ fn kubernetes_has_the_configuration_of_a_replica() {
     );
 }
 
-/// A service that can be started again where it was.
+/// A service that can be restarted on the same addresses.
 struct Replica {
     home: Home,
     service: Option<Service>,
-    door: SocketAddr,
-    operators: SocketAddr,
+    server: SocketAddr,
+    admin: SocketAddr,
 }
 
 impl Replica {
     fn start() -> Self {
-        let [door, operators] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
+        let [server, admin] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
         let listeners = ENDPOINTS
-            .replacen("127.0.0.1:0", &door.to_string(), 1)
-            .replacen("127.0.0.1:0", &operators.to_string(), 1);
+            .replacen("127.0.0.1:0", &server.to_string(), 1)
+            .replacen("127.0.0.1:0", &admin.to_string(), 1);
         let home = Home::new(&[&listeners, ARCHIVE]);
         Self {
             service: Some(home.start()),
             home,
-            door,
-            operators,
+            server,
+            admin,
         }
     }
 
@@ -123,11 +123,11 @@ impl Replica {
     }
 }
 
-/// The shipped balancer, with `replicas` in place of what Docker's name server would say.
+/// The shipped load balancer, with `replicas` in place of Docker's DNS.
 fn balancer(replicas: [&Replica; 2]) -> Server {
     let servers = replicas.map(|replica| {
-        let port = replica.operators.port();
-        format!("server replica-{port} {} port {port}", replica.door)
+        let port = replica.admin.port();
+        format!("server replica-{port} {} port {port}", replica.server)
     });
     let template = "server-template replica 8 hookswitch:8080 resolvers docker init-addr none";
     let shipped = text("haproxy.cfg");
@@ -144,7 +144,7 @@ fn balancer(replicas: [&Replica; 2]) -> Server {
 }
 
 #[test]
-fn behind_the_balancer_a_replica_that_is_gone_costs_no_request() {
+fn a_dead_replica_behind_the_load_balancer_costs_no_request() {
     accepts(
         Command::new("haproxy")
             .args(["-c", "-q", "-f"])

@@ -343,11 +343,11 @@ fn a_schema_that_changes_and_a_server_that_takes_no_writes_lose_nothing() {
 
 #[test]
 fn over_tls_each_side_is_who_an_authority_says() {
-    let visitor = Identity::new();
+    let client = Identity::new();
     let (authority, key) = certificate();
-    let postgres = Postgres::start_with_tls((&authority, &key), &visitor.authority, |_| {});
+    let postgres = Postgres::start_with_tls((&authority, &key), &client.authority, |_| {});
     let database = postgres.create_database();
-    let table = "CREATE TABLE events (id uuid PRIMARY KEY, visitor text)";
+    let table = "CREATE TABLE events (id uuid PRIMARY KEY, client text)";
     postgres.sql(&database, table);
     let statement =
         "INSERT INTO events SELECT :id, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
@@ -359,7 +359,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
     says(&service, "invalid peer certificate");
 
     fs::write(home.path().join("ca.pem"), authority).unwrap();
-    let shown = visitor.settings(home.path());
+    let shown = client.settings(home.path());
     home.configure(&[
         ENDPOINTS,
         &warehouse(
@@ -369,7 +369,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
         ),
     ]);
     service.signal("HUP");
-    let shown = || postgres.sql(&database, "SELECT visitor FROM events");
+    let shown = || postgres.sql(&database, "SELECT client FROM events");
     eventually("it is there", || shown() == "/CN=hookswitch");
 }
 

@@ -1,4 +1,4 @@
-//! Mosquitto for tests, and somebody who subscribes there.
+//! Mosquitto for tests, and a subscriber.
 
 use std::{
     fs,
@@ -17,19 +17,19 @@ use crate::{
     support::server::{Server, free_port},
 };
 
-/// The longest packet that it takes, in bytes.
+/// The largest packet that the broker accepts, in bytes.
 pub(crate) const LONGEST_PACKET: usize = 20_000;
 
-/// A broker that lets everybody publish what is below `telephony`.
+/// A broker on which every client may publish below `telephony`.
 pub(crate) struct Mosquitto {
     pub(crate) server: Server,
     pub(crate) tls_port: u16,
-    /// Where it wants to be shown a certificate besides.
+    /// The address of its listener with mutual TLS.
     pub(crate) mutual_port: u16,
-    /// The authority that vouches for it, in PEM.
+    /// The CA certificate of the broker, PEM.
     pub(crate) authority: String,
-    /// What it wants to be shown.
-    pub(crate) visitor: Identity,
+    /// The client's certificate and key.
+    pub(crate) client: Identity,
 }
 
 impl Mosquitto {
@@ -37,17 +37,17 @@ impl Mosquitto {
         Self::with("", "topic readwrite telephony/#\n")
     }
 
-    /// One with more lines of configuration, and with other rights for everybody.
+    /// A broker with `more` configuration lines and with `rights` for every client.
     pub(crate) fn with(more: &str, rights: &str) -> Self {
         let (tls_port, mutual_port) = (free_port(), free_port());
-        let visitor = Identity::new();
+        let client = Identity::new();
         let mut authority = String::new();
         let server = Server::start(|dir, port| {
             let (certificate, key) = certificate();
             fs::write(dir.join("certificate.pem"), &certificate).unwrap();
             fs::write(dir.join("key.pem"), key).unwrap();
             authority = certificate;
-            fs::write(dir.join("visitors.pem"), &visitor.authority).unwrap();
+            fs::write(dir.join("client-ca.pem"), &client.authority).unwrap();
             fs::write(dir.join("rights"), rights).unwrap();
             let passwords = dir.join("passwords");
             fs::write(&passwords, "").unwrap();
@@ -76,7 +76,7 @@ keyfile {folder}/key.pem
 listener {mutual_port} 127.0.0.1
 certfile {folder}/certificate.pem
 keyfile {folder}/key.pem
-cafile {folder}/visitors.pem
+cafile {folder}/client-ca.pem
 require_certificate true
 "
             );
@@ -88,7 +88,7 @@ require_certificate true
             tls_port,
             mutual_port,
             authority,
-            visitor,
+            client,
         }
     }
 
@@ -107,7 +107,7 @@ fn command(dir: &Path) -> Command {
     command
 }
 
-/// Somebody who has subscribed, and whom the broker remembers.
+/// A subscriber with a persistent session.
 pub(crate) struct Subscriber {
     seen: Arc<Mutex<Vec<Publish>>>,
     _runtime: Runtime,
@@ -134,7 +134,7 @@ impl Subscriber {
                     }
                     Ok(Event::Incoming(Incoming::SubAck(_))) => subscribed.0.send(()).unwrap(),
                     Ok(_) => {}
-                    // The broker is away; between two knocks at it.
+                    // The broker is down; pause before the next attempt.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }
             }
@@ -150,7 +150,7 @@ impl Subscriber {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Waits for the first message under a topic.
+    /// Waits for the first message on `topic`.
     pub(crate) fn wait(&self, topic: &str) -> Publish {
         let mut message = None;
         eventually("a message has come", || {

@@ -1,5 +1,4 @@
-//! PostgreSQL for tests: one server for all tests of a process that do not harm it, with a database
-//! for each; or a server of a test's own.
+//! PostgreSQL for tests: a shared server with a database for each test, or a server for one test.
 
 #![allow(dead_code, reason = "each binary of tests uses some of it")]
 
@@ -27,29 +26,29 @@ pub(crate) const USER: &str = "hookswitch";
 /// Its password.
 pub(crate) const PASSWORD: &str = "a-password-for-tests";
 
-/// Who runs the server when the tests are run by root, which PostgreSQL refuses to be run by.
+/// The user that runs the server when root runs the tests; PostgreSQL refuses to run as root.
 const NOBODY: (&str, &str) = ("nobody", "nogroup");
 
 /// A running server.
 pub(crate) struct Postgres {
     server: Server,
     databases: AtomicU32,
-    /// What runs it, as the first words of a command.
+    /// The beginning of a command that runs the server.
     runner: Vec<OsString>,
 }
 
 impl Postgres {
-    /// Starts one with `settings`, such as `fsync=on`: it is off where nothing is said, since most
-    /// tests do not end with the machine.
+    /// Starts a server with `settings`, such as `fsync=on`. `fsync` is off by default, since most
+    /// tests do not crash the machine.
     ///
     /// # Panics
     ///
-    /// When it is not installed or does not come up.
+    /// When the server is not installed or does not start.
     pub(crate) fn start(settings: &[&str]) -> Self {
         Self::start_in(settings, |_| {})
     }
 
-    /// The same with something done to the folder of its data before it starts.
+    /// The same; `prepare` changes the data folder before the start.
     pub(crate) fn start_in(settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let server = Server::start(|dir, port| {
             init(dir);
@@ -59,24 +58,24 @@ impl Postgres {
         Self::of(server, Vec::new())
     }
 
-    /// The same with TLS: it shows `certificate`, which has `key`, and believes visitors for whom the
-    /// authority `visitors` vouches, all of them PEM.
+    /// The same with mutual TLS: the server has `certificate` and `key`, and verifies clients with the
+    /// CA certificate `client_ca`. All are PEM.
     pub(crate) fn start_with_tls(
         (certificate, key): (&str, &str),
-        visitors: &str,
+        client_ca: &str,
         prepare: impl FnOnce(&Path),
     ) -> Self {
         let settings = [
             "ssl=on",
             "ssl_cert_file=cert.pem",
             "ssl_key_file=key.pem",
-            "ssl_ca_file=visitors.pem",
+            "ssl_ca_file=client-ca.pem",
         ];
         Self::start_in(&settings, |data| {
             for (name, pem) in [
                 ("cert.pem", certificate),
                 ("key.pem", key),
-                ("visitors.pem", visitors),
+                ("client-ca.pem", client_ca),
             ] {
                 let path = data.join(name);
                 fs::write(&path, pem).unwrap();
@@ -89,7 +88,7 @@ impl Postgres {
         })
     }
 
-    /// The same, run by a command that `runner` makes of the folder of its data.
+    /// The same, run by the command that `runner` makes for the data folder.
     pub(crate) fn start_under(settings: &[&str], runner: impl FnOnce(&Path) -> Command) -> Self {
         let mut words = Vec::new();
         let server = Server::start(|dir, port| {
@@ -102,8 +101,8 @@ impl Postgres {
         Self::of(server, words)
     }
 
-    /// A standby of this one with all that it holds now, known to it as `name`. What the primary's
-    /// command says is not in force there.
+    /// A standby of this server, with the name `name`. The settings of the primary's command line do
+    /// not apply to it.
     pub(crate) fn standby(&self, name: &str, settings: &[&str]) -> Self {
         let cluster_name = format!("cluster_name={name}");
         let settings = [settings, &[cluster_name.as_str()]].concat();
@@ -122,7 +121,7 @@ impl Postgres {
         Self::of(server, Vec::new())
     }
 
-    /// Makes a primary of a standby; returns when it is one.
+    /// Promotes a standby, and waits until it is a primary.
     pub(crate) fn promote(&self) {
         assert_eq!(self.sql("postgres", "SELECT pg_promote()"), "t");
     }
@@ -137,7 +136,7 @@ impl Postgres {
         postgres
     }
 
-    /// Runs it again after it was killed or stopped.
+    /// Restarts the server after it was killed or stopped.
     pub(crate) fn restart(&mut self, settings: &[&str]) {
         let runner = &self.runner;
         self.server
@@ -145,17 +144,17 @@ impl Postgres {
         self.until_ready();
     }
 
-    /// The process and where it listens.
+    /// The process and its address.
     pub(crate) fn server(&mut self) -> &mut Server {
         &mut self.server
     }
 
-    /// Where it listens.
+    /// Its address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// A new database; its name.
+    /// Creates a database, and returns its name.
     pub(crate) fn create_database(&self) -> String {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name = format!("test_{number}");
@@ -163,13 +162,13 @@ impl Postgres {
         name
     }
 
-    /// Where `database` is, with the role and its password.
+    /// The URL of `database`, with role and password.
     pub(crate) fn url(&self, database: &str) -> String {
         let address = self.server.address();
         format!("postgres://{USER}:{PASSWORD}@{address}/{database}?sslmode=disable")
     }
 
-    /// Runs `statements` and gives what the last one returns: a row a line, columns separated by
+    /// Runs `statements`, and returns the rows of the last one: one per line, columns separated by
     /// `|`.
     ///
     /// # Panics
@@ -189,7 +188,7 @@ impl Postgres {
         command
     }
 
-    /// It listens before it answers.
+    /// Waits until the server answers, which is later than it listens.
     fn until_ready(&self) {
         let answers = || self.psql("postgres", "SELECT 1").output().unwrap();
         while !answers().status.success() {
@@ -199,27 +198,27 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// In order, as far as that is quick: a server that is killed leaves shared memory behind.
+    /// Stops the server cleanly if that is quick: a killed server leaves shared memory behind.
     fn drop(&mut self) {
         self.server.stop("QUIT");
     }
 }
 
-/// An empty database of the server that is shared.
+/// An empty database of the shared server.
 pub(crate) struct Database {
     shared: Arc<Shared>,
     name: String,
 }
 
 impl Database {
-    /// A new one. The server runs while there is any.
+    /// A new database. The server runs while a database exists.
     pub(crate) fn new() -> Self {
         let shared = Shared::get();
         let name = shared.postgres.create_database();
         Self { shared, name }
     }
 
-    /// Where it is: see [`Postgres::url`].
+    /// See [`Postgres::url`].
     pub(crate) fn url(&self) -> String {
         self.shared.postgres.url(&self.name)
     }
@@ -230,10 +229,10 @@ impl Database {
     }
 }
 
-/// The server that is shared.
+/// The shared server.
 struct Shared {
     postgres: Postgres,
-    /// Let go of last.
+    /// Dropped last.
     _keeper: Keeper,
 }
 
@@ -265,7 +264,7 @@ impl Shared {
     }
 }
 
-/// The thread that started a server, with which the server ends: that of a test would end too
+/// The thread that started the server. The server ends with it; the thread of a test would end too
 /// early.
 struct Keeper(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
 
@@ -278,12 +277,12 @@ impl Drop for Keeper {
     }
 }
 
-/// Where the data is in the folder of a server.
+/// The data folder in the folder of a server.
 fn data(dir: &Path) -> PathBuf {
     dir.join("data")
 }
 
-/// Makes an empty server in `dir`.
+/// Initializes a server in `dir`.
 fn init(dir: &Path) {
     let password = dir.join("password");
     fs::write(&password, PASSWORD).unwrap();
@@ -301,7 +300,7 @@ fn init(dir: &Path) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Lets the server have what is its own in `dir`.
+/// Gives the server the ownership of its files in `dir`.
 fn give(dir: &Path, own: &[PathBuf]) {
     fs::set_permissions(data(dir), Permissions::from_mode(0o700)).unwrap();
     if is_root() {
@@ -315,7 +314,7 @@ fn give(dir: &Path, own: &[PathBuf]) {
     }
 }
 
-/// `command`, run by another one that `runner` is the beginning of.
+/// `command`, prefixed by `runner`.
 fn run_by(runner: &[OsString], command: Command) -> Command {
     let Some((program, arguments)) = runner.split_first() else {
         return command;
@@ -333,7 +332,7 @@ fn serve(dir: &Path, port: u16, settings: &[&str]) -> Command {
         "listen_addresses=127.0.0.1",
         "unix_socket_directories=",
         "fsync=off",
-        // Files of its own in place of shared memory that somebody would have to clean up.
+        // Files of its own instead of shared memory, which would have to be cleaned up.
         "dynamic_shared_memory_type=mmap",
         "max_wal_size=4GB",
     ];
@@ -345,9 +344,9 @@ fn serve(dir: &Path, port: u16, settings: &[&str]) -> Command {
     command
 }
 
-/// One of the server's programs, run by somebody who is not root, and ended with us: changing the
-/// user undoes what was asked for before. The server ends its own processes at that signal; where it
-/// is killed alone, one of them that waits for another's lock may stay for ever.
+/// One of the server's programs, run by another user than root, and stopped when the test's process
+/// ends. Changing the user resets the signal that was set before. The server ends its own processes at
+/// that signal; after a kill, a process that waits for a lock may stay for ever.
 fn unprivileged(name: &str) -> Command {
     let mut command = Command::new("setpriv");
     if is_root() {
@@ -359,7 +358,7 @@ fn unprivileged(name: &str) -> Command {
     command
 }
 
-/// Debian keeps the server's programs out of the search path, in a folder for each version.
+/// The path of a server program. Debian installs them outside PATH, in a folder for each version.
 fn program(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();

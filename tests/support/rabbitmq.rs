@@ -1,5 +1,5 @@
-//! RabbitMQ for tests, in a process namespace of its own, so that its helpers end with it; and
-//! somebody who reads from its queues.
+//! RabbitMQ for tests, and a reader of its queues. The broker has a process namespace of its own, so
+//! that its helper processes end with it.
 
 use std::{
     fs,
@@ -26,23 +26,23 @@ use crate::{
     support::server::{Server, free_port},
 };
 
-/// The longest message that it takes, in bytes.
+/// The largest message that the broker accepts, in bytes.
 pub(crate) const LONGEST_MESSAGE: usize = 20_000;
 
-/// Who may do nothing but connect. Everything is allowed to `guest`, whose password is `guest`.
-pub(crate) const VISITOR: (&str, &str) = ("visitor", "visitor-password");
+/// A user that may only connect. `guest`, with the password `guest`, may do everything.
+pub(crate) const RESTRICTED: (&str, &str) = ("restricted", "restricted-password");
 
 /// A running broker. Killed when dropped, and when the test's process ends in any other way.
 pub(crate) struct RabbitMq {
     server: Server,
     ports: Ports,
-    /// The authority that vouches for it, in PEM.
+    /// The CA certificate of the broker, PEM.
     pub(crate) authority: String,
-    /// What it wants to be shown over TLS.
-    pub(crate) visitor: Identity,
+    /// The client's certificate and key.
+    pub(crate) client: Identity,
 }
 
-/// What it listens on besides.
+/// The ports of its other listeners.
 #[derive(Clone, Copy)]
 struct Ports {
     tls: u16,
@@ -51,12 +51,12 @@ struct Ports {
 }
 
 impl RabbitMq {
-    /// One for all tests that do it no harm, since it takes its time to come up.
+    /// The broker of all tests that leave it intact, since its start is slow.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<RabbitMq> = OnceLock::new();
         SHARED.get_or_init(|| {
             let (up, is_up) = mpsc::channel();
-            // A server ends with the thread that started it, so this one goes on.
+            // The server ends with the thread that started it, so this thread does not end.
             thread::spawn(move || {
                 up.send(Self::start()).unwrap();
                 loop {
@@ -74,13 +74,13 @@ impl RabbitMq {
             names: free_port(),
         };
         let mut authority = String::new();
-        let visitor = Identity::new();
+        let client = Identity::new();
         let server = Server::start(|dir, port| {
             let (certificate, key) = certificate();
             fs::write(dir.join("certificate.pem"), &certificate).unwrap();
             fs::write(dir.join("key.pem"), key).unwrap();
             authority = certificate;
-            fs::write(dir.join("visitors.pem"), &visitor.authority).unwrap();
+            fs::write(dir.join("client-ca.pem"), &client.authority).unwrap();
             fs::write(dir.join("definitions.json"), definitions().to_string()).unwrap();
             fs::write(dir.join("rabbitmq.conf"), config(dir, port, ports)).unwrap();
             fs::write(dir.join("enabled_plugins"), "[].").unwrap();
@@ -90,7 +90,7 @@ impl RabbitMq {
             server,
             ports,
             authority,
-            visitor,
+            client,
         }
     }
 
@@ -98,15 +98,15 @@ impl RabbitMq {
         self.server.address()
     }
 
-    /// Where it speaks TLS.
+    /// The address with TLS.
     pub(crate) fn tls_address(&self) -> SocketAddr {
         SocketAddr::new(self.address().ip(), self.ports.tls)
     }
 
-    /// Kills it, as a crash would.
+    /// Kills the broker, as a crash would.
     pub(crate) fn kill(&mut self) {
         self.server.kill();
-        // What was in its namespace ends a moment later.
+        // The other processes of its namespace end a moment later.
         let Ports {
             distribution,
             names,
@@ -119,13 +119,13 @@ impl RabbitMq {
         }
     }
 
-    /// Starts it again after it was killed, with what it had on its disk.
+    /// Restarts the killed broker on the same data.
     pub(crate) fn restart(&mut self) {
         let ports = self.ports;
         self.server.restart(|dir, port| command(dir, port, ports));
     }
 
-    /// Runs its own tool.
+    /// Runs `rabbitmqctl`.
     pub(crate) fn control(&self, arguments: &[&str]) {
         let mut control = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl");
         environment(
@@ -175,7 +175,7 @@ fn config(dir: &Path, port: u16, ports: Ports) -> String {
     format!(
         "listeners.tcp.1 = 127.0.0.1:{port}
 listeners.ssl.1 = 127.0.0.1:{tls}
-ssl_options.cacertfile = {dir}/visitors.pem
+ssl_options.cacertfile = {dir}/client-ca.pem
 ssl_options.certfile = {dir}/certificate.pem
 ssl_options.keyfile = {dir}/key.pem
 ssl_options.verify = verify_peer
@@ -201,20 +201,20 @@ fn definitions() -> Value {
     };
     let permission = |user: &str, what: &str| json!({ "user": user, "vhost": "/", "configure": what, "write": what, "read": what });
     json!({
-        "users": [user("guest", "guest"), user(VISITOR.0, VISITOR.1)],
+        "users": [user("guest", "guest"), user(RESTRICTED.0, RESTRICTED.1)],
         "vhosts": [{ "name": "/" }],
-        "permissions": [permission("guest", ".*"), permission(VISITOR.0, "^$")],
+        "permissions": [permission("guest", ".*"), permission(RESTRICTED.0, "^$")],
     })
 }
 
-/// Somebody who makes queues and reads from them.
+/// A client that declares queues and reads from them.
 pub(crate) struct Reader {
     runtime: Runtime,
     channel: Channel,
     _connection: Connection,
 }
 
-/// What a reader gets.
+/// A message that a reader got.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) exchange: String,
@@ -240,23 +240,23 @@ impl Reader {
         }
     }
 
-    /// Makes a queue that lasts, with at most `room` messages.
-    pub(crate) fn queue(&self, name: &str, room: Option<i32>) {
+    /// Declares a durable queue with at most `limit` messages.
+    pub(crate) fn queue(&self, name: &str, limit: Option<i32>) {
         let durable = QueueDeclareOptions {
             durable: true,
             ..QueueDeclareOptions::default()
         };
         let mut arguments = FieldTable::default();
-        if let Some(room) = room {
+        if let Some(limit) = limit {
             let overflow = AMQPValue::LongString("reject-publish".into());
-            arguments.insert("x-max-length".into(), AMQPValue::LongInt(room));
+            arguments.insert("x-max-length".into(), AMQPValue::LongInt(limit));
             arguments.insert("x-overflow".into(), overflow);
         }
         let declared = self.channel.queue_declare(name.into(), durable, arguments);
         self.runtime.block_on(declared).unwrap();
     }
 
-    /// Makes an exchange by topic, and binds the queue of the same name to it.
+    /// Declares a topic exchange, and binds the queue of the same name to it.
     pub(crate) fn exchange(&self, name: &str, pattern: &str) {
         let (nothing, kind) = (FieldTable::default(), ExchangeKind::Topic);
         let options = ExchangeDeclareOptions::default();
@@ -268,7 +268,7 @@ impl Reader {
         self.runtime.block_on(bound).unwrap();
     }
 
-    /// Takes a message out of a queue.
+    /// Gets a message from a queue.
     pub(crate) fn take(&self, queue: &str) -> Option<Message> {
         let at_once = BasicGetOptions { no_ack: true };
         let got = self.channel.basic_get(queue.into(), at_once);
@@ -301,7 +301,7 @@ impl Message {
         self.properties.content_type().clone().unwrap().to_string()
     }
 
-    /// The headers, all of which are texts.
+    /// The headers, all of them strings.
     pub(crate) fn headers(&self) -> Vec<(String, String)> {
         let headers = self.properties.headers().clone().unwrap();
         let text = |value: &AMQPValue| match value {

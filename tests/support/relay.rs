@@ -1,4 +1,4 @@
-//! TLS in front of a Kafka broker that knows nothing of it.
+//! A TLS proxy for a Kafka broker without TLS.
 
 use std::net::SocketAddr;
 
@@ -9,20 +9,20 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::door::Door;
+use super::mtls::MutualTls;
 
-/// A way to the broker through a door. Closed when dropped.
+/// A TLS proxy for a broker. Stops when dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
-    pub(crate) door: Door,
+    pub(crate) tls: MutualTls,
     _runtime: Runtime,
 }
 
 impl Relay {
-    /// One in front of `broker`, which says in its answers that it is where the relay is.
+    /// A proxy for `broker`. The broker's answers give the proxy's address in place of its own.
     pub(crate) fn start(broker: SocketAddr) -> Self {
-        let door = Door::new();
-        let acceptor = TlsAcceptor::from(door.config.clone());
+        let tls = MutualTls::new();
+        let acceptor = TlsAcceptor::from(tls.config.clone());
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
@@ -35,7 +35,7 @@ impl Relay {
         });
         Self {
             address,
-            door,
+            tls,
             _runtime: runtime,
         }
     }

@@ -1,5 +1,5 @@
-//! A server of somebody else's that a test runs for itself: on a free port, with its data in a
-//! folder of its own, and gone with the test.
+//! A third-party server for a test: on a free port, with its data in a folder of its own. It ends with
+//! the test.
 
 #![allow(dead_code, reason = "each binary of tests uses some of it")]
 
@@ -14,10 +14,10 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Long enough for any of them to start, on a machine that is busy with other tests.
+/// A timeout for the start of any server, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running server. Killed when dropped, and when the test's process ends in any other way.
+/// A running server. It is killed when dropped, and when the test's process ends.
 pub(crate) struct Server {
     child: Child,
     dir: TempDir,
@@ -30,7 +30,7 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// When it is not installed, or does not come up: a test must not pass without its server.
+    /// When the server is not installed or does not start. A test must not pass without its server.
     pub(crate) fn start(command: impl FnOnce(&Path, u16) -> Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
@@ -62,7 +62,7 @@ impl Server {
         }
     }
 
-    /// Where it listens.
+    /// Its address.
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
@@ -72,7 +72,7 @@ impl Server {
         self.dir.path()
     }
 
-    /// What it has printed.
+    /// Its output so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir().join("log")).unwrap_or_default()
     }
@@ -82,12 +82,12 @@ impl Server {
         self.child.id()
     }
 
-    /// Whether it has not ended.
+    /// Whether the process runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Kills it at once, as a crash would, and waits for its end. Its folder and port stay.
+    /// Kills the process, as a crash would, and waits for its end. The folder and port remain.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -100,7 +100,7 @@ impl Server {
         assert!(sent.unwrap().success(), "no {name} for {id}");
     }
 
-    /// Ends it with the signal `name`, and waits for its end. Its folder and port stay.
+    /// Stops the process with the signal `name`, and waits for its end. The folder and port remain.
     pub(crate) fn stop(&mut self, name: &str) {
         if self.child.try_wait().unwrap().is_none() {
             self.signal(name);
@@ -116,7 +116,7 @@ impl Drop for Server {
     }
 }
 
-/// Runs `command` so that it ends with the thread that called, however that ends.
+/// Runs `command` so that the process ends with the calling thread.
 fn spawn(command: &Command, dir: &Path) -> Child {
     let log = fs::File::options()
         .create(true)
@@ -140,7 +140,7 @@ fn spawn(command: &Command, dir: &Path) -> Child {
     tied.spawn().unwrap()
 }
 
-/// A port that nobody listens on at this moment.
+/// A port that is free at this moment.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()

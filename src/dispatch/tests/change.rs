@@ -17,44 +17,44 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
         })
     });
     old.settings.concurrency = NonZeroUsize::MIN;
-    let stage = Stage::new(vec![old]).await;
+    let harness = Harness::new(vec![old]).await;
     for body in ["1", "2", "3"] {
-        stage.store.push(Some(body), body);
+        harness.store.push(Some(body), body);
     }
     let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
     // One is under way, one more is claimed ahead.
-    stage
+    harness
         .store
         .until(|rows| is_claimed(&rows[0]) && is_claimed(&rows[1]))
         .await;
 
-    stage
+    harness
         .dispatcher
         .replace(vec![consumer("crm", |_, _| done())])
         .await
         .unwrap();
-    stage
+    harness
         .store
         .until(|rows| rows[1].is(&Verdict::Done) && rows[2].is(&Verdict::Done))
         .await;
     assert_eq!(*old_took.lock().unwrap(), ["1"]);
-    assert!(stage.store.rows(|rows| is_claimed(&rows[0])));
+    assert!(harness.store.rows(|rows| is_claimed(&rows[0])));
     opened.add_permits(1);
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert_eq!(stage.store.rows(|rows| rows[1].attempts), 1);
-    assert!(stage.drain().await);
+    harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(harness.store.rows(|rows| rows[1].attempts), 1);
+    assert!(harness.drain().await);
 }
 
 #[tokio::test]
 async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
-    let stage = Stage::new(vec![consumer("crm", |_, _| done())]).await;
-    stage.store.fail_subscribe(1);
+    let harness = Harness::new(vec![consumer("crm", |_, _| done())]).await;
+    harness.store.fail_subscribe(1);
     let other = consumer("other", |_, _| done());
-    assert!(stage.dispatcher.replace(vec![other]).await.is_err());
-    stage.store.push(None, "{}");
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "done"), 1);
+    assert!(harness.dispatcher.replace(vec![other]).await.is_err());
+    harness.store.push(None, "{}");
+    harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "done"), 1);
 }
 
 #[tokio::test]
@@ -69,36 +69,39 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
         })
     });
     crm.settings.concurrency = NonZeroUsize::MIN;
-    let stage = Stage::new(vec![crm]).await;
-    stage.store.push(None, "1");
-    stage.store.push(None, "2");
+    let harness = Harness::new(vec![crm]).await;
+    harness.store.push(None, "1");
+    harness.store.push(None, "2");
     let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
-    stage.store.until(|rows| rows.iter().all(is_claimed)).await;
+    harness
+        .store
+        .until(|rows| rows.iter().all(is_claimed))
+        .await;
     let drained = async {
         // Released once the drain has begun; the gate opens only then.
-        stage
+        harness
             .store
             .until(|rows| matches!(rows[1].state, State::Ready(_)))
             .await;
         opened.add_permits(1);
     };
-    let (in_time, ()) = tokio::join!(stage.drain(), drained);
+    let (in_time, ()) = tokio::join!(harness.drain(), drained);
     assert!(in_time);
-    assert!(stage.store.rows(|rows| rows[0].is(&Verdict::Done)));
+    assert!(harness.store.rows(|rows| rows[0].is(&Verdict::Done)));
     assert!(
-        stage
+        harness
             .store
             .rows(|rows| matches!(rows[1].state, State::Ready(_)))
     );
 
-    stage
+    harness
         .dispatcher
         .replace(vec![consumer("late", |_, _| done())])
         .await
         .unwrap();
-    stage.store.push(None, "3");
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("late", "done"), 0);
+    harness.store.push(None, "3");
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("late", "done"), 0);
 }
 
 #[tokio::test]
@@ -106,7 +109,7 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
     let dropped = Arc::new(Semaphore::new(0));
     let seen = dropped.clone();
     let (sender, mut begun) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |_, _| {
+    let harness = Harness::new(vec![consumer("crm", move |_, _| {
         sender.send(()).unwrap();
         let guard = OnDrop(dropped.clone());
         Box::pin(async move {
@@ -115,12 +118,12 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
         })
     })])
     .await;
-    stage.store.push(None, "{}");
+    harness.store.push(None, "{}");
     next(&mut begun).await;
-    assert!(!stage.dispatcher.drain(Instant::now()).await);
+    assert!(!harness.dispatcher.drain(Instant::now()).await);
     assert_eq!(seen.available_permits(), 1);
     assert!(
-        stage
+        harness
             .store
             .rows(|rows| matches!(rows[0].state, State::Claimed(_)))
     );
@@ -131,7 +134,7 @@ async fn what_the_last_settlement_brings_is_released() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |body, _| {
+    let harness = Harness::new(vec![consumer("crm", move |body, _| {
         sender.send(body).unwrap();
         let gate = gate.clone();
         Box::pin(async move {
@@ -140,11 +143,11 @@ async fn what_the_last_settlement_brings_is_released() {
         })
     })])
     .await;
-    stage.store.go_on();
-    stage.store.push(Some("a"), "1");
-    stage.store.push(Some("a"), "2");
+    harness.store.go_on();
+    harness.store.push(Some("a"), "1");
+    harness.store.push(Some("a"), "2");
     assert_eq!(next(&mut taken).await, "1");
-    let drained = stage.drain();
+    let drained = harness.drain();
     tokio::pin!(drained);
     tokio::select! {
         biased;
@@ -153,9 +156,9 @@ async fn what_the_last_settlement_brings_is_released() {
     }
     opened.add_permits(1);
     assert!(drained.await);
-    assert!(stage.store.rows(|rows| rows[0].is(&Verdict::Done)));
+    assert!(harness.store.rows(|rows| rows[0].is(&Verdict::Done)));
     assert!(
-        stage
+        harness
             .store
             .rows(|rows| matches!(rows[1].state, State::Ready(_)))
     );

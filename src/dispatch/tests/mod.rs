@@ -71,13 +71,13 @@ fn done() -> Attempt {
 }
 
 /// A dispatcher on a store in memory.
-struct Stage {
+struct Harness {
     store: Arc<Memory>,
     metrics: Arc<Metrics>,
     dispatcher: Dispatcher,
 }
 
-impl Stage {
+impl Harness {
     async fn new(consumers: Vec<Consumer>) -> Self {
         let store = Arc::new(Memory::default());
         let metrics = Arc::new(Metrics::default());
@@ -117,7 +117,7 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
     let (sender, mut taken) = mpsc::unbounded_channel();
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
-    let stage = Stage::new(vec![consumer("crm", move |body, context| {
+    let harness = Harness::new(vec![consumer("crm", move |body, context| {
         // The second one of its key fails until the gate is open.
         let failing = body == "a2" && gate.available_permits() == 0;
         if !failing {
@@ -139,7 +139,7 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
         ("b", "b1"),
         ("b", "b2"),
     ] {
-        stage.store.push(Some(key), body);
+        harness.store.push(Some(key), body);
     }
 
     let mut first = Vec::new();
@@ -148,48 +148,51 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
     }
     first.sort();
     assert_eq!(first, ["a1", "b1", "b2"]);
-    stage.store.until(|rows| rows[1].attempts >= 3).await;
+    harness.store.until(|rows| rows[1].attempts >= 3).await;
     opened.add_permits(1);
     let (body, attempt) = next(&mut taken).await;
     assert_eq!(body, "a2");
     assert!(attempt > 3, "{attempt}");
     assert_eq!(next(&mut taken).await, ("a3".to_owned(), 1));
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "done"), 5);
-    assert_eq!(stage.count("crm", "retry"), u64::from(attempt) - 1);
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "done"), 5);
+    assert_eq!(harness.count("crm", "retry"), u64::from(attempt) - 1);
 }
 
 #[tokio::test]
 async fn a_handler_that_hangs_holds_up_no_other() {
-    let stage = Stage::new(vec![
+    let harness = Harness::new(vec![
         consumer("stuck", |_, _| Box::pin(pending())),
         consumer("quick", |_, _| done()),
     ])
     .await;
     for number in 0..50 {
-        stage.store.push(Some(&format!("key {number}")), "{}");
+        harness.store.push(Some(&format!("key {number}")), "{}");
     }
     let quick_are_done = |rows: &[memory::Row]| {
         let mut quick = rows.iter().filter(|row| row.handler == "quick".into());
         quick.all(|row| row.is(&Verdict::Done))
     };
-    stage.store.until(quick_are_done).await;
-    assert!(!stage.dispatcher.drain(Instant::now()).await);
+    harness.store.until(quick_are_done).await;
+    assert!(!harness.dispatcher.drain(Instant::now()).await);
 }
 
 #[tokio::test]
 async fn a_panic_is_a_retry() {
-    let stage = Stage::new(vec![consumer("crm", |_, context| {
+    let harness = Harness::new(vec![consumer("crm", |_, context| {
         assert!(context.attempt > 1, "first try");
         done()
     })])
     .await;
-    stage.store.push(None, "{}");
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert_eq!(stage.store.reasons(0), ["the handler panicked: first try"]);
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "panic"), 1);
-    assert_eq!(stage.count("crm", "done"), 1);
+    harness.store.push(None, "{}");
+    harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(
+        harness.store.reasons(0),
+        ["the handler panicked: first try"]
+    );
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "panic"), 1);
+    assert_eq!(harness.count("crm", "done"), 1);
 }
 
 /// Panics when it is dropped: the one panic that the handler floor cannot catch.
@@ -213,11 +216,11 @@ async fn a_panic_of_a_dropped_attempt_is_a_retry() {
         })
     });
     crm.settings.timeout = Duration::from_millis(5);
-    let stage = Stage::new(vec![crm]).await;
-    stage.store.push(None, "{}");
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "panic"), 1);
+    let harness = Harness::new(vec![crm]).await;
+    harness.store.push(None, "{}");
+    harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "panic"), 1);
 }
 
 #[tokio::test]
@@ -235,13 +238,13 @@ async fn an_attempt_that_takes_too_long_is_dropped_and_retried() {
         })
     });
     crm.settings.timeout = Duration::from_millis(5);
-    let stage = Stage::new(vec![crm]).await;
-    stage.store.push(None, "{}");
-    stage.store.until(|rows| rows[0].is(&Verdict::Done)).await;
-    assert_eq!(stage.store.reasons(0), ["took longer than 5ms"]);
+    let harness = Harness::new(vec![crm]).await;
+    harness.store.push(None, "{}");
+    harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
+    assert_eq!(harness.store.reasons(0), ["took longer than 5ms"]);
     assert_eq!(seen.available_permits(), 1);
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "timeout"), 1);
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "timeout"), 1);
 }
 
 /// Adds a permit when it is dropped.
@@ -255,7 +258,7 @@ impl Drop for OnDrop {
 
 #[tokio::test]
 async fn a_parked_delivery_frees_its_key_and_keeps_its_reason() {
-    let stage = Stage::new(vec![consumer("crm", |body, _| {
+    let harness = Harness::new(vec![consumer("crm", |body, _| {
         Box::pin(async move {
             if body == "bad" {
                 Outcome::park("no such customer")
@@ -265,16 +268,16 @@ async fn a_parked_delivery_frees_its_key_and_keeps_its_reason() {
         })
     })])
     .await;
-    stage.store.push(Some("a"), "bad");
-    stage.store.push(Some("a"), "good");
-    stage.store.until(|rows| rows[1].is(&Verdict::Done)).await;
+    harness.store.push(Some("a"), "bad");
+    harness.store.push(Some("a"), "good");
+    harness.store.until(|rows| rows[1].is(&Verdict::Done)).await;
     let why = "no such customer".to_owned();
-    stage
+    harness
         .store
         .until(|rows| rows[0].is(&Verdict::Parked { why: why.clone() }))
         .await;
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "parked"), 1);
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "parked"), 1);
 }
 
 #[tokio::test]
@@ -283,37 +286,37 @@ async fn what_fails_too_often_is_parked_with_the_last_reason() {
         Box::pin(async move { Outcome::retry(format!("failure {}", context.attempt)) })
     });
     crm.settings.retry.attempts = std::num::NonZeroU32::new(3).unwrap();
-    let stage = Stage::new(vec![crm]).await;
-    stage.store.push(None, "{}");
+    let harness = Harness::new(vec![crm]).await;
+    harness.store.push(None, "{}");
     let why = "gave up after 3 attempts; the last one: failure 3".to_owned();
-    stage
+    harness
         .store
         .until(|rows| rows[0].is(&Verdict::Parked { why: why.clone() }))
         .await;
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "retry"), 2);
-    assert_eq!(stage.count("crm", "parked"), 1);
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "retry"), 2);
+    assert_eq!(harness.count("crm", "parked"), 1);
 }
 
 #[tokio::test]
 async fn reasons_are_bounded() {
-    let stage = Stage::new(vec![consumer("crm", |_, _| {
+    let harness = Harness::new(vec![consumer("crm", |_, _| {
         Box::pin(async { Outcome::park("é".repeat(5000)) })
     })])
     .await;
-    stage.store.push(None, "{}");
+    harness.store.push(None, "{}");
     let why = "é".repeat(1000);
-    stage
+    harness
         .store
         .until(|rows| rows[0].is(&Verdict::Parked { why: why.clone() }))
         .await;
-    assert!(stage.drain().await);
+    assert!(harness.drain().await);
 }
 
 #[tokio::test]
 async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
     let (sender, mut contexts) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |_, context| {
+    let harness = Harness::new(vec![consumer("crm", move |_, context| {
         sender.send(context).unwrap();
         Box::pin(async {
             Outcome::Skip {
@@ -322,9 +325,9 @@ async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
         })
     })])
     .await;
-    stage.store.push(None, "{}");
+    harness.store.push(None, "{}");
     let why = "superseded".to_owned();
-    stage
+    harness
         .store
         .until(|rows| rows[0].is(&Verdict::Skipped { why: why.clone() }))
         .await;
@@ -334,8 +337,8 @@ async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
     assert_eq!(context.replay.as_deref(), Some(memory::REPLAY));
     assert_eq!(context.replays, 1);
     assert!(context.superseded);
-    assert!(stage.drain().await);
-    assert_eq!(stage.count("crm", "skipped"), 1);
+    assert!(harness.drain().await);
+    assert_eq!(harness.count("crm", "skipped"), 1);
 }
 
 #[tokio::test]
@@ -355,44 +358,44 @@ async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
         })
     });
     crm.settings.concurrency = NonZeroUsize::new(3).unwrap();
-    let stage = Stage::new(vec![crm]).await;
+    let harness = Harness::new(vec![crm]).await;
     for _ in 0..12 {
-        stage.store.push(None, "{}");
+        harness.store.push(None, "{}");
     }
-    stage
+    harness
         .store
         .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
         .await;
     assert_eq!(seen.load(Ordering::SeqCst), 3);
-    assert!(stage.drain().await);
+    assert!(harness.drain().await);
 }
 
 #[tokio::test]
 async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt() {
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |body, _| {
+    let harness = Harness::new(vec![consumer("crm", move |body, _| {
         sender.send(body).unwrap();
         done()
     })])
     .await;
-    stage.store.fail_settle(1);
-    stage.store.push(Some("a"), "1");
-    stage.store.push(Some("a"), "2");
+    harness.store.fail_settle(1);
+    harness.store.push(Some("a"), "1");
+    harness.store.push(Some("a"), "2");
     assert_eq!(next(&mut taken).await, "1");
-    stage.store.fail_claim(1);
+    harness.store.fail_claim(1);
     assert_eq!(next(&mut taken).await, "2");
-    stage
+    harness
         .store
         .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
         .await;
-    assert!(stage.drain().await);
+    assert!(harness.drain().await);
     assert!(taken.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |body, context| {
+    let harness = Harness::new(vec![consumer("crm", move |body, context| {
         let failing = body == "2" && context.attempt == 1;
         sender.send(body).unwrap();
         Box::pin(async move {
@@ -404,11 +407,11 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
         })
     })])
     .await;
-    stage.store.go_on();
+    harness.store.go_on();
     for body in ["1", "2", "3", "4"] {
-        stage.store.push(Some("a"), body);
+        harness.store.push(Some("a"), body);
     }
-    stage
+    harness
         .store
         .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
         .await;
@@ -417,21 +420,21 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
         got.push(next(&mut taken).await);
     }
     assert_eq!(got, ["1", "2", "2", "3", "4"]);
-    assert!(stage.drain().await);
+    assert!(harness.drain().await);
     assert!(taken.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let stage = Stage::new(vec![consumer("crm", move |body, _| {
+    let harness = Harness::new(vec![consumer("crm", move |body, _| {
         sender.send(body).unwrap();
         done()
     })])
     .await;
-    let store_is_slow = stage.store.gate.lock().await;
+    let store_is_slow = harness.store.gate.lock().await;
     for _ in 0..50 {
-        stage.store.push(None, "{}");
+        harness.store.push(None, "{}");
     }
     // Of 8 at once and half as many ahead.
     for _ in 0..12 {
@@ -440,16 +443,16 @@ async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
     let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
     let claimed = || {
         let count = |rows: &[memory::Row]| rows.iter().filter(|row| is_claimed(row)).count();
-        stage.store.rows(count)
+        harness.store.rows(count)
     };
     assert_eq!(claimed(), 12);
-    stage.store.push(None, "{}");
+    harness.store.push(None, "{}");
     tokio::task::yield_now().await;
     assert_eq!(claimed(), 12);
     drop(store_is_slow);
-    stage
+    harness
         .store
         .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
         .await;
-    assert!(stage.drain().await);
+    assert!(harness.drain().await);
 }

@@ -53,7 +53,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::{client_tls::ClientTls, secret::Secret, wire::Exposure};
+use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
 use session::{Publication, Session};
 use settings::SCHEMES;
 
@@ -80,7 +80,7 @@ url = "amqps://rabbitmq.example.com"
 vhost = "/"
 username = "hookswitch"                         # "guest" by default, as is the password
 password = { env = "AMQP_PASSWORD" }
-# ca = "/etc/hookswitch/rabbitmq-ca.pem"         # in place of the system's authorities
+# ca = "/etc/hookswitch/rabbitmq-ca.pem"         # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/rabbitmq.pem"   # shown to a broker that asks for one
 # key = "/etc/hookswitch/rabbitmq-key.pem"
 exchange = "telephony"                          # must be there; "" routes by the queue's name
@@ -90,9 +90,9 @@ connect_timeout = "5s"
 "#;
     type Handler = Amqp;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        let exposure = SCHEMES.exposure(&self.url.0, self.password.as_ref());
-        exposure.into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        let warning = SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref());
+        warning.into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Amqp, BuildError> {

@@ -7,7 +7,7 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
     client_tls::{Certificate, Key},
     handler::{self, dial::Schemes, message::Format, template::Template},
     quantity,
@@ -28,7 +28,7 @@ pub(in crate::handler) struct Settings {
     /// What proves it.
     pub(super) password: Option<Secret>,
     /// Who vouches for the broker.
-    pub(super) ca: Option<Authorities>,
+    pub(super) ca: Option<CaBundle>,
     /// What the broker is shown, if it asks for a certificate.
     pub(super) certificate: Option<Certificate>,
     /// The key of that.

@@ -32,7 +32,7 @@ use super::{
     message::{Format, Message, to_header},
     signature::Signer,
 };
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 use settings::Destination;
 
 pub(super) use settings::Settings;
@@ -56,7 +56,7 @@ url = "https://crm.example.com/hooks"                   # or { env = "CRM_URL" }
 format = "structured"                                   # or "binary", "raw"
 signing_secret = { env = "CRM_SIGNING_SECRET" }         # Standard Webhooks
 headers = { x-tenant = "acme", authorization = { env = "CRM_AUTHORIZATION" } }
-# ca = "/etc/hookswitch/crm-ca.pem"                     # in place of the system's authorities
+# ca = "/etc/hookswitch/crm-ca.pem"                     # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/crm.pem"               # shown to a receiver that asks for one
 # key = "/etc/hookswitch/crm-key.pem"
 connect_timeout = "5s"
@@ -68,8 +68,8 @@ timeout = "10s"
 "#;
     type Handler = Http;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.every_exposure()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warnings()
     }
 
     fn build(self, context: &BuildContext) -> Result<Http, BuildError> {

@@ -7,12 +7,12 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::CleartextWarning,
     client_tls::{Certificate, ClientTls, Key},
     handler::{self, message::Format, text::Text},
     quantity,
     secret::Secret,
-    wire::Exposure,
 };
 
 /// How to have TLS.
@@ -33,7 +33,7 @@ pub(in crate::handler) struct Settings {
     #[serde(default)]
     pub(super) headers: HashMap<Name, Value>,
     /// Who may vouch for the receiver, and for the proxy.
-    ca: Option<Authorities>,
+    ca: Option<CaBundle>,
     /// What the receiver or the proxy is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
@@ -64,23 +64,23 @@ impl Settings {
         Ok(tls)
     }
 
-    /// What there is to tell of what proves who we are: to the receiver, and to the proxy.
-    pub(super) fn every_exposure(&self) -> Vec<Exposure> {
+    /// The warnings about credentials that are sent to the receiver or the proxy without TLS.
+    pub(super) fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
         let Destination(url) = &self.url;
         let proxy = self.proxy.as_ref().map(|Destination(proxy)| proxy);
         let clear_proxy = proxy.filter(|proxy| proxy.scheme() == "http");
-        let mut exposures = Vec::new();
+        let mut warnings = Vec::new();
         if let Some(credentials) = self.credentials().filter(|_| url.scheme() == "http") {
             let hops = [Some(url), clear_proxy].into_iter().flatten();
             let hops = hops.filter_map(Url::host_str);
-            exposures.extend(Exposure::new("url", &credentials, hops, TLS));
+            warnings.extend(CleartextWarning::new("url", &credentials, hops, TLS));
         }
         if let Some(proxy) = clear_proxy.filter(|proxy| has_user(proxy)) {
             let cure = "begin `proxy` with \"https://\"";
             let user = "the user in `proxy`";
-            exposures.extend(Exposure::new("proxy", user, proxy.host_str(), cure));
+            warnings.extend(CleartextWarning::new("proxy", user, proxy.host_str(), cure));
         }
-        exposures
+        warnings
     }
 
     /// What is sent that proves who we are, in words: headers that are secrets or meant for this, and

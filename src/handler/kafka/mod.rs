@@ -49,7 +49,7 @@ use super::{
     message::{Format, Message},
 };
 
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 
 pub(super) use settings::Settings;
 
@@ -61,7 +61,7 @@ kind = "kafka"
 events = ["*"]
 brokers = ["kafka-1.example.com:9093", "kafka-2.example.com:9093"]
 # tls = false                                           # true but for brokers on this machine
-# ca = "/etc/hookswitch/kafka-ca.pem"                   # in place of the system's
+# ca = "/etc/hookswitch/kafka-ca.pem"                   # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/kafka.pem"             # shown to a broker that asks for one
 # key = "/etc/hookswitch/kafka-key.pem"
 username = "hookswitch"                                 # none by default, and no password
@@ -76,8 +76,8 @@ timeout = "10s"
 "#;
     type Handler = Kafka;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.exposure().into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warning().into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Kafka, BuildError> {

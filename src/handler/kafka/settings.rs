@@ -4,11 +4,11 @@ use rdkafka::ClientConfig;
 use serde::Deserialize;
 
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::{self, CleartextWarning},
     client_tls::{Certificate, ClientTls, Key},
     handler::{BuildContext, message::Format},
     secret::Secret,
-    wire::{self, Exposure},
 };
 
 /// The largest values that librdkafka takes: milliseconds for a message, milliseconds for a topic
@@ -26,7 +26,7 @@ pub(in crate::handler) struct Settings {
     /// Whether TLS is spoken with them; where nothing is said, with those on other machines.
     tls: Option<bool>,
     /// Who may vouch for a broker.
-    ca: Option<Authorities>,
+    ca: Option<CaBundle>,
     /// What a broker is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
@@ -166,12 +166,12 @@ impl Settings {
         Ok(config)
     }
 
-    /// What there is to tell of the password on its way.
-    pub(super) fn exposure(&self) -> Option<Exposure> {
+    /// The warning about a password that is sent without TLS.
+    pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         if self.password.is_none() || self.tls != Some(false) {
             return None;
         }
-        Exposure::new("tls", "its password", &self.brokers.hosts, TLS)
+        CleartextWarning::new("tls", "its password", &self.brokers.hosts, TLS)
     }
 
     /// Whether TLS is spoken, and how.
@@ -179,7 +179,11 @@ impl Settings {
         let (ca, certificate, key) = (&self.ca, &self.certificate, &self.key);
         let tls = ClientTls::new(ca.as_ref(), certificate.as_ref(), key.as_ref())?;
         let is_tls = self.tls.unwrap_or_else(|| {
-            let are_here = self.brokers.hosts.iter().all(|host| wire::is_here(host));
+            let are_here = self
+                .brokers
+                .hosts
+                .iter()
+                .all(|host| cleartext::is_loopback(host));
             tls.is_given() || !are_here
         });
         if !is_tls {

@@ -41,7 +41,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::{client_tls::ClientTls, wire::Exposure};
+use crate::{cleartext::CleartextWarning, client_tls::ClientTls};
 use session::{Failure, Publication, Session};
 use settings::{SCHEMES, is_text};
 
@@ -60,7 +60,7 @@ events = ["*"]
 url = "mqtts://mqtt.example.com"
 username = "hookswitch"                         # none by default, and no password
 password = { env = "MQTT_PASSWORD" }
-# ca = "/etc/hookswitch/mqtt-ca.pem"             # in place of the system's authorities
+# ca = "/etc/hookswitch/mqtt-ca.pem"             # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/mqtt.pem"       # shown to a broker that asks for one
 # key = "/etc/hookswitch/mqtt-key.pem"
 # client_id = "hookswitch-1"                     # one's own for each replica; random by default
@@ -72,9 +72,9 @@ connect_timeout = "5s"
 "#;
     type Handler = Mqtt;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        let exposure = SCHEMES.exposure(&self.url.0, self.password.as_ref());
-        exposure.into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        let warning = SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref());
+        warning.into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Mqtt, BuildError> {

@@ -45,7 +45,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message, to_header},
 };
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 use link::Links;
 
 pub(super) use settings::Settings;
@@ -68,15 +68,15 @@ auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
 # auth = { token = { env = "NATS_TOKEN" } }             # one of the four, or none
 # auth = { nkey = { file = "/run/secrets/nats.nk" } }    # a user's seed
 # auth = { credentials = { file = "/run/secrets/nats.creds" } }
-# ca = "/etc/hookswitch/nats-ca.pem"                    # in place of the system's
+# ca = "/etc/hookswitch/nats-ca.pem"                    # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/nats.pem"              # shown to a server that asks for one
 # key = "/etc/hookswitch/nats-key.pem"
 connect_timeout = "5s"
 "#;
     type Handler = Nats;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.exposure().into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warning().into_iter().collect()
     }
 
     fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {

@@ -7,11 +7,11 @@ use serde::Deserialize;
 
 use super::{auth::Auth, subject::Subject};
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::CleartextWarning,
     client_tls::{Certificate, ClientTls, Key},
     handler::{self, broker, message::Format},
     quantity,
-    wire::Exposure,
 };
 
 /// Settings, which are checked while they are read as far as each one can be by itself.
@@ -28,7 +28,7 @@ pub(in crate::handler) struct Settings {
     /// Who we are; nobody where nothing is said.
     auth: Option<Auth>,
     /// Who may vouch for a server.
-    ca: Option<Authorities>,
+    ca: Option<CaBundle>,
     /// What a server is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
@@ -99,14 +99,14 @@ impl Settings {
         self.servers.0.iter().any(ServerAddr::tls_required)
     }
 
-    /// What there is to tell of what proves who we are, on its way.
-    pub(super) fn exposure(&self) -> Option<Exposure> {
+    /// The warning about credentials that are sent without TLS.
+    pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         let credential = self.auth.as_ref()?.credential()?;
         if self.is_tls() {
             return None;
         }
         let servers = self.servers.0.iter().map(ServerAddr::host);
-        Exposure::new("servers", credential, servers, TLS)
+        CleartextWarning::new("servers", credential, servers, TLS)
     }
 
     /// How a connection is made.

@@ -45,7 +45,7 @@ use super::{
     cloud_event::CloudEvent,
     message::{Format, Message},
 };
-use crate::wire::Exposure;
+use crate::cleartext::CleartextWarning;
 use pool::Pool;
 use settings::Wait;
 
@@ -60,7 +60,7 @@ events = ["*"]
 url = "rediss://redis.example.com:6379/0"               # "redis://" without TLS
 username = "hookswitch"                                 # an ACL user; leave it out for `requirepass`
 password = { env = "REDIS_PASSWORD" }
-# ca = "/etc/hookswitch/redis-ca.pem"                   # in place of the system's
+# ca = "/etc/hookswitch/redis-ca.pem"                   # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/redis.pem"             # shown to a server that asks for one
 # key = "/etc/hookswitch/redis-key.pem"
 stream = "telephony"
@@ -71,8 +71,8 @@ connect_timeout = "5s"
 "#;
     type Handler = Redis;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        self.exposure().into_iter().collect()
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        self.cleartext_warning().into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Redis, BuildError> {

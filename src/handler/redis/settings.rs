@@ -9,12 +9,12 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::CleartextWarning,
     client_tls::{Certificate, ClientTls, Key},
     handler::{self, broker, message::Format},
     quantity,
     secret::Secret,
-    wire::Exposure,
 };
 
 /// Settings, which are checked while they are read as far as each one can be by itself.
@@ -28,7 +28,7 @@ pub(in crate::handler) struct Settings {
     /// The proof of it.
     password: Option<Secret>,
     /// Who may vouch for the server.
-    ca: Option<Authorities>,
+    ca: Option<CaBundle>,
     /// What the server is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
@@ -170,12 +170,12 @@ impl Settings {
         client.map_err(|error| error.category().to_owned())
     }
 
-    /// What there is to tell of the password on its way.
-    pub(super) fn exposure(&self) -> Option<Exposure> {
+    /// The warning about a password that is sent without TLS.
+    pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         if self.password.is_none() || self.url.is_tls() {
             return None;
         }
-        Exposure::new("url", "its password", self.url.0.host_str(), TLS)
+        CleartextWarning::new("url", "its password", self.url.0.host_str(), TLS)
     }
 
     /// What of the settings goes ill together.

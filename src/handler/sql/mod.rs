@@ -51,10 +51,10 @@ use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
 };
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::CleartextWarning,
     client_tls::{Certificate, ClientTls, Key},
     secret::Secret,
-    wire::Exposure,
 };
 use field::Row;
 use postgres::Postgres;
@@ -71,8 +71,8 @@ pub(super) struct Settings {
     statement: Template,
     /// The password, where it is not in the URL.
     password: Option<Secret>,
-    /// Whose certificates are believed, in place of the system's authorities.
-    ca: Option<Authorities>,
+    /// The CA bundle; by default the system's.
+    ca: Option<CaBundle>,
     /// What the server is shown, if it asks for a certificate.
     certificate: Option<Certificate>,
     /// The key of that.
@@ -118,7 +118,7 @@ INSERT INTO events (id, type, subject, time, data)
 VALUES (:id, :type, :subject, :time, :data)
 ON CONFLICT (id) DO NOTHING
 """
-# ca = "/etc/hookswitch/ca.pem"     # in place of the system's certificate authorities
+# ca = "/etc/hookswitch/ca.pem"     # the CA bundle; default: the system's
 # certificate = "/etc/hookswitch/warehouse.pem" # shown to a server that asks for one
 # key = "/etc/hookswitch/warehouse-key.pem"
 retry = { attempts = 12, first = "1s", ceiling = "1h" }
@@ -128,12 +128,12 @@ timeout = "10s"
 "#;
     type Handler = Sql;
 
-    fn exposures(&self) -> Vec<Exposure> {
-        let exposure = match &self.url {
-            Database::Postgres(config) => config.exposure(self.password.as_ref()),
+    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
+        let warning = match &self.url {
+            Database::Postgres(config) => config.cleartext_warning(self.password.as_ref()),
             Database::Sqlite(_) => None,
         };
-        exposure.into_iter().collect()
+        warning.into_iter().collect()
     }
 
     fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {

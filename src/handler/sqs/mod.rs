@@ -82,7 +82,7 @@ queue_url = "https://sqs.eu-west-1.amazonaws.com/111122223333/telephony.fifo"
 access_key_id = { env = "SQS_ACCESS_KEY_ID" }           # without keys, AWS's usual sources are asked
 secret_access_key = { env = "SQS_SECRET_ACCESS_KEY" }
 # session_token = { env = "SQS_SESSION_TOKEN" }
-# ca = "/etc/hookswitch/sqs-ca.pem"                     # in place of the system's
+# ca = "/etc/hookswitch/sqs-ca.pem"                     # the CA bundle; default: the system's
 format = "structured"                                   # or "raw"
 connect_timeout = "5s"
 "#;

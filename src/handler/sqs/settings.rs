@@ -9,7 +9,7 @@ use super::{
     queue::{Queue, Region},
 };
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
     client_tls::ClientTls,
     handler::{self, message::Format, text::Text},
     quantity,
@@ -31,7 +31,7 @@ pub(in crate::handler) struct Settings {
     /// What belongs to keys that run out.
     session_token: Option<Secret>,
     /// Who may vouch for the server.
-    ca: Option<Authorities>,
+    ca: Option<CaBundle>,
     /// What a message is.
     #[serde(default)]
     pub(super) format: Form,

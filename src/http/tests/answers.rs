@@ -1,4 +1,4 @@
-//! The table of answers, line by line, as bytes on the wire.
+//! Every answer, byte by byte.
 
 use jiff::SignedDuration;
 
@@ -11,93 +11,95 @@ const EMPTY_503: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r
 
 #[tokio::test]
 async fn an_authentic_event_is_stored_byte_for_byte_and_answered_with_an_empty_200() {
-    let house = House::open();
+    let server = TestServer::open();
     let body = r#"{ "uuid" : "17",  "event":"/restapi/v1.0/thing" }"#;
-    assert_eq!(house.ask(ringcentral_event(body)).await.text(), EMPTY_200);
+    assert_eq!(server.ask(ringcentral_event(body)).await.text(), EMPTY_200);
     let other = r#"{"event":"thing.done","note":"\u00e9\/"}"#;
-    assert_eq!(house.ask(zoom_event(other, noon())).await.text(), EMPTY_200);
+    assert_eq!(
+        server.ask(zoom_event(other, noon())).await.text(),
+        EMPTY_200
+    );
 
-    let kept = house.store.kept();
+    let kept = server.store.kept();
     assert_eq!(kept[0].body, body);
     assert_eq!(kept[0].endpoint.as_str(), "ringcentral-phone-number");
     assert_eq!(kept[0].received_at, noon());
     assert_eq!(kept[1].body, other);
-    assert_eq!(house.answered("zoom-number-management", "stored"), 1.0);
+    assert_eq!(server.answered("zoom-number-management", "stored"), 1.0);
 }
 
 #[tokio::test]
-async fn a_body_that_nobody_can_read_is_stored_all_the_same() {
-    let house = House::open();
+async fn an_unreadable_body_is_stored_too() {
+    let server = TestServer::open();
     for body in ["", "not JSON", "[1]", "{\"event\":7}"] {
-        assert_eq!(house.ask(ringcentral_event(body)).await.text(), EMPTY_200);
-        assert_eq!(house.ask(zoom_event(body, noon())).await.text(), EMPTY_200);
+        assert_eq!(server.ask(ringcentral_event(body)).await.text(), EMPTY_200);
+        assert_eq!(server.ask(zoom_event(body, noon())).await.text(), EMPTY_200);
     }
-    assert_eq!(house.store.kept().len(), 8);
+    assert_eq!(server.store.kept().len(), 8);
     let unrecognized =
         "hookswitch_events_total{endpoint=\"zoom-number-management\",event=\"zoom.unrecognized\"}";
-    assert_eq!(house.metric(unrecognized), 4.0);
+    assert_eq!(server.metric(unrecognized), 4.0);
 }
 
 #[tokio::test]
-async fn a_query_does_not_keep_an_endpoint_from_being_found() {
-    let house = House::open();
+async fn a_query_string_does_not_affect_routing() {
+    let server = TestServer::open();
     let path = format!("{RINGCENTRAL}?auth_token=x&y=%2F");
     let request = post(&path, &[("Verification-Token", "rc-token")], b"{}");
-    assert_eq!(house.ask(request).await.text(), EMPTY_200);
+    assert_eq!(server.ask(request).await.text(), EMPTY_200);
 }
 
 #[tokio::test]
-async fn a_ringcentral_handshake_gets_its_header_back() {
-    let house = House::open();
+async fn a_ringcentral_handshake_is_echoed() {
+    let server = TestServer::open();
     let echo = "HTTP/1.1 200 OK\r\nvalidation-token: a-b/c\r\ncontent-type: application/json\r\n\
                 content-length: 0\r\ndate: -\r\n\r\n";
     let handshake = post(RINGCENTRAL, &[("Validation-Token", "a-b/c")], b"");
-    assert_eq!(house.ask(handshake).await.text(), echo);
-    assert!(house.store.kept().is_empty());
+    assert_eq!(server.ask(handshake).await.text(), echo);
+    assert!(server.store.kept().is_empty());
 
     let headers = [
         ("Validation-Token", "a-b/c"),
         ("Verification-Token", "rc-token"),
     ];
     let with_body = post(RINGCENTRAL, &headers, b"{}");
-    assert_eq!(house.ask(with_body).await.text(), echo);
-    assert_eq!(
-        house.store.kept().len(),
-        1,
-        "the body is an event all the same"
-    );
+    assert_eq!(server.ask(with_body).await.text(), echo);
+    assert_eq!(server.store.kept().len(), 1, "the body is an event too");
     let last = "hookswitch_last_handshake_timestamp_seconds{endpoint=\"ringcentral-phone-number\"}";
-    assert_eq!(house.metric(last), 1_800_000_000.0);
+    assert_eq!(server.metric(last), 1_800_000_000.0);
 }
 
 #[tokio::test]
 async fn a_zoom_challenge_is_answered_with_json() {
-    let house = House::open();
+    let server = TestServer::open();
     let composed = zoom().compose(Message::Handshake, noon());
     let crate::provider::Reply::Challenge(expected) = composed.expected else {
         panic!("a challenge is expected");
     };
-    let wire = house
+    let answer = server
         .ask(authentic(&*zoom(), ZOOM, Message::Handshake, noon()))
         .await;
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\ndate: -\r\n\r\n",
         expected.len()
     );
-    assert_eq!(wire.text(), head + std::str::from_utf8(&expected).unwrap());
-    assert!(house.store.kept().is_empty());
-    assert_eq!(house.answered("zoom-number-management", "handshake"), 1.0);
+    assert_eq!(
+        answer.text(),
+        head + std::str::from_utf8(&expected).unwrap()
+    );
+    assert!(server.store.kept().is_empty());
+    assert_eq!(server.answered("zoom-number-management", "handshake"), 1.0);
 }
 
 #[tokio::test]
 async fn every_answer_is_shorter_than_1024_bytes() {
-    let house = House::open();
+    let server = TestServer::open();
     let longest = "t".repeat(512);
     let handshake = post(RINGCENTRAL, &[("Validation-Token", &longest)], b"");
-    let wire = house.ask(handshake).await;
-    assert_eq!(wire.status(), 200);
-    assert!(wire.text().contains(&longest));
-    assert!(wire.raw.len() < 1024, "{}", wire.raw.len());
+    let answer = server.ask(handshake).await;
+    assert_eq!(answer.status(), 200);
+    assert!(answer.text().contains(&longest));
+    assert!(answer.raw.len() < 1024, "{}", answer.raw.len());
 
     let token = "t".repeat(128);
     let body =
@@ -107,14 +109,14 @@ async fn every_answer_is_shorter_than_1024_bytes() {
         body: &body,
         delivery: "challenge",
     };
-    let wire = house.ask(authentic(&*zoom(), ZOOM, message, noon())).await;
-    assert!(String::from_utf8_lossy(wire.body()).contains(&token));
-    assert!(wire.raw.len() < 1024, "{}", wire.raw.len());
+    let answer = server.ask(authentic(&*zoom(), ZOOM, message, noon())).await;
+    assert!(String::from_utf8_lossy(answer.body()).contains(&token));
+    assert!(answer.raw.len() < 1024, "{}", answer.raw.len());
 }
 
 #[tokio::test]
-async fn what_is_not_authentic_is_refused_and_not_stored() {
-    let house = House::open();
+async fn a_request_that_is_not_authentic_is_refused_and_not_stored() {
+    let server = TestServer::open();
     let forged = String::from_utf8(zoom_event("{\"event\":\"a\"}", noon())).unwrap();
     let forged = forged.replace("{\"event\":\"a\"}", "{\"event\":\"b\"}");
     for (request, endpoint, reason) in [
@@ -144,26 +146,26 @@ async fn what_is_not_authentic_is_refused_and_not_stored() {
             "wrong_credential",
         ),
     ] {
-        assert_eq!(house.ask(request).await.text(), EMPTY_401, "{reason}");
-        assert_eq!(house.answered(endpoint, reason), 1.0);
+        assert_eq!(server.ask(request).await.text(), EMPTY_401, "{reason}");
+        assert_eq!(server.answered(endpoint, reason), 1.0);
     }
-    assert!(house.store.kept().is_empty());
+    assert!(server.store.kept().is_empty());
 }
 
 #[tokio::test]
 async fn a_stale_signature_and_a_bad_one_at_a_patient_endpoint_may_be_sent_again() {
-    let house = House::open();
+    let server = TestServer::open();
     let old = noon() - SignedDuration::from_mins(6);
-    assert_eq!(house.ask(zoom_event("{}", old)).await.text(), EMPTY_503);
+    assert_eq!(server.ask(zoom_event("{}", old)).await.text(), EMPTY_503);
     let unsigned = post(ZOOM_PATIENT, &[], b"{}");
-    assert_eq!(house.ask(unsigned).await.text(), EMPTY_503);
-    assert!(house.store.kept().is_empty());
-    assert_eq!(house.answered("zoom-number-management", "stale"), 1.0);
+    assert_eq!(server.ask(unsigned).await.text(), EMPTY_503);
+    assert!(server.store.kept().is_empty());
+    assert_eq!(server.answered("zoom-number-management", "stale"), 1.0);
 }
 
 #[tokio::test]
 async fn only_a_post_to_an_endpoint_is_a_request() {
-    let house = House::open();
+    let server = TestServer::open();
     let not_found = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\ndate: -\r\n\r\n";
     for path in [
         "/",
@@ -171,24 +173,24 @@ async fn only_a_post_to_an_endpoint_is_a_request() {
         "/zoom/number-management/",
         "/zoom/Number-management",
     ] {
-        assert_eq!(house.ask(post(path, &[], b"{}")).await.text(), not_found);
+        assert_eq!(server.ask(post(path, &[], b"{}")).await.text(), not_found);
     }
     let not_allowed =
         "HTTP/1.1 405 Method Not Allowed\r\nallow: POST\r\ncontent-length: 0\r\ndate: -\r\n\r\n";
     for method in ["GET", "PUT", "OPTIONS", "BREW"] {
-        let request = format!("{method} {ZOOM} HTTP/1.1\r\nhost: door.example\r\n\r\n");
-        assert_eq!(house.ask(request).await.text(), not_allowed, "{method}");
+        let request = format!("{method} {ZOOM} HTTP/1.1\r\nhost: hooks.example\r\n\r\n");
+        assert_eq!(server.ask(request).await.text(), not_allowed, "{method}");
     }
-    assert_eq!(house.answered("none", "path"), 4.0);
-    assert_eq!(house.answered("none", "method"), 4.0);
+    assert_eq!(server.answered("none", "path"), 4.0);
+    assert_eq!(server.answered("none", "method"), 4.0);
 }
 
 #[tokio::test]
-async fn no_200_without_the_store() {
-    let house = House::open();
+async fn a_store_failure_is_not_answered_200() {
+    let server = TestServer::open();
     for (error, answer) in [
         (
-            AppendError::Unavailable("no room".to_owned()),
+            AppendError::Unavailable("the disk is full".to_owned()),
             "unavailable",
         ),
         (
@@ -198,25 +200,28 @@ async fn no_200_without_the_store() {
         (AppendError::Closed, "unavailable"),
         (AppendError::Overloaded, "overloaded"),
     ] {
-        house.store.set(Behaviour::Fail(error));
-        assert_eq!(house.ask(ringcentral_event("{}")).await.text(), EMPTY_503);
-        assert!(house.answered("ringcentral-phone-number", answer) >= 1.0);
+        server.store.set(Behaviour::Fail(error));
+        assert_eq!(server.ask(ringcentral_event("{}")).await.text(), EMPTY_503);
+        assert!(server.answered("ringcentral-phone-number", answer) >= 1.0);
     }
-    house.store.set(Behaviour::Keep);
-    assert_eq!(house.ask(ringcentral_event("{}")).await.text(), EMPTY_200);
+    server.store.set(Behaviour::Keep);
+    assert_eq!(server.ask(ringcentral_event("{}")).await.text(), EMPTY_200);
 }
 
 #[tokio::test]
-async fn a_store_that_takes_too_long_is_answered_for_while_the_sender_still_listens() {
-    let house = House::build(|_| {}, APPEND_BUDGET);
-    house.store.set(Behaviour::Stall);
-    assert_eq!(house.ask(zoom_event("{}", noon())).await.text(), EMPTY_503);
-    assert!(house.store.kept().is_empty());
-    assert_eq!(house.answered("zoom-number-management", "unavailable"), 1.0);
+async fn a_slow_store_is_answered_503_before_the_sender_times_out() {
+    let server = TestServer::build(|_| {}, APPEND_BUDGET);
+    server.store.set(Behaviour::Stall);
+    assert_eq!(server.ask(zoom_event("{}", noon())).await.text(), EMPTY_503);
+    assert!(server.store.kept().is_empty());
+    assert_eq!(
+        server.answered("zoom-number-management", "unavailable"),
+        1.0
+    );
 }
 
 #[tokio::test]
-async fn a_flood_of_forgeries_is_one_line_in_the_log_and_says_nothing_of_them() {
+async fn a_flood_of_forgeries_is_one_log_line_without_their_content() {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt()
         .with_writer(log.clone())
@@ -230,14 +235,14 @@ async fn a_flood_of_forgeries_is_one_line_in_the_log_and_says_nothing_of_them() 
             .finish(),
     );
     let _guard = tracing::subscriber::set_default(subscriber);
-    let house = House::open();
+    let server = TestServer::open();
     for _ in 0..50 {
         let forged = post(
             RINGCENTRAL,
             &[("verification-token", "my-guess")],
             b"my-body",
         );
-        assert_eq!(house.ask(forged).await.status(), 401);
+        assert_eq!(server.ask(forged).await.status(), 401);
     }
     let text = log.text();
     let lines: Vec<_> = text
@@ -251,12 +256,12 @@ async fn a_flood_of_forgeries_is_one_line_in_the_log_and_says_nothing_of_them() 
         "{text}"
     );
     assert_eq!(
-        house.answered("ringcentral-phone-number", "wrong_credential"),
+        server.answered("ringcentral-phone-number", "wrong_credential"),
         50.0
     );
 }
 
-/// What was logged on this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -286,32 +291,32 @@ impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
 }
 
 #[tokio::test]
-async fn a_panic_is_answered_503_and_harms_nobody_else() {
-    let house = House::open();
-    house.store.set(Behaviour::Panic);
-    let mut peer = house.connect().await;
+async fn a_panic_is_answered_503_and_affects_no_other_request() {
+    let server = TestServer::open();
+    server.store.set(Behaviour::Panic);
+    let mut peer = server.connect().await;
     peer.send(ringcentral_event("{}")).await;
     assert_eq!(peer.answer().await.text(), EMPTY_503);
-    house.store.set(Behaviour::Keep);
+    server.store.set(Behaviour::Keep);
     peer.send(ringcentral_event("{}")).await;
     assert_eq!(peer.answer().await.text(), EMPTY_200);
-    assert_eq!(house.answered("none", "panic"), 1.0);
-    assert_eq!(house.metric("hookswitch_in_flight"), 0.0);
+    assert_eq!(server.answered("none", "panic"), 1.0);
+    assert_eq!(server.metric("hookswitch_in_flight"), 0.0);
 }
 
 #[tokio::test]
-async fn endpoints_change_at_once_and_open_connections_live_on() {
-    let house = House::open();
-    let mut peer = house.connect().await;
+async fn endpoints_are_replaced_at_once_and_connections_stay_open() {
+    let server = TestServer::open();
+    let mut peer = server.connect().await;
     peer.send(ringcentral_event("{}")).await;
     assert_eq!(peer.answer().await.status(), 200);
 
-    house
+    server
         .webhook
-        .reroute(vec![endpoint(ZOOM, "zoom.number-management", zoom())]);
+        .replace_endpoints(vec![endpoint(ZOOM, "zoom.number-management", zoom())]);
     peer.send(ringcentral_event("{}")).await;
     assert_eq!(peer.answer().await.status(), 404);
     peer.send(zoom_event("{}", noon())).await;
     assert_eq!(peer.answer().await.status(), 200);
-    assert_eq!(house.answered("zoom-number-management", "stored"), 1.0);
+    assert_eq!(server.answered("zoom-number-management", "stored"), 1.0);
 }

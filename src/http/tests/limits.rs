@@ -1,13 +1,13 @@
-//! Limits on size, number and time, and what they may not do to an honest sender.
+//! Limits on size, number and time, and their effect on an honest sender.
 
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// The head of a request whose body is still to come.
+/// The head of a request whose body has not been sent.
 fn head(headers: &str) -> String {
     format!(
-        "POST {RINGCENTRAL} HTTP/1.1\r\nhost: door.example\r\n\
+        "POST {RINGCENTRAL} HTTP/1.1\r\nhost: hooks.example\r\n\
          verification-token: rc-token\r\n{headers}\r\n\r\n"
     )
 }
@@ -18,8 +18,8 @@ fn chunk(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_turned_away_however_it_is_sent() {
-    let house = House::with(|settings| settings.max_body = 1000);
+async fn a_body_over_the_limit_is_answered_413_in_every_encoding() {
+    let server = TestServer::with(|settings| settings.max_body = 1000);
     let at = |length| {
         post(
             RINGCENTRAL,
@@ -27,30 +27,33 @@ async fn a_body_over_the_limit_is_turned_away_however_it_is_sent() {
             &vec![b'x'; length],
         )
     };
-    assert_eq!(house.ask(at(1000)).await.status(), 200);
-    assert_eq!(house.ask(at(1001)).await.status(), 413);
-    // Far more than the buffers between us hold, so the sender is still writing when it is judged.
-    assert_eq!(house.ask(at(6 << 20)).await.status(), 413);
+    assert_eq!(server.ask(at(1000)).await.status(), 200);
+    assert_eq!(server.ask(at(1001)).await.status(), 413);
+    // Far more than the socket buffers hold, so the sender is still writing when it is answered.
+    assert_eq!(server.ask(at(6 << 20)).await.status(), 413);
 
-    let mut peer = house.connect().await;
+    let mut peer = server.connect().await;
     peer.send(head("transfer-encoding: chunked")).await;
     peer.send(chunk(&[b'x'; 600])).await;
     peer.send(chunk(&[b'x'; 600])).await;
     peer.send("0\r\n\r\n").await;
     assert_eq!(peer.answer().await.status(), 413);
-    assert_eq!(house.store.kept().len(), 1);
-    assert_eq!(house.answered("ringcentral-phone-number", "too_large"), 3.0);
+    assert_eq!(server.store.kept().len(), 1);
+    assert_eq!(
+        server.answered("ringcentral-phone-number", "too_large"),
+        3.0
+    );
 }
 
 #[tokio::test]
-async fn a_sender_that_asks_first_is_told_before_it_sends() {
-    let house = House::with(|settings| settings.max_body = 1000);
-    let mut peer = house.connect().await;
+async fn expect_100_continue_is_answered_before_the_body() {
+    let server = TestServer::with(|settings| settings.max_body = 1000);
+    let mut peer = server.connect().await;
     peer.send(head("content-length: 2000\r\nexpect: 100-continue"))
         .await;
     assert_eq!(peer.answer().await.status(), 413);
 
-    let mut peer = house.connect().await;
+    let mut peer = server.connect().await;
     peer.send(head("content-length: 2\r\nexpect: 100-continue"))
         .await;
     let mut go_ahead = [0; 25];
@@ -64,9 +67,9 @@ async fn a_sender_that_asks_first_is_told_before_it_sends() {
 }
 
 #[tokio::test]
-async fn a_body_in_chunks_is_put_together_again() {
-    let house = House::open();
-    let mut peer = house.connect().await;
+async fn a_chunked_body_is_reassembled() {
+    let server = TestServer::open();
+    let mut peer = server.connect().await;
     peer.send(head("transfer-encoding: chunked")).await;
     for piece in [&b"{\"uu"[..], b"id\":", b"\"7\"}"] {
         peer.send(chunk(piece)).await;
@@ -74,80 +77,83 @@ async fn a_body_in_chunks_is_put_together_again() {
     }
     peer.send("0\r\ntrailer: ignored\r\n\r\n").await;
     assert_eq!(peer.answer().await.status(), 200);
-    assert_eq!(house.store.kept()[0].body, "{\"uuid\":\"7\"}");
+    assert_eq!(server.store.kept()[0].body, "{\"uuid\":\"7\"}");
 }
 
 #[tokio::test]
 async fn a_slow_body_is_answered_503_so_that_it_is_sent_again() {
-    let house = House::with(|settings| settings.body_timeout = SHORT);
-    let mut peer = house.connect().await;
+    let server = TestServer::with(|settings| settings.body_timeout = SHORT);
+    let mut peer = server.connect().await;
     peer.send(head("content-length: 10")).await;
     peer.send("{").await;
     assert_eq!(peer.answer().await.status(), 503);
     peer.closed().await;
-    assert_eq!(house.answered("ringcentral-phone-number", "slow_body"), 1.0);
+    assert_eq!(
+        server.answered("ringcentral-phone-number", "slow_body"),
+        1.0
+    );
 }
 
 #[tokio::test]
-async fn a_sender_that_is_gone_leaves_nothing_behind() {
-    let house = House::open();
-    let mut peer = house.connect().await;
+async fn a_sender_that_disconnects_leaves_nothing_behind() {
+    let server = TestServer::open();
+    let mut peer = server.connect().await;
     peer.send(head("content-length: 10")).await;
     peer.send("{").await;
     drop(peer);
-    let mut peer = house.connect().await;
+    let mut peer = server.connect().await;
     peer.send(head("transfer-encoding: chunked")).await;
     peer.send("zz\r\n").await;
     peer.closed().await;
-    until(|| house.metric("hookswitch_in_flight") == 0.0).await;
-    until(|| house.metric("hookswitch_connections ") == 0.0).await;
-    assert!(house.store.kept().is_empty());
+    until(|| server.metric("hookswitch_in_flight") == 0.0).await;
+    until(|| server.metric("hookswitch_connections ") == 0.0).await;
+    assert!(server.store.kept().is_empty());
 }
 
 #[tokio::test]
-async fn a_sender_that_has_said_all_is_still_answered() {
-    let house = House::open();
-    let mut peer = house.connect().await;
-    house.store.set(Behaviour::Stall);
+async fn a_half_closed_connection_is_still_answered() {
+    let server = TestServer::open();
+    let mut peer = server.connect().await;
+    server.store.set(Behaviour::Stall);
     peer.send(ringcentral_event("{}")).await;
     peer.0.shutdown().await.unwrap();
-    house.store.entered().await;
-    house.store.set(Behaviour::Keep);
-    // Another one is served meanwhile, so the end of the first one's bytes has been seen.
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
-    house.store.go_on.notify_one();
+    server.store.entered().await;
+    server.store.set(Behaviour::Keep);
+    // Another request is answered first, so the server has seen the end of the first connection.
+    assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
+    server.store.go_on.notify_one();
     assert_eq!(peer.answer().await.status(), 200);
 }
 
 #[tokio::test]
-async fn whoever_says_nothing_is_let_go_in_time() {
-    let house = House::with(|settings| {
+async fn a_silent_connection_is_closed_after_its_timeout() {
+    let server = TestServer::with(|settings| {
         settings.first_byte_timeout = SHORT;
         settings.head_timeout = SHORT;
     });
-    // Nothing; half a head; half of what tells HTTP/2 apart; an HTTP/2 connection without a
+    // No byte; half a head; half of the HTTP/2 preface; an HTTP/2 connection without a
     // request.
     let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    for said in ["", "POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
-        let mut peer = house.connect().await;
-        peer.send(said).await;
+    for sent in ["", "POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
+        let mut peer = server.connect().await;
+        peer.send(sent).await;
         peer.closed().await;
     }
-    assert_eq!(house.metric("hookswitch_connections_refused_total"), 4.0);
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 4.0);
 
-    let mut idle = house.connect().await;
+    let mut idle = server.connect().await;
     idle.send(ringcentral_event("{}")).await;
     assert_eq!(idle.answer().await.status(), 200);
     idle.closed().await;
-    assert_eq!(house.metric("hookswitch_connections_refused_total"), 4.0);
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 4.0);
 }
 
 #[tokio::test]
-async fn dribbling_does_not_buy_time() {
-    let house = House::with(|settings| settings.head_timeout = SHORT);
-    let mut peer = house.connect().await;
+async fn a_trickle_of_bytes_does_not_extend_a_timeout() {
+    let server = TestServer::with(|settings| settings.head_timeout = SHORT);
+    let mut peer = server.connect().await;
     peer.send("POST /zoom HTTP/1.1\r\n").await;
-    let dribble = async {
+    let trickle = async {
         let mut number = 0;
         while peer
             .0
@@ -159,15 +165,15 @@ async fn dribbling_does_not_buy_time() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(HANG, dribble)
+    timeout(HANG, trickle)
         .await
-        .expect("the dribbler is never let go");
+        .expect("the connection is never closed");
 }
 
 #[tokio::test]
-async fn a_head_without_end_is_cut_off() {
-    let house = House::open();
-    let mut peer = house.connect().await;
+async fn an_endless_head_is_cut_off() {
+    let server = TestServer::open();
+    let mut peer = server.connect().await;
     peer.send(format!("POST {ZOOM} HTTP/1.1\r\n")).await;
     let line = format!("x-filler: {}\r\n", "y".repeat(8000));
     for _ in 0..40 {
@@ -180,10 +186,10 @@ async fn a_head_without_end_is_cut_off() {
 
 #[tokio::test]
 async fn a_thousand_silent_connections_do_not_stop_an_honest_sender() {
-    let house = House::with(|settings| settings.max_connections = 100);
+    let server = TestServer::with(|settings| settings.max_connections = 100);
     let mut silent = Vec::new();
     for number in 0..1200 {
-        let mut peer = house.connect().await;
+        let mut peer = server.connect().await;
         match number % 4 {
             0 => {}
             1 => peer.send("POST /").await,
@@ -192,98 +198,98 @@ async fn a_thousand_silent_connections_do_not_stop_an_honest_sender() {
         }
         silent.push(peer);
     }
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
-    assert!(house.metric("hookswitch_connections ") <= 100.0);
+    assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
+    assert!(server.metric("hookswitch_connections ") <= 100.0);
     drop(silent);
 }
 
 #[tokio::test]
-async fn a_connection_at_work_is_not_let_go_for_others() {
-    let house = House::with(|settings| settings.max_connections = 4);
-    house.store.set(Behaviour::Stall);
-    let mut at_work = house.connect().await;
-    at_work.send(ringcentral_event("{}")).await;
-    house.store.entered().await;
-    house.store.set(Behaviour::Keep);
+async fn a_connection_that_is_answering_is_not_evicted() {
+    let server = TestServer::with(|settings| settings.max_connections = 4);
+    server.store.set(Behaviour::Stall);
+    let mut answering = server.connect().await;
+    answering.send(ringcentral_event("{}")).await;
+    server.store.entered().await;
+    server.store.set(Behaviour::Keep);
     let mut silent = Vec::new();
     for _ in 0..40 {
-        silent.push(house.connect().await);
+        silent.push(server.connect().await);
     }
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
-    house.store.go_on.notify_one();
-    assert_eq!(at_work.answer().await.status(), 200);
+    assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
+    server.store.go_on.notify_one();
+    assert_eq!(answering.answer().await.status(), 200);
 }
 
 #[tokio::test]
-async fn slow_bodies_give_way_when_requests_or_memory_run_short() {
-    let house = House::with(|settings| {
+async fn slow_bodies_are_evicted_when_requests_or_memory_run_short() {
+    let server = TestServer::with(|settings| {
         settings.max_in_flight = 8;
         settings.body_memory = 4000;
         settings.body_timeout = HANG;
     });
     let mut slow = Vec::new();
     for _ in 0..50 {
-        let mut peer = house.connect().await;
+        let mut peer = server.connect().await;
         peer.send(head("content-length: 1000")).await;
         peer.send([b'x'; 999]).await;
         slow.push(peer);
     }
     for _ in 0..10 {
         assert_eq!(
-            house
+            server
                 .ask(ringcentral_event("{\"uuid\":\"1\"}"))
                 .await
                 .status(),
             200
         );
     }
-    assert_eq!(house.store.kept().len(), 10);
+    assert_eq!(server.store.kept().len(), 10);
     assert_eq!(slow[0].answer().await.status(), 503);
 }
 
 #[tokio::test]
-async fn a_slow_body_gives_way_however_many_are_at_work() {
-    const AT_WORK: usize = 100;
-    let house = House::with(|settings| {
-        settings.max_in_flight = AT_WORK + 1;
+async fn a_slow_body_is_evicted_however_many_requests_are_being_answered() {
+    const ANSWERING: usize = 100;
+    let server = TestServer::with(|settings| {
+        settings.max_in_flight = ANSWERING + 1;
         settings.body_timeout = HANG;
     });
-    house.store.set(Behaviour::Stall);
-    let mut at_work = Vec::new();
-    for _ in 0..AT_WORK {
-        let mut peer = house.connect().await;
+    server.store.set(Behaviour::Stall);
+    let mut answering = Vec::new();
+    for _ in 0..ANSWERING {
+        let mut peer = server.connect().await;
         peer.send(ringcentral_event("{}")).await;
-        house.store.entered().await;
-        at_work.push(peer);
+        server.store.entered().await;
+        answering.push(peer);
     }
-    house.store.set(Behaviour::Keep);
-    let mut slow = house.connect().await;
+    server.store.set(Behaviour::Keep);
+    let mut slow = server.connect().await;
     slow.send(head("content-length: 10")).await;
-    until(|| house.metric("hookswitch_in_flight") == 101.0).await;
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
+    until(|| server.metric("hookswitch_in_flight") == 101.0).await;
+    assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
     assert_eq!(slow.answer().await.status(), 503);
 }
 
 #[tokio::test]
 async fn one_request_too_many_is_answered_503() {
-    let house = House::with(|settings| settings.max_in_flight = 1);
-    house.store.set(Behaviour::Stall);
-    let mut first = house.connect().await;
+    let server = TestServer::with(|settings| settings.max_in_flight = 1);
+    server.store.set(Behaviour::Stall);
+    let mut first = server.connect().await;
     first.send(ringcentral_event("{}")).await;
-    house.store.entered().await;
-    assert_eq!(house.metric("hookswitch_in_flight"), 1.0);
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 503);
-    house.store.go_on.notify_one();
+    server.store.entered().await;
+    assert_eq!(server.metric("hookswitch_in_flight"), 1.0);
+    assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 503);
+    server.store.go_on.notify_one();
     assert_eq!(first.answer().await.status(), 200);
     assert_eq!(
-        house.answered("ringcentral-phone-number", "overloaded"),
+        server.answered("ringcentral-phone-number", "overloaded"),
         1.0
     );
 }
 
 #[tokio::test]
-async fn a_body_that_no_memory_is_left_for_is_answered_503() {
-    let house = House::with(|settings| {
+async fn a_body_without_memory_left_is_answered_503() {
+    let server = TestServer::with(|settings| {
         settings.max_body = 100;
         settings.body_memory = 100;
     });
@@ -292,23 +298,23 @@ async fn a_body_that_no_memory_is_left_for_is_answered_503() {
         &[("verification-token", "rc-token")],
         &[b'x'; 60],
     );
-    house.store.set(Behaviour::Stall);
-    let mut at_work = house.connect().await;
-    at_work.send(&request).await;
-    house.store.entered().await;
-    assert_eq!(house.ask(&request).await.status(), 503);
-    house.store.go_on.notify_one();
-    assert_eq!(at_work.answer().await.status(), 200);
-    house.store.set(Behaviour::Keep);
-    assert_eq!(house.ask(&request).await.status(), 200);
+    server.store.set(Behaviour::Stall);
+    let mut answering = server.connect().await;
+    answering.send(&request).await;
+    server.store.entered().await;
+    assert_eq!(server.ask(&request).await.status(), 503);
+    server.store.go_on.notify_one();
+    assert_eq!(answering.answer().await.status(), 200);
+    server.store.set(Behaviour::Keep);
+    assert_eq!(server.ask(&request).await.status(), 200);
 }
 
 #[tokio::test]
 async fn a_thousand_copies_at_once_are_all_answered_200() {
-    let house = House::open();
+    let server = TestServer::open();
     let mut peers = Vec::new();
     for _ in 0..1000 {
-        peers.push(house.connect().await);
+        peers.push(server.connect().await);
     }
     for peer in &mut peers {
         peer.send(zoom_event("{\"event\":\"once\"}", noon())).await;
@@ -316,17 +322,19 @@ async fn a_thousand_copies_at_once_are_all_answered_200() {
     for peer in &mut peers {
         assert_eq!(peer.answer().await.status(), 200);
     }
-    let kept = house.store.kept();
+    let kept = server.store.kept();
     assert_eq!(kept.len(), 1000);
     assert!(kept.iter().all(|copy| copy.dedupe == kept[0].dedupe));
 }
 
-/// Waits for what must come true.
+/// Waits until `condition` holds.
 async fn until(condition: impl Fn() -> bool) {
-    let come_true = async {
+    let holds = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    timeout(HANG, come_true).await.expect("it never comes true");
+    timeout(HANG, holds)
+        .await
+        .expect("the condition never holds");
 }

@@ -1,4 +1,4 @@
-//! The door over real sockets, with real providers and a store in memory.
+//! The server over real sockets, with real providers and a store in memory.
 
 mod answers;
 mod limits;
@@ -30,14 +30,14 @@ use crate::{
     store::{Append, AppendError, BoxFuture, Health, Monitored, StoreError},
 };
 
-/// Nothing here takes so long unless it hangs.
+/// A timeout that only a hang reaches.
 const HANG: Duration = Duration::from_secs(20);
 
 const RINGCENTRAL: &str = "/ringcentral/phone-number";
 const ZOOM: &str = "/zoom/number-management";
 const ZOOM_PATIENT: &str = "/zoom/patient";
 
-/// The door's clock, stopped.
+/// The server's clock, stopped.
 pub(crate) fn noon() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
@@ -88,17 +88,17 @@ fn endpoints() -> Vec<Endpoint> {
     ]
 }
 
-/// A store that does what a test tells it.
+/// A store in memory whose behaviour a test sets.
 pub(crate) struct Memory {
-    /// What it says of itself.
+    /// Its health.
     pub(crate) health: watch::Sender<Health>,
-    /// When it was last asked for its gauges.
+    /// When its gauges were last updated.
     pub(crate) measured_at: Mutex<Option<Timestamp>>,
     kept: Mutex<Vec<Notification>>,
     behaviour: Mutex<Behaviour>,
-    /// Told when an append begins.
+    /// Notified when an append begins.
     entered: Notify,
-    /// Lets one stalled append go on.
+    /// Notified to let one stalled append continue.
     go_on: Notify,
 }
 
@@ -168,8 +168,8 @@ impl Monitored for Memory {
     }
 }
 
-/// A door that is open while the test runs.
-struct House {
+/// A server that runs while the test does.
+struct TestServer {
     address: SocketAddr,
     store: Arc<Memory>,
     metrics: Arc<Metrics>,
@@ -179,7 +179,7 @@ struct House {
     served: JoinHandle<Drained>,
 }
 
-impl House {
+impl TestServer {
     fn open() -> Self {
         Self::with(|_| {})
     }
@@ -197,7 +197,7 @@ impl House {
         change(&mut settings);
         let metrics = Arc::new(Metrics::default());
         let store = Arc::new(Memory::default());
-        let door = Door::bind(&settings, &metrics).unwrap();
+        let server = Server::bind(&settings, &metrics).unwrap();
         let webhook = Webhook::new(
             &settings,
             endpoints(),
@@ -207,10 +207,10 @@ impl House {
         );
         let webhook = Arc::new(webhook.with_append_budget(append_budget));
         let shutdown = CancellationToken::new();
-        let address = door.local_addr();
-        let certificate = door.certificate();
+        let address = server.local_addr();
+        let certificate = server.certificate();
         let until = shutdown.clone().cancelled_owned();
-        let served = tokio::spawn(door.serve(Arc::clone(&webhook), until));
+        let served = tokio::spawn(server.serve(Arc::clone(&webhook), until));
         Self {
             address,
             store,
@@ -227,7 +227,7 @@ impl House {
     }
 
     /// One request on a connection of its own, and the whole answer.
-    async fn ask(&self, request: impl AsRef<[u8]>) -> Wire {
+    async fn ask(&self, request: impl AsRef<[u8]>) -> Answer {
         let mut peer = self.connect().await;
         peer.send(request).await;
         peer.answer().await
@@ -253,7 +253,7 @@ impl House {
     }
 }
 
-/// A sender's side of a connection, byte by byte.
+/// A client connection, byte by byte.
 struct Peer(TcpStream);
 
 impl Peer {
@@ -262,7 +262,7 @@ impl Peer {
     }
 
     /// Reads one answer.
-    async fn answer(&mut self) -> Wire {
+    async fn answer(&mut self) -> Answer {
         let mut raw = Vec::new();
         let head_end = loop {
             if let Some(end) = raw.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -279,7 +279,7 @@ impl Peer {
             self.read_into(&mut raw).await;
         }
         assert_eq!(raw.len(), head_end + length, "more than one answer");
-        Wire { raw, head_end }
+        Answer { raw, head_end }
     }
 
     async fn read_into(&mut self, raw: &mut Vec<u8>) {
@@ -290,7 +290,7 @@ impl Peer {
         assert_ne!(read.unwrap(), 0, "closed in place of an answer: {so_far:?}");
     }
 
-    /// Waits until the door closes the connection, and returns what it still said.
+    /// Waits until the server closes the connection; returns the bytes read until then.
     async fn closed(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let read = timeout(HANG, self.0.read_to_end(&mut rest)).await;
@@ -300,13 +300,13 @@ impl Peer {
     }
 }
 
-/// One answer as it was on the wire.
-struct Wire {
+/// One answer, byte by byte.
+struct Answer {
     raw: Vec<u8>,
     head_end: usize,
 }
 
-impl Wire {
+impl Answer {
     fn status(&self) -> u16 {
         String::from_utf8_lossy(&self.raw[9..12]).parse().unwrap()
     }
@@ -315,7 +315,7 @@ impl Wire {
         &self.raw[self.head_end..]
     }
 
-    /// The whole answer but for the value of its date.
+    /// The whole answer, without the value of its date.
     fn text(&self) -> String {
         let text = String::from_utf8(self.raw.clone()).unwrap();
         let (before, rest) = text.split_once("date: ").unwrap();
@@ -324,9 +324,9 @@ impl Wire {
     }
 }
 
-/// A request as it goes over the wire.
+/// The bytes of a request.
 fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("POST {path} HTTP/1.1\r\nhost: door.example\r\n");
+    let mut head = format!("POST {path} HTTP/1.1\r\nhost: hooks.example\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
@@ -334,7 +334,7 @@ fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// `message` as `provider` would send it at `now`.
+/// The bytes of `message` as `provider` sends it at `now`.
 fn authentic(provider: &dyn Provider, path: &str, message: Message<'_>, now: Timestamp) -> Vec<u8> {
     let composed = provider.compose(message, now);
     let headers: Vec<_> = composed

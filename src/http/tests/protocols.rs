@@ -4,12 +4,12 @@ use std::{fs, path::Path};
 
 use super::*;
 
-/// A client that takes its time from nobody and its trust from `certificate` alone.
-fn client(house: &House, certificate: &str) -> reqwest::Client {
+/// A client that trusts `certificate` alone.
+fn client(server: &TestServer, certificate: &str) -> reqwest::Client {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     reqwest::Client::builder()
         .tls_certs_only([certificate])
-        .resolve("door.example", house.address)
+        .resolve("hooks.example", server.address)
         .timeout(HANG)
         .build()
         .unwrap()
@@ -24,9 +24,9 @@ async fn post_event(client: &reqwest::Client, url: &str) -> reqwest::Result<reqw
         .await
 }
 
-/// Writes a new certificate for `door.example` and its key, and returns the certificate.
+/// Writes a new certificate for `hooks.example` and its key, and returns the certificate.
 fn renew(files: &Tls) -> String {
-    let renewed = rcgen::generate_simple_self_signed(vec!["door.example".to_owned()]).unwrap();
+    let renewed = rcgen::generate_simple_self_signed(vec!["hooks.example".to_owned()]).unwrap();
     let certificate = renewed.cert.pem();
     fs::write(&files.certificate, &certificate).unwrap();
     fs::write(&files.key, renewed.signing_key.serialize_pem()).unwrap();
@@ -35,39 +35,42 @@ fn renew(files: &Tls) -> String {
 
 fn files(folder: &Path) -> Tls {
     Tls {
-        certificate: folder.join("door.pem"),
-        key: folder.join("door.key"),
+        certificate: folder.join("server.pem"),
+        key: folder.join("server.key"),
     }
 }
 
 #[tokio::test]
-async fn http2_is_spoken_without_tls_to_whoever_begins_with_it() {
-    let house = House::open();
+async fn http2_works_without_tls_with_prior_knowledge() {
+    let server = TestServer::open();
     let client = reqwest::Client::builder()
         .http2_prior_knowledge()
         .timeout(HANG)
         .build()
         .unwrap();
-    let url = format!("http://{}{RINGCENTRAL}", house.address);
+    let url = format!("http://{}{RINGCENTRAL}", server.address);
     for _ in 0..3 {
         let response = post_event(&client, &url).await.unwrap();
         assert_eq!(response.version(), reqwest::Version::HTTP_2);
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-length"], "0");
     }
-    assert_eq!(house.metric("hookswitch_connections "), 1.0);
-    assert_eq!(house.store.kept().len(), 3);
-    assert_eq!(house.drain().await, Drained { complete: true });
+    assert_eq!(server.metric("hookswitch_connections "), 1.0);
+    assert_eq!(server.store.kept().len(), 3);
+    assert_eq!(server.drain().await, Drained { complete: true });
 }
 
 #[tokio::test]
-async fn both_versions_are_spoken_over_tls() {
+async fn both_http_versions_work_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     let certificate = renew(&files);
-    let house = House::with(|settings| settings.tls = Some(files));
-    let url = format!("https://door.example:{}{RINGCENTRAL}", house.address.port());
-    let response = post_event(&client(&house, &certificate), &url)
+    let server = TestServer::with(|settings| settings.tls = Some(files));
+    let url = format!(
+        "https://hooks.example:{}{RINGCENTRAL}",
+        server.address.port()
+    );
+    let response = post_event(&client(&server, &certificate), &url)
         .await
         .unwrap();
     assert_eq!(response.version(), reqwest::Version::HTTP_2);
@@ -76,7 +79,7 @@ async fn both_versions_are_spoken_over_tls() {
     let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
     let old = reqwest::Client::builder()
         .tls_certs_only([certificate])
-        .resolve("door.example", house.address)
+        .resolve("hooks.example", server.address)
         .http1_only()
         .timeout(HANG)
         .build()
@@ -84,25 +87,28 @@ async fn both_versions_are_spoken_over_tls() {
     let response = post_event(&old, &url).await.unwrap();
     assert_eq!(response.version(), reqwest::Version::HTTP_11);
     assert_eq!(response.status(), 200);
-    assert!(house.metric("hookswitch_certificate_expiry_timestamp_seconds") > 1.8e9);
+    assert!(server.metric("hookswitch_certificate_expiry_timestamp_seconds") > 1.8e9);
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
+async fn a_valid_new_certificate_replaces_the_old_one() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     let first = renew(&files);
-    let house = House::with(|settings| settings.tls = Some(files.clone()));
-    let url = format!("https://door.example:{}{RINGCENTRAL}", house.address.port());
-    let certificate = house.certificate.clone().unwrap();
+    let server = TestServer::with(|settings| settings.tls = Some(files.clone()));
+    let url = format!(
+        "https://hooks.example:{}{RINGCENTRAL}",
+        server.address.port()
+    );
+    let certificate = server.certificate.clone().unwrap();
     assert!(!certificate.refresh().unwrap(), "nothing is new yet");
 
     let second = renew(&files);
     assert!(certificate.refresh().unwrap());
-    assert!(post_event(&client(&house, &first), &url).await.is_err());
-    assert!(post_event(&client(&house, &second), &url).await.is_ok());
+    assert!(post_event(&client(&server, &first), &url).await.is_err());
+    assert!(post_event(&client(&server, &second), &url).await.is_ok());
 
-    // A key that is somebody else's, then no key at all, then no file.
+    // The key of another certificate, then no key, then no file.
     let stray = rcgen::KeyPair::generate().unwrap().serialize_pem();
     fs::write(&files.key, stray).unwrap();
     assert!(matches!(
@@ -120,43 +126,43 @@ async fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
         certificate.refresh(),
         Err(Error::Unreadable { .. })
     ));
-    assert!(post_event(&client(&house, &second), &url).await.is_ok());
+    assert!(post_event(&client(&server, &second), &url).await.is_ok());
 
     let third = renew(&files);
     assert!(certificate.refresh().unwrap());
-    assert!(post_event(&client(&house, &third), &url).await.is_ok());
+    assert!(post_event(&client(&server, &third), &url).await.is_ok());
 }
 
 #[tokio::test]
-async fn whoever_does_not_finish_the_tls_handshake_is_let_go() {
+async fn an_unfinished_tls_handshake_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     renew(&files);
-    let house = House::with(|settings| {
+    let server = TestServer::with(|settings| {
         settings.tls = Some(files);
         settings.first_byte_timeout = Duration::from_millis(100);
     });
-    for said in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
-        let mut peer = house.connect().await;
-        peer.send(said).await;
+    for sent in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
+        let mut peer = server.connect().await;
+        peer.send(sent).await;
         peer.closed().await;
     }
-    assert_eq!(house.metric("hookswitch_connections_refused_total"), 3.0);
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 3.0);
 }
 
 #[tokio::test]
-async fn a_door_that_cannot_be_opened_says_why() {
+async fn a_failed_bind_names_its_cause() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = Settings {
         listen: taken.local_addr().unwrap(),
         ..Settings::default()
     };
     let metrics = Metrics::default();
-    let error = Door::bind(&settings, &metrics).unwrap_err().to_string();
+    let error = Server::bind(&settings, &metrics).unwrap_err().to_string();
     assert!(error.starts_with("cannot listen on 127.0.0.1:"), "{error}");
 
     let folder = tempfile::tempdir().unwrap();
     settings.tls = Some(files(folder.path()));
-    let error = Door::bind(&settings, &metrics).unwrap_err().to_string();
-    assert!(error.contains("door.pem"), "{error}");
+    let error = Server::bind(&settings, &metrics).unwrap_err().to_string();
+    assert!(error.contains("server.pem"), "{error}");
 }

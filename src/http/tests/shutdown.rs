@@ -1,42 +1,42 @@
-//! How the door closes.
+//! How the server shuts down.
 
 use super::*;
 
 #[tokio::test]
 async fn a_request_in_flight_is_answered_and_idle_connections_are_closed() {
-    let house = House::open();
-    let mut idle = house.connect().await;
+    let server = TestServer::open();
+    let mut idle = server.connect().await;
     idle.send(ringcentral_event("{}")).await;
     assert_eq!(idle.answer().await.status(), 200);
-    let mut silent = house.connect().await;
-    house.store.set(Behaviour::Stall);
-    house.store.entered().await;
-    let mut busy = house.connect().await;
+    let mut silent = server.connect().await;
+    server.store.set(Behaviour::Stall);
+    server.store.entered().await;
+    let mut busy = server.connect().await;
     busy.send(ringcentral_event("{}")).await;
-    house.store.entered().await;
+    server.store.entered().await;
 
-    house.shutdown.cancel();
+    server.shutdown.cancel();
     assert!(idle.closed().await.is_empty());
     assert!(silent.closed().await.is_empty());
-    assert!(TcpStream::connect(house.address).await.is_err());
-    house.store.go_on.notify_one();
+    assert!(TcpStream::connect(server.address).await.is_err());
+    server.store.go_on.notify_one();
     let answer = busy.answer().await;
     assert_eq!(answer.status(), 200);
     assert!(answer.text().contains("connection: close\r\n"));
-    assert_eq!(house.drain().await, Drained { complete: true });
+    assert_eq!(server.drain().await, Drained { complete: true });
 }
 
 #[tokio::test]
-async fn a_request_that_comes_while_the_door_closes_is_answered_503() {
-    let house = House::open();
-    let mut late = house.connect().await;
+async fn a_request_that_comes_during_the_drain_is_answered_503() {
+    let server = TestServer::open();
+    let mut late = server.connect().await;
     let request = ringcentral_event("{}");
     let (begun, rest) = request.split_at(20);
     late.send(begun).await;
-    // Served after the late one was accepted, so that one is known to be in.
-    assert_eq!(house.ask(ringcentral_event("{}")).await.status(), 200);
-    house.shutdown.cancel();
-    while TcpStream::connect(house.address).await.is_ok() {}
+    // This request is served after the late connection was accepted.
+    assert_eq!(server.ask(ringcentral_event("{}")).await.status(), 200);
+    server.shutdown.cancel();
+    while TcpStream::connect(server.address).await.is_ok() {}
     late.send(rest).await;
     assert_eq!(
         late.answer().await.text(),
@@ -44,18 +44,18 @@ async fn a_request_that_comes_while_the_door_closes_is_answered_503() {
          date: -\r\n\r\n"
     );
     late.closed().await;
-    assert_eq!(house.store.kept().len(), 1);
-    assert_eq!(house.answered("ringcentral-phone-number", "draining"), 1.0);
-    assert_eq!(house.drain().await, Drained { complete: true });
+    assert_eq!(server.store.kept().len(), 1);
+    assert_eq!(server.answered("ringcentral-phone-number", "draining"), 1.0);
+    assert_eq!(server.drain().await, Drained { complete: true });
 }
 
 #[tokio::test]
-async fn a_drain_that_takes_too_long_says_so() {
-    let house = House::with(|settings| settings.drain_timeout = Duration::from_millis(50));
-    house.store.set(Behaviour::Stall);
-    let mut stuck = house.connect().await;
+async fn a_drain_that_exceeds_its_deadline_is_incomplete() {
+    let server = TestServer::with(|settings| settings.drain_timeout = Duration::from_millis(50));
+    server.store.set(Behaviour::Stall);
+    let mut stuck = server.connect().await;
     stuck.send(ringcentral_event("{}")).await;
-    house.store.entered().await;
-    assert_eq!(house.drain().await, Drained { complete: false });
+    server.store.entered().await;
+    assert_eq!(server.drain().await, Drained { complete: false });
     assert!(stuck.closed().await.is_empty(), "cut off without an answer");
 }

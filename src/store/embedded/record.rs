@@ -130,7 +130,7 @@ use crate::{
 /// How many bytes of a record tell its length.
 pub(super) const LENGTH_BYTES: usize = 16;
 
-/// The most bytes of both parts: far above any body that the door lets in, and small enough to be held
+/// The most bytes of both parts: far above any body that the server accepts, and small enough to be held
 /// in memory while a damaged length is followed.
 pub(super) const PARTS_LIMIT: usize = 32 << 20;
 

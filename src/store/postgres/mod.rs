@@ -190,7 +190,9 @@ use super::{
     condition::Condition,
     pending::{self, Answer},
 };
-use crate::{event::HandlerName, provider::Verified, telemetry::Metrics, wire::Exposure};
+use crate::{
+    cleartext::CleartextWarning, event::HandlerName, provider::Verified, telemetry::Metrics,
+};
 
 /// How long the end of everything may take.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -204,8 +206,8 @@ impl Kind for Settings {
 }
 
 impl Engine for Settings {
-    fn exposure(&self) -> Option<Exposure> {
-        self.url.exposure()
+    fn cleartext_warning(&self) -> Option<CleartextWarning> {
+        self.url.cleartext_warning()
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError> {

@@ -6,12 +6,12 @@ use serde::{Deserialize, Deserializer, de};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::{
-    authorities::Authorities,
+    ca_bundle::CaBundle,
+    cleartext::CleartextWarning,
     client_tls::{Certificate, ClientTls, Key},
     postgres_url::{self, beyond, split_ssl_mode},
     quantity,
     secret::Secret,
-    wire::Exposure,
 };
 
 /// How long a connection may take to be made to one of the hosts.
@@ -29,7 +29,7 @@ pub struct Settings {
     pub url: Address,
     /// Certificates of the authorities that may vouch for the server, in a PEM file. The system's
     /// are asked where nothing is said.
-    pub ca: Option<Authorities>,
+    pub ca: Option<CaBundle>,
     /// What the server is shown, if it asks for a certificate: ours and then its intermediates, in a
     /// PEM file.
     pub certificate: Option<Certificate>,
@@ -160,10 +160,10 @@ pub struct Address {
 }
 
 impl Address {
-    /// What there is to tell of the password on its way.
-    pub(super) fn exposure(&self) -> Option<Exposure> {
+    /// The warning about a password that is sent without TLS.
+    pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         let is_exposed = self.tls == Tls::Disable && self.config.get_password().is_some();
-        is_exposed.then(|| postgres_url::exposure(&self.config))?
+        is_exposed.then(|| postgres_url::cleartext_warning(&self.config))?
     }
 
     /// What to connect with: one for each host, in the order of the URL.

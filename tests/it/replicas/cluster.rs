@@ -1,4 +1,4 @@
-//! Three replicas, a PostgreSQL primary with a synchronous standby, and the desk they deliver to.
+//! Three replicas, a PostgreSQL primary with a synchronous standby, and the sink they deliver to.
 
 use std::{
     collections::BTreeSet,
@@ -11,10 +11,10 @@ use std::{
 };
 
 use super::{
-    desk::Desk,
     load::{Balancer, Load},
     namespace::{Disk, Island},
     proof::Figures,
+    sink::Sink,
 };
 use crate::{
     harness::{Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, eventually},
@@ -51,10 +51,10 @@ family = "zoom.number-management"
 path = "/zoom/number-management"
 secret_tokens = [{ env = "ZOOM_SECRET" }]
 
-[handlers.desk]
+[handlers.sink]
 kind = "http"
 events = ["*"]
-url = "http://{desk}/"
+url = "http://{sink}/"
 concurrency = 8
 retry = { attempts = 100000, first = "100ms", ceiling = "1s" }
 "#;
@@ -70,7 +70,7 @@ pub(super) struct Cluster {
     replicas: Vec<Replica>,
     pub(super) primary: Postgres,
     pub(super) standby: Postgres,
-    pub(super) desk: Desk,
+    pub(super) sink: Sink,
     balancer: Arc<Balancer>,
     serials: Arc<AtomicU64>,
 }
@@ -144,7 +144,7 @@ impl Cluster {
     fn of(primary: Postgres, island: Option<&Arc<Island>>, version: Version) -> Self {
         let standby = primary.standby("standby", &STANDBY);
         let database = primary.create_database();
-        let desk = Desk::default();
+        let sink = Sink::default();
         let balancer = Arc::new(Balancer::default());
         let replicas = (0..REPLICAS)
             .map(|number| {
@@ -152,10 +152,10 @@ impl Cluster {
                 let localhost = Ipv4Addr::LOCALHOST;
                 let ip = island.as_ref().map_or(localhost, |island| island.far());
                 let near = island.as_ref().map_or(localhost, |island| island.near());
-                let counter = desk.open(number, IpAddr::V4(near));
+                let counter = sink.open(number, IpAddr::V4(near));
                 let home = Home::new(&[&CONFIG
                     .replace("{ip}", &ip.to_string())
-                    .replace("{desk}", &counter.to_string())]);
+                    .replace("{sink}", &counter.to_string())]);
                 let (first, second) = (primary.address().port(), standby.address().port());
                 let url = format!(
                     "postgres://{USER}:{PASSWORD}@{near}:{first},{near}:{second}/{database}\
@@ -176,7 +176,7 @@ impl Cluster {
             replicas,
             primary,
             standby,
-            desk,
+            sink,
             balancer,
             serials: Arc::default(),
         }
@@ -222,7 +222,7 @@ impl Cluster {
             .filter(|(_, sent)| sent.acknowledged_at.is_some_and(|at| at < failed_at));
         let before: BTreeSet<_> = before.map(|(serial, _)| serial).collect();
         eventually("the others have taken over", || {
-            let arrivals = self.desk.arrivals();
+            let arrivals = self.sink.arrivals();
             let answered = arrivals.iter().filter(|a| a.answered_at.is_some());
             let answered: BTreeSet<_> = answered.map(|arrival| arrival.serial).collect();
             answered.is_superset(&before)
@@ -231,7 +231,7 @@ impl Cluster {
 
     /// Ends `load` and holds what was acknowledged against what was delivered.
     pub(super) fn prove(&self, load: Load, failed_at: Instant) -> Figures {
-        let figures = Figures::of(&load.stop(), &self.desk, failed_at);
+        let figures = Figures::of(&load.stop(), &self.sink, failed_at);
         let parked = self.replicas[1]
             .service
             .metric("hookswitch_parked_deliveries");

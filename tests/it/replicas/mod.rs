@@ -6,10 +6,10 @@
 //! `cargo test --test it replicas -- --nocapture`.
 
 mod cluster;
-mod desk;
 mod load;
 pub(crate) mod namespace;
 mod proof;
+mod sink;
 
 use std::{sync::Arc, time::Instant};
 
@@ -41,11 +41,11 @@ fn refused(load: &Load) {
 fn with_deliveries_under_way(cluster: &Cluster) -> (Load, usize) {
     let load = cluster.load(0);
     acknowledged(&load, 200);
-    cluster.desk.ignore(0);
+    cluster.sink.ignore(0);
     eventually("deliveries are under way", || {
-        cluster.desk.in_flight(0) >= 3
+        cluster.sink.in_flight(0) >= 3
     });
-    (load, cluster.desk.in_flight(0))
+    (load, cluster.sink.in_flight(0))
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_replica_that_is_killed_is_replaced_by_the_others() {
     let failed_at = Instant::now();
     cluster.replica(0).kill();
     cluster.until_taken_over(&load, failed_at);
-    cluster.desk.attend();
+    cluster.sink.attend();
     cluster.start_again(0);
     acknowledged(&load, 200);
     let figures = cluster.prove(load, failed_at);
@@ -72,7 +72,7 @@ fn a_replica_that_is_frozen_past_its_lease_changes_nothing_when_it_thaws() {
     cluster.replica(0).signal("STOP");
     cluster.until_taken_over(&load, failed_at);
     // It finds that its deliveries were taken, and says so of what others have said it of by now.
-    cluster.desk.attend();
+    cluster.sink.attend();
     cluster.replica(0).signal("CONT");
     acknowledged(&load, 200);
     let figures = cluster.prove(load, failed_at);
@@ -89,7 +89,7 @@ fn a_replica_whose_network_is_cut_is_replaced_by_the_others() {
     let failed_at = Instant::now();
     island.cut();
     cluster.until_taken_over(&load, failed_at);
-    cluster.desk.attend();
+    cluster.sink.attend();
     island.mend();
     acknowledged(&load, 200);
     let figures = cluster.prove(load, failed_at);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    desk::{Arrival, Desk},
     load::{Exchange, Log, Sent},
+    sink::{Arrival, Sink},
 };
 use crate::harness::eventually;
 
@@ -38,17 +38,17 @@ impl Figures {
     ///
     /// Order means: what was acknowledged before another event that shares a key with it was sent for
     /// the first time is delivered before that. Copies that come later are counted, and have no order.
-    pub(super) fn of(log: &Log, desk: &Desk, failed_at: Instant) -> Self {
+    pub(super) fn of(log: &Log, sink: &Sink, failed_at: Instant) -> Self {
         let acknowledged: BTreeSet<_> = log.acknowledged().map(|(serial, _)| serial).collect();
         eventually("everything acknowledged is delivered", || {
-            let arrived = desk.arrivals();
+            let arrived = sink.arrivals();
             let arrived = arrived
                 .iter()
                 .filter(|arrival| arrival.answered_at.is_some());
             let arrived: BTreeSet<_> = arrived.map(|arrival| arrival.serial).collect();
             arrived.is_superset(&acknowledged)
         });
-        let arrivals: Vec<_> = desk
+        let arrivals: Vec<_> = sink
             .arrivals()
             .into_iter()
             .filter(|arrival| log.events.contains_key(&arrival.serial))

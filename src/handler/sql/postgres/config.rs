@@ -9,10 +9,10 @@ use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
 use super::failure::describe;
 use crate::{
+    cleartext::CleartextWarning,
     handler::BuildError,
     postgres_url::{self, beyond, split_ssl_mode},
     secret::Secret,
-    wire::Exposure,
 };
 
 /// After how much silence the server is asked whether it is still there.
@@ -58,11 +58,14 @@ impl Config {
         Ok(Self(config))
     }
 
-    /// What there is to tell of its password, or of one `beside` it, on its way.
-    pub(in crate::handler::sql) fn exposure(&self, beside: Option<&Secret>) -> Option<Exposure> {
+    /// The warning about its password, or one `beside` it, that is sent without TLS.
+    pub(in crate::handler::sql) fn cleartext_warning(
+        &self,
+        beside: Option<&Secret>,
+    ) -> Option<CleartextWarning> {
         let has_password = self.0.get_password().is_some() || beside.is_some();
         let is_clear = self.0.get_ssl_mode() == SslMode::Disable;
-        (has_password && is_clear).then(|| postgres_url::exposure(&self.0))?
+        (has_password && is_clear).then(|| postgres_url::cleartext_warning(&self.0))?
     }
 
     pub(in crate::handler::sql) fn set_password(

@@ -1,32 +1,30 @@
-//! The wire to a server: whether others could listen on it, and what is said where a credential
-//! would go over it all the same.
+//! Cleartext credentials: the warning about a credential that is sent without TLS.
 //!
-//! **Invariant:** a credential goes beyond this machine without TLS only where the configuration says
-//! so in so many words, and then a warning tells of it.
+//! **Invariant:** a credential leaves this machine without TLS only where the configuration says so
+//! explicitly, and then a warning is logged.
 
 use std::net::IpAddr;
 
-/// Whether `host` is this machine, so that nobody listens on the way to it: a name, or an IP address
-/// with or without brackets. Names but `localhost` are not looked up.
-pub fn is_here(host: &str) -> bool {
+/// Whether `host` is this machine: the name `localhost`, or a loopback address with or without
+/// brackets. Other names are not looked up.
+pub fn is_loopback(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// A credential that others could read on its way, because a setting says so. Told as a warning.
+/// The warning about a credential that a setting sends in cleartext.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exposure {
+pub struct CleartextWarning {
     /// The key of the setting.
     pub key: &'static str,
-    /// What whoever has the setting does, and after a semicolon what to write in its place. Holds
-    /// nothing of the credential.
+    /// What the handler or store does with the credential, and after a semicolon what to write
+    /// instead. Never holds the credential.
     pub message: String,
 }
 
-impl Exposure {
-    /// What there is to tell of `credential`, such as "its password", which goes to `servers`, by name
-    /// or address, without TLS, as `key` says. Nothing where all of them are this machine. `cure` is
-    /// how to have TLS.
+impl CleartextWarning {
+    /// Warns that the setting `key` sends `credential`, such as "its password", to `servers` without
+    /// TLS. `None` where all servers are this machine. `cure` says how to get TLS.
     pub fn new<S: AsRef<str>>(
         key: &'static str,
         credential: &str,
@@ -35,7 +33,7 @@ impl Exposure {
     ) -> Option<Self> {
         let servers: Vec<_> = servers
             .into_iter()
-            .filter(|server| !is_here(server.as_ref()))
+            .filter(|server| !is_loopback(server.as_ref()))
             .map(|server| server.as_ref().to_owned())
             .collect();
         if servers.is_empty() {
@@ -57,16 +55,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stays_on_this_machine_is_not_exposed() {
-        let told = |servers: &[&str]| {
-            let told = Exposure::new("url", "its password", servers, "begin it with \"tls://\"");
-            told.map(|exposure| exposure.message)
+    fn a_credential_that_stays_on_this_machine_is_not_warned_of() {
+        let warning = |servers: &[&str]| {
+            let warning =
+                CleartextWarning::new("url", "its password", servers, "begin it with \"tls://\"");
+            warning.map(|warning| warning.message)
         };
-        assert_eq!(told(&[]), None);
-        assert_eq!(told(&["localhost", "[::1]"]), None);
-        let told = told(&["localhost", "one.example.com", "10.0.0.2"]);
+        assert_eq!(warning(&[]), None);
+        assert_eq!(warning(&["localhost", "[::1]"]), None);
+        let warning = warning(&["localhost", "one.example.com", "10.0.0.2"]);
         assert_eq!(
-            told.as_deref(),
+            warning.as_deref(),
             Some(
                 "sends its password to one.example.com, 10.0.0.2 and asks for no TLS, so that \
                  others can read it on the way; begin it with \"tls://\""
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_is_here() {
+    fn only_this_machine_is_loopback() {
         for host in [
             "localhost",
             "127.0.0.1",
@@ -84,7 +83,7 @@ mod tests {
             "[::1]",
             "::ffff:127.0.0.1",
         ] {
-            assert!(is_here(host), "{host}");
+            assert!(is_loopback(host), "{host}");
         }
         for host in [
             "",
@@ -94,7 +93,7 @@ mod tests {
             "0.0.0.0",
             "[::]",
         ] {
-            assert!(!is_here(host), "{host}");
+            assert!(!is_loopback(host), "{host}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Where every replica delivers to: it keeps what came, from which replica and when, refuses some
-//! of it once, and can leave a replica without its answers.
+//! The sink that every replica delivers to. The sink records each delivery with its replica and time,
+//! refuses some of them once, and can withhold the answers to a replica.
 
 use std::{
     collections::BTreeSet,
@@ -14,29 +14,29 @@ use serde_json::Value;
 
 use crate::harness::read_request;
 
-/// How long it takes over an event, so that there is always something under way.
+/// The time that the sink takes for an event, so that a delivery is always in progress.
 const TAKES: Duration = Duration::from_millis(5);
 
-/// Of so many events one is refused when it comes for the first time, so that there is always
-/// something that waits, and something behind it that must.
+/// One event of this many is refused at its first attempt, so that a retry is always pending and
+/// other deliveries wait for it.
 const ONE_REFUSED_OF: u64 = 10;
 
 /// One attempt at a delivery that was not refused.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
-    /// The event, as the load numbers them.
+    /// The event's serial number in the load.
     pub(super) serial: u64,
     /// The event's id.
     pub(super) id: String,
-    /// Which replica made it.
+    /// The replica that made the attempt.
     pub(super) replica: usize,
-    /// When it was answered.
+    /// When the sink answered.
     pub(super) answered_at: Option<Instant>,
 }
 
-/// The one server of all replicas' handlers.
+/// The server that the handlers of all replicas deliver to.
 #[derive(Clone, Default)]
-pub(super) struct Desk(Arc<Inner>);
+pub(super) struct Sink(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -48,39 +48,39 @@ struct Inner {
 struct State {
     /// In order of arrival.
     arrivals: Vec<Arrival>,
-    /// What has been refused.
+    /// The serial numbers of refused events.
     refused: BTreeSet<u64>,
-    /// The replica that gets no answers.
+    /// The replica whose answers are withheld.
     ignored: Option<usize>,
 }
 
-impl Desk {
-    /// A counter for `replica` at `ip`; where it is.
+impl Sink {
+    /// Listens for `replica` at `ip`, and returns the address.
     pub(super) fn open(&self, replica: usize, ip: IpAddr) -> SocketAddr {
         let listener = TcpListener::bind((ip, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let desk = self.clone();
+        let sink = self.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let desk = desk.clone();
-                thread::spawn(move || desk.serve(replica, stream));
+                let sink = sink.clone();
+                thread::spawn(move || sink.serve(replica, stream));
             }
         });
         address
     }
 
-    /// Takes what `replica` brings from now on, and does not answer.
+    /// Withholds the answers to `replica` from now on.
     pub(super) fn ignore(&self, replica: usize) {
         self.0.state.lock().unwrap().ignored = Some(replica);
     }
 
-    /// Answers everybody, those too who have waited.
+    /// Answers every replica again, pending deliveries included.
     pub(super) fn attend(&self) {
         self.0.state.lock().unwrap().ignored = None;
         self.0.changed.notify_all();
     }
 
-    /// How many attempts of `replica` wait for their answer.
+    /// The number of attempts of `replica` without an answer.
     pub(super) fn in_flight(&self, replica: usize) -> usize {
         let waits =
             |arrival: &&Arrival| arrival.replica == replica && arrival.answered_at.is_none();
@@ -94,7 +94,7 @@ impl Desk {
             .count()
     }
 
-    /// Everything that has come, in order of arrival.
+    /// All attempts, in order of arrival.
     pub(super) fn arrivals(&self) -> Vec<Arrival> {
         self.0.state.lock().unwrap().arrivals.clone()
     }
@@ -116,7 +116,7 @@ impl Desk {
         }
     }
 
-    /// Notes an arrival; its place. `None` when it is refused.
+    /// Records an attempt and returns its index; `None` when it is refused.
     fn take(&self, replica: usize, event: &Value) -> Option<usize> {
         let serial = serial(&event["data"]);
         let mut state = self.0.state.lock().unwrap();
@@ -132,7 +132,7 @@ impl Desk {
         Some(state.arrivals.len() - 1)
     }
 
-    /// Waits until it may be answered; how.
+    /// Waits until the attempt may be answered; returns the answer.
     fn until_answered(&self, replica: usize, place: usize) -> &'static str {
         let state = self.0.state.lock().unwrap();
         let ignored = |state: &mut State| state.ignored == Some(replica);
@@ -142,7 +142,7 @@ impl Desk {
     }
 }
 
-/// The number that the load gave an event.
+/// The serial number of an event.
 fn serial(body: &Value) -> u64 {
     let name = &body["payload"]["object"]["cnam"];
     let name = name.as_str().or(body["uuid"].as_str()).unwrap();

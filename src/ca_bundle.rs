@@ -1,4 +1,4 @@
-//! Who may vouch for a server that says who it is.
+//! The CA bundle that a server's certificate is verified with.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,27 +11,27 @@ use rustls::{
 };
 use serde::Deserialize;
 
-/// The certificates of authorities in a PEM file, which is read while the settings are.
+/// The CA certificates of a PEM file. The file is read together with the settings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "PathBuf")]
-pub struct Authorities {
+pub struct CaBundle {
     path: PathBuf,
     roots: Arc<RootCertStore>,
 }
 
-impl Authorities {
-    /// The file, for clients that read it themselves.
+impl CaBundle {
+    /// The path of the file, for clients that read the file themselves.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What was in it.
+    /// The certificates of the file.
     pub fn roots(&self) -> Arc<RootCertStore> {
         self.roots.clone()
     }
 }
 
-impl TryFrom<PathBuf> for Authorities {
+impl TryFrom<PathBuf> for CaBundle {
     type Error = String;
 
     fn try_from(path: PathBuf) -> Result<Self, String> {
@@ -66,11 +66,11 @@ mod tests {
             if let Some(content) = content {
                 fs::write(&path, content).unwrap();
             }
-            let refused = Authorities::try_from(path.clone()).unwrap_err();
+            let refused = CaBundle::try_from(path.clone()).unwrap_err();
             assert!(refused.contains(why), "{refused}");
         }
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         fs::write(&path, made.cert.pem()).unwrap();
-        assert!(Authorities::try_from(path).is_ok());
+        assert!(CaBundle::try_from(path).is_ok());
     }
 }

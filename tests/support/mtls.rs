@@ -1,4 +1,4 @@
-//! TLS in front of a server that knows nothing of it.
+//! Mutual TLS for a test's server.
 
 use std::sync::Arc;
 
@@ -11,40 +11,40 @@ use rustls::{
 
 use crate::harness::{Identity, certificate};
 
-/// A door that lets in whoever shows a certificate of its visitor's authority.
-pub(crate) struct Door {
-    /// The authority that vouches for it, in PEM.
+/// A server's certificate, and the client whose certificate the server requires.
+pub(crate) struct MutualTls {
+    /// The CA certificate of the server, PEM.
     pub(crate) authority: String,
-    /// What it wants to be shown.
-    pub(crate) visitor: Identity,
-    /// How a server has it.
+    /// The client's certificate and key.
+    pub(crate) client: Identity,
+    /// The server's configuration.
     pub(crate) config: Arc<ServerConfig>,
 }
 
-impl Door {
+impl MutualTls {
     pub(crate) fn new() -> Self {
-        let visitor = Identity::new();
+        let client = Identity::new();
         let (authority, key) = certificate();
-        let config = config(&authority, &key, &visitor).into();
+        let config = config(&authority, &key, &client).into();
         Self {
             authority,
-            visitor,
+            client,
             config,
         }
     }
 }
 
-fn config(certificate: &str, key: &str, visitor: &Identity) -> ServerConfig {
+fn config(certificate: &str, key: &str, client: &Identity) -> ServerConfig {
     let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut visitors = RootCertStore::empty();
-    visitors.add(pem(&visitor.authority)).unwrap();
-    let visitors = WebPkiClientVerifier::builder_with_provider(visitors.into(), provider.clone());
+    let mut clients = RootCertStore::empty();
+    clients.add(pem(&client.authority)).unwrap();
+    let clients = WebPkiClientVerifier::builder_with_provider(clients.into(), provider.clone());
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
     ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_client_cert_verifier(visitors.build().unwrap())
+        .with_client_cert_verifier(clients.build().unwrap())
         .with_single_cert(vec![pem(certificate)], key)
         .unwrap()
 }
