@@ -23,6 +23,7 @@ LABEL org.opencontainers.image.title="hookswitch" \
 COPY --from=build /src/target/release/hookswitch /usr/bin/hookswitch
 COPY config/container.toml /etc/hookswitch/hookswitch.toml
 COPY LICENSE README.md /
+COPY docs /docs
 COPY --from=build --chown=65532:65532 /empty /data
 # Numeric, so that an orchestrator can see that it is not root.
 USER 65532:65532

@@ -637,6 +637,13 @@ pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> 
         .collect()
 }
 
+#[cfg(any(
+    feature = "amqp",
+    feature = "mqtt",
+    feature = "nats",
+    feature = "redis",
+    feature = "sqs"
+))]
 /// [`serials`] without duplicates: each serial number where it first occurs. Order per key does not
 /// cover copies.
 pub(crate) fn distinct_serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
