@@ -637,6 +637,8 @@ pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> 
         .collect()
 }
 
+/// [`serials`] without duplicates: each serial number where it first occurs. Order per key does not
+/// cover copies.
 #[cfg(any(
     feature = "amqp",
     feature = "mqtt",
@@ -644,8 +646,6 @@ pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> 
     feature = "redis",
     feature = "sqs"
 ))]
-/// [`serials`] without duplicates: each serial number where it first occurs. Order per key does not
-/// cover copies.
 pub(crate) fn distinct_serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
     let mut serials = serials(taken, carrier);
