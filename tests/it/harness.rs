@@ -30,6 +30,7 @@ pub(crate) const ZOOM_SECRET: &str = "a-secret-for-tests";
 macro_rules! on_every_engine {
     ($($case:ident,)+) => {
         on_every_engine!(embedded Embedded: $($case,)+);
+        #[cfg(feature = "postgres")]
         on_every_engine!(postgres Postgres: $($case,)+);
     };
     ($name:ident $engine:ident: $($case:ident,)+) => {
@@ -49,6 +50,7 @@ pub(crate) use on_every_engine;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
     Embedded,
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "left out"))]
     Postgres,
 }
 

@@ -23,16 +23,19 @@ mod http;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod kill_points;
+#[cfg(feature = "postgres")]
 mod migrate;
 #[cfg(feature = "mqtt")]
 mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
 mod order;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod reload;
+#[cfg(feature = "postgres")]
 mod replicas;
 mod shipped;
 #[cfg(feature = "sql")]

@@ -3,60 +3,16 @@
 
 use std::{
     collections::BTreeSet,
-    process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
 use crate::{
     crash::archived_serials,
     harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
-    support::postgres::Database,
 };
-
-/// A table that every claim writes to.
-const CLAIMS_TABLE: &str = "hookswitch.claims";
 
 /// What the service has to say within this time.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
-
-/// A lock on a table, until it is dropped.
-struct Lock<'a> {
-    database: &'a Database,
-    holder: Option<thread::JoinHandle<()>>,
-}
-
-impl<'a> Lock<'a> {
-    fn take(database: &'a Database, table: &str) -> Self {
-        let url = database.url();
-        let statements = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(600)");
-        let holder = thread::spawn(move || {
-            // It ends with an error, when its backend is ended.
-            let psql = Command::new("psql")
-                .args(["-c", &statements, &url])
-                .output();
-            assert!(!psql.unwrap().status.success());
-        });
-        eventually("the table is locked", || {
-            database.sql(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
-            ) == "1"
-        });
-        Self {
-            database,
-            holder: Some(holder),
-        }
-    }
-}
-
-impl Drop for Lock<'_> {
-    fn drop(&mut self) {
-        self.database.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
-        );
-        self.holder.take().unwrap().join().unwrap();
-    }
-}
 
 fn is_ready(service: &Service) -> bool {
     service.ready() == (200, "ready".to_owned())
@@ -126,11 +82,60 @@ fn a_ledger_that_another_program_has_locked() {
     });
 }
 
-#[test]
-fn a_database_in_which_nothing_can_be_claimed() {
-    let database = Database::new();
-    let home = crate::postgres::home_with(&database.url(), "");
-    stands_still(&home, "claims", "claiming deliveries", || {
-        Lock::take(&database, CLAIMS_TABLE)
-    });
+#[cfg(feature = "postgres")]
+mod postgres {
+    use std::{process::Command, thread};
+
+    use super::{eventually, stands_still};
+    use crate::support::postgres::Database;
+
+    /// A table that every claim writes to.
+    const CLAIMS_TABLE: &str = "hookswitch.claims";
+
+    /// A lock on a table, until it is dropped.
+    struct Lock<'a> {
+        database: &'a Database,
+        holder: Option<thread::JoinHandle<()>>,
+    }
+
+    impl<'a> Lock<'a> {
+        fn take(database: &'a Database, table: &str) -> Self {
+            let url = database.url();
+            let statements = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(600)");
+            let holder = thread::spawn(move || {
+                // It ends with an error, when its backend is ended.
+                let psql = Command::new("psql")
+                    .args(["-c", &statements, &url])
+                    .output();
+                assert!(!psql.unwrap().status.success());
+            });
+            eventually("the table is locked", || {
+                database.sql(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+                ) == "1"
+            });
+            Self {
+                database,
+                holder: Some(holder),
+            }
+        }
+    }
+
+    impl Drop for Lock<'_> {
+        fn drop(&mut self) {
+            self.database.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+            );
+            self.holder.take().unwrap().join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_database_in_which_nothing_can_be_claimed() {
+        let database = Database::new();
+        let home = crate::postgres::home_with(&database.url(), "");
+        stands_still(&home, "claims", "claiming deliveries", || {
+            Lock::take(&database, CLAIMS_TABLE)
+        });
+    }
 }
