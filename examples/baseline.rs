@@ -4,6 +4,8 @@
 //!
 //! `cargo run --release --example baseline -- 127.0.0.1:8081 SECRET [FILE]`
 
+mod signature;
+
 use std::{
     fs::File,
     io::{self, Write},
@@ -13,11 +15,13 @@ use std::{
 };
 
 use axum::{Router, body::Bytes, extract::State, routing::post};
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, KeyInit};
 use http::{HeaderMap, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use sha2::Sha256;
 use tokio::sync::{mpsc, oneshot};
+
+use signature::is_signed;
 
 /// The size of the file, which is written from its beginning again once it is full.
 const FILE_BYTES: u64 = 256 << 20;
@@ -114,24 +118,4 @@ fn write(file: &File, mut inbox: mpsc::Receiver<Append>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn is_signed(key: &Hmac<Sha256>, headers: &HeaderMap, body: &[u8]) -> Option<()> {
-    let timestamp = headers.get("x-zm-request-timestamp")?;
-    let signature = headers
-        .get("x-zm-signature")?
-        .as_bytes()
-        .strip_prefix(b"v0=")?;
-    let mut mac = key.clone();
-    mac.update(b"v0:");
-    mac.update(timestamp.as_bytes());
-    mac.update(b":");
-    mac.update(body);
-    let wanted: String = mac
-        .finalize()
-        .into_bytes()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    (wanted.as_bytes() == signature).then_some(())
 }

@@ -15,6 +15,8 @@
 //! `cargo run --release --example ladder -- STEP 127.0.0.1:8081 SECRET FILE`; `benches/ladder` runs all of them in
 //! turn with hookswitch. Nothing is delivered by any of them.
 
+mod signature;
+
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet, VecDeque},
@@ -28,7 +30,7 @@ use std::{
 
 use anyhow::Context;
 use axum::{Router, body::Bytes, extract::State, routing::post};
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{Hmac, KeyInit};
 use http::{HeaderMap, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus_client::metrics::{
@@ -41,6 +43,8 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
+
+use signature::is_signed;
 
 /// The size of the file, which is written from its beginning again once it is full.
 const FILE_BYTES: u64 = 1 << 30;
@@ -329,24 +333,4 @@ fn add(db: &Connection, number: &mut i64, rows: &mut Vec<Fact>) -> rusqlite::Res
         .execute((&fact.account, at))?;
     }
     db.execute_batch("COMMIT")
-}
-
-fn is_signed(key: &Hmac<Sha256>, headers: &HeaderMap, body: &[u8]) -> Option<()> {
-    let timestamp = headers.get("x-zm-request-timestamp")?;
-    let signature = headers
-        .get("x-zm-signature")?
-        .as_bytes()
-        .strip_prefix(b"v0=")?;
-    let mut mac = key.clone();
-    mac.update(b"v0:");
-    mac.update(timestamp.as_bytes());
-    mac.update(b":");
-    mac.update(body);
-    let wanted: String = mac
-        .finalize()
-        .into_bytes()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    (wanted.as_bytes() == signature).then_some(())
 }

@@ -72,8 +72,8 @@ struct Running {
 }
 
 impl Dispatcher {
-    /// A dispatcher without handlers, whose workers are among `followers`. Its workers are spawned on `tasks`, all of which
-    /// [`drain`](Self::drain) ends.
+    /// A dispatcher without handlers. Its workers are among `followers`, and are spawned on `tasks`, all of
+    /// which [`drain`](Self::drain) ends.
     pub fn new(
         store: Arc<dyn Deliveries>,
         followers: Followers,
