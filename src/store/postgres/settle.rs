@@ -215,7 +215,7 @@ async fn settle_on(
     let answers = answers?;
     woken?;
     committed?;
-    let (mut kept, mut missed) = (Vec::with_capacity(answers.len()), Vec::new());
+    let (mut leases, mut missed) = (Vec::with_capacity(answers.len()), Vec::new());
     for row in answers {
         // Arrays count from 1.
         let number = usize::try_from(row.try_get::<_, i32>(0)? - 1).ok();
@@ -223,7 +223,7 @@ async fn settle_on(
             continue;
         };
         if row.try_get(1)? {
-            kept.push(told.lease);
+            leases.push(told.lease);
         }
         if row.try_get(2)? {
             missed.push(told);
@@ -232,7 +232,7 @@ async fn settle_on(
     if !missed.is_empty() {
         redeem(session, handler, &missed).await?;
     }
-    Ok(kept)
+    Ok(leases)
 }
 
 async fn redeem(session: &mut Session, handler: HandlerId, told: &[&Told]) -> Result<(), Fault> {
