@@ -359,7 +359,7 @@ fn unprivileged(name: &str) -> Command {
 }
 
 /// The path of a server program. Debian installs them outside PATH, in a folder for each version.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut versions: Vec<_> = versions.map(|entry| entry.unwrap().path()).collect();

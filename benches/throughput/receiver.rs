@@ -1,9 +1,10 @@
-//! What each thing that a 200 of hookswitch stands for costs: the least durable receiver (see `baseline.rs`),
-//! and on top of it, one after the other, the least that can do each of these things.
+//! The receivers that hookswitch is compared with. Step 0 is the least durable receiver: it verifies Zoom's
+//! signature over the raw body, writes whatever waits to a file in one write, syncs the file, and answers 200.
+//! It parses nothing, recognizes no copies and delivers nothing. Each further step adds the least code for one
+//! more thing that a 200 of hookswitch stands for.
 //!
 //! | step | adds |
 //! |---|---|
-//! | 0 | nothing |
 //! | 1 | the body is read as JSON: event name, account, members of the object |
 //! | 2 | two hashes by which copies are known, an id, a record with a checksum |
 //! | 3 | a head must come within 10 s, and the answer within 2 s |
@@ -11,18 +12,16 @@
 //! | 5 | a counter and two histograms |
 //! | 6 | copies are told by a table in a file |
 //! | 7 | a row for each event and a row for each topic in SQLite, 2,048 events a transaction |
-//!
-//! `cargo run --release --example ladder -- STEP 127.0.0.1:8081 SECRET FILE`; `benches/ladder` runs all of them in
-//! turn with hookswitch. Nothing is delivered by any of them.
-
-mod signature;
 
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet, VecDeque},
     fs::File,
     io::Write,
+    net::SocketAddr,
     os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, mpsc as threads},
     thread,
     time::{Duration, Instant},
@@ -30,7 +29,7 @@ use std::{
 
 use anyhow::Context;
 use axum::{Router, body::Bytes, extract::State, routing::post};
-use hmac::{Hmac, KeyInit};
+use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus_client::metrics::{
@@ -44,15 +43,27 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use signature::is_signed;
+use crate::{SECRET, process::Process};
+
+/// The steps, in order, with the words of the report.
+pub(crate) const STEPS: [&str; 8] = [
+    "the least durable receiver",
+    "and the body is read as JSON",
+    "and two hashes of copies, an id, a record with a checksum",
+    "and deadlines for the head and the answer",
+    "and a follower that tells copies in memory",
+    "and a counter and two histograms",
+    "and copies told by a table in a file",
+    "and rows in SQLite, by which an operator's questions are answered",
+];
 
 /// The size of the file, which is written from its beginning again once it is full.
-const FILE_BYTES: u64 = 1 << 30;
+const FILE_BYTES: u64 = 256 << 20;
 
 /// The most records that are written at once.
 const BATCH: usize = 1024;
 
-/// The slots of the table by which copies are told, of 16 bytes.
+/// The number of slots in the table of copies; each has 16 bytes.
 const SLOTS: u64 = 4 << 20;
 
 #[derive(Deserialize)]
@@ -96,26 +107,48 @@ struct Receiver {
     appends: Histogram,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How much it does, from 0 to 7
+    #[arg(long)]
+    step: u32,
+    /// The address to listen on
+    #[arg(long)]
+    listen: SocketAddr,
+    /// The file for the bodies
+    #[arg(long)]
+    file: PathBuf,
+}
+
+/// Starts the receiver of `step` in a process of its own, with its files in `dir`.
+pub(crate) fn start(step: usize, port: u16, dir: &Path) -> anyhow::Result<Process> {
+    let listen = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("receiver").args(["--step", &step.to_string()]);
+    command.args(["--listen", &listen.to_string(), "--file"]);
+    command.arg(dir.join("receiver"));
+    let mut process = Process::start(&mut command, dir.join("receiver.log"))?;
+    process.wait_until(|| std::net::TcpStream::connect(listen).is_ok())?;
+    Ok(process)
+}
+
+/// Serves until the process is killed.
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let mut argument = |what| arguments.next().context(what);
-    let step = argument("a step from 0 to 7")?.parse()?;
-    let address = argument("an address to listen at")?;
-    let key = Hmac::<Sha256>::new_from_slice(argument("Zoom's secret")?.as_bytes())?;
+pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
+    let step = args.step;
     let histogram = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
     let receiver = Receiver {
         step,
-        key,
-        writer: start_writer(&argument("a file")?, step)?,
+        key: Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())?,
+        writer: start_writer(&args.file, step)?,
         events: Counter::default(),
         answers: histogram(),
         appends: histogram(),
     };
     let router = Router::new()
-        .route("/", post(receive))
+        .route("/zoom/number-management", post(receive))
         .with_state(Arc::new(receiver));
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = tokio::net::TcpListener::bind(args.listen).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -172,6 +205,21 @@ async fn receive(
     }
 }
 
+/// Whether `body` is signed with `key`: `None` where it is not.
+fn is_signed(key: &Hmac<Sha256>, headers: &HeaderMap, body: &[u8]) -> Option<()> {
+    let timestamp = headers.get("x-zm-request-timestamp")?;
+    let signature = headers.get("x-zm-signature")?.as_bytes();
+    let signature = signature.strip_prefix(b"v0=")?;
+    let mut mac = key.clone();
+    mac.update(b"v0:");
+    mac.update(timestamp.as_bytes());
+    mac.update(b":");
+    mac.update(body);
+    let mac = mac.finalize().into_bytes();
+    let wanted: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    (wanted.as_bytes() == signature).then_some(())
+}
+
 /// What is written of a body, and what is known of it.
 fn record(step: u32, headers: &HeaderMap, body: Bytes) -> Option<(Bytes, Option<Fact>)> {
     if step == 0 {
@@ -215,7 +263,7 @@ fn hash(kind: &[u8], content: &[u8]) -> [u8; 16] {
 }
 
 /// Starts the thread that writes to a file at `path`, made ahead of zeros, and the one that follows.
-fn start_writer(path: &str, step: u32) -> anyhow::Result<mpsc::Sender<Append>> {
+fn start_writer(path: &Path, step: u32) -> anyhow::Result<mpsc::Sender<Append>> {
     let mut file = File::create(path)?;
     let zeros = vec![0; 1 << 20];
     for _ in 0..FILE_BYTES / zeros.len() as u64 {
@@ -269,7 +317,7 @@ fn write(
     Ok(())
 }
 
-fn follow(handed: threads::Receiver<Vec<Fact>>, step: u32, path: &str) -> anyhow::Result<()> {
+fn follow(handed: threads::Receiver<Vec<Fact>>, step: u32, path: &Path) -> anyhow::Result<()> {
     rustix::process::nice(19)?;
     let (mut seen, mut queue, mut rows) = (HashSet::new(), VecDeque::new(), Vec::new());
     let table = File::options()
@@ -277,9 +325,9 @@ fn follow(handed: threads::Receiver<Vec<Fact>>, step: u32, path: &str) -> anyhow
         .write(true)
         .create(true)
         .truncate(true)
-        .open(format!("{path}.table"))?;
+        .open(path.with_extension("table"))?;
     table.set_len(SLOTS * 16)?;
-    let db = ledger(&format!("{path}.db"))?;
+    let db = ledger(&path.with_extension("db"))?;
     let mut number = 0_i64;
     for fact in handed.into_iter().flatten() {
         for copy in fact.copies {
@@ -307,7 +355,7 @@ fn follow(handed: threads::Receiver<Vec<Fact>>, step: u32, path: &str) -> anyhow
     Ok(())
 }
 
-fn ledger(path: &str) -> rusqlite::Result<Connection> {
+fn ledger(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(path)?;
     db.execute_batch(
         "PRAGMA journal_mode = WAL;

@@ -1,16 +1,14 @@
 //! A load of signed Zoom events over keep-alive connections. Each event is new; each connection waits
-//! for an answer before the next request. Prints one line of figures.
-//!
-//! `cargo run --release --example load -- --help`
+//! for an answer before the next request.
 
 use std::{
-    io::Write,
+    fmt,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use clap::Parser;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tokio::{
@@ -18,47 +16,139 @@ use tokio::{
     net::TcpStream,
 };
 
-#[derive(Debug, Parser)]
-struct Args {
+use crate::{SECRET, process::Process};
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
     /// The address to connect to
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    to: String,
+    #[arg(long, default_value_t = Self::default().to)]
+    to: SocketAddr,
     /// The path to post to
-    #[arg(long, default_value = "/zoom/number-management")]
+    #[arg(long, default_value_t = Self::default().path)]
     path: String,
     /// The secret to sign with
-    #[arg(long, default_value = "local-zoom-secret")]
+    #[arg(long, default_value_t = Self::default().secret)]
     secret: String,
     /// The number of connections
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = Self::default().connections)]
     connections: u64,
     /// The duration, in seconds
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = Self::default().seconds)]
     seconds: u64,
     /// Requests per second over all connections; 0 sends the next request after each answer
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = Self::default().rate)]
     rate: u64,
     /// The approximate size of a body, in bytes
-    #[arg(long, default_value_t = 800)]
+    #[arg(long, default_value_t = Self::default().body)]
     body: usize,
     /// The number of ordering keys; each is a number of an account of its own
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = Self::default().keys)]
     keys: u64,
     /// Use one account and carrier for all numbers
     #[arg(long)]
     one_account: bool,
 }
 
-/// One connection's latencies, and its answers other than 200.
-#[derive(Default)]
-struct Results {
-    latencies: Vec<Duration>,
-    refused: u64,
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            to: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            path: "/zoom/number-management".to_owned(),
+            secret: SECRET.to_owned(),
+            connections: 64,
+            seconds: 8,
+            rate: 0,
+            body: 800,
+            keys: 1000,
+            one_account: false,
+        }
+    }
 }
 
+impl Args {
+    /// A load of `connections` on a port of this machine.
+    pub(crate) fn on(port: u16, connections: u64, seconds: u64) -> Self {
+        Self {
+            to: SocketAddr::from(([127, 0, 0, 1], port)),
+            connections,
+            seconds,
+            ..Self::default()
+        }
+    }
+
+    /// The same with `rate` requests a second.
+    pub(crate) fn at(self, rate: u64) -> Self {
+        Self { rate, ..self }
+    }
+}
+
+/// The latencies of the answers 200, sorted, and the count of the others.
+#[derive(Default)]
+pub(crate) struct Figures {
+    latencies: Vec<Duration>,
+    refused: u64,
+    seconds: f64,
+}
+
+impl Figures {
+    /// The answers 200.
+    pub(crate) fn ok(&self) -> f64 {
+        self.latencies.len() as f64
+    }
+
+    /// The answers 200 a second.
+    pub(crate) fn per_s(&self) -> f64 {
+        self.ok() / self.seconds
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.latencies.len();
+        let at = |share: f64| {
+            let index = (count as f64 * share) as usize;
+            let latency = self.latencies.get(index.min(count.saturating_sub(1)));
+            latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+        };
+        write!(
+            f,
+            "{:.0} per_s  p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms  ok {count}  not_200 {}",
+            self.per_s(),
+            at(0.50),
+            at(0.99),
+            at(1.0),
+            self.refused
+        )
+    }
+}
+
+/// One load on a process: its figures, and the processor time that the process took.
+pub(crate) struct Turn {
+    pub(crate) figures: Figures,
+    processor_time: Duration,
+}
+
+impl Turn {
+    /// Puts `load` on `process`.
+    pub(crate) fn of(process: &Process, load: Args) -> anyhow::Result<Self> {
+        let before = process.processor_time()?;
+        let figures = run(load)?;
+        Ok(Self {
+            figures,
+            processor_time: process.processor_time()? - before,
+        })
+    }
+
+    /// The processor time of one event, in microseconds.
+    pub(crate) fn us_per_event(&self) -> f64 {
+        self.processor_time.as_secs_f64() * 1e6 / self.figures.ok()
+    }
+}
+
+/// Posts for `args.seconds`.
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let args = Arc::new(Args::parse());
+pub(crate) async fn run(args: Args) -> anyhow::Result<Figures> {
+    let args = Arc::new(args);
     let key = Hmac::<Sha256>::new_from_slice(args.secret.as_bytes())?;
     let mut streams = Vec::new();
     for _ in 0..args.connections {
@@ -72,47 +162,37 @@ async fn main() -> anyhow::Result<()> {
         .into_iter()
         .zip(0..)
         .map(|(stream, number)| {
-            tokio::spawn(run(args.clone(), key.clone(), stream, number, started, end))
+            tokio::spawn(post(
+                args.clone(),
+                key.clone(),
+                stream,
+                number,
+                started,
+                end,
+            ))
         })
         .collect();
-    let mut all = Results::default();
+    let mut all = Figures::default();
     for connection in connections {
-        let results = connection.await??;
-        all.latencies.extend(results.latencies);
-        all.refused += results.refused;
+        let figures = connection.await??;
+        all.latencies.extend(figures.latencies);
+        all.refused += figures.refused;
     }
-    let took = started.elapsed().as_secs_f64();
+    all.seconds = started.elapsed().as_secs_f64();
     all.latencies.sort_unstable();
-    let at = |share: f64| {
-        let index = (all.latencies.len() as f64 * share) as usize;
-        let latency = all
-            .latencies
-            .get(index.min(all.latencies.len().saturating_sub(1)));
-        latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
-    };
-    writeln!(
-        std::io::stdout(),
-        "{:.0} per_s  p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms  ok {}  not_200 {}",
-        all.latencies.len() as f64 / took,
-        at(0.50),
-        at(0.99),
-        at(1.0),
-        all.latencies.len(),
-        all.refused
-    )?;
-    Ok(())
+    Ok(all)
 }
 
-async fn run(
+async fn post(
     args: Arc<Args>,
     key: Hmac<Sha256>,
     mut stream: TcpStream,
     number: u64,
     started: Instant,
     end: Instant,
-) -> anyhow::Result<Results> {
+) -> anyhow::Result<Figures> {
     stream.set_nodelay(true)?;
-    let mut results = Results::default();
+    let mut figures = Figures::default();
     let mut answer = Vec::with_capacity(4096);
     let pace = (args.rate > 0)
         .then(|| Duration::from_secs_f64(args.connections as f64 / args.rate as f64));
@@ -135,12 +215,12 @@ async fn run(
         stream.write_all(&request).await?;
         let status = read_status(&mut stream, &mut answer).await?;
         if status == 200 {
-            results.latencies.push(due.elapsed());
+            figures.latencies.push(due.elapsed());
         } else {
-            results.refused += 1;
+            figures.refused += 1;
         }
     }
-    Ok(results)
+    Ok(figures)
 }
 
 fn request(args: &Args, secret: &Hmac<Sha256>, number: u64, turn: u64) -> Vec<u8> {
