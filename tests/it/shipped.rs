@@ -41,8 +41,17 @@ fn yaml_is_well_formed() {
     accepts(
         Command::new("yamllint")
             .args(["--strict", "-d", rules])
-            .args([shipped("compose.yaml"), shipped("kubernetes.yaml")]),
+            .args([shipped("compose.yaml"), shipped("kubernetes.yaml")])
+            .arg(shipped("../.github/workflows/ci.yml")),
     );
+}
+
+#[test]
+fn the_image_and_ci_have_the_oldest_supported_rust() {
+    let image = concat!("rust:", env!("CARGO_PKG_RUST_VERSION"), "-bookworm");
+    for file in ["../Dockerfile", "../.github/workflows/ci.yml"] {
+        assert!(text(file).contains(image), "{file} should have {image}");
+    }
 }
 
 #[test]
