@@ -18,13 +18,24 @@ use serde::Deserialize;
 
 use crate::ca_bundle::CaBundle;
 
-/// The CA bundle that verifies the server, and the certificate of the client.
+/// The setting `tls`: the CA bundle that verifies the server, and the certificate of the client.
 ///
-/// Every client in the TOML has the keys `ca`, `certificate` and `key`.
-#[derive(Clone, Default)]
+/// A server whose certificate `ca`, or else the system's CA bundle, does not verify is refused. The
+/// client presents `certificate` when the server asks for one.
+#[derive(Clone, Default, Deserialize)]
+#[serde(try_from = "Files")]
 pub struct ClientTls {
     ca: Option<CaBundle>,
     identity: Option<Identity>,
+}
+
+/// The table in the TOML.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Files {
+    ca: Option<CaBundle>,
+    certificate: Option<Certificate>,
+    key: Option<Key>,
 }
 
 /// A certificate and its matching key.
@@ -35,48 +46,39 @@ struct Identity {
     certified: Arc<CertifiedKey>,
 }
 
-impl ClientTls {
-    /// TLS with a server that `ca`, or else the system's CA bundle, verifies. The client presents
-    /// `certificate` if the server asks for one.
-    ///
-    /// # Errors
-    ///
-    /// When there is a certificate without a key, a key without a certificate, or when they do not
-    /// match.
-    pub fn new(
-        ca: Option<&CaBundle>,
-        certificate: Option<&Certificate>,
-        key: Option<&Key>,
-    ) -> Result<Self, String> {
-        let identity = match (certificate, key) {
+impl TryFrom<Files> for ClientTls {
+    type Error = String;
+
+    fn try_from(files: Files) -> Result<Self, String> {
+        let identity = match (&files.certificate, &files.key) {
             (Some(certificate), Some(key)) => Some(Identity::new(certificate, key)?),
             (None, None) => None,
             (Some(_), None) => return Err(half("certificate", "key")),
             (None, Some(_)) => return Err(half("key", "certificate")),
         };
         Ok(Self {
-            ca: ca.cloned(),
+            ca: files.ca,
             identity,
         })
     }
+}
 
-    /// Whether any of its keys is configured, which implies TLS.
-    pub const fn is_given(&self) -> bool {
-        self.ca.is_some() || self.identity.is_some()
-    }
+impl ClientTls {
+    /// The keys of the table.
+    pub const KEYS: &[&str] = &["ca", "certificate", "key"];
 
-    /// Checks that none of its keys is configured, where there is no TLS.
+    /// Checks that the table is empty, for a client that does not use TLS.
     ///
     /// # Errors
     ///
-    /// Names the configured key, and `cure`, which says how to get TLS.
-    pub fn forgo(&self, cure: &str) -> Result<(), String> {
-        let given = match (&self.ca, &self.identity) {
+    /// Names the key that is set, and `cure`, which says how to get TLS.
+    pub fn require_unset(&self, cure: &str) -> Result<(), String> {
+        let set = match (&self.ca, &self.identity) {
             (Some(_), _) => "ca",
             (None, Some(_)) => "certificate",
             (None, None) => return Ok(()),
         };
-        Err(format!("`{given}` is given, but there is no TLS; {cure}"))
+        Err(format!("`tls.{set}` is given, but there is no TLS; {cure}"))
     }
 
     /// TLS 1.2 and 1.3.
@@ -86,7 +88,7 @@ impl ClientTls {
     /// When the system's CA bundle is needed and there is none.
     pub fn config(&self) -> Result<ClientConfig, String> {
         let builder = builder()?;
-        Ok(self.identify(match &self.ca {
+        Ok(self.with_identity(match &self.ca {
             Some(ca) => builder.with_root_certificates(ca.roots()),
             None => builder
                 .with_platform_verifier()
@@ -94,7 +96,7 @@ impl ClientTls {
         }))
     }
 
-    /// The same, with `verifier` in place of the CA bundle.
+    /// The same as [`config`](Self::config), with `verifier` in place of the CA bundle.
     ///
     /// # Errors
     ///
@@ -104,10 +106,10 @@ impl ClientTls {
         verifier: Arc<dyn ServerCertVerifier>,
     ) -> Result<ClientConfig, String> {
         let builder = builder()?.dangerous();
-        Ok(self.identify(builder.with_custom_certificate_verifier(verifier)))
+        Ok(self.with_identity(builder.with_custom_certificate_verifier(verifier)))
     }
 
-    fn identify(&self, builder: ConfigBuilder<ClientConfig, WantsClientCert>) -> ClientConfig {
+    fn with_identity(&self, builder: ConfigBuilder<ClientConfig, WantsClientCert>) -> ClientConfig {
         match &self.identity {
             Some(identity) => {
                 let certified = SingleCertAndKey::from(identity.certified.clone());
@@ -122,7 +124,7 @@ impl ClientTls {
         self.ca.as_ref().map(CaBundle::path)
     }
 
-    /// The files of our certificate and its key, for clients that read them themselves.
+    /// The paths of the client's certificate and its key, for clients that read the files themselves.
     pub fn identity(&self) -> Option<(&Path, &Path)> {
         let identity = self.identity.as_ref()?;
         Some((&identity.certificate, &identity.key))
@@ -178,10 +180,11 @@ impl Identity {
     }
 }
 
-/// Our certificate and then its intermediates in a PEM file, which is read while the settings are.
-#[derive(Clone, Debug, Deserialize)]
+/// A PEM file with the client's certificate, followed by its intermediates. The file is read
+/// together with the settings.
+#[derive(Deserialize)]
 #[serde(try_from = "PathBuf")]
-pub struct Certificate {
+struct Certificate {
     path: PathBuf,
     chain: Vec<CertificateDer<'static>>,
 }
@@ -208,13 +211,12 @@ impl TryFrom<PathBuf> for Certificate {
     }
 }
 
-/// The key of a certificate in a PEM file, which is read while the settings are.
-#[derive(Clone, Debug, Deserialize)]
+/// A PEM file with the private key of the certificate. The file is read together with the settings.
+#[derive(Deserialize)]
 #[serde(try_from = "PathBuf")]
-pub struct Key {
+struct Key {
     path: PathBuf,
-    /// Shows nothing of itself.
-    key: Arc<PrivateKeyDer<'static>>,
+    key: PrivateKeyDer<'static>,
 }
 
 impl TryFrom<PathBuf> for Key {
@@ -222,10 +224,7 @@ impl TryFrom<PathBuf> for Key {
 
     fn try_from(path: PathBuf) -> Result<Self, String> {
         match PrivateKeyDer::from_pem_file(&path) {
-            Ok(key) => Ok(Self {
-                path,
-                key: Arc::new(key),
-            }),
+            Ok(key) => Ok(Self { path, key }),
             Err(problem) => {
                 let path = path.display();
                 Err(format!(
@@ -243,19 +242,23 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of the settings `ca`, `certificate` and `key` that name these texts.
-    fn read(texts: [Option<&str>; 3]) -> Result<ClientTls, String> {
+    /// Reads the table of files with these contents: `ca`, `certificate` and `key`.
+    fn read(contents: [Option<&str>; 3]) -> Result<ClientTls, String> {
         let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, text: Option<&str>| {
-            let path = folder.path().join(name);
-            text.map(|text| fs::write(&path, text).map(|()| path).unwrap())
-        };
-        let [ca, certificate, key] = texts;
-        let ca = file("ca.pem", ca).map(CaBundle::try_from).transpose()?;
-        let certificate = file("certificate.pem", certificate).map(Certificate::try_from);
-        let certificate = certificate.transpose()?;
-        let key = file("key.pem", key).map(Key::try_from).transpose()?;
-        ClientTls::new(ca.as_ref(), certificate.as_ref(), key.as_ref())
+        let mut table = String::new();
+        for (key, content) in ClientTls::KEYS.iter().zip(contents) {
+            if let Some(content) = content {
+                let path = folder.path().join(key);
+                fs::write(&path, content).unwrap();
+                table += &format!("{key} = {path:?}\n");
+            }
+        }
+        read_table(&table)
+    }
+
+    fn read_table(table: &str) -> Result<ClientTls, String> {
+        let table = toml::Deserializer::parse(table).unwrap();
+        ClientTls::deserialize(table).map_err(|error| error.message().to_owned())
     }
 
     #[test]
@@ -283,12 +286,12 @@ mod tests {
         }
         for (texts, given) in [
             ([None, None, None], None),
-            ([certificate, None, None], Some("`ca` is given")),
-            ([None, certificate, key], Some("`certificate` is given")),
-            ([certificate, certificate, key], Some("`ca` is given")),
+            ([certificate, None, None], Some("`tls.ca` is given")),
+            ([None, certificate, key], Some("`tls.certificate` is given")),
+            ([certificate, certificate, key], Some("`tls.ca` is given")),
         ] {
             let tls = read(texts).unwrap();
-            let refused = tls.forgo("add it").err();
+            let refused = tls.require_unset("add it").err();
             assert_eq!(refused.is_some(), given.is_some(), "{refused:?}");
             assert!(
                 refused
@@ -302,12 +305,8 @@ mod tests {
 
     #[test]
     fn files_that_cannot_be_read_are_named() {
-        let nowhere = PathBuf::from("/nonexistent/client.pem");
-        let refused = [
-            Certificate::try_from(nowhere.clone()).unwrap_err(),
-            Key::try_from(nowhere).unwrap_err(),
-        ];
-        for refused in refused {
+        for key in ClientTls::KEYS {
+            let refused = read_table(&format!("{key} = '/nonexistent/client.pem'")).unwrap_err();
             assert!(
                 refused.starts_with("/nonexistent/client.pem cannot"),
                 "{refused}"
@@ -318,9 +317,9 @@ mod tests {
     #[test]
     fn a_key_is_not_shown() {
         let made = rcgen::generate_simple_self_signed(["client".to_owned()]).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(&file, made.signing_key.serialize_pem()).unwrap();
-        let shown = format!("{:?}", Key::try_from(file.path().to_owned()).unwrap());
-        assert!(shown.contains("secret key elided"), "{shown}");
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let tls = read([None, Some(&certificate), Some(&key)]).unwrap();
+        let secret = key.lines().nth(1).unwrap();
+        assert!(!format!("{tls:?}").contains(secret), "{tls:?}");
     }
 }

@@ -5,7 +5,10 @@ use super::{
     report::{Problem, Span},
     section::Hints,
 };
-use crate::spanned::{Found, Kind, Path, Place, TEXT_OR_TABLE};
+use crate::{
+    client_tls::ClientTls,
+    spanned::{Found, Kind, Path, Place, TEXT_OR_TABLE},
+};
 
 const TABLE: &str = "a table";
 
@@ -94,6 +97,9 @@ impl Writer<'_> {
     ) -> Problem {
         let known: Vec<_> = self.hints.keys_of(table, expected).collect();
         let help = match nearest(field, known.iter().copied()) {
+            _ if ClientTls::KEYS.contains(&field) && known.contains(&"tls") => {
+                format!("it is a key of `tls` now: write `tls = {{ {field} = ... }}`")
+            }
             Some(meant) => format!("did you mean `{meant}`?"),
             None if known.is_empty() => "there are no keys here; take it out".to_owned(),
             None => format!("the keys here are {}", list(known)),

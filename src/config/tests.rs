@@ -225,6 +225,10 @@ fn the_shipped_reference_names_every_key() {
             "retry = ",
         ),
         (
+            "[handlers.x]\nkind = \"http\"\n[handlers.x.tls]",
+            "tls = { ca",
+        ),
+        (
             "[handlers.x]\nkind = \"redis\"\n[handlers.x.wait]",
             "wait = ",
         ),

@@ -89,7 +89,7 @@ impl Dial {
             let config = tls.config().map_err(BuildError)?;
             Some((Arc::new(config).into(), server_name(&host)?))
         } else {
-            tls.forgo(&schemes.cure()).map_err(BuildError)?;
+            tls.require_unset(&schemes.cure()).map_err(BuildError)?;
             None
         };
         Ok(Self {

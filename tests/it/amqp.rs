@@ -260,7 +260,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
     let home = Home::new(&[]);
     let shown = broker.client.settings(home.path());
     let unknown = format!("{url}\nrouting_key = \"tls\"");
-    let nameless = format!("{unknown}\nca = \"{{dir}}/ca.pem\"");
+    let nameless = format!("{unknown}\ntls.ca = \"{{dir}}/ca.pem\"");
     let known = format!("{nameless}\n{shown}");
     std::fs::write(home.path().join("ca.pem"), &broker.authority).unwrap();
     home.configure(&[

@@ -589,7 +589,7 @@ impl Identity {
         let (certificate, key) = (dir.join("client.pem"), dir.join("client-key.pem"));
         fs::write(&certificate, &self.certificate).unwrap();
         fs::write(&key, &self.key).unwrap();
-        format!("certificate = {certificate:?}\nkey = {key:?}")
+        format!("tls.certificate = {certificate:?}\ntls.key = {key:?}")
     }
 }
 

@@ -38,9 +38,9 @@ fn both_sides_verify_each_other() {
     let home = Home::new(&[]);
     fs::write(home.path().join("ca.pem"), &tls.authority).unwrap();
     fs::write(home.path().join("other.pem"), certificate().0).unwrap();
-    let ca = "ca = \"{dir}/ca.pem\"\n";
+    let ca = "tls.ca = \"{dir}/ca.pem\"\n";
     let shown = tls.client.settings(home.path());
-    let wary = format!("ca = \"{{dir}}/other.pem\"\n{shown}");
+    let wary = format!("tls.ca = \"{{dir}}/other.pem\"\n{shown}");
     home.configure(&[
         ENDPOINTS,
         &handler("nameless", &receiver, ca),

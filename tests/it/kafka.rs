@@ -287,7 +287,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
     let home = Home::new(&[]);
     std::fs::write(home.path().join("ca.pem"), &relay.tls.authority).unwrap();
     let shown = relay.tls.client.settings(home.path());
-    let ca = "ca = \"{dir}/ca.pem\"";
+    let ca = "tls.ca = \"{dir}/ca.pem\"";
     home.configure(&[
         ENDPOINTS,
         &handler("known", &broker, &format!("{ca}\n{shown}")),

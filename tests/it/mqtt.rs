@@ -260,7 +260,11 @@ fn over_tls_the_broker_is_who_the_authority_says() {
     fs::write(home.path().join("ca.pem"), &broker.authority).unwrap();
     home.configure(&[
         ENDPOINTS,
-        &handler("known", &broker, &format!("{url}\nca = \"{{dir}}/ca.pem\"")),
+        &handler(
+            "known",
+            &broker,
+            &format!("{url}\ntls.ca = \"{{dir}}/ca.pem\""),
+        ),
         &handler("unknown", &broker, &url),
     ]);
     let service = home.start();
@@ -283,7 +287,7 @@ fn a_broker_that_asks_for_a_certificate_is_shown_it() {
     fs::write(home.path().join("ca.pem"), &broker.authority).unwrap();
     let shown = broker.client.settings(home.path());
     let nameless = format!(
-        "url = \"mqtts://localhost:{}\"\nca = \"{{dir}}/ca.pem\"",
+        "url = \"mqtts://localhost:{}\"\ntls.ca = \"{{dir}}/ca.pem\"",
         broker.mutual_port
     );
     home.configure(&[

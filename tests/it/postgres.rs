@@ -154,7 +154,7 @@ fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
     let url = url.replace("sslmode=disable", "sslmode=verify-full");
     let home = Home::new(&[]);
     fs::write(home.path().join("ca.pem"), authority).unwrap();
-    let known = format!("url = \"{url}\"\nca = \"{{dir}}/ca.pem\"\n");
+    let known = format!("url = \"{url}\"\ntls.ca = \"{{dir}}/ca.pem\"\n");
 
     home.configure(&[&config(&known)]);
     let refused = home.run(&["serve"]);

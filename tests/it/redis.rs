@@ -416,8 +416,8 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
     let at = format!("rediss://127.0.0.1:{secure}");
     let home = Home::new(&[
         ENDPOINTS,
-        &handler("trusting", &at, &format!("ca = {known:?}")),
-        &handler("wary", &at, &format!("ca = {unknown:?}")),
+        &handler("trusting", &at, &format!("tls.ca = {known:?}")),
+        &handler("wary", &at, &format!("tls.ca = {unknown:?}")),
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
@@ -439,7 +439,7 @@ fn a_server_that_asks_for_a_certificate_is_shown_it() {
     let (server, secure) = start_secure(&more);
     let shown = identity.settings(server.dir());
     let at = format!("rediss://127.0.0.1:{secure}");
-    let ca = format!("ca = {:?}", server.dir().join("cert.pem"));
+    let ca = format!("tls.ca = {:?}", server.dir().join("cert.pem"));
     let home = Home::new(&[
         ENDPOINTS,
         &handler("named", &at, &format!("{ca}\n{shown}")),

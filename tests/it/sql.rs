@@ -365,7 +365,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
         &warehouse(
             &url,
             statement,
-            &format!("ca = \"{{dir}}/ca.pem\"\n{shown}"),
+            &format!("tls.ca = \"{{dir}}/ca.pem\"\n{shown}"),
         ),
     ]);
     service.signal("HUP");

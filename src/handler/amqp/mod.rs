@@ -53,7 +53,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
+use crate::{cleartext::CleartextWarning, secret::Secret};
 use session::{Publication, Session};
 use settings::SCHEMES;
 
@@ -80,9 +80,7 @@ url = "amqps://rabbitmq.example.com"
 vhost = "/"
 username = "hookswitch"                         # "guest" by default, as is the password
 password = { env = "AMQP_PASSWORD" }
-# ca = "/etc/hookswitch/rabbitmq-ca.pem"         # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/rabbitmq.pem"   # shown to a broker that asks for one
-# key = "/etc/hookswitch/rabbitmq-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/rabbitmq.pem", key = "/etc/hookswitch/rabbitmq-key.pem" }
 exchange = "telephony"                          # must be there; "" routes by the queue's name
 routing_key = "{type}"                          # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
 format = "structured"                           # or "binary", "raw"
@@ -97,12 +95,7 @@ connect_timeout = "5s"
 
     fn build(self, context: &BuildContext) -> Result<Amqp, BuildError> {
         let patience = self.connect_timeout.min(context.timeout);
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        );
-        let dial = Dial::new(&self.url.0, SCHEMES, &tls.map_err(BuildError)?)?;
+        let dial = Dial::new(&self.url.0, SCHEMES, &self.tls)?;
         Ok(Amqp {
             uri: self.uri(&dial),
             dial,
@@ -286,7 +279,7 @@ mod tests {
 
     fn uri(url: &str, more: &str) -> AMQPUri {
         let settings = settings(url, more).unwrap();
-        let dial = Dial::new(&settings.url.0, SCHEMES, &ClientTls::default()).unwrap();
+        let dial = Dial::new(&settings.url.0, SCHEMES, &settings.tls).unwrap();
         settings.uri(&dial)
     }
 

@@ -56,9 +56,7 @@ url = "https://crm.example.com/hooks"                   # or { env = "CRM_URL" }
 format = "structured"                                   # or "binary", "raw"
 signing_secret = { env = "CRM_SIGNING_SECRET" }         # Standard Webhooks
 headers = { x-tenant = "acme", authorization = { env = "CRM_AUTHORIZATION" } }
-# ca = "/etc/hookswitch/crm-ca.pem"                     # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/crm.pem"               # shown to a receiver that asks for one
-# key = "/etc/hookswitch/crm-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/crm.pem", key = "/etc/hookswitch/crm-key.pem" }
 connect_timeout = "5s"
 # proxy = "http://proxy.example.com:3128"
 retry = { attempts = 12, first = "1s", ceiling = "1h" }
@@ -74,7 +72,7 @@ timeout = "10s"
 
     fn build(self, context: &BuildContext) -> Result<Http, BuildError> {
         let tls = self.tls().map_err(BuildError)?;
-        let builder = client::builder(context, self.connect_timeout, &tls)?;
+        let builder = client::builder(context, self.connect_timeout, tls)?;
         let builder = match self.proxy {
             Some(Destination(url)) => {
                 builder.proxy(reqwest::Proxy::all(url).map_err(client::refuse)?)

@@ -7,9 +7,8 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    ca_bundle::CaBundle,
     cleartext::CleartextWarning,
-    client_tls::{Certificate, ClientTls, Key},
+    client_tls::ClientTls,
     handler::{self, message::Format, text::Text},
     quantity,
     secret::Secret,
@@ -32,12 +31,9 @@ pub(in crate::handler) struct Settings {
     /// What is sent besides.
     #[serde(default)]
     pub(super) headers: HashMap<Name, Value>,
-    /// Who may vouch for the receiver, and for the proxy.
-    ca: Option<CaBundle>,
-    /// What the receiver or the proxy is shown, if it asks for a certificate.
-    certificate: Option<Certificate>,
-    /// The key of that.
-    key: Option<Key>,
+    /// The CA bundle and the client certificate, for the receiver and for the proxy.
+    #[serde(default)]
+    tls: ClientTls,
     /// How long a connection may take to be made.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     pub(super) connect_timeout: Duration,
@@ -46,22 +42,17 @@ pub(in crate::handler) struct Settings {
 }
 
 impl Settings {
-    /// What was said of TLS.
+    /// The setting `tls`.
     ///
     /// # Errors
     ///
-    /// See [`ClientTls::new`]; and when it is spoken with neither the receiver nor the proxy.
-    pub(super) fn tls(&self) -> Result<ClientTls, String> {
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        )?;
+    /// When `tls` is set, and neither the receiver nor the proxy uses TLS.
+    pub(super) fn tls(&self) -> Result<&ClientTls, String> {
         let mut hops = iter::once(&self.url).chain(&self.proxy);
         if !hops.any(|Destination(url)| url.scheme() == "https") {
-            tls.forgo(TLS)?;
+            self.tls.require_unset(TLS)?;
         }
-        Ok(tls)
+        Ok(&self.tls)
     }
 
     /// The warnings about credentials that are sent to the receiver or the proxy without TLS.

@@ -60,10 +60,7 @@ impl HandlerKind for Settings {
 kind = "kafka"
 events = ["*"]
 brokers = ["kafka-1.example.com:9093", "kafka-2.example.com:9093"]
-# tls = false                                           # true but for brokers on this machine
-# ca = "/etc/hookswitch/kafka-ca.pem"                   # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/kafka.pem"             # shown to a broker that asks for one
-# key = "/etc/hookswitch/kafka-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/kafka.pem", key = "/etc/hookswitch/kafka-key.pem" }
 username = "hookswitch"                                 # none by default, and no password
 password = { env = "KAFKA_PASSWORD" }
 mechanism = "SCRAM-SHA-512"                             # or "SCRAM-SHA-256", "PLAIN"
@@ -240,7 +237,7 @@ impl ClientContext for Trouble {
             return;
         }
         // The client names its setting, which is called otherwise here.
-        let reason = reason.replace("ssl.ca.location", "`ca`");
+        let reason = reason.replace("ssl.ca.location", "`tls.ca`");
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 }

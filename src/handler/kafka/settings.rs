@@ -1,12 +1,13 @@
 //! What the TOML says of a `kafka` handler.
 
+use std::fmt;
+
 use rdkafka::ClientConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    ca_bundle::CaBundle,
     cleartext::{self, CleartextWarning},
-    client_tls::{Certificate, ClientTls, Key},
+    client_tls::ClientTls,
     handler::{BuildContext, message::Format},
     secret::Secret,
 };
@@ -23,14 +24,9 @@ const LARGEST_QUEUE: usize = 10_000_000;
 pub(in crate::handler) struct Settings {
     /// Some brokers, who name the others.
     brokers: Brokers,
-    /// Whether TLS is spoken with them; where nothing is said, with those on other machines.
-    tls: Option<bool>,
-    /// Who may vouch for a broker.
-    ca: Option<CaBundle>,
-    /// What a broker is shown, if it asks for a certificate.
-    certificate: Option<Certificate>,
-    /// The key of that.
-    key: Option<Key>,
+    /// Whether TLS is used, and the CA bundle and the client certificate. By default, TLS is used
+    /// unless all brokers are on this machine.
+    tls: Option<Tls>,
     /// As whom.
     username: Option<String>,
     /// What proves it.
@@ -101,6 +97,41 @@ impl TryFrom<Vec<String>> for Brokers {
     }
 }
 
+/// The setting `tls`: a table as for every client, or a boolean, since the address of a broker does
+/// not say whether to use TLS.
+#[derive(Debug)]
+enum Tls {
+    Off,
+    On(ClientTls),
+}
+
+impl<'de> Deserialize<'de> for Tls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(BooleanOrTable)
+    }
+}
+
+struct BooleanOrTable;
+
+impl<'de> de::Visitor<'de> for BooleanOrTable {
+    type Value = Tls;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`true`, `false`, or a table with `ca`, `certificate` and `key`")
+    }
+
+    fn visit_bool<E: de::Error>(self, is_on: bool) -> Result<Tls, E> {
+        Ok(match is_on {
+            true => Tls::On(ClientTls::default()),
+            false => Tls::Off,
+        })
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Tls, A::Error> {
+        ClientTls::deserialize(de::value::MapAccessDeserializer::new(map)).map(Tls::On)
+    }
+}
+
 /// How to have TLS.
 const TLS: &str = "leave `tls = false` out";
 
@@ -154,9 +185,9 @@ impl Settings {
             .set("message.max.bytes", "1000000000")
             // Attempts that were given up leave theirs behind for a moment.
             .set("queue.buffering.max.messages", queue.to_string());
-        let is_tls = self.set_tls(&mut config)?;
+        self.set_tls(&mut config);
         let is_user = self.set_user(&mut config)?;
-        let protocol = match (is_user, is_tls) {
+        let protocol = match (is_user, self.is_tls()) {
             (false, false) => "plaintext",
             (false, true) => "ssl",
             (true, false) => "sasl_plaintext",
@@ -168,28 +199,27 @@ impl Settings {
 
     /// The warning about a password that is sent without TLS.
     pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
-        if self.password.is_none() || self.tls != Some(false) {
+        if self.password.is_none() || !matches!(self.tls, Some(Tls::Off)) {
             return None;
         }
         CleartextWarning::new("tls", "its password", &self.brokers.hosts, TLS)
     }
 
-    /// Whether TLS is spoken, and how.
-    fn set_tls(&self, config: &mut ClientConfig) -> Result<bool, String> {
-        let (ca, certificate, key) = (&self.ca, &self.certificate, &self.key);
-        let tls = ClientTls::new(ca.as_ref(), certificate.as_ref(), key.as_ref())?;
-        let is_tls = self.tls.unwrap_or_else(|| {
-            let are_here = self
-                .brokers
-                .hosts
-                .iter()
-                .all(|host| cleartext::is_loopback(host));
-            tls.is_given() || !are_here
-        });
-        if !is_tls {
-            tls.forgo(TLS)?;
-            return Ok(false);
+    /// Whether TLS is used.
+    fn is_tls(&self) -> bool {
+        let mut hosts = self.brokers.hosts.iter();
+        match &self.tls {
+            Some(Tls::Off) => false,
+            Some(Tls::On(_)) => true,
+            None => hosts.any(|host| !cleartext::is_loopback(host)),
         }
+    }
+
+    /// Sets the files of TLS.
+    fn set_tls(&self, config: &mut ClientConfig) {
+        let Some(Tls::On(tls)) = &self.tls else {
+            return;
+        };
         if let Some(ca) = tls.ca() {
             config.set("ssl.ca.location", ca.to_string_lossy());
         }
@@ -198,7 +228,6 @@ impl Settings {
                 .set("ssl.certificate.location", certificate.to_string_lossy())
                 .set("ssl.key.location", key.to_string_lossy());
         }
-        Ok(true)
     }
 
     /// Whether we are somebody, and who.
@@ -277,34 +306,23 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(&file, made.cert.pem()).unwrap();
-        let ca = format!("ca = {:?}", file.path());
+        let ca = format!("tls.ca = {:?}", file.path());
         let user_without_tls = format!("{USER}\ntls = false");
         for (broker, more, expected) in [
-            ("kafka", "", Ok("ssl")),
-            ("127.0.0.1", "", Ok("plaintext")),
-            ("[::1]", "", Ok("plaintext")),
-            ("localhost", "", Ok("plaintext")),
-            ("localhost", "tls = true", Ok("ssl")),
-            ("localhost", &ca, Ok("ssl")),
-            ("kafka", "tls = false", Ok("plaintext")),
-            ("kafka", USER, Ok("sasl_ssl")),
-            ("localhost", USER, Ok("sasl_plaintext")),
-            ("kafka", &user_without_tls, Ok("sasl_plaintext")),
-            (
-                "kafka",
-                &format!("{ca}\ntls = false"),
-                Err("`ca` is given, but there is no TLS; leave `tls = false` out"),
-            ),
+            ("kafka", "", "ssl"),
+            ("127.0.0.1", "", "plaintext"),
+            ("[::1]", "", "plaintext"),
+            ("localhost", "", "plaintext"),
+            ("localhost", "tls = true", "ssl"),
+            ("localhost", &ca, "ssl"),
+            ("kafka", "tls = false", "plaintext"),
+            ("kafka", USER, "sasl_ssl"),
+            ("localhost", USER, "sasl_plaintext"),
+            ("kafka", &user_without_tls, "sasl_plaintext"),
         ] {
-            let client = client(broker, more);
-            match expected {
-                Ok(protocol) => assert_eq!(
-                    client.unwrap().get("security.protocol"),
-                    Some(protocol),
-                    "{broker} {more}"
-                ),
-                Err(why) => assert!(client.unwrap_err().contains(why), "{broker} {more}"),
-            }
+            let client = client(broker, more).unwrap();
+            let protocol = client.get("security.protocol");
+            assert_eq!(protocol, Some(expected), "{broker} {more}");
         }
     }
 

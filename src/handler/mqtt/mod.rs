@@ -41,7 +41,7 @@ use super::{
     message::{Format, Message},
     template::Template,
 };
-use crate::{cleartext::CleartextWarning, client_tls::ClientTls};
+use crate::cleartext::CleartextWarning;
 use session::{Failure, Publication, Session};
 use settings::{SCHEMES, is_text};
 
@@ -60,9 +60,7 @@ events = ["*"]
 url = "mqtts://mqtt.example.com"
 username = "hookswitch"                         # none by default, and no password
 password = { env = "MQTT_PASSWORD" }
-# ca = "/etc/hookswitch/mqtt-ca.pem"             # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/mqtt.pem"       # shown to a broker that asks for one
-# key = "/etc/hookswitch/mqtt-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/mqtt.pem", key = "/etc/hookswitch/mqtt-key.pem" }
 # client_id = "hookswitch-1"                     # one's own for each replica; random by default
 topic = "telephony/{type}"                      # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
 format = "structured"                           # or "binary", "raw"
@@ -78,12 +76,7 @@ connect_timeout = "5s"
     }
 
     fn build(self, context: &BuildContext) -> Result<Mqtt, BuildError> {
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        );
-        let dial = Dial::new(&self.url.0, SCHEMES, &tls.map_err(BuildError)?)?;
+        let dial = Dial::new(&self.url.0, SCHEMES, &self.tls)?;
         let patience = self.connect_timeout.min(context.timeout);
         Ok(Mqtt {
             options: self.options(dial, patience),
@@ -317,7 +310,9 @@ mod tests {
             concurrency: 8,
             timeout: Duration::from_secs(10),
         };
-        let refused = settings(&format!("ca = {path:?}")).unwrap().build(&context);
+        let refused = settings(&format!("tls.ca = {path:?}"))
+            .unwrap()
+            .build(&context);
         let problem = refused.err().unwrap().to_string();
         assert!(problem.contains("mqtts://"), "{problem}");
     }

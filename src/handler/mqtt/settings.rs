@@ -6,8 +6,7 @@ use reqwest::Url;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    ca_bundle::CaBundle,
-    client_tls::{Certificate, Key},
+    client_tls::ClientTls,
     handler::{self, dial::Schemes, message::Format, template::Template},
     quantity,
     secret::Secret,
@@ -23,12 +22,9 @@ pub(in crate::handler) struct Settings {
     pub(super) username: Option<String>,
     /// What proves it.
     pub(super) password: Option<Secret>,
-    /// Who vouches for the broker.
-    pub(super) ca: Option<CaBundle>,
-    /// What the broker is shown, if it asks for a certificate.
-    pub(super) certificate: Option<Certificate>,
-    /// The key of that.
-    pub(super) key: Option<Key>,
+    /// The CA bundle and the client certificate.
+    #[serde(default)]
+    pub(super) tls: ClientTls,
     /// What the broker knows this client by; one of its own making, where nothing is said.
     pub(super) client_id: Option<Text>,
     /// Where to in the broker.

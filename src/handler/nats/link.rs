@@ -11,7 +11,7 @@ use async_nats::{Client, ConnectError, ConnectErrorKind, Event, connection::Stat
 use tokio::sync::{Mutex, broadcast};
 
 use super::Settings;
-use crate::{client_tls::ClientTls, handler::with_causes};
+use crate::handler::with_causes;
 
 /// How many of a server's complaints may wait to be looked at by one attempt; each attempt in
 /// flight causes at most a few.
@@ -21,7 +21,6 @@ const COMPLAINTS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Links {
     settings: Settings,
-    tls: ClientTls,
     newest: Mutex<Option<Arc<Link>>>,
 }
 
@@ -34,10 +33,9 @@ pub(super) struct Link {
 }
 
 impl Links {
-    pub(super) fn new(settings: Settings, tls: ClientTls) -> Self {
+    pub(super) fn new(settings: Settings) -> Self {
         Self {
             settings,
-            tls,
             newest: Mutex::default(),
         }
     }
@@ -56,7 +54,7 @@ impl Links {
         match &*newest {
             Some(link) if link.client.connection_state() == State::Connected => Ok(link.clone()),
             _ => {
-                let link = Link::open(&self.settings, &self.tls).await;
+                let link = Link::open(&self.settings).await;
                 let link = Arc::new(link.map_err(|error| describe(&error))?);
                 *newest = Some(link.clone());
                 Ok(link)
@@ -66,10 +64,10 @@ impl Links {
 }
 
 impl Link {
-    async fn open(settings: &Settings, tls: &ClientTls) -> Result<Self, ConnectError> {
+    async fn open(settings: &Settings) -> Result<Self, ConnectError> {
         let (events, _) = broadcast::channel(COMPLAINTS);
         let heard = events.clone();
-        let options = settings.options(tls).event_callback(move |event| {
+        let options = settings.options().event_callback(move |event| {
             // An `Err` says that no attempt is in flight that could want to know.
             heard.send(event).ok();
             std::future::ready(())

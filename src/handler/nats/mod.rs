@@ -68,9 +68,7 @@ auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
 # auth = { token = { env = "NATS_TOKEN" } }             # one of the four, or none
 # auth = { nkey = { file = "/run/secrets/nats.nk" } }    # a user's seed
 # auth = { credentials = { file = "/run/secrets/nats.creds" } }
-# ca = "/etc/hookswitch/nats-ca.pem"                    # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/nats.pem"              # shown to a server that asks for one
-# key = "/etc/hookswitch/nats-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/nats.pem", key = "/etc/hookswitch/nats-key.pem" }
 connect_timeout = "5s"
 "#;
     type Handler = Nats;
@@ -80,9 +78,9 @@ connect_timeout = "5s"
     }
 
     fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {
-        let tls = self.tls().map_err(BuildError)?;
+        self.check().map_err(BuildError)?;
         Ok(Nats {
-            links: Links::new(self, tls),
+            links: Links::new(self),
         })
     }
 }

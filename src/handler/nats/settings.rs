@@ -7,9 +7,8 @@ use serde::Deserialize;
 
 use super::{auth::Auth, subject::Subject};
 use crate::{
-    ca_bundle::CaBundle,
     cleartext::CleartextWarning,
-    client_tls::{Certificate, ClientTls, Key},
+    client_tls::ClientTls,
     handler::{self, broker, message::Format},
     quantity,
 };
@@ -27,12 +26,9 @@ pub(in crate::handler) struct Settings {
     pub(super) format: Format,
     /// Who we are; nobody where nothing is said.
     auth: Option<Auth>,
-    /// Who may vouch for a server.
-    ca: Option<CaBundle>,
-    /// What a server is shown, if it asks for a certificate.
-    certificate: Option<Certificate>,
-    /// The key of that.
-    key: Option<Key>,
+    /// The CA bundle and the client certificate.
+    #[serde(default)]
+    tls: ClientTls,
     /// How long a connection to one server may take to be made.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
     connect_timeout: Duration,
@@ -76,21 +72,16 @@ impl TryFrom<String> for Server {
 }
 
 impl Settings {
-    /// What was said of TLS.
+    /// Checks that `tls` is left out if no server is to use TLS.
     ///
     /// # Errors
     ///
-    /// See [`ClientTls::new`]; and when TLS is not asked for.
-    pub(super) fn tls(&self) -> Result<ClientTls, String> {
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        )?;
-        if !self.is_tls() {
-            tls.forgo(TLS)?;
+    /// When `tls` is set nevertheless.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.is_tls() {
+            true => Ok(()),
+            false => self.tls.require_unset(TLS),
         }
-        Ok(tls)
     }
 
     /// Whether TLS is asked for. A server may name others of its cluster, and without a scheme, so one
@@ -110,7 +101,7 @@ impl Settings {
     }
 
     /// How a connection is made.
-    pub(super) fn options(&self, tls: &ClientTls) -> ConnectOptions {
+    pub(super) fn options(&self) -> ConnectOptions {
         let options = ConnectOptions::new()
             .name("hookswitch")
             .require_tls(self.is_tls())
@@ -118,11 +109,11 @@ impl Settings {
             .ping_interval(PING_INTERVAL)
             // One try at each: see [`super::link`].
             .max_reconnects(self.servers.0.len());
-        let options = match tls.ca() {
+        let options = match self.tls.ca() {
             Some(ca) => options.add_root_certificates(ca.to_owned()),
             None => options,
         };
-        let options = match tls.identity() {
+        let options = match self.tls.identity() {
             Some((certificate, key)) => {
                 options.add_client_certificate(certificate.to_owned(), key.to_owned())
             }
@@ -164,7 +155,7 @@ mod tests {
                 "scheme is not",
             ),
             (
-                format!("{{ {subject}, {servers}, ca = \"/nonexistent\" }}"),
+                format!("{{ {subject}, {servers}, tls = {{ ca = \"/nonexistent\" }} }}"),
                 "cannot be read",
             ),
         ] {

@@ -60,9 +60,7 @@ events = ["*"]
 url = "rediss://redis.example.com:6379/0"               # "redis://" without TLS
 username = "hookswitch"                                 # an ACL user; leave it out for `requirepass`
 password = { env = "REDIS_PASSWORD" }
-# ca = "/etc/hookswitch/redis-ca.pem"                   # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/redis.pem"             # shown to a server that asks for one
-# key = "/etc/hookswitch/redis-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/redis.pem", key = "/etc/hookswitch/redis-key.pem" }
 stream = "telephony"
 maxlen = 1_000_000                                      # about; without it, the stream is never cut
 format = "structured"                                   # or "binary", "raw"

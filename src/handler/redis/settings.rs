@@ -9,9 +9,8 @@ use reqwest::Url;
 use serde::Deserialize;
 
 use crate::{
-    ca_bundle::CaBundle,
     cleartext::CleartextWarning,
-    client_tls::{Certificate, ClientTls, Key},
+    client_tls::ClientTls,
     handler::{self, broker, message::Format},
     quantity,
     secret::Secret,
@@ -27,12 +26,9 @@ pub(in crate::handler) struct Settings {
     username: Option<String>,
     /// The proof of it.
     password: Option<Secret>,
-    /// Who may vouch for the server.
-    ca: Option<CaBundle>,
-    /// What the server is shown, if it asks for a certificate.
-    certificate: Option<Certificate>,
-    /// The key of that.
-    key: Option<Key>,
+    /// The CA bundle and the client certificate.
+    #[serde(default)]
+    tls: ClientTls,
     /// The key of the stream.
     pub(super) stream: Stream,
     /// About how many entries the stream is cut down to; it grows for ever where nothing is said.
@@ -145,11 +141,6 @@ impl Settings {
     ///
     /// When what was said of TLS goes ill together, or its files can no longer be read.
     pub(super) fn client(&self) -> Result<Client, String> {
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        )?;
         let Address(_, info) = self.url.clone();
         let mut redis = info.redis_settings().clone();
         if let Some(username) = &self.username {
@@ -160,11 +151,11 @@ impl Settings {
         }
         let info = info.set_redis_settings(redis);
         let client = if self.url.is_tls() {
-            certificates(&tls)
+            certificates(&self.tls)
                 .map_err(RedisError::from)
                 .and_then(|certificates| Client::build_with_tls(info, certificates))
         } else {
-            tls.forgo(TLS)?;
+            self.tls.require_unset(TLS)?;
             Client::open(info)
         };
         client.map_err(|error| error.category().to_owned())
@@ -275,9 +266,9 @@ mod tests {
             fs::write(&path, pem).unwrap();
             format!("{name} = {path:?}")
         };
-        let ca = setting("ca", made.cert.pem());
-        let certificate = setting("certificate", made.cert.pem());
-        let key = setting("key", made.signing_key.serialize_pem());
+        let ca = setting("tls.ca", made.cert.pem());
+        let certificate = setting("tls.certificate", made.cert.pem());
+        let key = setting("tls.key", made.signing_key.serialize_pem());
         for more in [ca, format!("{certificate}, {key}")] {
             let refused = read(&more).unwrap().client().err().unwrap();
             assert!(refused.contains("with \"rediss://\""), "{refused}");

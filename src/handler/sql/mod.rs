@@ -50,12 +50,7 @@ use serde::{Deserialize, Deserializer, de};
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
 };
-use crate::{
-    ca_bundle::CaBundle,
-    cleartext::CleartextWarning,
-    client_tls::{Certificate, ClientTls, Key},
-    secret::Secret,
-};
+use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
 use field::Row;
 use postgres::Postgres;
 use sqlite::Sqlite;
@@ -71,12 +66,9 @@ pub(super) struct Settings {
     statement: Template,
     /// The password, where it is not in the URL.
     password: Option<Secret>,
-    /// The CA bundle; by default the system's.
-    ca: Option<CaBundle>,
-    /// What the server is shown, if it asks for a certificate.
-    certificate: Option<Certificate>,
-    /// The key of that.
-    key: Option<Key>,
+    /// The CA bundle and the client certificate.
+    #[serde(default)]
+    tls: ClientTls,
 }
 
 /// A database, by the scheme of its URL.
@@ -118,9 +110,7 @@ INSERT INTO events (id, type, subject, time, data)
 VALUES (:id, :type, :subject, :time, :data)
 ON CONFLICT (id) DO NOTHING
 """
-# ca = "/etc/hookswitch/ca.pem"     # the CA bundle; default: the system's
-# certificate = "/etc/hookswitch/warehouse.pem" # shown to a server that asks for one
-# key = "/etc/hookswitch/warehouse-key.pem"
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/warehouse.pem", key = "/etc/hookswitch/warehouse-key.pem" }
 retry = { attempts = 12, first = "1s", ceiling = "1h" }
 order = "key"                       # or "none"
 concurrency = 8                     # for PostgreSQL, connections as well
@@ -137,18 +127,12 @@ timeout = "10s"
     }
 
     fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        )
-        .map_err(BuildError)?;
         Ok(match self.url {
             Database::Postgres(mut config) => {
                 if let Some(password) = &self.password {
                     config.set_password(password)?;
                 }
-                let postgres = Postgres::new(*config, &self.statement, &tls, context)?;
+                let postgres = Postgres::new(*config, &self.statement, &self.tls, context)?;
                 Sql::Postgres(Box::new(postgres))
             }
             Database::Sqlite(_) if self.password.is_some() => {
@@ -159,7 +143,7 @@ timeout = "10s"
             }
             Database::Sqlite(config) => {
                 let cure = "SQLite has no use for it; leave it out";
-                tls.forgo(cure).map_err(BuildError)?;
+                self.tls.require_unset(cure).map_err(BuildError)?;
                 Sql::Sqlite(Sqlite::new(config, &self.statement, context))
             }
         })

@@ -193,7 +193,11 @@ fn settings_that_cannot_work_are_refused_while_they_are_read() {
         (url, "statement = 'SELECT :name'", ":id, :source, :type"),
         (url, "statement = ''", "is empty"),
         (url, "", "statement"),
-        (url, "statement = 'SELECT :id'\nca = '/nowhere'", "/nowhere"),
+        (
+            url,
+            "statement = 'SELECT :id'\ntls.ca = '/nowhere'",
+            "/nowhere",
+        ),
     ] {
         let refused = settings(&format!("{url}\n{statement}")).unwrap_err();
         assert!(refused.contains(why), "{url} {statement}: {refused}");
@@ -210,16 +214,12 @@ fn settings_that_cannot_work_together_are_refused() {
     let statement = "statement = 'SELECT 1'";
     for (more, why) in [
         (
-            format!("url = 'sqlite:x.db'\nca = {ca:?}"),
-            "`ca` is given, but there is no TLS; SQLite has no use for it",
+            format!("url = 'sqlite:x.db'\ntls.ca = {ca:?}"),
+            "`tls.ca` is given, but there is no TLS; SQLite has no use for it",
         ),
         (
-            format!("url = 'postgres://u@db/x?sslmode=disable'\nca = {ca:?}"),
-            "`ca` is given, but there is no TLS; write \"sslmode=verify-full\"",
-        ),
-        (
-            format!("url = 'postgres://u@db/x'\ncertificate = {ca:?}"),
-            "without `key`",
+            format!("url = 'postgres://u@db/x?sslmode=disable'\ntls.ca = {ca:?}"),
+            "`tls.ca` is given, but there is no TLS; write \"sslmode=verify-full\"",
         ),
         (
             "url = 'sqlite:x.db'\npassword = 'hush'".to_owned(),

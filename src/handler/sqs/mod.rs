@@ -82,7 +82,7 @@ queue_url = "https://sqs.eu-west-1.amazonaws.com/111122223333/telephony.fifo"
 access_key_id = { env = "SQS_ACCESS_KEY_ID" }           # without keys, AWS's usual sources are asked
 secret_access_key = { env = "SQS_SECRET_ACCESS_KEY" }
 # session_token = { env = "SQS_SESSION_TOKEN" }
-# ca = "/etc/hookswitch/sqs-ca.pem"                     # the CA bundle; default: the system's
+# tls = { ca = "/etc/hookswitch/ca.pem" }
 format = "structured"                                   # or "raw"
 connect_timeout = "5s"
 "#;
@@ -95,7 +95,7 @@ connect_timeout = "5s"
             None => Identity::found(region).map_err(client::refuse)?,
         };
         let tls = self.tls().map_err(BuildError)?;
-        let builder = client::builder(context, self.connect_timeout, &tls)?;
+        let builder = client::builder(context, self.connect_timeout, tls)?;
         Ok(Sqs {
             client: builder.build().map_err(client::refuse)?,
             identity,

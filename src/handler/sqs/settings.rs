@@ -9,7 +9,6 @@ use super::{
     queue::{Queue, Region},
 };
 use crate::{
-    ca_bundle::CaBundle,
     client_tls::ClientTls,
     handler::{self, message::Format, text::Text},
     quantity,
@@ -30,8 +29,9 @@ pub(in crate::handler) struct Settings {
     secret_access_key: Option<Secret>,
     /// What belongs to keys that run out.
     session_token: Option<Secret>,
-    /// Who may vouch for the server.
-    ca: Option<CaBundle>,
+    /// The CA bundle and the client certificate.
+    #[serde(default)]
+    tls: ClientTls,
     /// What a message is.
     #[serde(default)]
     pub(super) format: Form,
@@ -105,17 +105,17 @@ impl Settings {
         ))
     }
 
-    /// What was said of TLS.
+    /// The setting `tls`.
     ///
     /// # Errors
     ///
-    /// When something was, and the URL asks for none.
-    pub(super) fn tls(&self) -> Result<ClientTls, String> {
-        let tls = ClientTls::new(self.ca.as_ref(), None, None)?;
+    /// When `tls` is set, and the URL asks for no TLS.
+    pub(super) fn tls(&self) -> Result<&ClientTls, String> {
         if !self.queue_url.is_tls() {
-            tls.forgo("begin `queue_url` with \"https://\"")?;
+            self.tls
+                .require_unset("begin `queue_url` with \"https://\"")?;
         }
-        Ok(tls)
+        Ok(&self.tls)
     }
 }
 

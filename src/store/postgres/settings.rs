@@ -6,9 +6,8 @@ use serde::{Deserialize, Deserializer, de};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use crate::{
-    ca_bundle::CaBundle,
     cleartext::CleartextWarning,
-    client_tls::{Certificate, ClientTls, Key},
+    client_tls::ClientTls,
     postgres_url::{self, beyond, split_ssl_mode},
     quantity,
     secret::Secret,
@@ -27,14 +26,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Where the database is, and who we are there.
     pub url: Address,
-    /// Certificates of the authorities that may vouch for the server, in a PEM file. The system's
-    /// are asked where nothing is said.
-    pub ca: Option<CaBundle>,
-    /// What the server is shown, if it asks for a certificate: ours and then its intermediates, in a
-    /// PEM file.
-    pub certificate: Option<Certificate>,
-    /// The key of that, in a PEM file.
-    pub key: Option<Key>,
+    /// The CA bundle and the client certificate.
+    #[serde(default)]
+    pub tls: ClientTls,
     /// The most connections for claims, settlements and upkeep: 2 to 100, half of them for claims.
     /// Each replica has five more, for events that arrive, for being woken and for upkeep.
     #[serde(default = "default_connections", deserialize_with = "connections")]
@@ -60,28 +54,24 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// What was said of TLS.
+    /// The setting `tls`.
     ///
     /// # Errors
     ///
-    /// See [`ClientTls::new`]; and when the URL wants no TLS, or nobody to be vouched for.
-    pub(super) fn tls(&self) -> Result<ClientTls, String> {
-        let tls = ClientTls::new(
-            self.ca.as_ref(),
-            self.certificate.as_ref(),
-            self.key.as_ref(),
-        )?;
+    /// When the URL disables TLS or verification, and `tls` asks for it.
+    pub(super) fn tls(&self) -> Result<&ClientTls, String> {
         match self.url.tls {
-            Tls::Disable => tls.forgo(postgres_url::TLS)?,
-            Tls::Require if self.ca.is_some() => {
+            Tls::Disable => self.tls.require_unset(postgres_url::TLS)?,
+            Tls::Require if self.tls.ca().is_some() => {
                 let cure = postgres_url::TLS;
                 return Err(format!(
-                    "`ca` is given, but with the URL's sslmode whoever answers is believed; {cure}"
+                    "`tls.ca` is given, but with the URL's sslmode whoever answers is believed; \
+                     {cure}"
                 ));
             }
             Tls::Require | Tls::VerifyFull => {}
         }
-        Ok(tls)
+        Ok(&self.tls)
     }
 }
 

@@ -38,7 +38,7 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
         bus(
             name,
             &server,
-            &format!("subject = \"telephony\"\nca = {ca:?}"),
+            &format!("subject = \"telephony\"\ntls.ca = {ca:?}"),
         )
     };
     let home = Home::new(&[
@@ -89,7 +89,7 @@ fn a_server_that_asks_for_a_certificate_is_shown_it() {
     let shown = identity.settings(server.dir());
     let handler = |name: &str, more: &str| {
         let ca = server.dir().join("cert.pem");
-        let more = format!("subject = \"telephony\"\nca = {ca:?}\n{more}");
+        let more = format!("subject = \"telephony\"\ntls.ca = {ca:?}\n{more}");
         bus(name, &server, &more)
     };
     let home = Home::new(&[

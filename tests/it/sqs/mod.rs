@@ -11,7 +11,7 @@ use stand_in::{ID, Plan, REGION, SECRET, Sqs};
 
 /// A handler with quick retries and without keys.
 fn keyless(name: &str, sqs: &Sqs, queue: &str, more: &str) -> String {
-    let scheme = if more.contains("ca = ") {
+    let scheme = if more.contains("tls.ca = ") {
         "https"
     } else {
         "http"
@@ -258,7 +258,7 @@ fn over_tls_the_server_is_one_that_an_authority_vouches_for() {
     let sqs = Sqs::start_tls(&certificate, &key);
     let home = Home::new(&[]);
     std::fs::write(home.path().join("ca.pem"), &certificate).unwrap();
-    let ca = handler("known", &sqs, "telephony", "ca = \"{dir}/ca.pem\"");
+    let ca = handler("known", &sqs, "telephony", "tls.ca = \"{dir}/ca.pem\"");
     let unknown = handler("wary", &sqs, "telephony", "").replace("http://", "https://");
     home.configure(&[ENDPOINTS, &ca, &unknown]);
     let service = home.start();

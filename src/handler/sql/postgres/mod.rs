@@ -68,7 +68,7 @@ impl Postgres {
         }
         let tls = match config.get_ssl_mode() {
             SslMode::Disable => {
-                tls.forgo(postgres_url::TLS).map_err(BuildError)?;
+                tls.require_unset(postgres_url::TLS).map_err(BuildError)?;
                 None
             }
             _ => Some(tls.config().map_err(BuildError)?),

@@ -26,6 +26,7 @@ use super::{
     pool::{Durability, Session},
 };
 use crate::{
+    client_tls::ClientTls,
     store::{
         Context, StoreError,
         tests::{self as suite, clock},
@@ -42,9 +43,7 @@ pub(in crate::store) fn place() -> suite::Place {
 fn settings(url: &str) -> Settings {
     Settings {
         url: url.parse().unwrap(),
-        ca: None,
-        certificate: None,
-        key: None,
+        tls: ClientTls::default(),
         connections: 4,
         statement_timeout: Duration::from_secs(30),
         lease: Duration::from_secs(3),
