@@ -109,7 +109,7 @@ pub struct ByOutcome {
 /// By background task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByFollower {
-    /// `claims`, `indexer`, `ledger`, `retention`, `settlements`, `steward`, `upkeep`.
+    /// `claims`, `health-monitor`, `indexer`, `ledger`, `retention`, `settlements`, `upkeep`.
     pub follower: &'static str,
 }
 

@@ -48,7 +48,7 @@ impl Readiness {
                     return Some("starting");
                 };
                 match &*store.health().borrow() {
-                    Health::Sound => store.followers().are_stalled().then_some("unavailable"),
+                    Health::Sound => store.followers().any_stalled().then_some("unavailable"),
                     Health::Unavailable { .. } => Some("unavailable"),
                     Health::Poisoned { .. } => Some("poisoned"),
                 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     event::{EventId, Family, Key, Notification, Pattern},
-    store::{DeliveryRecord, EventFilter, EventRecord, Records},
+    store::{DeliveryDetails, EventDetails, EventFilter, Operator},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -59,10 +59,10 @@ pub(super) struct Show {
     format: Format,
 }
 
-pub(super) fn run(command: &Command, records: &dyn Records) -> anyhow::Result<Exit> {
+pub(super) fn run(command: &Command, operator: &dyn Operator) -> anyhow::Result<Exit> {
     match command {
-        Command::List(args) => list(args, records),
-        Command::Show(args) => show(args, records),
+        Command::List(args) => list(args, operator),
+        Command::Show(args) => show(args, operator),
     }
 }
 
@@ -72,8 +72,8 @@ pub(super) fn id(text: &str) -> Result<EventId, String> {
     text.parse().map_err(|_| help.to_owned())
 }
 
-fn list(args: &List, records: &dyn Records) -> anyhow::Result<Exit> {
-    let events = records.events(&EventFilter {
+fn list(args: &List, operator: &dyn Operator) -> anyhow::Result<Exit> {
+    let events = operator.events(&EventFilter {
         name: args.range.name.clone(),
         since: args.range.since,
         until: args.range.until,
@@ -101,8 +101,8 @@ fn list(args: &List, records: &dyn Records) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn show(args: &Show, records: &dyn Records) -> anyhow::Result<Exit> {
-    let Some(record) = records.event(args.id)? else {
+fn show(args: &Show, operator: &dyn Operator) -> anyhow::Result<Exit> {
+    let Some(record) = operator.event(args.id)? else {
         bail!(
             "there is no event {}; `hookswitch events list` shows the stored ones",
             args.id
@@ -116,7 +116,7 @@ fn show(args: &Show, records: &dyn Records) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn as_json(record: &EventRecord) -> Value {
+fn as_json(record: &EventDetails) -> Value {
     let event = &record.notification;
     let (body, parsed) = (body(event), parsed(event));
     json!({
@@ -134,7 +134,7 @@ fn as_json(record: &EventRecord) -> Value {
     })
 }
 
-fn print(record: &EventRecord) -> anyhow::Result<()> {
+fn print(record: &EventDetails) -> anyhow::Result<()> {
     let event = &record.notification;
     let mut out = io::stdout().lock();
     writeln!(out, "id        {}", event.id)?;
@@ -160,7 +160,7 @@ fn print(record: &EventRecord) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_delivery(out: &mut impl Write, delivery: &DeliveryRecord) -> io::Result<()> {
+fn print_delivery(out: &mut impl Write, delivery: &DeliveryDetails) -> io::Result<()> {
     let state = serde_json::to_value(delivery.state).unwrap_or_default();
     write!(
         out,

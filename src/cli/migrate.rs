@@ -18,7 +18,7 @@ use super::{
 use crate::{
     app::{self, Builder},
     config,
-    store::{self, Step, StoreError, Transferred},
+    store::{self, StoreError, TransferPhase, TransferSummary},
     telemetry::Metrics,
 };
 
@@ -67,17 +67,17 @@ fn named(option: &str, config: &Path) -> String {
 /// `error`, with advice for a transfer that it interrupted.
 fn with_advice(error: StoreError) -> Error {
     match error {
-        StoreError::Different { .. } => Error::new(error),
+        StoreError::TransferMismatch { .. } => Error::new(error),
         error => Error::new(error).context(
             "the move was interrupted; it kept what it had moved, so fix this and run it again",
         ),
     }
 }
 
-fn report(moved: &Transferred) -> anyhow::Result<Exit> {
+fn report(moved: &TransferSummary) -> anyhow::Result<Exit> {
     let mut out = io::stdout().lock();
-    let seen = moved.events + moved.copies + moved.damaged.len() as u64;
-    if moved.is_rest && seen == 0 {
+    let seen = moved.events + moved.duplicates + moved.damaged.len() as u64;
+    if moved.is_incremental && seen == 0 {
         writeln!(out, "nothing to move: all of it was moved before")?;
         return Ok(Exit::Success);
     }
@@ -86,18 +86,18 @@ fn report(moved: &Transferred) -> anyhow::Result<Exit> {
         "{} with {} moved and compared{}; checksum {}",
         count(moved.events, "event"),
         count(moved.deliveries, "delivery"),
-        if moved.is_rest {
+        if moved.is_incremental {
             ", new since the last move"
         } else {
             ""
         },
         moved.checksum,
     )?;
-    if moved.copies > 0 {
+    if moved.duplicates > 0 {
         writeln!(
             out,
             "{} left out, since the database has copies of them",
-            count(moved.copies, "event"),
+            count(moved.duplicates, "event"),
         )?;
     }
     if moved.damaged.is_empty() {
@@ -120,7 +120,7 @@ fn report(moved: &Transferred) -> anyhow::Result<Exit> {
 /// Shows progress on standard error: a bar on a terminal, or else a line for each tenth.
 struct Progress {
     bar: ProgressBar,
-    reported: Option<(Step, u64)>,
+    reported: Option<(TransferPhase, u64)>,
 }
 
 impl Progress {
@@ -131,10 +131,10 @@ impl Progress {
         }
     }
 
-    fn report(&mut self, step: Step, done: u64, total: u64) {
+    fn report(&mut self, step: TransferPhase, done: u64, total: u64) {
         let verb = match step {
-            Step::Move => "moved",
-            Step::Compare => "compared",
+            TransferPhase::Move => "moved",
+            TransferPhase::Compare => "compared",
         };
         let now = (step, done * 10 / total.max(1));
         let is_new = self.reported.replace(now) != Some(now);

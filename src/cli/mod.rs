@@ -114,17 +114,17 @@ pub fn main(builder: &app::Builder) -> ExitCode {
 
 fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
     let config = || -> anyhow::Result<Config> { Ok(builder.load(&cli.config)?) };
-    let records = || -> anyhow::Result<Box<dyn store::Records>> {
-        Ok(config::load_store(&cli.config)?.records(app::now)?)
+    let operator = || -> anyhow::Result<Box<dyn store::Operator>> {
+        Ok(config::load_store(&cli.config)?.operator(app::now)?)
     };
     match &cli.command {
         Command::Serve(args) => serve::run(args, &cli.config, builder),
         Command::Check(args) => check::run(args, &cli.config, &config()?),
         Command::Send(args) => send::run(args, config()?),
         Command::Healthcheck(args) => healthcheck::run(args, &cli.config),
-        Command::Events(command) => events::run(command, &*records()?),
-        Command::Parked(command) => parked::run(command, &mut *records()?),
-        Command::Replay(args) => replay::run(args, &mut *records()?),
+        Command::Events(command) => events::run(command, &*operator()?),
+        Command::Parked(command) => parked::run(command, &mut *operator()?),
+        Command::Replay(args) => replay::run(args, &mut *operator()?),
         Command::Migrate(command) => migrate::run(command, &cli.config, builder),
         Command::Schema(args) => schema::run(args),
         Command::Completions(args) => completions::run(args),

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     app,
     event::{EventId, HandlerName},
-    store::{ParkedDelivery, ParkedFilter, Records},
+    store::{Operator, ParkedDelivery, ParkedFilter},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -52,14 +52,14 @@ pub(super) struct Skip {
     format: Format,
 }
 
-pub(super) fn run(command: &Command, records: &mut dyn Records) -> anyhow::Result<Exit> {
+pub(super) fn run(command: &Command, operator: &mut dyn Operator) -> anyhow::Result<Exit> {
     match command {
         Command::List(args) => {
-            let parked = parked(records, args.handler.as_deref(), args.limit)?;
+            let parked = parked(operator, args.handler.as_deref(), args.limit)?;
             print(args.format, &parked, "no delivery is parked")?;
         }
         Command::Skip(args) => {
-            let skipped = skip(args, records)?;
+            let skipped = skip(args, operator)?;
             let none = "no parked delivery matches, so none is skipped";
             print(args.format, &skipped, none)?;
         }
@@ -68,27 +68,27 @@ pub(super) fn run(command: &Command, records: &mut dyn Records) -> anyhow::Resul
 }
 
 fn parked(
-    records: &dyn Records,
+    operator: &dyn Operator,
     handler: Option<&str>,
     limit: usize,
 ) -> anyhow::Result<Vec<ParkedDelivery>> {
     let handler = handler.map(HandlerName::from);
-    Ok(records.parked(&ParkedFilter { handler, limit })?)
+    Ok(operator.parked(&ParkedFilter { handler, limit })?)
 }
 
 /// Skips the selected deliveries, unless it is a dry run, and returns them.
-fn skip(args: &Skip, records: &mut dyn Records) -> anyhow::Result<Vec<ParkedDelivery>> {
+fn skip(args: &Skip, operator: &mut dyn Operator) -> anyhow::Result<Vec<ParkedDelivery>> {
     if args.ids.is_empty() && args.handler.is_none() {
         bail!("this would skip all parked deliveries; select some with ids or --handler");
     }
-    let mut chosen = parked(records, args.handler.as_deref(), usize::MAX)?;
+    let mut chosen = parked(operator, args.handler.as_deref(), usize::MAX)?;
     chosen.retain(|parked| args.ids.is_empty() || args.ids.contains(&parked.id));
     if !args.dry_run {
         let deliveries = chosen.iter();
         let deliveries: Vec<_> = deliveries
             .map(|parked| (parked.id, parked.handler.clone()))
             .collect();
-        records.skip(&deliveries, &args.reason, app::now())?;
+        operator.skip(&deliveries, &args.reason, app::now())?;
     }
     Ok(chosen)
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     app,
     event::{EventId, HandlerName},
-    store::{Records, ReplaySelection},
+    store::{Operator, ReplaySelection},
 };
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub(super) struct Args {
     format: Format,
 }
 
-pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Exit> {
+pub(super) fn run(args: &Args, operator: &mut dyn Operator) -> anyhow::Result<Exit> {
     let selection = ReplaySelection {
         ids: args.ids.clone(),
         handlers: args
@@ -58,13 +58,13 @@ pub(super) fn run(args: &Args, records: &mut dyn Records) -> anyhow::Result<Exit
              --since, --until or --parked"
         );
     }
-    let plan = records.plan(&selection)?;
+    let plan = operator.plan(&selection)?;
     let done = if args.dry_run {
         plan
     } else {
         let bar = progress_bar(plan.total());
         let now = app::now();
-        let done = records.replay(&selection, &args.reason, now, &mut |done| {
+        let done = operator.replay(&selection, &args.reason, now, &mut |done| {
             bar.set_position(done)
         })?;
         bar.finish_and_clear();

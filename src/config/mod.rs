@@ -48,7 +48,7 @@ pub struct Config {
     /// Who may post what where; never empty.
     pub endpoints: Vec<http::Endpoint>,
     /// Who gets what.
-    pub handlers: Vec<dispatch::Consumer>,
+    pub handlers: Vec<dispatch::ConfiguredHandler>,
     /// The sections that require a restart when they change.
     pub restart_required: RestartRequired,
     /// The warnings. Most files have none.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     admin,
-    dispatch::{self, Consumer},
+    dispatch::{self, ConfiguredHandler},
     event::{EndpointName, FAMILIES, Family, HandlerName},
     handler::{self, BuildContext, Factory},
     http, provider, secret, spanned, store,
@@ -296,7 +296,7 @@ impl<'i> Reader<'_, 'i> {
         self.found(provider::Entry::named(family.provider()), problem)
     }
 
-    fn handlers(&mut self) -> Vec<Consumer> {
+    fn handlers(&mut self) -> Vec<ConfiguredHandler> {
         let sections = self.named("handlers").unwrap_or_default();
         let mut files = check::Taken::default();
         let handlers = sections
@@ -309,7 +309,7 @@ impl<'i> Reader<'_, 'i> {
         &mut self,
         mut section: Section<'i>,
         files: &mut check::Taken<PathBuf>,
-    ) -> Option<Consumer> {
+    ) -> Option<ConfiguredHandler> {
         // The kind's settings come first: a mistyped key among them may be one of the others.
         let mut kinds_own = section.clone();
         section = kinds_own.split_off(dispatch::Settings::KEYS);
@@ -337,10 +337,10 @@ impl<'i> Reader<'_, 'i> {
             timeout: settings.timeout,
         };
         match factory?.build(&context) {
-            Ok(handler) => Some(Consumer {
+            Ok(handler) => Some(ConfiguredHandler {
                 name,
                 settings,
-                handler,
+                implementation: handler,
             }),
             Err(error) => {
                 let what = format!("[{}] cannot work: {error}", section.name);

@@ -40,14 +40,14 @@ use worker::Worker;
 
 /// How long [`Dispatcher::drain`] waits past its deadline for attempts that it has just given up.
 /// Dropping one takes no time, unless it blocks its thread.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Delivers what the store holds to the handlers that there are at the time.
 pub struct Dispatcher {
-    parts: Parts,
+    context: WorkerContext,
     tasks: TaskTracker,
     /// Workers that have not been seen to end, also those that have been told to.
-    workers: Mutex<Vec<Running>>,
+    workers: Mutex<Vec<RunningWorker>>,
     /// Tells every worker to stop, those that are started later too.
     stop: CancellationToken,
     /// Tells every worker to give up the attempts that are under way.
@@ -58,7 +58,7 @@ pub struct Dispatcher {
 
 /// What every worker needs.
 #[derive(Clone)]
-struct Parts {
+struct WorkerContext {
     store: Arc<dyn Deliveries>,
     followers: Followers,
     metrics: Arc<Metrics>,
@@ -66,7 +66,7 @@ struct Parts {
 }
 
 /// A worker that has been started.
-struct Running {
+struct RunningWorker {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -82,7 +82,7 @@ impl Dispatcher {
         tasks: TaskTracker,
     ) -> Self {
         Self {
-            parts: Parts {
+            context: WorkerContext {
                 store,
                 followers,
                 metrics,
@@ -102,26 +102,29 @@ impl Dispatcher {
         self.broken.cancelled().await;
     }
 
-    /// Delivers to `consumers` and to nobody else from now on. Attempts that are under way are
+    /// Delivers to `handlers` and to nobody else from now on. Attempts that are under way are
     /// finished by the handlers that they were begun by; what those had claimed and not begun is
     /// released, and claimed by their successors.
     ///
     /// # Errors
     ///
     /// When the store cannot take the new subscriptions; everything stays as it was.
-    pub async fn replace(&self, consumers: Vec<Consumer>) -> Result<(), StoreError> {
+    pub async fn replace(&self, handlers: Vec<ConfiguredHandler>) -> Result<(), StoreError> {
         let mut workers = self.workers.lock().await;
-        let subscriptions = consumers.iter().map(Consumer::subscription).collect();
-        self.parts.store.subscribe(subscriptions).await?;
+        let subscriptions = handlers
+            .iter()
+            .map(ConfiguredHandler::subscription)
+            .collect();
+        self.context.store.subscribe(subscriptions).await?;
         for worker in workers.iter() {
             worker.stop.cancel();
         }
         workers.retain(|worker| !worker.task.is_finished());
-        for consumer in consumers {
+        for handler in handlers {
             let stop = self.stop.child_token();
             let worker = Worker::new(
-                consumer,
-                self.parts.clone(),
+                handler,
+                self.context.clone(),
                 stop.clone(),
                 self.abandon.clone(),
             );
@@ -130,7 +133,7 @@ impl Dispatcher {
                 worker.run().await;
                 alarm.disarm();
             });
-            workers.push(Running { stop, task });
+            workers.push(RunningWorker { stop, task });
         }
         Ok(())
     }
@@ -150,7 +153,7 @@ impl Dispatcher {
         }
         let in_time = late.is_empty();
         self.abandon.cancel();
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + ABANDON_TIMEOUT;
         for task in late {
             // What blocks its thread even now ends with the process.
             timeout_at(deadline, task).await.ok();
@@ -167,16 +170,16 @@ impl std::fmt::Debug for Dispatcher {
 
 /// A handler with what the TOML says of it.
 #[derive(Debug)]
-pub struct Consumer {
+pub struct ConfiguredHandler {
     /// Its name in the TOML.
     pub name: HandlerName,
     /// Its settings.
     pub settings: Settings,
-    /// What it does.
-    pub handler: AnyHandler,
+    /// Its implementation.
+    pub implementation: AnyHandler,
 }
 
-impl Consumer {
+impl ConfiguredHandler {
     /// What it asks of the store.
     pub fn subscription(&self) -> Subscription {
         Subscription {
@@ -201,7 +204,7 @@ pub struct Settings {
     pub concurrency: NonZeroUsize,
     /// How long one attempt may take: up to a day, since a delivery that is under way is no longer
     /// seen as one that waits.
-    #[serde(default = "default_timeout", deserialize_with = "some_of_a_day")]
+    #[serde(default = "default_timeout", deserialize_with = "timeout_up_to_a_day")]
     pub timeout: Duration,
     /// What happens after a failed attempt.
     #[serde(default)]
@@ -234,7 +237,7 @@ fn default_timeout() -> Duration {
     Duration::from_secs(10)
 }
 
-fn some_of_a_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+fn timeout_up_to_a_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let time = quantity::duration::deserialize(deserializer)?;
     if time.is_zero() || time > Duration::from_secs(24 * 3600) {
         return Err(de::Error::custom(

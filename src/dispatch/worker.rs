@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Consumer, Parts,
+    ConfiguredHandler, WorkerContext,
     verdict::{self, Reporter},
 };
 use crate::{
@@ -33,16 +33,16 @@ use crate::{
 
 /// How often the store is asked for deliveries though nothing says that there are any, and how long
 /// it is left alone after it has failed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The shortest pause between two questions that come to nothing, should a store name a time in the
 /// past for something that it does not hand out.
-const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(10);
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// One handler's worker. All that it knows is in the store as well, but for what it has claimed.
 pub(super) struct Worker {
-    consumer: Arc<Consumer>,
-    parts: Parts,
+    handler: Arc<ConfiguredHandler>,
+    context: WorkerContext,
     reporter: Reporter,
     stop: CancellationToken,
     abandon: CancellationToken,
@@ -56,21 +56,21 @@ pub(super) struct Worker {
     /// What has ended, and the store has not been told.
     unsettled: Vec<Settlement>,
     /// What the store has been told, and has not taken in yet.
-    told: Arc<[Settlement]>,
-    settling: Question<Result<Vec<Claim>, StoreError>>,
+    settling: Arc<[Settlement]>,
+    settle_call: PendingCall<Result<Vec<Claim>, StoreError>>,
     /// How many deliveries the store is being asked for.
-    claiming: Question<(usize, Result<Claims, StoreError>)>,
+    claim_call: PendingCall<(usize, Result<Claims, StoreError>)>,
     /// The store did not take what it was told the last time.
-    is_behind: bool,
+    has_settle_failed: bool,
     /// When the store is asked again though nothing says that there is anything.
-    look_at: Instant,
+    next_poll: Instant,
     /// Who sees whether the store answers what it is asked, and takes what it is told.
     claims: Follower,
     settlements: Follower,
     /// Until when the store is left alone, after it has failed.
-    troubled_until: Option<Instant>,
+    backoff_until: Option<Instant>,
     /// Where chance comes from. Nobody gains anything by guessing it.
-    chance: RandomState,
+    jitter_source: RandomState,
 }
 
 /// A claim that is being attempted.
@@ -88,78 +88,78 @@ struct Ended {
 }
 
 /// Something that the store may be working on.
-struct Question<T>(Option<BoxFuture<'static, T>>);
+struct PendingCall<T>(Option<BoxFuture<'static, T>>);
 
-impl<T> Question<T> {
-    const fn is_open(&self) -> bool {
+impl<T> PendingCall<T> {
+    const fn is_pending(&self) -> bool {
         self.0.is_some()
     }
 
-    fn put(&mut self, question: impl Future<Output = T> + Send + 'static) {
+    fn start(&mut self, question: impl Future<Output = T> + Send + 'static) {
         self.0 = Some(Box::pin(question));
     }
 
     /// The answer, if there is a question. It may be waited for anew after this was dropped.
-    async fn answer(&mut self) -> T {
+    async fn result(&mut self) -> T {
         let Some(question) = &mut self.0 else {
             return pending().await;
         };
-        let answer = question.await;
+        let result = question.await;
         self.0 = None;
-        answer
+        result
     }
 }
 
 impl Worker {
     pub(super) fn new(
-        consumer: Consumer,
-        parts: Parts,
+        handler: ConfiguredHandler,
+        context: WorkerContext,
         stop: CancellationToken,
         abandon: CancellationToken,
     ) -> Self {
-        let followers = &parts.followers;
-        let claims = format!("claiming deliveries for the handler {}", consumer.name);
+        let followers = &context.followers;
+        let claims = format!("claiming deliveries for the handler {}", handler.name);
         let settlements = format!(
             "recording how deliveries went for the handler {}",
-            consumer.name
+            handler.name
         );
         Self {
-            claims: followers.vital("claims", claims),
-            settlements: followers.vital("settlements", settlements),
-            reporter: Reporter::new(&consumer.name, &parts.metrics),
-            consumer: Arc::new(consumer),
-            parts,
+            claims: followers.critical("claims", claims),
+            settlements: followers.critical("settlements", settlements),
+            reporter: Reporter::new(&handler.name, &context.metrics),
+            handler: Arc::new(handler),
+            context,
             stop,
             abandon,
             waiting: VecDeque::new(),
             attempts: JoinSet::new(),
             begun: HashMap::new(),
             unsettled: Vec::new(),
-            told: Arc::default(),
-            settling: Question(None),
-            claiming: Question(None),
-            is_behind: false,
-            look_at: Instant::now(),
-            troubled_until: None,
-            chance: RandomState::new(),
+            settling: Arc::default(),
+            settle_call: PendingCall(None),
+            claim_call: PendingCall(None),
+            has_settle_failed: false,
+            next_poll: Instant::now(),
+            backoff_until: None,
+            jitter_source: RandomState::new(),
         }
     }
 
     /// Works until it is told to stop, and then until everything that it claimed is settled.
     pub(super) async fn run(mut self) {
-        let mut work = self.parts.store.work();
+        let mut work = self.context.store.work();
         while !self.stop.is_cancelled() {
-            self.tell();
-            self.ask(&mut work);
-            self.begin();
+            self.start_settle();
+            self.start_claim(&mut work);
+            self.start_attempts();
             let (has_room, pause_ends) = (self.has_room(), self.pause_ends());
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => {}
                 Some(joined) = self.attempts.join_next_with_id() => self.end_all(joined),
-                told = self.settling.answer() => self.take_told(told),
-                claimed = self.claiming.answer() => self.take_claimed(claimed),
-                Ok(()) = work.changed(), if has_room => self.look_at = Instant::now(),
+                settling = self.settle_call.result() => self.finish_settle(settling),
+                claimed = self.claim_call.result() => self.finish_claim(claimed),
+                Ok(()) = work.changed(), if has_room => self.next_poll = Instant::now(),
                 () = sleep_until(pause_ends) => {}
             }
         }
@@ -170,17 +170,17 @@ impl Worker {
     async fn finish(mut self) {
         loop {
             self.release_waiting();
-            self.tell();
-            let is_told = self.told.is_empty() && self.unsettled.is_empty();
-            if self.attempts.is_empty() && is_told && !self.claiming.is_open() {
+            self.start_settle();
+            let is_told = self.settling.is_empty() && self.unsettled.is_empty();
+            if self.attempts.is_empty() && is_told && !self.claim_call.is_pending() {
                 return;
             }
             let pause_ends = self.pause_ends();
             tokio::select! {
                 biased;
                 Some(joined) = self.attempts.join_next_with_id() => self.end_all(joined),
-                told = self.settling.answer() => self.take_told(told),
-                claimed = self.claiming.answer() => self.take_claimed(claimed),
+                settling = self.settle_call.result() => self.finish_settle(settling),
+                claimed = self.claim_call.result() => self.finish_claim(claimed),
                 () = self.abandon.cancelled() => {
                     self.attempts.shutdown().await;
                     return;
@@ -198,13 +198,13 @@ impl Worker {
 
     /// Has the store take a claim back that was not attempted.
     fn release(&mut self, claim: &Claim) {
-        let now = (self.parts.clock)();
+        let now = (self.context.clock)();
         let released = self.settlement(claim, Verdict::Released, now, now);
         self.unsettled.push(released);
     }
 
     fn concurrency(&self) -> usize {
-        self.consumer.settings.concurrency.get()
+        self.handler.settings.concurrency.get()
     }
 
     /// How many deliveries may wait to be begun.
@@ -215,7 +215,7 @@ impl Worker {
     /// How many more deliveries may be in hand: those under way, and a few more to go on with. What
     /// has ended is in hand as well until that is on record: it comes again if this process dies.
     fn room(&self) -> usize {
-        let ended = self.told.len() + self.unsettled.len();
+        let ended = self.settling.len() + self.unsettled.len();
         let held = self.waiting.len() + self.attempts.len() + ended;
         (self.concurrency() + self.ahead()).saturating_sub(held)
     }
@@ -223,63 +223,63 @@ impl Worker {
     /// Whether it is worth asking for more: not for each one that ends, but once half of what was
     /// claimed ahead has been begun; and not while the store takes none back.
     fn has_room(&self) -> bool {
-        !self.is_troubled()
-            && !self.is_behind
-            && !self.claiming.is_open()
+        !self.is_backing_off()
+            && !self.has_settle_failed
+            && !self.claim_call.is_pending()
             && self.room() > 0
             && self.waiting.len() <= self.ahead() / 2
     }
 
-    fn is_troubled(&self) -> bool {
-        self.troubled_until
+    fn is_backing_off(&self) -> bool {
+        self.backoff_until
             .is_some_and(|until| Instant::now() < until)
     }
 
     /// Notes that the store failed, and leaves it alone for a while. `is_first` says whether that is new.
-    fn trouble(&mut self, what: &str, error: &StoreError, is_first: bool) {
+    fn back_off(&mut self, what: &str, error: &StoreError, is_first: bool) {
         if is_first {
             tracing::error!(
-                handler = %self.consumer.name,
+                handler = %self.handler.name,
                 %error,
                 "{what} for the handler {} failed, and will be tried again: {error}",
-                self.consumer.name,
+                self.handler.name,
             );
         }
-        self.troubled_until = Some(Instant::now() + LOOK_EVERY);
+        self.backoff_until = Some(Instant::now() + POLL_INTERVAL);
     }
 
     /// Begins to tell the store what has ended since the last time, in one batch, if anything has.
-    fn tell(&mut self) {
-        if self.settling.is_open() || self.is_troubled() {
+    fn start_settle(&mut self) {
+        if self.settle_call.is_pending() || self.is_backing_off() {
             return;
         }
-        if self.told.is_empty() {
-            self.told = mem::take(&mut self.unsettled).into();
+        if self.settling.is_empty() {
+            self.settling = mem::take(&mut self.unsettled).into();
         }
-        if self.told.is_empty() {
+        if self.settling.is_empty() {
             return;
         }
-        self.settlements.begins();
-        let (store, settlements) = (self.parts.store.clone(), self.told.clone());
-        self.settling
-            .put(async move { store.settle(settlements).await });
+        self.settlements.started();
+        let (store, settlements) = (self.context.store.clone(), self.settling.clone());
+        self.settle_call
+            .start(async move { store.settle(settlements).await });
     }
 
-    fn take_told(&mut self, answer: Result<Vec<Claim>, StoreError>) {
-        match answer {
+    fn finish_settle(&mut self, result: Result<Vec<Claim>, StoreError>) {
+        match result {
             Ok(next) => {
-                self.settlements.gets_on();
-                self.told = Arc::default();
-                self.is_behind = false;
+                self.settlements.progressed();
+                self.settling = Arc::default();
+                self.has_settle_failed = false;
                 // What goes on comes before what would begin.
                 for claim in next.into_iter().rev() {
                     self.waiting.push_front(claim);
                 }
             }
             Err(error) => {
-                self.is_behind = true;
-                let is_first = self.settlements.fails(&error);
-                self.trouble("recording how deliveries went", &error, is_first);
+                self.has_settle_failed = true;
+                let is_first = self.settlements.failed(&error);
+                self.back_off("recording how deliveries went", &error, is_first);
             }
         }
     }
@@ -287,81 +287,84 @@ impl Worker {
     /// Begins to ask the store for as much as there is room for, if there is any, and if there may be
     /// something. Where nothing is in hand, what has ended is told first: what comes next may be
     /// waiting for it.
-    fn ask(&mut self, work: &mut watch::Receiver<u64>) {
+    fn start_claim(&mut self, work: &mut watch::Receiver<u64>) {
         let is_idle = self.waiting.is_empty() && self.attempts.is_empty();
-        if !self.has_room() || self.look_at > Instant::now() || is_idle && self.settling.is_open() {
+        if !self.has_room()
+            || self.next_poll > Instant::now()
+            || is_idle && self.settle_call.is_pending()
+        {
             return;
         }
-        self.claims.begins();
+        self.claims.started();
         // Before the claim: what arrives during it must wake us again.
         work.borrow_and_update();
-        let (store, handler) = (self.parts.store.clone(), self.consumer.name.clone());
-        let (room, now) = (self.room(), (self.parts.clock)());
-        self.claiming
-            .put(async move { (room, store.claim(&handler, room, now).await) });
+        let (store, handler) = (self.context.store.clone(), self.handler.name.clone());
+        let (room, now) = (self.room(), (self.context.clock)());
+        self.claim_call
+            .start(async move { (room, store.claim(&handler, room, now).await) });
     }
 
-    fn take_claimed(&mut self, (asked, claimed): (usize, Result<Claims, StoreError>)) {
+    fn finish_claim(&mut self, (asked, claimed): (usize, Result<Claims, StoreError>)) {
         match claimed {
             Ok(Claims { claims, next_due }) => {
-                self.claims.gets_on();
+                self.claims.progressed();
                 let pause = match (claims.len(), next_due) {
                     (all, _) if all >= asked => Duration::ZERO,
-                    (0, Some(due)) => self.until(due).max(LOOK_AT_MOST_EVERY),
+                    (0, Some(due)) => self.until(due).max(MIN_POLL_INTERVAL),
                     (_, Some(due)) => self.until(due),
-                    (_, None) => LOOK_EVERY,
+                    (_, None) => POLL_INTERVAL,
                 };
-                self.look_at = Instant::now() + pause.min(LOOK_EVERY);
+                self.next_poll = Instant::now() + pause.min(POLL_INTERVAL);
                 self.waiting.extend(claims);
             }
             Err(error) => {
-                let is_first = self.claims.fails(&error);
-                self.trouble("claiming deliveries", &error, is_first);
+                let is_first = self.claims.failed(&error);
+                self.back_off("claiming deliveries", &error, is_first);
             }
         }
     }
 
     fn until(&self, due: Timestamp) -> Duration {
-        let pause = due.duration_since((self.parts.clock)());
+        let pause = due.duration_since((self.context.clock)());
         Duration::try_from(pause).unwrap_or_default()
     }
 
     /// Until when to wait where nothing happens.
     fn pause_ends(&self) -> Instant {
         let now = Instant::now();
-        match self.troubled_until {
+        match self.backoff_until {
             Some(until) if until > now => until,
-            _ if self.has_room() && self.look_at > now => self.look_at,
-            _ => now + LOOK_EVERY,
+            _ if self.has_room() && self.next_poll > now => self.next_poll,
+            _ => now + POLL_INTERVAL,
         }
     }
 
     /// Begins as many attempts as may be under way at once.
-    fn begin(&mut self) {
+    fn start_attempts(&mut self) {
         while self.attempts.len() < self.concurrency() {
             let Some(claim) = self.waiting.pop_front() else {
                 return;
             };
             // This process may have stood still for so long that somebody else has it by now.
-            if !self.parts.store.holds(claim.lease) {
+            if !self.context.store.holds(claim.lease) {
                 self.release(&claim);
                 continue;
             }
-            let at = (self.parts.clock)();
+            let at = (self.context.clock)();
             let context = DeliveryContext {
-                handler: self.consumer.name.clone(),
+                handler: self.handler.name.clone(),
                 attempt: claim.attempt,
-                deadline: Instant::now() + self.consumer.settings.timeout,
+                deadline: Instant::now() + self.handler.settings.timeout,
                 started_at: at,
                 replay: claim.replay.clone(),
                 replays: claim.replays,
                 superseded: claim.superseded,
             };
             let task = self.attempts.spawn(attempt(
-                self.consumer.clone(),
+                self.handler.clone(),
                 claim.notification.clone(),
                 context,
-                self.parts.clock,
+                self.context.clock,
             ));
             self.begun.insert(task.id(), Begun { claim, at });
         }
@@ -379,12 +382,12 @@ impl Worker {
         let (id, ended) = match joined {
             Ok((id, ended)) => (id, ended),
             // The handler's panics are caught below us; this is one while its future was dropped.
-            Err(error) => (error.id(), Ended::in_a_panic((self.parts.clock)())),
+            Err(error) => (error.id(), Ended::in_a_panic((self.context.clock)())),
         };
         let Some(Begun { claim, at }) = self.begun.remove(&id) else {
             return;
         };
-        let settings = &self.consumer.settings;
+        let settings = &self.handler.settings;
         let jitter = self.jitter(&claim);
         let (verdict, end) = verdict::judge(settings, &claim, ended.outcome, ended.at, jitter);
         self.reporter.report(&claim, &verdict, end, ended.took);
@@ -394,7 +397,7 @@ impl Worker {
 
     /// A random number from 0 to 1.
     fn jitter(&self, claim: &Claim) -> f64 {
-        let hash = self.chance.hash_one((claim.lease, claim.attempt));
+        let hash = self.jitter_source.hash_one((claim.lease, claim.attempt));
         // Half of the bits are as many as a float of this size tells apart in good conscience.
         f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
     }
@@ -407,7 +410,7 @@ impl Worker {
         finished_at: Timestamp,
     ) -> Settlement {
         Settlement {
-            handler: self.consumer.name.clone(),
+            handler: self.handler.name.clone(),
             lease: claim.lease,
             verdict,
             started_at,
@@ -429,13 +432,13 @@ impl Ended {
 
 /// One attempt. Its future is dropped at the deadline, before the time of its end is taken.
 async fn attempt(
-    consumer: Arc<Consumer>,
+    handler: Arc<ConfiguredHandler>,
     notification: Arc<Notification>,
     context: DeliveryContext,
     clock: fn() -> Timestamp,
 ) -> Ended {
     let began = Instant::now();
-    let handled = consumer.handler.handle(&notification, &context);
+    let handled = handler.implementation.handle(&notification, &context);
     let outcome = timeout_at(context.deadline, handled).await.ok();
     Ended {
         outcome,

@@ -28,16 +28,16 @@ pub struct Followers(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    present: BTreeMap<u64, Standing>,
+    present: BTreeMap<u64, TaskState>,
     /// All names that there have been: their gauges have to be set.
     names: BTreeSet<&'static str>,
 }
 
 #[derive(Debug)]
-struct Standing {
+struct TaskState {
     name: &'static str,
     /// Whether deliveries wait for it.
-    is_vital: bool,
+    is_critical: bool,
     /// What it works on.
     what: String,
     /// Since when there is something to do, and what was in its way last.
@@ -55,29 +55,29 @@ pub struct Follower {
 
 impl Followers {
     /// One called `name`, which works on `what`, and whom deliveries wait for.
-    pub fn vital(&self, name: &'static str, what: impl Into<String>) -> Follower {
+    pub fn critical(&self, name: &'static str, what: impl Into<String>) -> Follower {
         self.add(name, what.into(), true)
     }
 
     /// One that nothing waits for yet: that it stands still is shown, and no more.
-    pub fn patient(&self, name: &'static str, what: impl Into<String>) -> Follower {
+    pub fn background(&self, name: &'static str, what: impl Into<String>) -> Follower {
         self.add(name, what.into(), false)
     }
 
-    fn add(&self, name: &'static str, what: String, is_vital: bool) -> Follower {
+    fn add(&self, name: &'static str, what: String, is_critical: bool) -> Follower {
         let mut state = self.lock();
         let id = state.next;
         state.next += 1;
         state.names.insert(name);
-        let standing = Standing {
+        let task = TaskState {
             name,
-            is_vital,
+            is_critical,
             what,
             since: None,
             why: None,
             is_stalled: false,
         };
-        state.present.insert(id, standing);
+        state.present.insert(id, task);
         Follower {
             all: self.clone(),
             id,
@@ -85,19 +85,19 @@ impl Followers {
     }
 
     /// Whether one stands still that deliveries wait for, as of the last look.
-    pub fn are_stalled(&self) -> bool {
+    pub fn any_stalled(&self) -> bool {
         let state = self.lock();
         let mut present = state.present.values();
-        present.any(|standing| standing.is_vital && standing.is_stalled)
+        present.any(|task| task.is_critical && task.is_stalled)
     }
 
     /// Looks who stands still, says what has changed, and shows it in `metrics`.
     pub fn look(&self, metrics: &Metrics) {
         let mut state = self.lock();
         let mut counts: BTreeMap<_, i64> = state.names.iter().map(|name| (*name, 0)).collect();
-        for standing in state.present.values_mut() {
-            standing.look();
-            *counts.entry(standing.name).or_default() += i64::from(standing.is_stalled);
+        for task in state.present.values_mut() {
+            task.look();
+            *counts.entry(task.name).or_default() += i64::from(task.is_stalled);
         }
         for (follower, count) in counts {
             let by = ByFollower { follower };
@@ -110,7 +110,7 @@ impl Followers {
     }
 }
 
-impl Standing {
+impl TaskState {
     fn look(&mut self) {
         let is_late = self.since.is_some_and(|since| since.elapsed() >= PATIENCE);
         if is_late == self.is_stalled {
@@ -129,34 +129,34 @@ impl Standing {
 
 impl Follower {
     /// There is something to do.
-    pub fn begins(&self) {
-        self.change(|standing| {
-            standing.since.get_or_insert_with(Instant::now);
+    pub fn started(&self) {
+        self.change(|task| {
+            task.since.get_or_insert_with(Instant::now);
         });
     }
 
     /// It has got somewhere, or has nothing to do.
-    pub fn gets_on(&self) {
-        self.change(|standing| {
-            standing.since = None;
-            standing.why = None;
+    pub fn progressed(&self) {
+        self.change(|task| {
+            task.since = None;
+            task.why = None;
         });
     }
 
     /// It failed, because of `why`. Whether that is the first time since it got on, and worth a line in
     /// the log.
-    pub fn fails(&self, why: &impl ToString) -> bool {
+    pub fn failed(&self, why: &impl ToString) -> bool {
         let mut is_first = false;
-        self.change(|standing| {
-            standing.since.get_or_insert_with(Instant::now);
-            is_first = standing.why.replace(why.to_string()).is_none();
+        self.change(|task| {
+            task.since.get_or_insert_with(Instant::now);
+            is_first = task.why.replace(why.to_string()).is_none();
         });
         is_first
     }
 
-    fn change(&self, change: impl FnOnce(&mut Standing)) {
-        if let Some(standing) = self.all.lock().present.get_mut(&self.id) {
-            change(standing);
+    fn change(&self, change: impl FnOnce(&mut TaskState)) {
+        if let Some(task) = self.all.lock().present.get_mut(&self.id) {
+            change(task);
         }
     }
 }

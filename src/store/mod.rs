@@ -13,18 +13,18 @@
 //!
 //! # How to add an engine
 //!
-//! Write one module beside [`embedded`], implement [`Store`] and [`Records`] for it, and add one
+//! Write one module beside [`embedded`], implement [`Store`] and [`Operator`] for it, and add one
 //! line to [`ENGINES`].
 
-mod condition;
 pub mod embedded;
 mod follower;
+mod health;
+mod operator;
 mod pending;
 #[cfg(feature = "postgres")]
 pub mod postgres;
-mod record;
 mod replay;
-mod standing;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -35,18 +35,19 @@ use jiff::Timestamp;
 use serde::de::{self, DeserializeOwned};
 use tokio::sync::watch;
 
-pub use record::{
-    Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
-    ParkedFilter, ReplaySelection, ReplaySummary,
+pub use operator::{
+    Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventSummary,
+    ParkedDelivery, ParkedFilter, ReplaySelection, ReplaySummary,
 };
 
 pub use transfer::{
-    Milestone, Reported, Slice, Step, Stored, StoredDelivery, Target, Transferred, transfer,
+    Cursor, DeliverySnapshot, EventPage, LatestReport, StoredEvent, TransferPhase, TransferSummary,
+    TransferTarget, transfer,
 };
 
 pub use follower::{Follower, Followers, LOOK_EVERY};
 
-use record::shorten;
+use operator::shorten;
 
 use crate::{
     cleartext::CleartextWarning,
@@ -145,7 +146,7 @@ pub trait Monitored: Send + Sync + 'static {
 
 /// The operator's side of a store: usable while a service runs on it, and while none does.
 /// Blocking: it belongs on a thread of its own.
-pub trait Records: Send {
+pub trait Operator: Send {
     /// Events, newest first.
     ///
     /// # Errors
@@ -158,7 +159,7 @@ pub trait Records: Send {
     /// # Errors
     ///
     /// When the ledger or the journal cannot be read.
-    fn event(&self, id: crate::event::EventId) -> Result<Option<EventRecord>, StoreError>;
+    fn event(&self, id: crate::event::EventId) -> Result<Option<EventDetails>, StoreError>;
 
     /// Parked deliveries, oldest first.
     ///
@@ -341,7 +342,7 @@ pub enum StoreError {
     Absent(String),
     /// A handler was named that is not configured.
     #[error("no handler called {0:?} is configured; start the service with it first")]
-    NoHandler(HandlerName),
+    UnknownHandler(HandlerName),
     /// It was written by a newer version.
     #[error("{0}; it was written by a newer hookswitch, so run that one")]
     TooNew(String),
@@ -352,14 +353,14 @@ pub enum StoreError {
     TooOld(String),
     /// Stores of this kind have no such way.
     #[error("events cannot be moved {0} a store of that kind")]
-    Immovable(&'static str),
+    TransferUnsupported(&'static str),
     /// What was moved is not what is there now.
     #[error(
         "of {events} events that were moved, {missing} are not there and {altered} are there \
          otherwise; that is as it should be where a service has run on the new store since, and \
          elsewhere the new store has to be emptied and the move made again"
     )]
-    Different {
+    TransferMismatch {
         /// How many were moved, now or before.
         events: u64,
         /// How many of them are not there.
@@ -437,7 +438,7 @@ pub trait Engine: Send + std::fmt::Debug {
     /// # Errors
     ///
     /// When there is none, or it cannot be read.
-    fn records(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Records>, StoreError>;
+    fn operator(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Operator>, StoreError>;
 
     /// Opens the store for moving its events into another one. `subscriptions` say who gets what of
     /// events that have not been given to anybody yet.
@@ -449,8 +450,8 @@ pub trait Engine: Send + std::fmt::Debug {
         &self,
         _context: Context,
         _subscriptions: Vec<Subscription>,
-    ) -> Result<embedded::Source, StoreError> {
-        Err(StoreError::Immovable("out of"))
+    ) -> Result<embedded::TransferSource, StoreError> {
+        Err(StoreError::TransferUnsupported("out of"))
     }
 
     /// Opens the store for moving events in, creating it where there is none.
@@ -458,8 +459,8 @@ pub trait Engine: Send + std::fmt::Debug {
     /// # Errors
     ///
     /// When it cannot be written, or events do not move into its kind.
-    fn target(&self) -> Result<Box<dyn Target>, StoreError> {
-        Err(StoreError::Immovable("into"))
+    fn target(&self) -> Result<Box<dyn TransferTarget>, StoreError> {
+        Err(StoreError::TransferUnsupported("into"))
     }
 }
 

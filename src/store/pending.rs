@@ -27,13 +27,13 @@ pub(super) const BATCH: usize = 1024;
 pub(super) const BATCH_BYTES: usize = 4 << 20;
 
 /// What an append comes to.
-pub(super) type Answer = oneshot::Receiver<Result<(), AppendError>>;
+pub(super) type Ack = oneshot::Receiver<Result<(), AppendError>>;
 
 /// How many bytes wait.
 #[derive(Clone, Default)]
-pub(super) struct Pending(Arc<AtomicUsize>);
+pub(super) struct PendingBytes(Arc<AtomicUsize>);
 
-impl Pending {
+impl PendingBytes {
     /// Has an append of `bytes` wait, if `send` can hand the append to whoever writes it.
     pub(super) fn add(
         &self,
@@ -56,14 +56,14 @@ impl Pending {
 }
 
 /// Who waits for an append.
-pub(super) struct Reply {
+pub(super) struct AckSender {
     since: Instant,
     sender: oneshot::Sender<Result<(), AppendError>>,
 }
 
-impl Reply {
+impl AckSender {
     /// One for an append that begins now.
-    pub(super) fn new() -> (Self, Answer) {
+    pub(super) fn new() -> (Self, Ack) {
         let (sender, answer) = oneshot::channel();
         let since = Instant::now();
         (Self { since, sender }, answer)
@@ -81,6 +81,6 @@ impl Reply {
 }
 
 /// Waits for the answer to an append, if the append was taken.
-pub(super) async fn answered(taken: Result<Answer, AppendError>) -> Result<(), AppendError> {
+pub(super) async fn acknowledged(taken: Result<Ack, AppendError>) -> Result<(), AppendError> {
     taken?.await.unwrap_or(Err(AppendError::Closed))
 }

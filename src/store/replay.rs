@@ -5,13 +5,13 @@ use crate::event::HandlerName;
 
 /// What a [`ReplaySelection`] means, and how much of that has been found. `H` is what the engine knows a
 /// handler by.
-pub(super) struct Plan<'a, H> {
+pub(super) struct ReplayPlan<'a, H> {
     selection: &'a ReplaySelection,
     /// The handlers that are meant, each with the number of its deliveries.
     handlers: Vec<(H, HandlerName, u64)>,
 }
 
-impl<'a, H: PartialEq> Plan<'a, H> {
+impl<'a, H: PartialEq> ReplayPlan<'a, H> {
     /// `configured` are all handlers that are.
     ///
     /// # Errors
@@ -24,7 +24,7 @@ impl<'a, H: PartialEq> Plan<'a, H> {
         let named = &selection.handlers;
         let is_known = |asked: &HandlerName| configured.iter().any(|(_, name)| name == asked);
         if let Some(unknown) = named.iter().find(|asked| !is_known(asked)) {
-            return Err(StoreError::NoHandler(unknown.clone()));
+            return Err(StoreError::UnknownHandler(unknown.clone()));
         }
         let meant = configured.into_iter();
         let meant = meant.filter(|(_, name)| named.is_empty() || named.contains(name));

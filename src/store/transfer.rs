@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::{Attempt, DeliveryState, StoreError, embedded::Source};
+use super::{Attempt, DeliveryState, StoreError, embedded::TransferSource};
 use crate::event::{EventId, HandlerName, Notification, Topic};
 
 /// The most events, or topics, that are moved at once.
@@ -25,18 +25,18 @@ const SLICE: usize = 500;
 
 /// An event with its deliveries, as one store gives it to another.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct StoredEvent {
     /// Where it stands in its store: ascends in the order in which events were stored.
     pub place: i64,
     /// The event.
     pub notification: Notification,
     /// Who gets it, and how that stands; by the names of the handlers.
-    pub deliveries: Vec<StoredDelivery>,
+    pub deliveries: Vec<DeliverySnapshot>,
 }
 
 /// A delivery, as one store gives it to another.
 #[derive(Clone, Debug)]
-pub struct StoredDelivery {
+pub struct DeliverySnapshot {
     /// The handler.
     pub handler: HandlerName,
     /// Whether order held for it.
@@ -59,7 +59,7 @@ pub struct StoredDelivery {
     pub failures: Vec<Attempt>,
 }
 
-impl StoredDelivery {
+impl DeliverySnapshot {
     /// Whether nothing more is attempted.
     pub(crate) const fn is_over(&self) -> bool {
         !self.state.is_open()
@@ -68,18 +68,18 @@ impl StoredDelivery {
 
 /// Events that were read together.
 #[derive(Clone, Debug)]
-pub struct Slice {
+pub struct EventPage {
     /// The last one, whether it could be read or not.
-    pub last: Milestone,
+    pub last: Cursor,
     /// Those that could be read.
-    pub stored: Vec<Stored>,
+    pub stored: Vec<StoredEvent>,
     /// Those that are damaged. They stay behind.
     pub damaged: Vec<EventId>,
 }
 
 /// When a topic was reported last. Events do not say it all: the newest one may be damaged.
 #[derive(Clone, Debug)]
-pub struct Reported {
+pub struct LatestReport {
     /// The topic.
     pub topic: Topic,
     /// The latest provider time.
@@ -89,7 +89,7 @@ pub struct Reported {
 /// An event, and where it stands in the store that it came from. What comes before it there never
 /// changes, so a store that has this event at this place is the same one, grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Milestone {
+pub struct Cursor {
     /// Its place in the store that it came from.
     pub place: i64,
     /// The event.
@@ -97,7 +97,7 @@ pub struct Milestone {
 }
 
 /// A store that events are moved into.
-pub trait Target {
+pub trait TransferTarget {
     /// Begins to move a store in, and keeps services from working until [`end`](Self::end), though
     /// this process should end before. Returns how far stores were moved in before, the latest
     /// first.
@@ -105,14 +105,14 @@ pub trait Target {
     /// # Errors
     ///
     /// When the store cannot be written.
-    fn begin(&mut self) -> Result<Vec<Milestone>, StoreError>;
+    fn begin(&mut self) -> Result<Vec<Cursor>, StoreError>;
 
     /// Everything was moved, up to `last`, and services may work. `None` where there was nothing.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
-    fn end(&mut self, last: Option<Milestone>) -> Result<(), StoreError>;
+    fn end(&mut self, last: Option<Cursor>) -> Result<(), StoreError>;
 
     /// Adds events in their order, all or none. Passes over those that are there, and over those of
     /// which there is a copy; returns the ids of the latter.
@@ -120,26 +120,26 @@ pub trait Target {
     /// # Errors
     ///
     /// When the store cannot be written.
-    fn add(&mut self, events: &[Stored]) -> Result<Vec<EventId>, StoreError>;
+    fn add(&mut self, events: &[StoredEvent]) -> Result<Vec<EventId>, StoreError>;
 
     /// The events of these ids that are there, in the order of the ids.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
-    fn look(&mut self, ids: &[EventId]) -> Result<Vec<Stored>, StoreError>;
+    fn look(&mut self, ids: &[EventId]) -> Result<Vec<StoredEvent>, StoreError>;
 
     /// Takes in when topics were reported last, where it does not know of a later time.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
-    fn learn(&mut self, topics: &[Reported]) -> Result<(), StoreError>;
+    fn add_topics(&mut self, topics: &[LatestReport]) -> Result<(), StoreError>;
 }
 
 /// What a transfer is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum TransferPhase {
     /// Moving events.
     Move,
     /// Comparing what was moved.
@@ -148,15 +148,15 @@ pub enum Step {
 
 /// What a transfer came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transferred {
+pub struct TransferSummary {
     /// Whether the source was moved before, and only what is new there was to be moved.
-    pub is_rest: bool,
+    pub is_incremental: bool,
     /// Events that are in the target now.
     pub events: u64,
     /// Their deliveries.
     pub deliveries: u64,
     /// Events of which the target had a copy, and which were not moved.
-    pub copies: u64,
+    pub duplicates: u64,
     /// Events that are damaged in the source, and were not moved.
     pub damaged: Vec<EventId>,
     /// A SHA-256 of all that was moved, the same on both sides, in hexadecimal digits.
@@ -170,44 +170,47 @@ pub struct Transferred {
 ///
 /// When one of the stores cannot be read or written, or the two sides differ.
 pub fn transfer(
-    source: &Source,
-    target: &mut dyn Target,
-    progress: &mut dyn FnMut(Step, u64, u64),
-) -> Result<Transferred, StoreError> {
+    source: &TransferSource,
+    target: &mut dyn TransferTarget,
+    progress: &mut dyn FnMut(TransferPhase, u64, u64),
+) -> Result<TransferSummary, StoreError> {
     let before = reached_before(source, &target.begin()?)?;
     let from = before.unwrap_or(i64::MIN);
     let total = source.count(from)?;
     // First, so that no event is ever there that does not know itself superseded.
     move_topics(source, target)?;
-    let (mut done, mut damaged, mut copies) = (0, Vec::new(), HashSet::new());
+    let (mut done, mut damaged, mut duplicates) = (0, Vec::new(), HashSet::new());
     let mut last = None;
     walk(source, from, |slice| {
-        copies.extend(target.add(&slice.stored)?);
+        duplicates.extend(target.add(&slice.stored)?);
         damaged.extend(&slice.damaged);
         last = Some(slice.last);
         done += slice.len();
-        progress(Step::Move, done, total);
+        progress(TransferPhase::Move, done, total);
         Ok(())
     })?;
     let (mut done, mut comparison) = (0, Comparison::default());
     walk(source, from, |slice| {
         let moved = slice.stored.iter();
         let moved: Vec<_> = moved
-            .filter(|stored| !copies.contains(&stored.notification.id))
+            .filter(|stored| !duplicates.contains(&stored.notification.id))
             .collect();
         let ids: Vec<_> = moved.iter().map(|stored| stored.notification.id).collect();
         comparison.add(&moved, &target.look(&ids)?);
         done += slice.len();
-        progress(Step::Compare, done, total);
+        progress(TransferPhase::Compare, done, total);
         Ok(())
     })?;
-    let transferred = comparison.finish(before.is_some(), copies.len() as u64, damaged)?;
+    let transferred = comparison.finish(before.is_some(), duplicates.len() as u64, damaged)?;
     target.end(last)?;
     Ok(transferred)
 }
 
 /// Up to which place `source` was moved before.
-fn reached_before(source: &Source, milestones: &[Milestone]) -> Result<Option<i64>, StoreError> {
+fn reached_before(
+    source: &TransferSource,
+    milestones: &[Cursor],
+) -> Result<Option<i64>, StoreError> {
     for milestone in milestones {
         let there = source.read(milestone.place.saturating_sub(1), 1)?;
         if there.is_some_and(|slice| slice.last == *milestone) {
@@ -217,23 +220,23 @@ fn reached_before(source: &Source, milestones: &[Milestone]) -> Result<Option<i6
     Ok(None)
 }
 
-fn move_topics(source: &Source, target: &mut dyn Target) -> Result<(), StoreError> {
+fn move_topics(source: &TransferSource, target: &mut dyn TransferTarget) -> Result<(), StoreError> {
     let mut last = String::new();
     loop {
         let topics = source.topics(&last, SLICE)?;
         let Some(reported) = topics.last() else {
             return Ok(());
         };
-        target.learn(&topics)?;
+        target.add_topics(&topics)?;
         reported.topic.as_str().clone_into(&mut last);
     }
 }
 
 /// Gives all events of `source` behind `place` to `look`, in slices.
 fn walk(
-    source: &Source,
+    source: &TransferSource,
     mut place: i64,
-    mut look: impl FnMut(&Slice) -> Result<(), StoreError>,
+    mut look: impl FnMut(&EventPage) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     while let Some(slice) = source.read(place, SLICE)? {
         place = slice.last.place;
@@ -242,7 +245,7 @@ fn walk(
     Ok(())
 }
 
-impl Slice {
+impl EventPage {
     fn len(&self) -> u64 {
         (self.stored.len() + self.damaged.len()) as u64
     }
@@ -260,7 +263,7 @@ struct Comparison {
 
 impl Comparison {
     /// Compares `ours` with those of them that are there, in the same order.
-    fn add(&mut self, ours: &[&Stored], theirs: &[Stored]) {
+    fn add(&mut self, ours: &[&StoredEvent], theirs: &[StoredEvent]) {
         let mut theirs = theirs.iter().peekable();
         for stored in ours {
             let id = stored.notification.id;
@@ -278,10 +281,10 @@ impl Comparison {
 
     fn finish(
         self,
-        is_rest: bool,
-        copies: u64,
+        is_incremental: bool,
+        duplicates: u64,
         damaged: Vec<EventId>,
-    ) -> Result<Transferred, StoreError> {
+    ) -> Result<TransferSummary, StoreError> {
         let Self {
             events,
             deliveries,
@@ -290,7 +293,7 @@ impl Comparison {
             hash,
         } = self;
         if missing + altered > 0 {
-            return Err(StoreError::Different {
+            return Err(StoreError::TransferMismatch {
                 events,
                 missing,
                 altered,
@@ -298,11 +301,11 @@ impl Comparison {
         }
         let digits = hash.finalize();
         let digits = digits.iter().map(|byte| format!("{byte:02x}"));
-        Ok(Transferred {
-            is_rest,
+        Ok(TransferSummary {
+            is_incremental,
             events,
             deliveries,
-            copies,
+            duplicates,
             damaged,
             checksum: digits.collect(),
         })
@@ -310,12 +313,12 @@ impl Comparison {
 }
 
 /// A hash of an event and its deliveries that is the same in every store.
-fn digest(stored: &Stored) -> [u8; 32] {
-    let mut notes = Notes::default();
+fn digest(stored: &StoredEvent) -> [u8; 32] {
+    let mut hasher = SnapshotHasher::default();
     // Stores keep times to the microsecond.
     let micros = |time: Option<Timestamp>| time.map(Timestamp::as_microsecond);
     let event = &stored.notification;
-    notes.add(&format!(
+    hasher.add(&format!(
         "{} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
         event.id,
         event.endpoint,
@@ -327,7 +330,7 @@ fn digest(stored: &Stored) -> [u8; 32] {
         micros(event.occurred_at),
         micros(Some(event.received_at)),
     ));
-    notes.add(&event.body);
+    hasher.add(&event.body);
     for delivery in &stored.deliveries {
         // Which of the open ones are ready is for each store to say.
         let (state, since) = match delivery.is_over() {
@@ -335,7 +338,7 @@ fn digest(stored: &Stored) -> [u8; 32] {
             true => (delivery.state, None),
             false => (DeliveryState::Ready, delivery.since),
         };
-        notes.add(&format!(
+        hasher.add(&format!(
             "{:?} {state:?} {} {} {:?} {:?} {:?} {:?}",
             delivery.handler,
             delivery.attempts,
@@ -348,16 +351,16 @@ fn digest(stored: &Stored) -> [u8; 32] {
         for failure in &delivery.failures {
             let started_at = micros(Some(failure.started_at));
             let took_ms = failure.took_ms;
-            notes.add(&format!("{started_at:?} {took_ms} {:?}", failure.why));
+            hasher.add(&format!("{started_at:?} {took_ms} {:?}", failure.why));
         }
     }
-    notes.0.finalize().into()
+    hasher.0.finalize().into()
 }
 
 #[derive(Default)]
-struct Notes(Sha256);
+struct SnapshotHasher(Sha256);
 
-impl Notes {
+impl SnapshotHasher {
     /// With its length, so that nothing can stand for two things.
     fn add(&mut self, text: &(impl AsRef<[u8]> + ?Sized)) {
         let bytes = text.as_ref();

@@ -8,7 +8,7 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
     let opened = gate.clone();
     let taken_by_old = Arc::new(StdMutex::new(Vec::new()));
     let old_took = taken_by_old.clone();
-    let mut old = consumer("crm", move |body, _| {
+    let mut old = handler("crm", move |body, _| {
         taken_by_old.lock().unwrap().push(body);
         let gate = gate.clone();
         Box::pin(async move {
@@ -30,7 +30,7 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
 
     harness
         .dispatcher
-        .replace(vec![consumer("crm", |_, _| done())])
+        .replace(vec![handler("crm", |_, _| done())])
         .await
         .unwrap();
     harness
@@ -47,9 +47,9 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
 
 #[tokio::test]
 async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
-    let harness = Harness::new(vec![consumer("crm", |_, _| done())]).await;
+    let harness = Harness::new(vec![handler("crm", |_, _| done())]).await;
     harness.store.fail_subscribe(1);
-    let other = consumer("other", |_, _| done());
+    let other = handler("other", |_, _| done());
     assert!(harness.dispatcher.replace(vec![other]).await.is_err());
     harness.store.push(None, "{}");
     harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
@@ -61,7 +61,7 @@ async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
 async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
-    let mut crm = consumer("crm", move |_, _| {
+    let mut crm = handler("crm", move |_, _| {
         let gate = gate.clone();
         Box::pin(async move {
             gate.acquire().await.unwrap().forget();
@@ -96,7 +96,7 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
 
     harness
         .dispatcher
-        .replace(vec![consumer("late", |_, _| done())])
+        .replace(vec![handler("late", |_, _| done())])
         .await
         .unwrap();
     harness.store.push(None, "3");
@@ -109,7 +109,7 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
     let dropped = Arc::new(Semaphore::new(0));
     let seen = dropped.clone();
     let (sender, mut begun) = mpsc::unbounded_channel();
-    let harness = Harness::new(vec![consumer("crm", move |_, _| {
+    let harness = Harness::new(vec![handler("crm", move |_, _| {
         sender.send(()).unwrap();
         let guard = OnDrop(dropped.clone());
         Box::pin(async move {
@@ -134,7 +134,7 @@ async fn what_the_last_settlement_brings_is_released() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let harness = Harness::new(vec![consumer("crm", move |body, _| {
+    let harness = Harness::new(vec![handler("crm", move |body, _| {
         sender.send(body).unwrap();
         let gate = gate.clone();
         Box::pin(async move {

@@ -53,16 +53,16 @@ impl<F: Fn(String, DeliveryContext) -> Attempt + Send + Sync + 'static> Handler 
 }
 
 /// A consumer of everything that retries after a millisecond.
-fn consumer(
+fn handler(
     name: &str,
     handle: impl Fn(String, DeliveryContext) -> Attempt + Send + Sync + 'static,
-) -> Consumer {
+) -> ConfiguredHandler {
     let settings = r#"{ events = ["*"], retry = { first = "1ms", attempts = 100 } }"#;
-    Consumer {
+    ConfiguredHandler {
         name: name.into(),
         settings: Settings::deserialize(toml::de::ValueDeserializer::parse(settings).unwrap())
             .unwrap(),
-        handler: AnyHandler::new(Closure(handle)),
+        implementation: AnyHandler::new(Closure(handle)),
     }
 }
 
@@ -78,7 +78,7 @@ struct Harness {
 }
 
 impl Harness {
-    async fn new(consumers: Vec<Consumer>) -> Self {
+    async fn new(handlers: Vec<ConfiguredHandler>) -> Self {
         let store = Arc::new(Memory::default());
         let metrics = Arc::new(Metrics::default());
         let dispatcher = Dispatcher::new(
@@ -88,7 +88,7 @@ impl Harness {
             clock,
             TaskTracker::new(),
         );
-        dispatcher.replace(consumers).await.unwrap();
+        dispatcher.replace(handlers).await.unwrap();
         Self {
             store,
             metrics,
@@ -117,7 +117,7 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
     let (sender, mut taken) = mpsc::unbounded_channel();
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
-    let harness = Harness::new(vec![consumer("crm", move |body, context| {
+    let harness = Harness::new(vec![handler("crm", move |body, context| {
         // The second one of its key fails until the gate is open.
         let failing = body == "a2" && gate.available_permits() == 0;
         if !failing {
@@ -162,8 +162,8 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
 #[tokio::test]
 async fn a_handler_that_hangs_holds_up_no_other() {
     let harness = Harness::new(vec![
-        consumer("stuck", |_, _| Box::pin(pending())),
-        consumer("quick", |_, _| done()),
+        handler("stuck", |_, _| Box::pin(pending())),
+        handler("quick", |_, _| done()),
     ])
     .await;
     for number in 0..50 {
@@ -179,7 +179,7 @@ async fn a_handler_that_hangs_holds_up_no_other() {
 
 #[tokio::test]
 async fn a_panic_is_a_retry() {
-    let harness = Harness::new(vec![consumer("crm", |_, context| {
+    let harness = Harness::new(vec![handler("crm", |_, context| {
         assert!(context.attempt > 1, "first try");
         done()
     })])
@@ -206,7 +206,7 @@ impl Drop for Tripwire {
 
 #[tokio::test]
 async fn a_panic_of_a_dropped_attempt_is_a_retry() {
-    let mut crm = consumer("crm", |_, context| {
+    let mut crm = handler("crm", |_, context| {
         Box::pin(async move {
             if context.attempt == 1 {
                 let _tripwire = Tripwire;
@@ -227,7 +227,7 @@ async fn a_panic_of_a_dropped_attempt_is_a_retry() {
 async fn an_attempt_that_takes_too_long_is_dropped_and_retried() {
     let dropped = Arc::new(Semaphore::new(0));
     let seen = dropped.clone();
-    let mut crm = consumer("crm", move |_, context| {
+    let mut crm = handler("crm", move |_, context| {
         if context.attempt > 1 {
             return done();
         }
@@ -258,7 +258,7 @@ impl Drop for OnDrop {
 
 #[tokio::test]
 async fn a_parked_delivery_frees_its_key_and_keeps_its_reason() {
-    let harness = Harness::new(vec![consumer("crm", |body, _| {
+    let harness = Harness::new(vec![handler("crm", |body, _| {
         Box::pin(async move {
             if body == "bad" {
                 Outcome::park("no such customer")
@@ -282,7 +282,7 @@ async fn a_parked_delivery_frees_its_key_and_keeps_its_reason() {
 
 #[tokio::test]
 async fn what_fails_too_often_is_parked_with_the_last_reason() {
-    let mut crm = consumer("crm", |_, context| {
+    let mut crm = handler("crm", |_, context| {
         Box::pin(async move { Outcome::retry(format!("failure {}", context.attempt)) })
     });
     crm.settings.retry.attempts = std::num::NonZeroU32::new(3).unwrap();
@@ -300,7 +300,7 @@ async fn what_fails_too_often_is_parked_with_the_last_reason() {
 
 #[tokio::test]
 async fn reasons_are_bounded() {
-    let harness = Harness::new(vec![consumer("crm", |_, _| {
+    let harness = Harness::new(vec![handler("crm", |_, _| {
         Box::pin(async { Outcome::park("é".repeat(5000)) })
     })])
     .await;
@@ -316,7 +316,7 @@ async fn reasons_are_bounded() {
 #[tokio::test]
 async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
     let (sender, mut contexts) = mpsc::unbounded_channel();
-    let harness = Harness::new(vec![consumer("crm", move |_, context| {
+    let harness = Harness::new(vec![handler("crm", move |_, context| {
         sender.send(context).unwrap();
         Box::pin(async {
             Outcome::Skip {
@@ -348,7 +348,7 @@ async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
     let seen = most.clone();
     // Three have to meet: fewer at once would wait for ever.
     let meeting = Arc::new(Barrier::new(3));
-    let mut crm = consumer("crm", move |_, _| {
+    let mut crm = handler("crm", move |_, _| {
         let (running, most, meeting) = (running.clone(), most.clone(), meeting.clone());
         Box::pin(async move {
             most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -373,7 +373,7 @@ async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
 #[tokio::test]
 async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt() {
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let harness = Harness::new(vec![consumer("crm", move |body, _| {
+    let harness = Harness::new(vec![handler("crm", move |body, _| {
         sender.send(body).unwrap();
         done()
     })])
@@ -395,7 +395,7 @@ async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt(
 #[tokio::test]
 async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let harness = Harness::new(vec![consumer("crm", move |body, context| {
+    let harness = Harness::new(vec![handler("crm", move |body, context| {
         let failing = body == "2" && context.attempt == 1;
         sender.send(body).unwrap();
         Box::pin(async move {
@@ -427,7 +427,7 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
 #[tokio::test]
 async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
     let (sender, mut taken) = mpsc::unbounded_channel();
-    let harness = Harness::new(vec![consumer("crm", move |body, _| {
+    let harness = Harness::new(vec![handler("crm", move |body, _| {
         sender.send(body).unwrap();
         done()
     })])

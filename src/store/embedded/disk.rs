@@ -21,7 +21,7 @@ pub(super) trait Disk: Send + Sync {
     }
 
     /// Gives up everything from `length` on.
-    fn cut(&self, file: &File, length: u64) -> io::Result<()> {
+    fn truncate(&self, file: &File, length: u64) -> io::Result<()> {
         file.set_len(length)
     }
 

@@ -12,11 +12,11 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    copies::Copies,
-    ledger::{Batch, Ledger, Topics},
+    deduplicator::Deduplicator,
+    ledger::{JournalBatch, Ledger, TopicReader},
     progress::Progress,
-    queue::{Queue, Reported},
-    reader::{Damage, Directory, Scan, Step},
+    queue::{Queue, TopicTime},
+    reader::{DamageLog, Directory, Scan, ScanItem},
     record::{self, Content, Invalid, Personal},
     segment::{HEADER_BYTES, Position},
 };
@@ -32,7 +32,7 @@ const BATCH_BYTES: usize = 4 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How often the log says how far a view is that is made anew.
-const TELL_EVERY: Duration = Duration::from_secs(5);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The thread that indexes.
 pub(super) struct Indexer {
@@ -40,13 +40,13 @@ pub(super) struct Indexer {
     pub(super) ledger: Arc<Ledger>,
     pub(super) queue: Arc<Queue>,
     /// What the ledger knows of topics, while that can be asked.
-    pub(super) topics: Option<Topics>,
+    pub(super) topic_reader: Option<TopicReader>,
     /// Where the ledger is.
     pub(super) path: PathBuf,
     pub(super) progress: Arc<Progress>,
-    pub(super) damage: Damage,
+    pub(super) damage: DamageLog,
     /// What copies are told by.
-    pub(super) copies: Copies,
+    pub(super) deduplicator: Deduplicator,
     /// Called with (done, total) while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
     /// Where the journal ended when the ledger was opened: the ledger knows what is said of deliveries behind
@@ -72,22 +72,22 @@ pub(super) struct Rebuilding {
     /// Records in the journal when it began.
     total: u64,
     /// When somebody was told how far it is.
-    told: Instant,
+    logged_at: Instant,
 }
 
 impl Indexer {
     /// Indexes until told to stop.
     pub(super) fn run(mut self) {
-        super::yield_to_the_door();
+        super::lower_priority();
         self.progress.indexed(self.records);
-        self.relearn();
+        self.rebuild_deduplicator();
         self.notice_rebuild();
         let mut looked = Instant::now();
         loop {
             let due = self.queue.is_due_at();
             let until = due.unwrap_or_else(|| looked + LOOK_EVERY);
             let end = self.progress.beyond((self.through, self.records), until);
-            self.follower.begins();
+            self.follower.started();
             let done = self.advance(end).and_then(|()| {
                 if end.is_none() || self.queue.is_due_at().unwrap_or(until) <= Instant::now() {
                     looked = Instant::now();
@@ -96,63 +96,63 @@ impl Indexer {
                 Ok(())
             });
             match done {
-                Ok(()) => self.follower.gets_on(),
+                Ok(()) => self.follower.progressed(),
                 // The next attempt has a whole table.
-                Err(_) if self.copies.has_gap() => self.relearn(),
-                Err(problem) => drop(self.fails("the journal cannot be indexed", &problem)),
+                Err(_) if self.deduplicator.has_gap() => self.rebuild_deduplicator(),
+                Err(problem) => drop(self.failed("the journal cannot be indexed", &problem)),
             }
             if end.is_none() {
                 break;
             }
         }
-        if let Err(problem) = self.copies.sync() {
+        if let Err(problem) = self.deduplicator.sync() {
             tracing::warn!("events will be read again to know their copies: {problem}");
         }
     }
 
     /// Learns again what copies of the events before this place would be told by, as far as the table of
     /// copies lacks that: it was lost with the power, or the table is new.
-    fn relearn(&mut self) {
+    fn rebuild_deduplicator(&mut self) {
         let (through, records) = (self.through, self.records);
-        while let Some(gap) = self.copies.take_gap() {
+        while let Some(gap) = self.deduplicator.take_gap() {
             (self.through, self.scan) = (gap.min(through), None);
-            self.learn_until(through);
+            self.index_until(through);
         }
-        self.follower.gets_on();
+        self.follower.progressed();
         (self.through, self.records, self.scan) = (through, records, None);
     }
 
     /// Learns up to `through`, unless indexing is to end before, or the table has a gap again.
-    fn learn_until(&mut self, through: Position) {
-        let mut told = Instant::now();
+    fn index_until(&mut self, through: Position) {
+        let mut logged_at = Instant::now();
         while self.through < through && !self.progress.is_stopped() {
-            self.follower.begins();
+            self.follower.started();
             match self.read(through) {
                 // A segment may have lost its end since the ledger read it.
                 Ok(batch) if batch.through == self.through => break,
                 Ok(batch) => {
                     self.through = batch.through;
-                    self.follower.gets_on();
+                    self.follower.progressed();
                 }
-                Err(_) if self.copies.has_gap() => break,
+                Err(_) if self.deduplicator.has_gap() => break,
                 Err(problem) => {
-                    self.fails("events cannot be read to know their copies", &problem);
+                    self.failed("events cannot be read to know their copies", &problem);
                 }
             }
-            if told.elapsed() >= TELL_EVERY {
+            if logged_at.elapsed() >= LOG_INTERVAL {
                 tracing::info!(
                     journal.segment = self.through.segment(),
                     journal.last = through.segment(),
                     "the table of copies is brought up to date"
                 );
-                told = Instant::now();
+                logged_at = Instant::now();
             }
         }
     }
 
     /// Notes a failure and waits a little; `false` when indexing is to end.
-    fn fails(&mut self, what: &str, problem: &impl Display) -> bool {
-        if self.follower.fails(problem) {
+    fn failed(&mut self, what: &str, problem: &impl Display) -> bool {
+        if self.follower.failed(problem) {
             tracing::warn!("{what}: {problem}");
         }
         self.scan = None;
@@ -167,19 +167,19 @@ impl Indexer {
             let batch = batch.map_err(super::StoreError::io("reading the journal"))?;
             expected = batch.through;
             if batch.through > batch.from {
-                let reported = self.reported(&batch);
-                self.queue.take_in(batch, &reported);
+                let topic_times = self.topic_times(&batch);
+                self.queue.ingest(batch, &topic_times);
             }
         }
-        let reached = self.queue.taken_in();
-        let back = reached.through < self.through;
-        if reached.through != expected {
+        let watermark = self.queue.watermark();
+        let back = watermark.through < self.through;
+        if watermark.through != expected {
             self.scan = None;
         }
-        (self.through, self.records) = (reached.through, reached.records);
+        (self.through, self.records) = (watermark.through, watermark.records);
         if back {
             // The ledger is made anew.
-            (self.own, self.topics) = (None, None);
+            (self.own, self.topic_reader) = (None, None);
             self.notice_rebuild();
         }
         Ok(())
@@ -187,7 +187,7 @@ impl Indexer {
 
     /// When topics of `batch` were reported last of which the queue knows nothing, as far as that can be
     /// told: the queue has what it needs of the others read later.
-    fn reported(&mut self, batch: &Batch) -> Vec<Reported> {
+    fn topic_times(&mut self, batch: &JournalBatch) -> Vec<TopicTime> {
         if !self.queue.is_live() {
             return Vec::new();
         }
@@ -195,15 +195,18 @@ impl Indexer {
         if unknown.is_empty() {
             return Vec::new();
         }
-        if self.topics.is_none() {
-            self.topics = Topics::open(&self.path).ok();
+        if self.topic_reader.is_none() {
+            self.topic_reader = TopicReader::open(&self.path).ok();
         }
-        let reported = self.topics.as_ref().map(|topics| topics.reported(unknown));
-        match reported {
-            Some(Ok(reported)) => reported,
+        let topic_times = self
+            .topic_reader
+            .as_ref()
+            .map(|topic_reader| topic_reader.topic_times(unknown));
+        match topic_times {
+            Some(Ok(topic_times)) => topic_times,
             Some(Err(error)) => {
                 tracing::debug!("topics cannot be looked up: {error}");
-                self.topics = None;
+                self.topic_reader = None;
                 Vec::new()
             }
             None => Vec::new(),
@@ -212,15 +215,15 @@ impl Indexer {
 
     /// Has the ledger take in what it lacks.
     fn bring_up_to_date(&mut self) -> Result<(), super::StoreError> {
-        let reached = self
+        let watermark = self
             .ledger
-            .run_blocking("indexing the journal", |books| books.reached())?;
-        self.tell_rebuild(reached.records);
+            .run_blocking("indexing the journal", |database| database.watermark())?;
+        self.report_rebuild(watermark.records);
         Ok(())
     }
 
     /// What comes next: as the writer has handed it over or, where it has not, from the disk.
-    fn next(&mut self, end: Position) -> io::Result<Batch> {
+    fn next(&mut self, end: Position) -> io::Result<JournalBatch> {
         // What was handed over has only events. Of its own notes the ledger knows.
         if self.own.is_none_or(|own| self.through < own) {
             return self.read(end);
@@ -228,77 +231,89 @@ impl Indexer {
         match self.progress.handed(self.through) {
             Ok(batch) => {
                 self.scan = None;
-                self.without_copies(batch)
+                self.without_duplicates(batch)
             }
             Err(until) => self.read(until.unwrap_or(end).min(end)),
         }
     }
 
-    fn without_copies(&mut self, mut batch: Batch) -> io::Result<Batch> {
+    fn without_duplicates(&mut self, mut batch: JournalBatch) -> io::Result<JournalBatch> {
         let mut contents = Vec::with_capacity(batch.contents.len());
         for (position, content) in batch.contents {
             match &content {
-                Content::Event(event) if self.copies.is_copy(position, &event.notification)? => {
-                    batch.copies += 1;
+                Content::Event(event)
+                    if self
+                        .deduplicator
+                        .is_duplicate(position, &event.notification)? =>
+                {
+                    batch.duplicates += 1;
                 }
                 _ => contents.push((position, content)),
             }
         }
         batch.contents = contents;
-        self.sync_copies()?;
+        self.sync_deduplicator()?;
         Ok(batch)
     }
 
-    fn sync_copies(&mut self) -> io::Result<()> {
-        match self.copies.is_due() {
-            true => self.copies.sync(),
+    fn sync_deduplicator(&mut self) -> io::Result<()> {
+        match self.deduplicator.is_due() {
+            true => self.deduplicator.sync(),
             false => Ok(()),
         }
     }
 
-    fn read(&mut self, end: Position) -> io::Result<Batch> {
-        let mut batch = Batch {
+    fn read(&mut self, end: Position) -> io::Result<JournalBatch> {
+        let mut batch = JournalBatch {
             records: self.records,
-            ..Batch::behind(self.through)
+            ..JournalBatch::behind(self.through)
         };
         let (mut records_read, mut bytes_read) = (0, 0);
         while records_read < BATCH_RECORDS && bytes_read < BATCH_BYTES && batch.through < end {
             match self.step(&mut batch, end)? {
-                Some(Step::Record { position, bytes }) => {
+                Some(ScanItem::Record { position, bytes }) => {
                     batch.records += 1;
                     records_read += 1;
                     bytes_read += bytes.len();
-                    self.take_in(&mut batch, position, &bytes)?;
+                    self.ingest(&mut batch, position, &bytes)?;
                 }
-                Some(Step::Damage { position, bytes }) => {
+                Some(ScanItem::Damage { position, bytes }) => {
                     self.damage
                         .report(position, bytes, "records fail their checksum");
                 }
                 None => break,
             }
         }
-        self.sync_copies()?;
+        self.sync_deduplicator()?;
         Ok(batch)
     }
 
     /// Adds what a record holds to `batch`, unless the ledger knows it.
-    fn take_in(&mut self, batch: &mut Batch, position: Position, bytes: &Bytes) -> io::Result<()> {
+    fn ingest(
+        &mut self,
+        batch: &mut JournalBatch,
+        position: Position,
+        bytes: &Bytes,
+    ) -> io::Result<()> {
         let is_own = self.own.is_some_and(|own| own <= position);
         let content = match record::content(bytes, position) {
             Ok(Content::Deliveries(_) | Content::Inventory(..)) if is_own => return Ok(()),
             Ok(Content::Event(event)) => {
                 if event.personal == Personal::Damaged {
-                    self.tell_damage(position, bytes, "an event fails its checksum");
+                    self.report_damage(position, bytes, "an event fails its checksum");
                 }
-                if self.copies.is_copy(position, &event.notification)? {
-                    batch.copies += 1;
+                if self
+                    .deduplicator
+                    .is_duplicate(position, &event.notification)?
+                {
+                    batch.duplicates += 1;
                     return Ok(());
                 }
                 Content::Event(event)
             }
             Ok(content) => content,
             Err(Invalid) => {
-                self.tell_damage(position, bytes, "a record is not readable");
+                self.report_damage(position, bytes, "a record is not readable");
                 return Ok(());
             }
         };
@@ -306,12 +321,12 @@ impl Indexer {
         Ok(())
     }
 
-    fn tell_damage(&self, position: Position, bytes: &Bytes, what: &'static str) {
+    fn report_damage(&self, position: Position, bytes: &Bytes, what: &'static str) {
         self.damage.report(position, bytes.len() as u64, what);
     }
 
     /// The next step at `batch.through`, which it moves. `None` when the batch cannot go on.
-    fn step(&mut self, batch: &mut Batch, end: Position) -> io::Result<Option<Step>> {
+    fn step(&mut self, batch: &mut JournalBatch, end: Position) -> io::Result<Option<ScanItem>> {
         loop {
             let scan = match &mut self.scan {
                 Some(scan) => scan,
@@ -353,13 +368,18 @@ impl Indexer {
             self.rebuilding = Some(Rebuilding {
                 base,
                 total,
-                told: Instant::now(),
+                logged_at: Instant::now(),
             });
         }
     }
 
-    fn tell_rebuild(&mut self, records: u64) {
-        let Some(Rebuilding { base, total, told }) = &mut self.rebuilding else {
+    fn report_rebuild(&mut self, records: u64) {
+        let Some(Rebuilding {
+            base,
+            total,
+            logged_at,
+        }) = &mut self.rebuilding
+        else {
             return;
         };
         let all = total.saturating_sub(*base);
@@ -368,16 +388,16 @@ impl Indexer {
         if done >= all {
             tracing::info!("the ledger is complete");
             self.rebuilding = None;
-        } else if told.elapsed() >= TELL_EVERY {
+        } else if logged_at.elapsed() >= LOG_INTERVAL {
             tracing::info!(done, all, "the ledger is being made");
-            *told = Instant::now();
+            *logged_at = Instant::now();
         }
     }
 }
 
 /// Opens the segment in which `batch` goes on: the one it is in, or the first after it that is
 /// there.
-fn open(directory: &Directory, batch: &mut Batch) -> io::Result<Scan> {
+fn open(directory: &Directory, batch: &mut JournalBatch) -> io::Result<Scan> {
     let wanted = batch.through.segment();
     let numbers = directory.segments()?;
     let number = numbers.into_iter().find(|number| *number >= wanted);

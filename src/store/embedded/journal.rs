@@ -33,28 +33,28 @@ use tokio::sync::oneshot;
 
 use super::{
     disk::{self, Disk},
-    ledger::Batch,
+    ledger::JournalBatch,
+    preallocator::Preallocator,
     progress::Progress,
     reader::Directory,
     record::{Content, Event, Personal, Record, TooLarge},
     recovery::Tail,
     segment::Position,
-    spare::Preparer,
 };
 use crate::{
     event::Notification,
     provider::Verified,
     store::{
         AppendError, Health, StoreError,
-        condition::Condition,
-        pending::{Answer, BATCH, BATCH_BYTES, Pending, Reply, WAITING},
+        health::HealthReporter,
+        pending::{Ack, AckSender, BATCH, BATCH_BYTES, PendingBytes, WAITING},
     },
     telemetry::Metrics,
 };
 
 /// The part of a segment that is written when a spare is ordered for the next one: early enough for
 /// it to be made in time, and not for a service that gets few events, which has no use for one.
-const SPARE_ORDERED_AT: u64 = 16;
+const PREALLOCATE_AT: u64 = 16;
 
 /// How often free space is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ const SEGMENT_AGE: SignedDuration = SignedDuration::from_hours(24);
 
 /// What the writer is told when it starts.
 #[derive(Clone)]
-pub(super) struct Plan {
+pub(super) struct JournalConfig {
     /// Where the segments are.
     pub(super) directory: Directory,
     /// The size in bytes at which a segment is sealed.
@@ -82,7 +82,7 @@ pub(super) struct Plan {
     /// Where to count.
     pub(super) metrics: Arc<Metrics>,
     /// Where to say whether appends are taken.
-    pub(super) condition: Condition,
+    pub(super) health: HealthReporter,
     /// Whom to tell of what was written.
     pub(super) progress: Arc<Progress>,
 }
@@ -90,34 +90,34 @@ pub(super) struct Plan {
 /// The way to the writer.
 pub(super) struct Journal {
     sender: SyncSender<Command>,
-    pending: Pending,
-    condition: Condition,
+    pending: PendingBytes,
+    health: HealthReporter,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Command {
-    Write(Waiting),
+    Write(PendingRecord),
     Close,
 }
 
 /// One record that has not been written.
-struct Waiting {
+struct PendingRecord {
     record: Record,
     /// What it holds, if that is an event.
     event: Option<Box<Event>>,
-    kind: Kind,
+    kind: RecordKind,
 }
 
-enum Kind {
-    Event(Reply),
+enum RecordKind {
+    Event(AckSender),
     /// With who waits for the sync, if anybody does.
-    Note(Option<oneshot::Sender<Result<(), AppendError>>>),
+    Internal(Option<oneshot::Sender<Result<(), AppendError>>>),
     /// A note that each segment begins with from now on.
     Heading,
 }
 
-impl Waiting {
-    const fn note(record: Record, kind: Kind) -> Command {
+impl PendingRecord {
+    const fn internal(record: Record, kind: RecordKind) -> Command {
         Command::Write(Self {
             record,
             event: None,
@@ -126,59 +126,59 @@ impl Waiting {
     }
 
     const fn is_event(&self) -> bool {
-        matches!(self.kind, Kind::Event(_))
+        matches!(self.kind, RecordKind::Event(_))
     }
 }
 
 /// A way to a writer that has not been started yet, and its other end.
-pub(super) fn channel() -> (Notes, Inbox) {
-    let (sender, inbox) = sync_channel(WAITING);
-    (Notes(sender), Inbox(inbox))
+pub(super) fn channel() -> (JournalSender, JournalReceiver) {
+    let (sender, receiver) = sync_channel(WAITING);
+    (JournalSender(sender), JournalReceiver(receiver))
 }
 
 /// What waits for the writer.
-pub(super) struct Inbox(Receiver<Command>);
+pub(super) struct JournalReceiver(Receiver<Command>);
 
 impl Journal {
     /// Starts the writer behind `tail`.
     pub(super) fn start(
-        plan: Plan,
+        config: JournalConfig,
         tail: Tail,
-        (notes, Inbox(inbox)): (Notes, Inbox),
+        (sender, JournalReceiver(receiver)): (JournalSender, JournalReceiver),
     ) -> Result<Self, StoreError> {
-        let Notes(sender) = notes;
-        let pending = Pending::default();
-        let condition = plan.condition.clone();
-        let preparer = Preparer::start(plan.clone())?;
+        let JournalSender(sender) = sender;
+        let pending = PendingBytes::default();
+        let health = config.health.clone();
+        let preallocator = Preallocator::start(config.clone())?;
         let mut writer = Writer {
-            written: Batch::behind(tail.end()),
+            written: JournalBatch::behind(tail.end()),
             is_all: true,
-            inbox,
+            receiver,
             pending: pending.clone(),
             tail,
-            preparer,
+            preallocator,
             looked_at: None,
             room: 0,
             batch: Vec::with_capacity(BATCH),
             buffer: Vec::new(),
             heading: None,
             unsynced: None,
-            plan,
+            config,
         };
         writer.look();
-        let writer = condition.vital("journal", move || writer.run());
+        let writer = health.supervised("journal", move || writer.run());
         let writer = super::start("journal", writer)?;
         Ok(Self {
             sender,
             pending,
-            condition,
+            health,
             writer: Mutex::new(Some(writer)),
         })
     }
 
     /// Has `event` put on stable storage. The answer comes when it has been, or was not.
-    pub(super) fn append(&self, event: Verified) -> Result<Answer, AppendError> {
-        let (reply, answer) = Reply::new();
+    pub(super) fn append(&self, event: Verified) -> Result<Ack, AppendError> {
+        let (reply, answer) = AckSender::new();
         let (notification, keys) = event.into_parts();
         let record = Record::event(&notification, keys.as_ref()).map_err(|TooLarge(bytes)| {
             AppendError::Unavailable(format!("an event of {bytes} bytes is too large to store"))
@@ -194,10 +194,10 @@ impl Journal {
             personal: Personal::Whole,
         };
         self.pending.add(record.len(), || {
-            let append = Command::Write(Waiting {
+            let append = Command::Write(PendingRecord {
                 record,
                 event: Some(Box::new(event)),
-                kind: Kind::Event(reply),
+                kind: RecordKind::Event(reply),
             });
             self.sender.try_send(append).map_err(|error| match error {
                 TrySendError::Full(_) => AppendError::Overloaded,
@@ -208,7 +208,7 @@ impl Journal {
     }
 
     fn gone(&self) -> AppendError {
-        match self.condition.check() {
+        match self.health.check() {
             Err(poisoned @ AppendError::Poisoned(_)) => poisoned,
             _ => AppendError::Closed,
         }
@@ -228,17 +228,20 @@ impl Journal {
 /// The way to the writer for the engine's own records. Blocks while too many wait. Once the writer has
 /// ended, notes are lost: nothing is trusted to it then.
 #[derive(Clone)]
-pub(super) struct Notes(SyncSender<Command>);
+pub(super) struct JournalSender(SyncSender<Command>);
 
-impl Notes {
+impl JournalSender {
     /// Has `record` written, sooner or later.
     pub(super) fn put(&self, record: Record) {
-        self.send(record, Kind::Note(None));
+        self.send(record, RecordKind::Internal(None));
     }
 
     /// Has `record` written, sooner or later, if there is room for it now: gives it back otherwise.
     pub(super) fn try_put(&self, record: Record) -> Option<Record> {
-        match self.0.try_send(Waiting::note(record, Kind::Note(None))) {
+        match self
+            .0
+            .try_send(PendingRecord::internal(record, RecordKind::Internal(None)))
+        {
             Err(TrySendError::Full(Command::Write(waiting))) => Some(waiting.record),
             _ => None,
         }
@@ -246,40 +249,40 @@ impl Notes {
 
     /// Has `record` written, and at the beginning of every segment from now on.
     pub(super) fn head(&self, record: Record) {
-        self.send(record, Kind::Heading);
+        self.send(record, RecordKind::Heading);
     }
 
     /// Has `record` written. The answer comes when it and all before it are on stable storage.
-    pub(super) fn put_durably(&self, record: Record) -> Answer {
+    pub(super) fn put_durably(&self, record: Record) -> Ack {
         let (reply, answer) = oneshot::channel();
-        self.send(record, Kind::Note(Some(reply)));
+        self.send(record, RecordKind::Internal(Some(reply)));
         answer
     }
 
-    fn send(&self, record: Record, kind: Kind) {
-        self.0.send(Waiting::note(record, kind)).ok();
+    fn send(&self, record: Record, kind: RecordKind) {
+        self.0.send(PendingRecord::internal(record, kind)).ok();
     }
 }
 
 /// The thread that writes.
 struct Writer {
-    plan: Plan,
-    inbox: Receiver<Command>,
-    pending: Pending,
+    config: JournalConfig,
+    receiver: Receiver<Command>,
+    pending: PendingBytes,
     tail: Tail,
-    preparer: Preparer,
+    preallocator: Preallocator,
     /// When free space was looked at.
     looked_at: Option<Instant>,
     /// How many bytes may be written until it is looked at again.
     room: u64,
-    batch: Vec<Waiting>,
+    batch: Vec<PendingRecord>,
     buffer: Vec<u8>,
     /// What each segment begins with.
     heading: Option<Record>,
     /// Since when something is written that has not been synced.
     unsynced: Option<Instant>,
     /// What is written and was not handed to the indexer.
-    written: Batch,
+    written: JournalBatch,
     /// Whether that is all that the indexer has to know of it.
     is_all: bool,
 }
@@ -296,7 +299,7 @@ impl Writer {
     fn run(mut self) {
         let mut open = true;
         while open {
-            match self.inbox.recv_timeout(self.patience()) {
+            match self.receiver.recv_timeout(self.patience()) {
                 Ok(Command::Write(waiting)) => {
                     open = self.gather(waiting);
                     self.commit();
@@ -311,7 +314,7 @@ impl Writer {
                 .is_some_and(|since| since.elapsed() >= UNSYNCED_FOR)
                 || !open
             {
-                self.sync_notes();
+                self.sync_internal();
             }
             if self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
                 self.look();
@@ -325,11 +328,11 @@ impl Writer {
     }
 
     /// Takes what else is waiting. `false` when the journal is to be closed after it.
-    fn gather(&mut self, first: Waiting) -> bool {
+    fn gather(&mut self, first: PendingRecord) -> bool {
         let mut bytes = first.record.len();
         self.batch.push(first);
         while self.batch.len() < BATCH && bytes < BATCH_BYTES {
-            match self.inbox.try_recv() {
+            match self.receiver.try_recv() {
                 Ok(Command::Write(waiting)) => {
                     bytes += waiting.record.len();
                     self.batch.push(waiting);
@@ -348,12 +351,14 @@ impl Writer {
         let count = events.count();
         self.pending.remove(bytes);
         if let Err(error) = self.admit(bytes) {
-            self.answer(&Err(error), Waiting::is_event);
+            self.answer(&Err(error), PendingRecord::is_event);
         }
         if self.batch.is_empty() {
             return;
         }
-        let is_awaited = |one: &Waiting| !matches!(one.kind, Kind::Note(None) | Kind::Heading);
+        let is_awaited = |one: &PendingRecord| {
+            !matches!(one.kind, RecordKind::Internal(None) | RecordKind::Heading)
+        };
         let is_awaited = self.batch.iter().any(is_awaited);
         let synced = |writer: &mut Self| match is_awaited {
             true => writer.sync(),
@@ -362,16 +367,16 @@ impl Writer {
         match self.write().and_then(|()| synced(self)) {
             Ok(()) => {
                 if count > 0 {
-                    self.plan.metrics.journal_batch.observe(count as f64);
+                    self.config.metrics.journal_batch.observe(count as f64);
                 }
                 self.answer(&Ok(()), |_| true);
             }
             Err(Failure::Full(why)) => {
-                self.plan
-                    .condition
+                self.config
+                    .health
                     .set(Health::Unavailable { why: why.clone() });
                 let refused = Err(AppendError::Unavailable(why));
-                self.answer(&refused, Waiting::is_event);
+                self.answer(&refused, PendingRecord::is_event);
             }
             Err(Failure::Poisoned(why)) => {
                 self.poison(&why);
@@ -382,40 +387,40 @@ impl Writer {
         self.buffer.shrink_to(BATCH_BYTES);
     }
 
-    fn events(&self) -> impl Iterator<Item = &Waiting> + Clone {
+    fn events(&self) -> impl Iterator<Item = &PendingRecord> + Clone {
         self.batch.iter().filter(|waiting| waiting.is_event())
     }
 
     /// Whether `bytes` of events may be written now.
     fn admit(&mut self, bytes: usize) -> Result<(), AppendError> {
-        self.plan.condition.check()?;
+        self.config.health.check()?;
         if bytes as u64 > self.room {
             self.room = 0;
             let why = self.too_little_room();
-            self.plan.condition.set(Health::Unavailable { why });
+            self.config.health.set(Health::Unavailable { why });
         }
-        self.plan.condition.check()
+        self.config.health.check()
     }
 
     /// Answers those of the batch that `whom` takes, and lets go of them.
-    fn answer(&mut self, answer: &Result<(), AppendError>, whom: impl Fn(&Waiting) -> bool) {
+    fn answer(&mut self, answer: &Result<(), AppendError>, whom: impl Fn(&PendingRecord) -> bool) {
         for waiting in self.batch.extract_if(.., |waiting| whom(waiting)) {
             match waiting.kind {
-                Kind::Event(reply) => reply.send(answer.clone(), &self.plan.metrics),
-                Kind::Note(Some(reply)) => drop(reply.send(answer.clone())),
-                Kind::Heading if answer.is_ok() => self.heading = Some(waiting.record),
-                Kind::Note(None) | Kind::Heading => {}
+                RecordKind::Event(reply) => reply.send(answer.clone(), &self.config.metrics),
+                RecordKind::Internal(Some(reply)) => drop(reply.send(answer.clone())),
+                RecordKind::Heading if answer.is_ok() => self.heading = Some(waiting.record),
+                RecordKind::Internal(None) | RecordKind::Heading => {}
             }
         }
     }
 
     fn poison(&self, why: &str) {
         let why = why.to_owned();
-        self.plan.condition.set(Health::Poisoned { why });
+        self.config.health.set(Health::Poisoned { why });
     }
 
     fn write(&mut self) -> Result<(), Failure> {
-        if let Health::Poisoned { why } = self.plan.condition.get() {
+        if let Health::Poisoned { why } = self.config.health.get() {
             return Err(Failure::Poisoned(why));
         }
         let mut records = self.batch.len();
@@ -434,7 +439,7 @@ impl Writer {
         for waiting in &mut self.batch {
             let position = Position::new(number, end + self.buffer.len() as u64);
             waiting.record.write_to(&mut self.buffer, position);
-            self.is_all &= !matches!(waiting.kind, Kind::Heading);
+            self.is_all &= !matches!(waiting.kind, RecordKind::Heading);
             let event = waiting.event.take();
             events.extend(event.map(|event| (position, Content::Event(event))));
         }
@@ -445,14 +450,14 @@ impl Writer {
         self.tail.records += records as u64;
         self.room = self.room.saturating_sub(bytes);
         self.unsynced.get_or_insert_with(Instant::now);
-        if self.tail.length >= self.plan.segment_bytes / SPARE_ORDERED_AT {
-            self.preparer.order();
+        if self.tail.length >= self.config.segment_bytes / PREALLOCATE_AT {
+            self.preallocator.request();
         }
         Ok(())
     }
 
     /// Syncs what nobody waits for.
-    fn sync_notes(&mut self) {
+    fn sync_internal(&mut self) {
         if let Err(Failure::Full(why) | Failure::Poisoned(why)) = self.sync() {
             self.poison(&why);
         }
@@ -465,11 +470,11 @@ impl Writer {
             return Ok(());
         }
         let began = Instant::now();
-        let synced = self.plan.disk.sync(&self.tail.file);
+        let synced = self.config.disk.sync(&self.tail.file);
         synced
             .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
         let took = began.elapsed().as_secs_f64();
-        self.plan.metrics.sync_seconds.observe(took);
+        self.config.metrics.sync_seconds.observe(took);
         self.hand_over();
         Ok(())
     }
@@ -477,10 +482,10 @@ impl Writer {
     /// Hands what is on stable storage to the indexer, which reads it where that is not all there is.
     fn hand_over(&mut self) {
         let (end, records) = (self.tail.end(), self.tail.records_through());
-        let mut written = std::mem::replace(&mut self.written, Batch::behind(end));
+        let mut written = std::mem::replace(&mut self.written, JournalBatch::behind(end));
         (written.through, written.records) = (end, records);
         let is_all = std::mem::replace(&mut self.is_all, true);
-        self.plan
+        self.config
             .progress
             .written(end, records, is_all.then_some(written));
     }
@@ -492,16 +497,16 @@ impl Writer {
             file_bytes,
             ..
         } = &mut self.tail;
-        let disk = &self.plan.disk;
+        let disk = &self.config.disk;
         if let Err(error) = disk.write(file, &self.buffer, *length) {
             let problem = format!("a write to the journal failed: {error}");
             // A file whose end is unknown must not be written to again.
             *file_bytes = *length;
-            return match disk.cut(file, *length) {
+            return match disk.truncate(file, *length) {
                 Ok(()) if is_full(&error) => Err(Failure::Full(problem)),
                 Ok(()) => Err(Failure::Poisoned(problem)),
-                Err(cut) => Err(Failure::Poisoned(format!(
-                    "{problem}; and it could not be undone: {cut}"
+                Err(truncate) => Err(Failure::Poisoned(format!(
+                    "{problem}; and it could not be undone: {truncate}"
                 ))),
             };
         }
@@ -509,25 +514,25 @@ impl Writer {
     }
 
     fn tail_is_done(&mut self) -> bool {
-        let age = (self.plan.clock)().duration_since(self.tail.header.begun_at);
-        self.tail.length >= self.plan.segment_bytes
+        let age = (self.config.clock)().duration_since(self.tail.header.begun_at);
+        self.tail.length >= self.config.segment_bytes
             || (self.tail.records > 0 && age >= SEGMENT_AGE)
             // A busy service need not fill a segment that grows when there is a better one.
-            || (self.tail.grows() && self.preparer.is_ready())
+            || (self.tail.grows() && self.preallocator.is_ready())
     }
 
     /// Begins the next segment, in the spare if it is ready.
     fn roll(&mut self) -> Result<(), Failure> {
         self.sync()?;
         let number = self.tail.header.number + 1;
-        let header = self.tail.successor(number, (self.plan.clock)());
-        let directory = &self.plan.directory;
+        let header = self.tail.successor(number, (self.config.clock)());
+        let directory = &self.config.directory;
         let problem = |error| format!("a new segment of the journal could not be begun: {error}");
         self.tail
             .seal()
             .map_err(|error| Failure::Poisoned(problem(error)))?;
-        let ahead = self.preparer.take().and_then(|spare| {
-            Tail::begin_in_spare(spare, directory, header)
+        let ahead = self.preallocator.take().and_then(|preallocated| {
+            Tail::begin_preallocated(preallocated, directory, header)
                 .inspect_err(|error| tracing::warn!("a spare segment is not used: {error}"))
                 .ok()
         });
@@ -546,16 +551,16 @@ impl Writer {
     /// Looks at the free space and decides whether appends are taken.
     fn look(&mut self) {
         self.looked_at = Some(Instant::now());
-        let path = self.plan.directory.path();
-        let free = match self.plan.disk.free(path) {
+        let path = self.config.directory.path();
+        let free = match self.config.disk.free(path) {
             Ok(free) => free,
             Err(error) => {
                 tracing::warn!("free space cannot be told: {error}");
                 return;
             }
         };
-        self.room = free.saturating_sub(self.plan.reserve_bytes);
-        self.plan.metrics.disk_free_bytes.set(free.cast_signed());
+        self.room = free.saturating_sub(self.config.reserve_bytes);
+        self.config.metrics.disk_free_bytes.set(free.cast_signed());
         let health = if self.room > 0 {
             Health::Sound
         } else {
@@ -563,13 +568,13 @@ impl Writer {
             Health::Unavailable { why }
         };
         if self.room == 0 {
-            self.preparer.give_up();
+            self.preallocator.give_up();
         }
-        self.plan.condition.set(health);
+        self.config.health.set(health);
     }
 
     fn too_little_room(&self) -> String {
-        let reserve = self.plan.reserve_bytes;
+        let reserve = self.config.reserve_bytes;
         format!("less than the reserve of {reserve} bytes is free on the store's disk")
     }
 }

@@ -14,10 +14,10 @@
 //! <path>/lock                            held by the one service
 //! <path>/journal/0000000001.segment      see `segment`
 //! <path>/journal/<segment>.torn-<n>      what recovery has cut
-//! <path>/journal/spare.new               see `spare`
+//! <path>/journal/spare.new               see `preallocator`
 //! <path>/ledger.db                       see `ledger/schema.sql`
 //! <path>/ledger.db.damaged-<n>           what was set aside
-//! <path>/seen.table                      see `seen`
+//! <path>/seen.table                      see `dedup_index`
 //! <path>/seen.new                        the same, while one is made
 //! ```
 //!
@@ -25,23 +25,23 @@
 //!
 //! **Invariant:** blocking work is done on threads of the engine's own.
 
+mod backfill;
 mod codec;
-mod copies;
+mod dedup_index;
+mod deduplicator;
 mod disk;
 mod indexer;
 mod journal;
 mod ledger;
+mod preallocator;
 mod progress;
 mod queue;
 mod reader;
 mod record;
 mod recovery;
 mod retention;
-mod seen;
 mod segment;
 mod source;
-mod spare;
-mod takeover;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -59,23 +59,23 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 
-pub use self::source::Source;
+pub use self::source::TransferSource;
 use self::{
-    copies::Copies,
+    deduplicator::Deduplicator,
     disk::{Disk, SystemDisk},
     indexer::Indexer,
-    journal::{Journal, Notes, Plan},
-    ledger::{Books, Ledger, Operator, Reached},
+    journal::{Journal, JournalConfig, JournalSender},
+    ledger::{Ledger, LedgerDatabase, OperatorConnection, Watermark},
     progress::Progress,
     queue::Queue,
-    reader::{Damage, Directory},
+    reader::{DamageLog, Directory},
     record::{Record, TooLarge},
     recovery::Tail,
     retention::Retention,
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Kind, Monitored, Records, Settlement, Store, StoreError, Subscription, condition::Condition,
+    Kind, Monitored, Operator, Settlement, Store, StoreError, Subscription, health::HealthReporter,
     pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
@@ -131,16 +131,16 @@ impl Engine for Settings {
         )?))
     }
 
-    fn records(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Records>, StoreError> {
-        Ok(Box::new(Operator::open(self, clock)?))
+    fn operator(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Operator>, StoreError> {
+        Ok(Box::new(OperatorConnection::open(self, clock)?))
     }
 
     fn source(
         &self,
         context: Context,
         subscriptions: Vec<Subscription>,
-    ) -> Result<Source, StoreError> {
-        Source::open(self, context, subscriptions)
+    ) -> Result<TransferSource, StoreError> {
+        TransferSource::open(self, context, subscriptions)
     }
 }
 
@@ -156,13 +156,13 @@ impl Settings {
 
 /// An open store. Ends its threads when it is dropped.
 struct Embedded {
-    parts: Arc<Parts>,
+    shared: Arc<Shared>,
 }
 
-struct Parts {
-    condition: Condition,
+struct Shared {
+    health: HealthReporter,
     journal: Journal,
-    notes: Notes,
+    journal_sender: JournalSender,
     ledger: Arc<Ledger>,
     queue: Arc<Queue>,
     progress: Arc<Progress>,
@@ -192,86 +192,90 @@ impl Embedded {
         let lock = lock(path)?;
         let directory = settings.journal();
         let metrics = &context.metrics;
-        let damage = Damage::new(metrics.clone());
-        let condition = Condition::new(Health::Sound, metrics.clone());
+        let damage = DamageLog::new(metrics.clone());
+        let health = HealthReporter::new(Health::Sound, metrics.clone());
         let progress = Arc::<Progress>::default();
-        let (notes, inbox) = journal::channel();
-        let queue = Arc::new(Queue::new(notes.clone()));
-        let mut books = Books::open(
+        let (journal_sender, inbox) = journal::channel();
+        let queue = Arc::new(Queue::new(journal_sender.clone()));
+        let mut database = LedgerDatabase::open(
             &settings.ledger(),
             directory.clone(),
             &context,
             progress.clone(),
-            &condition,
-            notes.clone(),
+            &health,
+            journal_sender.clone(),
             queue.clone(),
         )?;
-        let tail = recovery::recover(&directory, books.through()?, (context.clock)(), &damage)?;
-        let tail = agree(&mut books, &directory, tail, (context.clock)())?;
+        let tail = recovery::recover(&directory, database.through()?, (context.clock)(), &damage)?;
+        let tail = reconcile(&mut database, &directory, tail, (context.clock)())?;
         let own = tail.end();
-        let tail = takeover::take_over(&mut books, &directory, tail, (context.clock)())?;
-        let reached = books.wait_for(tail.end());
-        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
-        let ledger = Arc::new(Ledger::start(books, &condition)?);
+        let tail = backfill::backfill(&mut database, &directory, tail, (context.clock)())?;
+        let watermark = database.wait_for(tail.end());
+        let watermark = watermark.map_err(StoreError::database("reading the ledger"))?;
+        let ledger = Arc::new(Ledger::start(database, &health)?);
         progress.written(tail.end(), tail.records_through(), None);
-        let plan = Plan {
+        let config = JournalConfig {
             directory: directory.clone(),
             segment_bytes: settings.segment,
             reserve_bytes: settings.reserve,
             disk: disk.clone(),
             clock: context.clock,
             metrics: metrics.clone(),
-            condition: condition.clone(),
+            health: health.clone(),
             progress: progress.clone(),
         };
-        let journal = Journal::start(plan, tail, (notes.clone(), inbox))?;
+        let journal = Journal::start(config, tail, (journal_sender.clone(), inbox))?;
         let table = path.join("seen.table");
-        let copies = Copies::open(&table, &directory).map_err(StoreError::reading(&table))?;
+        let deduplicator =
+            Deduplicator::open(&table, &directory).map_err(StoreError::reading(&table))?;
         let indexer = Indexer {
             directory: directory.clone(),
             ledger: ledger.clone(),
             queue: queue.clone(),
-            topics: None,
+            topic_reader: None,
             path: settings.ledger(),
             progress: progress.clone(),
             damage,
             rebuild: context.rebuild.clone(),
-            copies,
+            deduplicator,
             own: Some(own),
-            through: reached.through,
-            records: reached.records,
+            through: watermark.through,
+            records: watermark.records,
             scan: None,
             rebuilding: None,
-            follower: condition
+            follower: health
                 .followers()
-                .vital("indexer", "bringing the ledger up to date"),
+                .critical("indexer", "bringing the ledger up to date"),
         };
         let retention = Retention {
             directory: directory.clone(),
             ledger: ledger.clone(),
             progress: progress.clone(),
             retain: settings.retain,
-            follower: condition
+            follower: health
                 .followers()
-                .patient("retention", "deleting old segments"),
+                .background("retention", "deleting old segments"),
             clock: context.clock,
-            notes: notes.clone(),
-            told: HashMap::new(),
+            journal_sender: journal_sender.clone(),
+            restated_in: HashMap::new(),
         };
         let (stop_retention, stop) = mpsc::channel();
         let threads = Threads {
-            indexer: start("indexer", condition.vital("indexer", move || indexer.run()))?,
+            indexer: start(
+                "indexer",
+                health.supervised("indexer", move || indexer.run()),
+            )?,
             retention: start(
                 "retention",
-                condition.vital("retention", move || retention.run(&stop)),
+                health.supervised("retention", move || retention.run(&stop)),
             )?,
             stop_retention,
             lock,
         };
-        let parts = Parts {
-            condition,
+        let shared = Shared {
+            health,
             journal,
-            notes,
+            journal_sender,
             ledger,
             queue,
             progress,
@@ -281,7 +285,7 @@ impl Embedded {
             threads: Mutex::new(Some(threads)),
         };
         Ok(Self {
-            parts: Arc::new(parts),
+            shared: Arc::new(shared),
         })
     }
 }
@@ -292,7 +296,7 @@ impl Embedded {
     /// # Errors
     ///
     /// When one has, or the store cannot be read or written.
-    fn tell(settings: &Settings, clock: fn() -> Timestamp) -> Result<(), StoreError> {
+    fn flush_outbox(settings: &Settings, clock: fn() -> Timestamp) -> Result<(), StoreError> {
         let context = Context {
             metrics: Arc::default(),
             clock,
@@ -300,19 +304,19 @@ impl Embedded {
         };
         let store = Self::open(settings, context, Arc::new(SystemDisk))?;
         // Each transaction of the ledger does.
-        let ledger = &store.parts.ledger;
+        let ledger = &store.shared.ledger;
         ledger.run_blocking("telling the journal", |_| Ok(()))
     }
 }
 
 impl Store for Embedded {
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        let parts = self.parts.clone();
+        let shared = self.shared.clone();
         Box::pin(async move {
             let (sender, closed) = oneshot::channel();
             // Joining threads would hold up the caller's, which has other work.
             start("close", move || {
-                parts.close();
+                shared.close();
                 sender.send(()).ok();
             })?;
             closed.await.map_err(|_| StoreError::Closed)
@@ -322,25 +326,25 @@ impl Store for Embedded {
 
 impl Append for Embedded {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(pending::answered(self.parts.journal.append(event)))
+        Box::pin(pending::acknowledged(self.shared.journal.append(event)))
     }
 }
 
 impl Deliveries for Embedded {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            self.parts.announce(&subscriptions)?;
+            self.shared.announce(&subscriptions)?;
             let subscribe = || {
                 let asked = subscriptions.clone();
-                let ledger = &self.parts.ledger;
-                ledger.run("subscribing", |books| books.subscribe(asked))
+                let ledger = &self.shared.ledger;
+                ledger.run("subscribing", |database| database.subscribe(asked))
             };
             // Whoever is the first to come upon damage has the ledger made anew: then it works.
             match subscribe().await {
                 Err(StoreError::Database { .. }) => subscribe().await?,
                 subscribed => subscribed?,
             }
-            self.parts.progress.subscribed();
+            self.shared.progress.subscribed();
             Ok(())
         })
     }
@@ -353,16 +357,16 @@ impl Deliveries for Embedded {
     ) -> BoxFuture<'_, Result<Claims, StoreError>> {
         let handler = handler.clone();
         Box::pin(async move {
-            let Parts { queue, ledger, .. } = &*self.parts;
+            let Shared { queue, ledger, .. } = &*self.shared;
             let fill = |handler: &HandlerName| {
                 let handler = handler.clone();
-                move |books: &mut Books| books.fill(&handler, now)
+                move |database: &mut LedgerDatabase| database.fill(&handler, now)
             };
             if queue.is_short_of(&handler, at_most, now) {
                 ledger.run("reading deliveries", fill(&handler)).await?;
             }
             let claims = queue.claim(&handler, at_most, now);
-            if queue.wants_ahead(&handler) {
+            if queue.wants_prefetch(&handler) {
                 ledger.ask(fill(&handler));
             }
             Ok(claims)
@@ -374,41 +378,41 @@ impl Deliveries for Embedded {
         settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
-            self.parts.queue.settle(&settlements);
+            self.shared.queue.settle(&settlements);
             // What comes next is a claim like any other: nothing is far away here.
             Ok(Vec::new())
         })
     }
 
     fn work(&self) -> watch::Receiver<u64> {
-        self.parts.queue.work()
+        self.shared.queue.work()
     }
 }
 
 impl Monitored for Embedded {
     fn health(&self) -> watch::Receiver<Health> {
-        self.parts.condition.subscribe()
+        self.shared.health.subscribe()
     }
 
     fn followers(&self) -> Followers {
-        self.parts.condition.followers().clone()
+        self.shared.health.followers().clone()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let parts = self.parts.clone();
-            let job = move |books: &mut Books| {
-                let standings = books.standings()?;
-                Ok((standings, parts.space()))
+            let shared = self.shared.clone();
+            let job = move |database: &mut LedgerDatabase| {
+                let statistics = database.statistics()?;
+                Ok((statistics, shared.space()))
             };
-            let (standings, space) = self.parts.ledger.run("measuring", job).await?;
-            let metrics = &self.parts.context.metrics;
-            for standing in standings {
-                standing.show(metrics, now);
+            let (statistics, space) = self.shared.ledger.run("measuring", job).await?;
+            let metrics = &self.shared.context.metrics;
+            for statistics in statistics {
+                statistics.export(metrics, now);
             }
             metrics
                 .ledger_lag
-                .set(self.parts.progress.lag().cast_signed());
+                .set(self.shared.progress.lag().cast_signed());
             let (journal, free) = space.map_err(StoreError::io("measuring the journal"))?;
             metrics.journal_bytes.set(journal.cast_signed());
             metrics.disk_free_bytes.set(free.cast_signed());
@@ -420,11 +424,11 @@ impl Monitored for Embedded {
 impl Drop for Embedded {
     /// Waits for what is under way, so that the store can be opened again at once.
     fn drop(&mut self) {
-        self.parts.close();
+        self.shared.close();
     }
 }
 
-impl Parts {
+impl Shared {
     /// Ends the threads in the order in which they need each other. Blocks.
     fn close(&self) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -452,7 +456,7 @@ impl Parts {
             let what = format!("{bytes} bytes of subscriptions are too many");
             StoreError::io(&what)(io::ErrorKind::FileTooLarge.into())
         })?;
-        self.notes.head(record);
+        self.journal_sender.head(record);
         Ok(())
     }
 
@@ -465,31 +469,31 @@ impl Parts {
 
 /// Makes sure that the ledger is one of the journal that ends with `tail`, and that the journal goes on
 /// where the ledger has nothing. To be killed at any point does no harm: what was done is found done.
-fn agree(
-    books: &mut Books,
+fn reconcile(
+    database: &mut LedgerDatabase,
     directory: &Directory,
     tail: Tail,
     now: Timestamp,
 ) -> Result<Tail, StoreError> {
-    if !books.agrees(directory, tail.end())? {
-        books.renew("it is of another moment than the journal, or in itself")?;
+    if !database.is_consistent(directory, tail.end())? {
+        database.renew("it is of another moment than the journal, or in itself")?;
     }
-    let known = books.through()?;
+    let known = database.through()?;
     let (tail, lost) = recovery::beyond(directory, tail, known, now)
         .map_err(StoreError::writing(directory.path()))?;
     if let Some(lost) = lost {
-        let end = Reached {
+        let end = Watermark {
             through: tail.end(),
             records: tail.records_through(),
         };
-        let cut = books.cut(lost, end)?;
+        let truncate = database.truncate(lost, end)?;
         tracing::error!(
             journal.segment = lost.segment(),
             journal.offset = lost.offset(),
             ledger.segment = known.segment(),
             ledger.offset = known.offset(),
-            events = cut.events,
-            parked = cut.parked,
+            events = truncate.events,
+            parked = truncate.parked,
             "the journal ends before what the ledger has read of it: stored events are lost; what was \
              not delivered of them is parked"
         );
@@ -517,7 +521,7 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 /// Lowers the priority of the calling thread, so that under overload events are still taken, at
 /// the cost of being delivered later. On Linux a priority is a thread's own; elsewhere it may be
 /// the whole process's, and nothing is done.
-fn yield_to_the_door() {
+fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(19) {
         tracing::debug!("a thread of the store keeps its priority: {error}");

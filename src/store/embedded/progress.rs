@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ledger::Batch, segment::Position};
+use super::{ledger::JournalBatch, segment::Position};
 
 /// How long the indexer waits after a failure.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ struct State {
     /// Records up to there.
     records: u64,
     /// What was written last, as far as there is room for it.
-    handed: VecDeque<Batch>,
+    handed: VecDeque<JournalBatch>,
     /// How many contents and bytes that is.
     handed_size: (usize, usize),
     /// Whether the indexer waits to be told of a write. Telling it costs the writer a system call.
@@ -56,7 +56,7 @@ struct State {
 }
 
 impl State {
-    fn hand(&mut self, batch: Batch) {
+    fn hand(&mut self, batch: JournalBatch) {
         let (contents, bytes) = self.handed_size;
         if contents < HANDED_RECORDS && bytes < HANDED_BYTES {
             self.handed_size = (contents + batch.contents.len(), bytes + batch.bytes());
@@ -64,14 +64,14 @@ impl State {
         }
     }
 
-    fn take(&mut self) -> Option<Batch> {
+    fn take(&mut self) -> Option<JournalBatch> {
         let batch = self.handed.pop_front()?;
         let (contents, bytes) = self.handed_size;
         self.handed_size = (contents - batch.contents.len(), bytes - batch.bytes());
         Some(batch)
     }
 
-    fn take_behind(&mut self, position: Position) -> Option<Batch> {
+    fn take_behind(&mut self, position: Position) -> Option<JournalBatch> {
         self.handed.front().filter(|batch| batch.from == position)?;
         self.take()
     }
@@ -80,7 +80,7 @@ impl State {
 impl Progress {
     /// What is on stable storage now ends at `end` after `records`; `batch` is what is new of it, unless it
     /// has to be read.
-    pub(super) fn written(&self, end: Position, records: u64, batch: Option<Batch>) {
+    pub(super) fn written(&self, end: Position, records: u64, batch: Option<JournalBatch>) {
         let mut state = self.lock();
         state.end = end;
         state.records = records;
@@ -96,7 +96,7 @@ impl Progress {
 
     /// What was handed over behind `position`; or else up to where, or to the end, the journal has to be read
     /// from there on.
-    pub(super) fn handed(&self, position: Position) -> Result<Batch, Option<Position>> {
+    pub(super) fn handed(&self, position: Position) -> Result<JournalBatch, Option<Position>> {
         let mut state = self.lock();
         while state
             .handed
@@ -109,7 +109,7 @@ impl Progress {
             Some(from) if from == position => {}
             other => return Err(other),
         }
-        let mut all = Batch::behind(position);
+        let mut all = JournalBatch::behind(position);
         while all.contents.len() < BATCH_RECORDS
             && let Some(batch) = state.take_behind(all.through)
         {
@@ -162,7 +162,7 @@ impl Progress {
         self.lock().records
     }
 
-    /// Waits until there is something to read after the place that was `reached`, or the ledger is no longer
+    /// Waits until there is something to read after the place that was `watermark`, or the ledger is no longer
     /// what it was, or until `until` at most; and a moment longer, unless much is there by now. Says where
     /// what is on stable storage ends; `None` when indexing is to end.
     pub(super) fn beyond(

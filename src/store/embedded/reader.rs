@@ -27,7 +27,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// What is compared at once there: far faster than byte by byte.
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// How many segments are kept open for [`Bodies::read`].
+/// How many segments are kept open for [`EventReader::read`].
 const OPEN_FILES: usize = 16;
 
 const EXTENSION: &str = "segment";
@@ -126,14 +126,14 @@ impl Directory {
 
 /// Records by position.
 #[derive(Debug)]
-pub(super) struct Bodies {
+pub(super) struct EventReader {
     directory: Directory,
     open: HashMap<u32, File>,
 }
 
 /// Why no record could be read at a position.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unread {
+pub(super) enum ReadError {
     /// Its segment is not there.
     #[error("the event's segment of the journal is missing")]
     Missing,
@@ -148,7 +148,7 @@ pub(super) enum Unread {
     Io(#[from] io::Error),
 }
 
-impl Bodies {
+impl EventReader {
     /// Those in `directory`.
     pub(super) fn new(directory: Directory) -> Self {
         Self {
@@ -158,27 +158,27 @@ impl Bodies {
     }
 
     /// The event at `position`, verified, all of it.
-    pub(super) fn read(&mut self, position: Position) -> Result<Event, Unread> {
+    pub(super) fn read(&mut self, position: Position) -> Result<Event, ReadError> {
         let event = self.read_public(position)?;
         match event.personal {
             Personal::Whole => Ok(event),
-            Personal::Erased => Err(Unread::Erased),
-            Personal::Damaged => Err(Unread::Damaged),
+            Personal::Erased => Err(ReadError::Erased),
+            Personal::Damaged => Err(ReadError::Damaged),
         }
     }
 
     /// The event at `position`, with its public part verified.
-    pub(super) fn read_public(&mut self, position: Position) -> Result<Event, Unread> {
+    pub(super) fn read_public(&mut self, position: Position) -> Result<Event, ReadError> {
         let file = self.file(position.segment())?;
         let mut begin = [0; LENGTH_BYTES];
         read_exact(file, &mut begin, position.offset())?;
-        let length = record::length(&begin).map_err(|Invalid| Unread::Damaged)?;
+        let length = record::length(&begin).map_err(|Invalid| ReadError::Damaged)?;
         let mut bytes = vec![0; length];
         read_exact(file, &mut bytes, position.offset())?;
-        record::check(&bytes, position).map_err(|Invalid| Unread::Damaged)?;
+        record::check(&bytes, position).map_err(|Invalid| ReadError::Damaged)?;
         match record::content(&bytes.into(), position) {
             Ok(Content::Event(event)) => Ok(*event),
-            Ok(_) | Err(Invalid) => Err(Unread::Damaged),
+            Ok(_) | Err(Invalid) => Err(ReadError::Damaged),
         }
     }
 
@@ -187,7 +187,7 @@ impl Bodies {
         self.open.remove(&number);
     }
 
-    fn file(&mut self, number: u32) -> Result<&File, Unread> {
+    fn file(&mut self, number: u32) -> Result<&File, ReadError> {
         if !self.open.contains_key(&number) {
             if self.open.len() >= OPEN_FILES {
                 self.open.clear();
@@ -195,25 +195,25 @@ impl Bodies {
             match File::open(self.directory.segment(number)) {
                 Ok(file) => self.open.insert(number, file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(Unread::Missing);
+                    return Err(ReadError::Missing);
                 }
                 Err(error) => return Err(error.into()),
             };
         }
-        self.open.get(&number).ok_or(Unread::Missing)
+        self.open.get(&number).ok_or(ReadError::Missing)
     }
 }
 
-fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), Unread> {
+fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
     match file.read_exact_at(bytes, offset) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Unread::Damaged),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ReadError::Damaged),
         read => Ok(read?),
     }
 }
 
 /// What [`Scan::next`] came upon.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum ScanItem {
     /// A valid record, whole but for its personal part, which is not checked.
     Record {
         /// Where.
@@ -297,14 +297,14 @@ impl Scan {
     }
 
     /// The next record, or the damage before it; `None` at the end.
-    pub(super) fn next(&mut self) -> io::Result<Option<Step>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<ScanItem>> {
         if self.at >= self.end {
             return Ok(None);
         }
         let position = self.position();
         if let Some(bytes) = self.record_at(self.at)? {
             self.at += bytes.len() as u64;
-            return Ok(Some(Step::Record { position, bytes }));
+            return Ok(Some(ScanItem::Record { position, bytes }));
         }
         let zeros = self.zeros()?;
         if self.at >= zeros {
@@ -313,7 +313,7 @@ impl Scan {
         let next = self.search(self.at + 1, zeros)?;
         let bytes = next - self.at;
         self.at = next;
-        Ok(Some(Step::Damage { position, bytes }))
+        Ok(Some(ScanItem::Damage { position, bytes }))
     }
 
     /// The offset of the first valid record at or after `at` and before `end`, or `end`.
@@ -407,12 +407,12 @@ fn used(bytes: &[u8]) -> usize {
 /// The damage that has been found so far. Shared by all who read the journal, so that none of it
 /// is reported or counted twice.
 #[derive(Clone)]
-pub(super) struct Damage {
+pub(super) struct DamageLog {
     found: Arc<Mutex<BTreeMap<Position, u64>>>,
     metrics: Arc<Metrics>,
 }
 
-impl Damage {
+impl DamageLog {
     /// None so far.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self {

@@ -124,7 +124,7 @@ use crate::{
         DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Notification, OrderingKeys,
         Pattern, Topic,
     },
-    store::{Attempt, DeliveryState, StoredDelivery, Subscription},
+    store::{Attempt, DeliverySnapshot, DeliveryState, Subscription},
 };
 
 /// How many bytes of a record tell its length.
@@ -172,7 +172,7 @@ pub(super) enum Content {
     /// An event.
     Event(Box<Event>),
     /// What has become of deliveries to one handler.
-    Deliveries(Vec<(Position, StoredDelivery)>),
+    Deliveries(Vec<(Position, DeliverySnapshot)>),
     /// Who gets the events from here on, and since when.
     Subscriptions(Timestamp, Vec<Subscription>),
     /// The deliveries of the events between these positions are those told of from here on.
@@ -220,7 +220,7 @@ impl Record {
     }
 
     /// Those that tell how all of `deliveries` stand, which are to one handler.
-    pub(super) fn of_deliveries(deliveries: &[(Position, StoredDelivery)]) -> Vec<Self> {
+    pub(super) fn of_deliveries(deliveries: &[(Position, DeliverySnapshot)]) -> Vec<Self> {
         let Some((_, first)) = deliveries.first() else {
             return Vec::new();
         };
@@ -243,7 +243,7 @@ impl Record {
     /// When they are more than fit into a record.
     fn deliveries(
         handler: &HandlerName,
-        deliveries: &[(Position, StoredDelivery)],
+        deliveries: &[(Position, DeliverySnapshot)],
     ) -> Result<Self, TooLarge> {
         let mut record = Builder::new(64 * deliveries.len());
         put_text(&mut record.0, handler.as_str());
@@ -579,7 +579,7 @@ fn take_event_1(bytes: &mut &[u8], share: impl FnOnce(&[u8]) -> Bytes) -> Option
     })
 }
 
-fn put_delivery(out: &mut Vec<u8>, (position, delivery): &(Position, StoredDelivery)) {
+fn put_delivery(out: &mut Vec<u8>, (position, delivery): &(Position, DeliverySnapshot)) {
     put_integer(out, position.to_sql());
     out.push(match delivery.state {
         DeliveryState::Ready | DeliveryState::Queued => 1,
@@ -599,7 +599,7 @@ fn put_delivery(out: &mut Vec<u8>, (position, delivery): &(Position, StoredDeliv
     });
 }
 
-fn put_reasons(out: &mut Vec<u8>, delivery: &StoredDelivery) {
+fn put_reasons(out: &mut Vec<u8>, delivery: &DeliverySnapshot) {
     put_option(out, delivery.replay.as_deref(), put_text);
     put_option(out, delivery.why.as_deref(), put_text);
     put_list(out, &delivery.failures, |out, failure| {
@@ -611,7 +611,7 @@ fn take_deliveries(
     public: &mut &[u8],
     personal: &mut &[u8],
     state: Personal,
-) -> Option<Vec<(Position, StoredDelivery)>> {
+) -> Option<Vec<(Position, DeliverySnapshot)>> {
     let handler = HandlerName::from(take_text(public)?);
     let mut deliveries = take_list(public, |bytes| take_delivery(bytes, &handler))?;
     if state == Personal::Whole {
@@ -622,7 +622,7 @@ fn take_deliveries(
     Some(deliveries)
 }
 
-fn take_delivery(bytes: &mut &[u8], handler: &HandlerName) -> Option<(Position, StoredDelivery)> {
+fn take_delivery(bytes: &mut &[u8], handler: &HandlerName) -> Option<(Position, DeliverySnapshot)> {
     let position = Position::from_sql(take_integer(bytes)?);
     let state = match take_array(bytes)? {
         [1] => DeliveryState::Ready,
@@ -631,7 +631,7 @@ fn take_delivery(bytes: &mut &[u8], handler: &HandlerName) -> Option<(Position, 
         [4] => DeliveryState::Skipped,
         _ => return None,
     };
-    let delivery = StoredDelivery {
+    let delivery = DeliverySnapshot {
         handler: handler.clone(),
         ordered: false,
         state,
@@ -652,7 +652,7 @@ fn take_delivery(bytes: &mut &[u8], handler: &HandlerName) -> Option<(Position, 
     Some((position, delivery))
 }
 
-fn take_reasons(bytes: &mut &[u8], delivery: &mut StoredDelivery) -> Option<()> {
+fn take_reasons(bytes: &mut &[u8], delivery: &mut DeliverySnapshot) -> Option<()> {
     delivery.replay = take_option(bytes, take_text)?.map(str::to_owned);
     delivery.why = take_option(bytes, take_text)?.map(str::to_owned);
     let reasons = take_list(bytes, take_text)?;

@@ -12,10 +12,10 @@ use jiff::Timestamp;
 
 use super::{
     disk,
-    reader::{Damage, Directory, Scan, Step},
+    preallocator::PreallocatedSegment,
+    reader::{DamageLog, Directory, Scan, ScanItem},
     record::{self, Record},
     segment::{HEADER_BYTES, Header, Position, VERSION},
-    spare::Spare,
 };
 use crate::store::{StoreError, pending::BATCH_BYTES};
 
@@ -92,12 +92,12 @@ impl Tail {
     }
 
     /// Begins a segment in a file that was made ahead.
-    pub(super) fn begin_in_spare(
-        spare: Spare,
+    pub(super) fn begin_preallocated(
+        preallocated: PreallocatedSegment,
         directory: &Directory,
         header: Header,
     ) -> io::Result<Self> {
-        Self::begin_in(spare.file, &spare.path, directory, header)
+        Self::begin_in(preallocated.file, &preallocated.path, directory, header)
     }
 
     fn begin_in(
@@ -155,7 +155,7 @@ pub(super) fn recover(
     directory: &Directory,
     known: Position,
     now: Timestamp,
-    damage: &Damage,
+    damage: &DamageLog,
 ) -> Result<Tail, StoreError> {
     let path = directory.path();
     disk::create_dir(path).map_err(StoreError::writing(path))?;
@@ -183,7 +183,7 @@ fn check_headers(
     directory: &Directory,
     numbers: &[u32],
     known: Position,
-    damage: &Damage,
+    damage: &DamageLog,
 ) -> Result<(), StoreError> {
     let mut before: Option<(u32, u64)> = None;
     for &number in numbers {
@@ -207,7 +207,7 @@ fn check_headers(
     Ok(())
 }
 
-fn check_end(said: (u32, u64), found: (u32, u64), known: Position, damage: &Damage) {
+fn check_end(said: (u32, u64), found: (u32, u64), known: Position, damage: &DamageLog) {
     let (number, length) = found;
     let (said_number, said_length) = said;
     if said_number != number {
@@ -236,7 +236,7 @@ fn reopen(
     directory: &Directory,
     number: u32,
     now: Timestamp,
-    damage: &Damage,
+    damage: &DamageLog,
 ) -> Result<Tail, StoreError> {
     let path = directory.segment(number);
     let header = directory.header(number)?;
@@ -291,7 +291,7 @@ struct Scanned {
     records: u64,
 }
 
-fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scanned> {
+fn scan(directory: &Directory, number: u32, damage: &DamageLog) -> io::Result<Scanned> {
     let mut scan = Scan::open(directory, Position::new(number, 0))?;
     let mut found = Scanned {
         end: scan.position().offset(),
@@ -303,12 +303,12 @@ fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scann
     while let Some(step) = scan.next()? {
         match step {
             // Of the last write before a crash anything may have arrived.
-            Step::Record { position, bytes } if !record::is_whole(&bytes, position) => {
+            ScanItem::Record { position, bytes } if !record::is_whole(&bytes, position) => {
                 let (begin, before) = damaged.unwrap_or((position, 0));
                 damaged = Some((begin, before + bytes.len() as u64));
                 broken += 1;
             }
-            Step::Record { position, .. } => {
+            ScanItem::Record { position, .. } => {
                 if let Some((position, bytes)) = damaged.take() {
                     damage.report(position, bytes, "records fail their checksum");
                 }
@@ -317,7 +317,7 @@ fn scan(directory: &Directory, number: u32, damage: &Damage) -> io::Result<Scann
                 found.end = scan.position().offset();
             }
             // Damage with nothing valid after it is a torn tail, and no loss.
-            Step::Damage { position, bytes } => {
+            ScanItem::Damage { position, bytes } => {
                 let (begin, before) = damaged.unwrap_or((position, 0));
                 damaged = Some((begin, before + bytes));
             }

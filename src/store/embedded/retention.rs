@@ -21,10 +21,10 @@ use tokio::sync::oneshot;
 
 use super::{
     disk,
-    journal::Notes,
+    journal::JournalSender,
     ledger::Ledger,
     progress::Progress,
-    reader::{Directory, Scan, Step},
+    reader::{Directory, Scan, ScanItem},
     record::{self, Content},
     segment::Position,
 };
@@ -48,23 +48,23 @@ pub(super) struct Retention {
     pub(super) retain: Duration,
     pub(super) follower: Follower,
     pub(super) clock: fn() -> Timestamp,
-    pub(super) notes: Notes,
+    pub(super) journal_sender: JournalSender,
     /// In which segment the journal has been told again what became of the deliveries of a kept one.
-    pub(super) told: HashMap<u32, u32>,
+    pub(super) restated_in: HashMap<u32, u32>,
 }
 
 impl Retention {
     /// Looks now and then, until the other end of `stop` is dropped.
     pub(super) fn run(mut self, stop: &Receiver<()>) {
-        super::yield_to_the_door();
+        super::lower_priority();
         if let Err(error) = self.ledger.check() {
             tracing::warn!("{error}");
         }
         while stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-            self.follower.begins();
+            self.follower.started();
             match self.pass() {
-                Ok(_) => self.follower.gets_on(),
-                Err(error) if self.follower.fails(&error) => {
+                Ok(_) => self.follower.progressed(),
+                Err(error) if self.follower.failed(&error) => {
                     tracing::warn!("old segments of the journal are not deleted: {error}");
                 }
                 Err(_) => {}
@@ -79,7 +79,7 @@ impl Retention {
         let numbers = numbers.map_err(StoreError::reading(path))?;
         let through = self
             .ledger
-            .run_blocking("reading the ledger", |books| books.reached())?
+            .run_blocking("reading the ledger", |database| database.watermark())?
             .through;
         let retain = SignedDuration::try_from(self.retain).unwrap_or(SignedDuration::MAX);
         let now = (self.clock)();
@@ -107,7 +107,7 @@ impl Retention {
             return Ok(false);
         }
         for kept in kept {
-            if !self.tell_again(*kept, number)? {
+            if !self.restate(*kept, number)? {
                 return Ok(false);
             }
         }
@@ -116,11 +116,11 @@ impl Retention {
         fs::remove_file(&path).map_err(StoreError::writing(&path))?;
         disk::sync_dir(self.directory.path()).map_err(StoreError::writing(&path))?;
         self.ledger
-            .run_blocking("closing a segment", move |books| {
-                books.forget_segment(number);
+            .run_blocking("closing a segment", move |database| {
+                database.forget_segment(number);
                 Ok(())
             })?;
-        self.told.remove(&number);
+        self.restated_in.remove(&number);
         tracing::info!(
             segment = number,
             "an old segment of the journal was deleted"
@@ -130,38 +130,44 @@ impl Retention {
 
     /// Has the journal say behind segment `deleted` what became of the deliveries of the events in `kept`.
     /// `false` when that is not known: the ledger is made anew.
-    fn tell_again(&mut self, kept: u32, deleted: u32) -> Result<bool, StoreError> {
-        if self.told.get(&kept).is_some_and(|told| *told > deleted) {
+    fn restate(&mut self, kept: u32, deleted: u32) -> Result<bool, StoreError> {
+        if self
+            .restated_in
+            .get(&kept)
+            .is_some_and(|restated_in| *restated_in > deleted)
+        {
             return Ok(true);
         }
-        let told = self
+        let restated_in = self
             .ledger
-            .run_blocking("reading deliveries", move |books| {
+            .run_blocking("reading deliveries", move |database| {
                 let (mut records, (from, to)) = (Vec::new(), of(kept));
-                if books.reached()?.through >= to {
-                    books.inventory(from, to, |record| records.push(record))?;
+                if database.watermark()?.through >= to {
+                    database.inventory(from, to, |record| records.push(record))?;
                 }
                 Ok(records)
             })?;
-        if told.is_empty() {
+        if restated_in.is_empty() {
             return Ok(false);
         }
-        let mut answers: Vec<_> = told
+        let mut answers: Vec<_> = restated_in
             .into_iter()
-            .map(|record| self.notes.put_durably(record))
+            .map(|record| self.journal_sender.put_durably(record))
             .collect();
         // All before the last are on stable storage when that is.
         let answer = answers.pop().map(oneshot::Receiver::blocking_recv);
         if !matches!(answer, Some(Ok(Ok(())))) {
             return Err(StoreError::Closed);
         }
-        self.told.insert(kept, self.progress.end().segment());
+        self.restated_in.insert(kept, self.progress.end().segment());
         Ok(true)
     }
 
     fn is_needed(&self, (from, to): (Position, Position)) -> Result<bool, StoreError> {
         self.ledger
-            .run_blocking("reading the ledger", move |books| books.is_needed(from, to))
+            .run_blocking("reading the ledger", move |database| {
+                database.is_needed(from, to)
+            })
     }
 
     /// Removes from the ledger what segment `number` holds; `false` when it is needed after all.
@@ -179,8 +185,8 @@ impl Retention {
             };
             let forgotten = self
                 .ledger
-                .run_blocking("forgetting old events", move |books| {
-                    books.forget((from, to), &slice)
+                .run_blocking("forgetting old events", move |database| {
+                    database.forget((from, to), &slice)
                 })?;
             if done || !forgotten {
                 return Ok(forgotten);
@@ -202,7 +208,7 @@ fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
     while slice.len() < SLICE
         && let Some(step) = scan.next()?
     {
-        let Step::Record { position, bytes } = step else {
+        let ScanItem::Record { position, bytes } = step else {
             continue;
         };
         if let Ok(Content::Event(event)) = record::content(&bytes, position) {

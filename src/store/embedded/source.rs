@@ -2,20 +2,20 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use super::{Embedded, Parts, Settings, disk::SystemDisk, ledger::Operator};
+use super::{Embedded, Settings, Shared, disk::SystemDisk, ledger::OperatorConnection};
 use crate::store::{Context, Health, StoreError, Subscription};
 
 /// How often it is looked whether the ledger knows the whole journal.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A store that events are moved out of. Nobody else has it meanwhile.
-pub struct Source {
-    pub(super) operator: Operator,
+pub struct TransferSource {
+    pub(super) operator: OperatorConnection,
     /// Keeps others away.
     _store: Embedded,
 }
 
-impl Source {
+impl TransferSource {
     /// Opens the store as a service would, and waits until its ledger knows all of its journal.
     /// `subscriptions` say who gets what of events that it does not know yet.
     pub(super) fn open(
@@ -35,13 +35,13 @@ impl Source {
         };
         let clock = context.clock;
         let store = Embedded::open(settings, context, Arc::new(SystemDisk))?;
-        let parts = &store.parts;
-        parts
+        let shared = &store.shared;
+        shared
             .ledger
-            .run_blocking("subscribing", |books| books.subscribe(subscriptions))?;
-        parts.progress.subscribed();
-        until_known(parts)?;
-        let operator = Operator::open(settings, clock)?;
+            .run_blocking("subscribing", |database| database.subscribe(subscriptions))?;
+        shared.progress.subscribed();
+        until_known(shared)?;
+        let operator = OperatorConnection::open(settings, clock)?;
         Ok(Self {
             operator,
             _store: store,
@@ -50,16 +50,16 @@ impl Source {
 }
 
 /// Waits until the ledger knows the whole journal.
-fn until_known(parts: &Parts) -> Result<(), StoreError> {
+fn until_known(shared: &Shared) -> Result<(), StoreError> {
     loop {
-        let reached = parts
+        let watermark = shared
             .ledger
-            .run_blocking("reading the ledger", |books| books.reached())?;
-        if reached.through >= parts.progress.end() {
+            .run_blocking("reading the ledger", |database| database.watermark())?;
+        if watermark.through >= shared.progress.end() {
             return Ok(());
         }
         // Nobody reads the journal any more.
-        if let Health::Poisoned { why } = parts.condition.get() {
+        if let Health::Poisoned { why } = shared.health.get() {
             return Err(StoreError::database("bringing the ledger up to date")(why));
         }
         thread::sleep(LOOK_EVERY);

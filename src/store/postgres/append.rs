@@ -21,20 +21,20 @@ use tokio_postgres::{GenericClient, Statement};
 use uuid::Uuid;
 
 use super::{
-    Parts,
-    batch::Batch,
-    fault::Fault,
-    learn, partition,
-    pool::{Session, within},
-    roster::Active,
-    rows,
+    Shared,
+    batch::InsertBatch,
+    error::PgError,
+    partition,
+    pool::{PgConnection, within},
+    registry::ActiveHandler,
+    rows, topics,
 };
 use crate::{
     event::{Notification, OrderingKeys},
     provider::Verified,
     store::{
         APPEND_BUDGET, AppendError,
-        pending::{Answer, BATCH, BATCH_BYTES, Pending, Reply, WAITING},
+        pending::{Ack, AckSender, BATCH, BATCH_BYTES, PendingBytes, WAITING},
     },
 };
 
@@ -47,7 +47,7 @@ const BATCH_TOPICS: usize = 16 << 10;
 /// How long a transaction is waited for when nobody waits for its events any more.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// Adds a [`Batch`], unless some of its dedupe keys are known: then nothing of it. Gives back those
+/// Adds a [`InsertBatch`], unless some of its dedupe keys are known: then nothing of it. Gives back those
 /// keys, and the positions of the events. Rows are added in one order by everybody, so that two that
 /// learn the same keys or topics wait for each other and not in a circle.
 ///
@@ -95,7 +95,7 @@ pub(super) const ADD: &str = "WITH
 
 /// What became of notifications that were to be added.
 pub(super) struct Added<'a> {
-    pub(super) batch: Batch<'a>,
+    pub(super) batch: InsertBatch<'a>,
     /// Of the batch's events.
     pub(super) positions: Vec<i64>,
 }
@@ -107,11 +107,11 @@ pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a Ord
     client: &impl GenericClient,
     statement: &Statement,
     notifications: impl Fn() -> I,
-    active: &[Active],
-) -> Result<Added<'a>, Fault> {
+    active: &[ActiveHandler],
+) -> Result<Added<'a>, PgError> {
     let mut known = HashSet::new();
     loop {
-        let batch = Batch::new(notifications(), known.clone(), active);
+        let batch = InsertBatch::new(notifications(), known.clone(), active);
         let row = client.query_one(statement, &batch.columns()).await?;
         let found: Vec<Uuid> = row.try_get(0)?;
         if found.is_empty() {
@@ -123,37 +123,37 @@ pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a Ord
 }
 
 /// The way to the committers.
-pub(super) struct Inbox {
+pub(super) struct AppendQueue {
     /// Taken when the store is closed: the committers end when nobody can send any more.
-    sender: std::sync::Mutex<Option<mpsc::Sender<Waiting>>>,
-    receiver: Mutex<mpsc::Receiver<Waiting>>,
-    pending: Pending,
+    sender: std::sync::Mutex<Option<mpsc::Sender<PendingAppend>>>,
+    receiver: Mutex<mpsc::Receiver<PendingAppend>>,
+    pending: PendingBytes,
 }
 
 /// One append that has not been answered.
-pub(super) struct Waiting {
+pub(super) struct PendingAppend {
     notification: Notification,
     keys: Option<OrderingKeys>,
-    reply: Reply,
+    reply: AckSender,
 }
 
-impl Inbox {
+impl AppendQueue {
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         Self {
             sender: std::sync::Mutex::new(Some(sender)),
             receiver: Mutex::new(receiver),
-            pending: Pending::default(),
+            pending: PendingBytes::default(),
         }
     }
 
     /// Has `event` stored. The answer comes when it has been, or was not.
-    pub(super) fn put(&self, event: Verified) -> Result<Answer, AppendError> {
+    pub(super) fn put(&self, event: Verified) -> Result<Ack, AppendError> {
         let (notification, keys) = event.into_parts();
         let sender = self.sender().clone().ok_or(AppendError::Closed)?;
-        let (reply, answer) = Reply::new();
+        let (reply, answer) = AckSender::new();
         self.pending.add(notification.body.len(), || {
-            let append = Waiting {
+            let append = PendingAppend {
                 notification,
                 keys,
                 reply,
@@ -168,12 +168,12 @@ impl Inbox {
         self.sender().take();
     }
 
-    fn sender(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<Waiting>>> {
+    fn sender(&self) -> std::sync::MutexGuard<'_, Option<mpsc::Sender<PendingAppend>>> {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What waits, as much as goes into one transaction; nothing once the inbox is closed.
-    async fn next(&self) -> Vec<Waiting> {
+    async fn next(&self) -> Vec<PendingAppend> {
         // Whoever waits for the first event holds the lock: the others wait for their turn.
         let mut receiver = self.receiver.lock().await;
         let mut taken = Vec::new();
@@ -184,7 +184,7 @@ impl Inbox {
         let mut next = Some(first);
         while let Some(waiting) = next {
             bytes += waiting.notification.body.len();
-            topics += waiting.notification.topics.len().min(learn::MOST_TOPICS);
+            topics += waiting.notification.topics.len().min(topics::MOST_TOPICS);
             taken.push(waiting);
             let is_full = taken.len() >= BATCH || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;
             next = if is_full {
@@ -200,61 +200,62 @@ impl Inbox {
 }
 
 /// Stores what waits until the inbox is closed and empty.
-pub(super) async fn run(parts: Arc<Parts>) {
+pub(super) async fn run(shared: Arc<Shared>) {
     loop {
-        let waiting = parts.inbox.next().await;
+        let waiting = shared.append_queue.next().await;
         if waiting.is_empty() {
             return;
         }
-        parts.metrics().journal_batch.observe(waiting.len() as f64);
-        store(&parts, waiting).await;
+        shared.metrics().journal_batch.observe(waiting.len() as f64);
+        store(&shared, waiting).await;
     }
 }
 
 /// Stores all of `waiting` and answers each. Where something in it cannot be stored, the rest is.
-async fn store(parts: &Parts, waiting: Vec<Waiting>) {
+async fn store(shared: &Shared, waiting: Vec<PendingAppend>) {
     let mut batches = vec![waiting];
     while let Some(mut waiting) = batches.pop() {
-        match commit(parts, &waiting).await {
-            Ok(copies) => {
-                parts.metrics().duplicates.inc_by(copies);
-                answer(parts, waiting, &Ok(()));
+        match commit(shared, &waiting).await {
+            Ok(duplicates) => {
+                shared.metrics().duplicates.inc_by(duplicates);
+                answer(shared, waiting, &Ok(()));
             }
-            Err(Fault::Unfit(_)) if waiting.len() > 1 => {
+            Err(PgError::InvalidData(_)) if waiting.len() > 1 => {
                 let half = waiting.split_off(waiting.len() / 2);
                 batches.extend([half, waiting]);
             }
-            Err(Fault::Unfit(why)) => {
+            Err(PgError::InvalidData(why)) => {
                 tracing::error!("an event cannot be stored: {why}");
-                answer(parts, waiting, &Err(AppendError::Unavailable(why)));
+                answer(shared, waiting, &Err(AppendError::Unavailable(why)));
             }
-            Err(fault) => {
-                parts.lose(&fault);
-                let why = fault.to_string();
-                answer(parts, waiting, &Err(AppendError::Unavailable(why)));
+            Err(error) => {
+                shared.lose(&error);
+                let why = error.to_string();
+                answer(shared, waiting, &Err(AppendError::Unavailable(why)));
             }
         }
     }
 }
 
-fn answer(parts: &Parts, waiting: Vec<Waiting>, result: &Result<(), AppendError>) {
+fn answer(shared: &Shared, waiting: Vec<PendingAppend>, result: &Result<(), AppendError>) {
     for waiting in waiting {
-        waiting.reply.send(result.clone(), parts.metrics());
+        waiting.reply.send(result.clone(), shared.metrics());
     }
 }
 
 /// Stores all of `waiting` in one transaction, and says how many were copies.
-async fn commit(parts: &Parts, waiting: &[Waiting]) -> Result<u64, Fault> {
+async fn commit(shared: &Shared, waiting: &[PendingAppend]) -> Result<u64, PgError> {
     let began = Instant::now();
     loop {
-        let mut taken = parts.appends.take().await?;
-        let committed = patiently(parts, try_commit(parts, &mut taken, waiting)).await;
+        let mut taken = shared.appends.take().await?;
+        let committed = patiently(shared, try_commit(shared, &mut taken, waiting)).await;
         match taken.give_back(committed) {
             // Somebody else has stored a copy since we looked, or was in the way.
-            Err(Fault::Twice(_) | Fault::Collided(_)) if began.elapsed() < APPEND_BUDGET => {}
-            Err(Fault::NoPartition(_)) if began.elapsed() < APPEND_BUDGET => {
+            Err(PgError::UniqueViolation(_) | PgError::Conflict(_))
+                if began.elapsed() < APPEND_BUDGET => {}
+            Err(PgError::NoPartition(_)) if began.elapsed() < APPEND_BUDGET => {
                 let arrivals = waiting.iter().map(|one| one.notification.received_at);
-                partition::make(&parts.pool, arrivals.map(rows::day)).await?;
+                partition::make(&shared.pool, arrivals.map(rows::day)).await?;
             }
             committed => return committed,
         }
@@ -264,36 +265,36 @@ async fn commit(parts: &Parts, waiting: &[Waiting]) -> Result<u64, Fault> {
 /// Waits for a transaction longer than those who wait for it do, since it may be waiting for a
 /// standby: to cut it short would have it committed here alone. No more events are taken meanwhile.
 async fn patiently<T>(
-    parts: &Parts,
-    work: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
+    shared: &Shared,
+    work: impl Future<Output = Result<T, PgError>>,
+) -> Result<T, PgError> {
     let mut work = pin!(work);
     if let Ok(done) = timeout(APPEND_BUDGET, work.as_mut()).await {
         return done;
     }
-    parts.lose(&Fault::Away(format!(
+    shared.lose(&PgError::Unavailable(format!(
         "the database takes longer than {APPEND_BUDGET:?} to store events"
     )));
     within(tokio::time::Instant::now() + GIVEN_UP_AFTER, work).await
 }
 
 async fn try_commit(
-    parts: &Parts,
-    session: &mut Session,
-    waiting: &[Waiting],
-) -> Result<u64, Fault> {
+    shared: &Shared,
+    connection: &mut PgConnection,
+    waiting: &[PendingAppend],
+) -> Result<u64, PgError> {
     let notifications = || {
         waiting
             .iter()
             .map(|one| (&one.notification, one.keys.as_ref()))
     };
-    let statement = session.prepare(ADD).await?;
+    let statement = connection.prepare(ADD).await?;
     // A batch of copies alone is added as well, empty as it is: what they are copies of may have been
     // committed here, and be on no standby yet.
-    let active = parts.roster.active();
-    let Added { batch, .. } = add(&session.client, &statement, notifications, &active).await?;
+    let active = shared.registry.active();
+    let Added { batch, .. } = add(&connection.client, &statement, notifications, &active).await?;
     if !batch.deliveries.place.is_empty() {
-        parts.stir();
+        shared.wake_all();
     }
-    Ok(batch.copies)
+    Ok(batch.duplicates)
 }

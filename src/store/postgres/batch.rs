@@ -12,9 +12,9 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
-    learn, order,
-    roster::{Active, HandlerId},
-    rows, text,
+    escape, ordering,
+    registry::{ActiveHandler, HandlerId},
+    rows, topics,
 };
 use crate::event::{DedupeKey, KeyHash, Notification, OrderingKeys};
 
@@ -23,15 +23,15 @@ const NOTHING: (HandlerId, i64) = (0, 0);
 
 /// Rows by column, as the statement takes them.
 #[derive(Debug, Default)]
-pub(super) struct Batch<'a> {
+pub(super) struct InsertBatch<'a> {
     pub(super) events: Events<'a>,
-    pub(super) seen: Seen,
+    pub(super) dedupe_keys: DedupeKeys,
     pub(super) topics: Topics,
-    pub(super) unlearnt: Unlearnt,
+    pub(super) deferred_topics: DeferredTopics,
     pub(super) deliveries: Deliveries,
     pub(super) tally: Tally,
     /// Notifications that are copies of others, here or in the database.
-    pub(super) copies: u64,
+    pub(super) duplicates: u64,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ impl Lists {
 
 /// Ascending, so that two transactions that learn the same keys wait for each other in one order.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct DedupeKeys {
     pub(super) dedupe: Vec<Uuid>,
     pub(super) place: Vec<i32>,
 }
@@ -87,7 +87,7 @@ pub(super) struct Topics {
 
 /// Events whose topics are learnt later (see [`learn`]).
 #[derive(Debug, Default)]
-pub(super) struct Unlearnt {
+pub(super) struct DeferredTopics {
     pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
 }
@@ -104,22 +104,22 @@ pub(super) struct Deliveries {
     pub(super) handler: Vec<HandlerId>,
     pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
-    pub(super) keys: order::Columns,
+    pub(super) keys: ordering::Columns,
     /// The place of what it is queued behind, where that is in the same batch.
     pub(super) behind: Vec<Option<i32>>,
     pub(super) due_at: Vec<Timestamp>,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> InsertBatch<'a> {
     /// Of notifications, each with its ordering keys. `known` are those of the dedupe keys that the database is
     /// known to have.
     pub(super) fn new(
         notifications: impl Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>,
         mut known: HashSet<DedupeKey>,
-        active: &[Active],
+        active: &[ActiveHandler],
     ) -> Self {
         let mut batch = Self::default();
-        let mut seen = BTreeMap::new();
+        let mut dedupe_keys = BTreeMap::new();
         let mut reported = BTreeMap::new();
         let mut last = Last::default();
         let mut tally = BTreeMap::from([NOTHING]);
@@ -127,15 +127,18 @@ impl<'a> Batch<'a> {
             // A copy's other keys are not learnt: one of them may come from a part of the request
             // that nobody has signed.
             if notification.dedupe.iter().any(|key| known.contains(key)) {
-                batch.copies += 1;
+                batch.duplicates += 1;
                 continue;
             }
             known.extend(&notification.dedupe);
             let (place, topics) = batch.events.add(notification);
             match notification.occurred_at {
-                Some(_) if topics.len() > learn::MOST_TOPICS => {
-                    batch.unlearnt.place.push(place);
-                    batch.unlearnt.day.push(rows::day(notification.received_at));
+                Some(_) if topics.len() > topics::MOST_TOPICS => {
+                    batch.deferred_topics.place.push(place);
+                    batch
+                        .deferred_topics
+                        .day
+                        .push(rows::day(notification.received_at));
                 }
                 Some(occurred_at) => {
                     for topic in topics {
@@ -146,14 +149,14 @@ impl<'a> Batch<'a> {
                 None => {}
             }
             let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
-            seen.extend(dedupe.map(|key| (key, place)));
-            let takes = |handler: &&Active| handler.asked.takes(&notification.name);
+            dedupe_keys.extend(dedupe.map(|key| (key, place)));
+            let takes = |handler: &&ActiveHandler| handler.asked.takes(&notification.name);
             for handler in active.iter().filter(takes) {
                 batch.deliver(handler, notification, place, keys, &mut last);
                 *tally.entry(handler.id).or_default() += 1;
             }
         }
-        (batch.seen.dedupe, batch.seen.place) = seen.into_iter().unzip();
+        (batch.dedupe_keys.dedupe, batch.dedupe_keys.place) = dedupe_keys.into_iter().unzip();
         (batch.topics.topic, batch.topics.latest) = reported.into_iter().unzip();
         (batch.tally.handler, batch.tally.open) = tally.into_iter().unzip();
         batch
@@ -163,20 +166,20 @@ impl<'a> Batch<'a> {
     pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 32] {
         let Self {
             events,
-            seen,
+            dedupe_keys,
             topics,
-            unlearnt,
+            deferred_topics,
             deliveries,
             tally,
-            copies: _,
+            duplicates: _,
         } = self;
         [
-            &seen.dedupe,
-            &seen.place,
+            &dedupe_keys.dedupe,
+            &dedupe_keys.place,
             &topics.topic,
             &topics.latest,
-            &unlearnt.place,
-            &unlearnt.day,
+            &deferred_topics.place,
+            &deferred_topics.day,
             &deliveries.handler,
             &deliveries.place,
             &deliveries.day,
@@ -209,7 +212,7 @@ impl<'a> Batch<'a> {
     /// Adds a delivery.
     fn deliver(
         &mut self,
-        handler: &Active,
+        handler: &ActiveHandler,
         notification: &Notification,
         place: i32,
         keys: Option<&OrderingKeys>,
@@ -229,10 +232,10 @@ impl<'a> Batch<'a> {
 
 /// The places of the last deliveries so far of a batch, by what they are ordered by.
 #[derive(Default)]
-struct Last(HashMap<(HandlerId, KeyHash, Line), i32>);
+struct Last(HashMap<(HandlerId, KeyHash, OrderingGroup), i32>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Line {
+enum OrderingGroup {
     /// Of that key.
     Key(KeyHash),
     /// Of all keys of the scope.
@@ -245,23 +248,28 @@ impl Last {
     /// The place of the last delivery that one of `keys` at `place` waits for. That is the last one from
     /// now on.
     fn follow(&mut self, handler: HandlerId, keys: &OrderingKeys, place: i32) -> Option<i32> {
-        let at = |line| (handler, keys.scope(), line);
+        let at = |group| (handler, keys.scope(), group);
         let own: Vec<_> = match keys.is_whole() {
-            true => vec![Line::Whole],
-            false => keys.keys().iter().copied().map(Line::Key).collect(),
+            true => vec![OrderingGroup::Whole],
+            false => keys
+                .keys()
+                .iter()
+                .copied()
+                .map(OrderingGroup::Key)
+                .collect(),
         };
         let others = if keys.is_whole() {
-            Line::Any
+            OrderingGroup::Any
         } else {
-            Line::Whole
+            OrderingGroup::Whole
         };
         let before = own
             .iter()
             .chain([&others])
-            .filter_map(|line| self.0.get(&at(*line)));
+            .filter_map(|group| self.0.get(&at(*group)));
         let before = before.max().copied();
-        for line in own.into_iter().chain([Line::Any]) {
-            self.0.insert(at(line), place);
+        for group in own.into_iter().chain([OrderingGroup::Any]) {
+            self.0.insert(at(group), place);
         }
         before
     }
@@ -274,13 +282,13 @@ impl<'a> Events<'a> {
         let topic_keys = notification.topics.iter().map(rows::topic_key);
         self.day.push(rows::day(notification.received_at));
         self.id.push(rows::uuid(notification.id));
-        self.name.push(text::to_sql(notification.name.as_str()));
+        self.name.push(escape::to_sql(notification.name.as_str()));
         self.endpoint
-            .push(text::to_sql(notification.endpoint.as_str()));
+            .push(escape::to_sql(notification.endpoint.as_str()));
         let key = notification.key.as_ref();
-        self.key.push(key.map(|key| text::to_sql(key.as_str())));
+        self.key.push(key.map(|key| escape::to_sql(key.as_str())));
         let subject = notification.subject.as_deref();
-        self.subject.push(subject.map(text::to_sql));
+        self.subject.push(subject.map(escape::to_sql));
         self.occurred_at.push(notification.occurred_at);
         self.received_at.push(notification.received_at);
         self.topics.push(rows::topics(notification));

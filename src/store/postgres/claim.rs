@@ -20,14 +20,14 @@ use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
-    Parts,
-    fault::Fault,
-    learn,
-    leases::{Held, Offer},
-    order,
-    pool::Session,
-    roster::{Active, HandlerId},
-    rows, text,
+    Shared,
+    error::PgError,
+    escape,
+    leases::{ClaimedDelivery, PreparedClaim},
+    ordering,
+    pool::PgConnection,
+    registry::{ActiveHandler, HandlerId},
+    rows, topics,
 };
 use crate::store::Claims;
 
@@ -121,8 +121,8 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
         WINDOW run AS (ORDER BY o.position ROWS UNBOUNDED PRECEDING)) e
         ON e.place = 1 OR e.bytes <= $8
     WHERE t.first IS NOT NULL OR l.blocker IS NOT NULL",
-        share_a_key = order::share_a_key("c", "d"),
-        blocker = order::blocker("d"),
+        share_a_key = ordering::share_a_key("c", "d"),
+        blocker = ordering::blocker("d"),
         columns = rows::COLUMNS,
     )
 });
@@ -167,16 +167,16 @@ const RELEASE: &str = "DELETE FROM claims WHERE handler = $1 AND token = $2 AND 
 
 /// Hands out up to `at_most` deliveries of `handler` that are due at `now`.
 pub(super) async fn claim(
-    parts: &Parts,
-    handler: &Active,
+    shared: &Shared,
+    handler: &ActiveHandler,
     at_most: usize,
     now: Timestamp,
-) -> Result<Claims, Fault> {
+) -> Result<Claims, PgError> {
     let since = Instant::now();
     let token = Uuid::now_v7();
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let taking = parts.claims.with(async |mut taken| {
-        let done = take(parts, &mut taken, handler, at_most, now, token).await;
+    let taking = shared.claims.with(async |mut taken| {
+        let done = take(shared, &mut taken, handler, at_most, now, token).await;
         (taken, done)
     });
     let (rows, next_due) = taking.await?;
@@ -191,22 +191,25 @@ pub(super) async fn claim(
     for row in ascending.into_values() {
         found.add(row, (handler.id, token), since, now)?;
     }
-    if let Err(fault) = tidy(parts, &found, handler.id, token).await {
+    if let Err(error) = tidy(shared, &found, handler.id, token).await {
         // What is ours is ours all the same, and what looks ready is looked at again.
-        tracing::debug!("deliveries could not be queued: {fault}");
-        parts.alarm.notify_one();
+        tracing::debug!("deliveries could not be queued: {error}");
+        shared.health_check.notify_one();
     }
-    for position in found.unlearnt() {
-        learn::learn(parts, position).await?;
+    for position in found.deferred_topics() {
+        topics::store_topics(shared, position).await?;
     }
     let is_short = !found.blocked.is_empty();
     let runs = found.runs.into_values();
-    let mut runs: Vec<_> = runs.map(|run| run.offers).collect();
-    runs.sort_by_key(|run| run.front().map(|offer| (offer.due_at, offer.held.position)));
+    let mut runs: Vec<_> = runs.map(|run| run.prepared).collect();
+    runs.sort_by_key(|run| {
+        run.front()
+            .map(|prepared| (prepared.due_at, prepared.delivery.position))
+    });
     Ok(Claims {
         claims: runs
             .into_iter()
-            .filter_map(|run| parts.leases.hand_out(run))
+            .filter_map(|run| shared.leases.hand_out(run))
             .collect(),
         // There may be more behind what only looked ready.
         next_due: if is_short { Some(now) } else { next_due },
@@ -215,18 +218,18 @@ pub(super) async fn claim(
 
 /// Claims and reads what was claimed, in one round trip.
 async fn take(
-    parts: &Parts,
-    session: &mut Session,
-    handler: &Active,
+    shared: &Shared,
+    connection: &mut PgConnection,
+    handler: &ActiveHandler,
     at_most: i64,
     now: Timestamp,
     token: Uuid,
-) -> Result<(Vec<Row>, Option<Timestamp>), Fault> {
-    let lock = session.prepare(LOCK).await?;
-    let take = session.prepare(&TAKE).await?;
-    let look_ahead = session.prepare(NEXT_DUE).await?;
-    let client = &session.client;
-    let (millis, ordered) = (parts.leases.millis(), handler.asked.ordered);
+) -> Result<(Vec<Row>, Option<Timestamp>), PgError> {
+    let lock = connection.prepare(LOCK).await?;
+    let take = connection.prepare(&TAKE).await?;
+    let look_ahead = connection.prepare(NEXT_DUE).await?;
+    let client = &connection.client;
+    let (millis, ordered) = (shared.leases.millis(), handler.asked.ordered);
     let locking: &[&(dyn ToSql + Sync)] = &[&handler.id];
     let taking: &[&(dyn ToSql + Sync)] = &[
         &handler.id,
@@ -256,11 +259,16 @@ async fn take(
 }
 
 /// Queues what has to wait, and gives up what there is nothing of.
-async fn tidy(parts: &Parts, found: &Found, handler: HandlerId, token: Uuid) -> Result<(), Fault> {
+async fn tidy(
+    shared: &Shared,
+    found: &Found,
+    handler: HandlerId,
+    token: Uuid,
+) -> Result<(), PgError> {
     if found.blocked.is_empty() && found.empty.is_empty() {
         return Ok(());
     }
-    let tidying = parts.pool.with(async |mut taken| {
+    let tidying = shared.pool.with(async |mut taken| {
         let done = found.tidy(&mut taken, handler, token).await;
         (taken, done)
     });
@@ -281,7 +289,7 @@ struct Found {
 /// Deliveries that were claimed together.
 #[derive(Default)]
 struct Run {
-    offers: VecDeque<Offer>,
+    prepared: VecDeque<PreparedClaim>,
     /// Nothing more goes with it: rows come in the order of their positions.
     is_over: bool,
 }
@@ -294,7 +302,7 @@ impl Found {
         (handler, token): (HandlerId, Uuid),
         since: Instant,
         now: Timestamp,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), PgError> {
         let first: i64 = row.try_get(0)?;
         if !row.try_get::<_, bool>(2)? {
             let blocker: Option<i64> = row.try_get(1)?;
@@ -314,43 +322,46 @@ impl Found {
         if run.is_over {
             return Ok(());
         }
-        let held = Held {
+        let delivery = ClaimedDelivery {
             handler,
             first,
             token,
             position,
-            line: row.try_get::<_, Option<_>>(12)?.zip(row.try_get(13)?),
+            group: row.try_get::<_, Option<_>>(12)?.zip(row.try_get(13)?),
             day: row.try_get(4)?,
             replays: row.try_get(8)?,
             since,
         };
         let attempts: i32 = row.try_get(5)?;
         let replay: Option<String> = row.try_get(7)?;
-        run.offers.push_back(Offer {
-            held,
+        run.prepared.push_back(PreparedClaim {
+            delivery,
             due_at,
             notification: Arc::new(rows::notification(row, DELIVERY_COLUMNS)?),
             attempt: attempts.cast_unsigned() + 1,
             since: row.try_get::<_, Option<Timestamp>>(6)?.unwrap_or(now),
-            replay: replay.map(text::from_sql),
+            replay: replay.map(escape::from_sql),
             superseded: row.try_get(14)?,
         });
         Ok(())
     }
 
     /// The positions of events whose topics may be still to be learnt.
-    fn unlearnt(&self) -> impl Iterator<Item = i64> {
-        let offers = self.runs.values().flat_map(|run| &run.offers);
-        let has_many = |offer: &&Offer| offer.notification.topics.len() > learn::MOST_TOPICS;
-        offers.filter(has_many).map(|offer| offer.held.position)
+    fn deferred_topics(&self) -> impl Iterator<Item = i64> {
+        let prepared = self.runs.values().flat_map(|run| &run.prepared);
+        let has_many =
+            |prepared: &&PreparedClaim| prepared.notification.topics.len() > topics::MOST_TOPICS;
+        prepared
+            .filter(has_many)
+            .map(|prepared| prepared.delivery.position)
     }
 
     async fn tidy(
         &self,
-        session: &mut Session,
+        connection: &mut PgConnection,
         handler: HandlerId,
         token: Uuid,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), PgError> {
         if !self.blocked.is_empty() {
             let positions: Vec<_> = self.blocked.keys().copied().collect();
             let blockers: Vec<_> = self.blocked.values().copied().collect();
@@ -361,13 +372,13 @@ impl Found {
             } else {
                 LONGEST_RUN
             };
-            let queue = session.prepare(QUEUE).await?;
+            let queue = connection.prepare(QUEUE).await?;
             let queueing: &[&(dyn ToSql + Sync)] = &[&handler, &positions, &blockers, &at_once];
-            session.client.execute(&queue, queueing).await?;
+            connection.client.execute(&queue, queueing).await?;
         }
         if !self.empty.is_empty() {
-            let release = session.prepare(RELEASE).await?;
-            session
+            let release = connection.prepare(RELEASE).await?;
+            connection
                 .client
                 .execute(&release, &[&handler, &token, &self.empty])
                 .await?;

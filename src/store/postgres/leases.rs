@@ -15,7 +15,7 @@ use std::{
 use jiff::{Timestamp, civil::Date};
 use uuid::Uuid;
 
-use super::{fault::Fault, pool::Session, roster::HandlerId};
+use super::{error::PgError, pool::PgConnection, registry::HandlerId};
 use crate::{
     event::{KeyHash, Notification},
     store::{Claim, Lease},
@@ -47,7 +47,7 @@ pub(super) const GIVE_UP: &str = "WITH lapsed AS (DELETE FROM claims
 
 /// What the settlement of a delivery has to show.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
+pub(super) struct ClaimedDelivery {
     pub(super) handler: HandlerId,
     /// The position of the delivery that was claimed; a run goes on from there.
     pub(super) first: i64,
@@ -55,7 +55,7 @@ pub(super) struct Held {
     pub(super) day: Date,
     pub(super) position: i64,
     /// Its scope and first key, where order holds.
-    pub(super) line: Option<(KeyHash, KeyHash)>,
+    pub(super) group: Option<(KeyHash, KeyHash)>,
     /// How often the delivery had been replayed when it was handed out.
     pub(super) replays: i32,
     /// When the lease began, by our clock, at the latest.
@@ -64,8 +64,8 @@ pub(super) struct Held {
 
 /// A delivery that can be handed out.
 #[derive(Debug)]
-pub(super) struct Offer {
-    pub(super) held: Held,
+pub(super) struct PreparedClaim {
+    pub(super) delivery: ClaimedDelivery,
     pub(super) due_at: Timestamp,
     pub(super) notification: Arc<Notification>,
     pub(super) attempt: u32,
@@ -75,18 +75,18 @@ pub(super) struct Offer {
 }
 
 /// Deliveries of one key that were claimed together, oldest first.
-pub(super) type Run = VecDeque<Offer>;
+pub(super) type Run = VecDeque<PreparedClaim>;
 
 /// A claim: the delivery that is attempted, and those that come after it.
-struct Hold {
-    held: Held,
+struct LeasedRun {
+    delivery: ClaimedDelivery,
     rest: Run,
 }
 
 /// All of them.
 pub(super) struct Leases {
     term: Duration,
-    holds: Mutex<HashMap<Lease, Hold>>,
+    holds: Mutex<HashMap<Lease, LeasedRun>>,
     last: AtomicU64,
 }
 
@@ -112,35 +112,38 @@ impl Leases {
 
     /// Hands out the first of `run`, if there is any. The others stay behind it.
     pub(super) fn hand_out(&self, mut run: Run) -> Option<Claim> {
-        let offer = run.pop_front()?;
+        let prepared = run.pop_front()?;
         let lease = Lease(self.last.fetch_add(1, Ordering::Relaxed) + 1);
-        let (held, rest) = (offer.held, run);
-        self.lock().insert(lease, Hold { held, rest });
+        let (delivery, rest) = (prepared.delivery, run);
+        self.lock().insert(lease, LeasedRun { delivery, rest });
         Some(Claim {
-            notification: offer.notification,
+            notification: prepared.notification,
             lease,
-            attempt: offer.attempt,
-            since: offer.since,
-            replay: offer.replay,
-            replays: held.replays.cast_unsigned(),
-            superseded: offer.superseded,
+            attempt: prepared.attempt,
+            since: prepared.since,
+            replay: prepared.replay,
+            replays: delivery.replays.cast_unsigned(),
+            superseded: prepared.superseded,
         })
     }
 
     /// What is attempted under a lease, and the position of what comes after it.
-    pub(super) fn get(&self, lease: Lease) -> Option<(Held, Option<i64>)> {
+    pub(super) fn get(&self, lease: Lease) -> Option<(ClaimedDelivery, Option<i64>)> {
         let holds = self.lock();
-        let hold = holds.get(&lease)?;
-        Some((hold.held, hold.rest.front().map(|next| next.held.position)))
+        let leased = holds.get(&lease)?;
+        Some((
+            leased.delivery,
+            leased.rest.front().map(|next| next.delivery.position),
+        ))
     }
 
     /// Hands out what comes after what has been settled, under a lease that began when this one did.
-    pub(super) fn go_on(&self, lease: Lease) -> Option<Claim> {
-        let mut hold = self.lock().remove(&lease)?;
-        if let Some(next) = hold.rest.front_mut() {
-            next.held.since = hold.held.since;
+    pub(super) fn next_claim(&self, lease: Lease) -> Option<Claim> {
+        let mut leased = self.lock().remove(&lease)?;
+        if let Some(next) = leased.rest.front_mut() {
+            next.delivery.since = leased.delivery.since;
         }
-        self.hand_out(hold.rest)
+        self.hand_out(leased.rest)
     }
 
     /// Forgets a claim that has been settled.
@@ -151,29 +154,31 @@ impl Leases {
     /// Whether a claim is still ours, as far as can be told without asking.
     pub(super) fn holds(&self, lease: Lease) -> bool {
         let holds = self.lock();
-        let hold = holds.get(&lease);
-        hold.is_some_and(|hold| hold.held.since.elapsed() < self.term)
+        let leased = holds.get(&lease);
+        leased.is_some_and(|leased| leased.delivery.since.elapsed() < self.term)
     }
 
     /// Renews what has been held for a while.
-    pub(super) async fn renew(&self, session: &mut Session) -> Result<(), Fault> {
-        let mut old: HashMap<HandlerId, Vec<(Lease, Held)>> = HashMap::new();
-        for (lease, Hold { held, .. }) in self.lock().iter() {
-            if held.since.elapsed() >= self.period() {
-                old.entry(held.handler).or_default().push((*lease, *held));
+    pub(super) async fn renew(&self, connection: &mut PgConnection) -> Result<(), PgError> {
+        let mut old: HashMap<HandlerId, Vec<(Lease, ClaimedDelivery)>> = HashMap::new();
+        for (lease, LeasedRun { delivery, .. }) in self.lock().iter() {
+            if delivery.since.elapsed() >= self.period() {
+                old.entry(delivery.handler)
+                    .or_default()
+                    .push((*lease, *delivery));
             }
         }
         if old.is_empty() {
             return Ok(());
         }
-        let statement = session.prepare(RENEW).await?;
+        let statement = connection.prepare(RENEW).await?;
         for (handler, leases) in old {
             let since = Instant::now();
             let (firsts, tokens): (Vec<_>, Vec<_>) = leases
                 .iter()
-                .map(|(_, held)| (held.first, held.token))
+                .map(|(_, delivery)| (delivery.first, delivery.token))
                 .unzip();
-            let renewed = session
+            let renewed = connection
                 .client
                 .query(&statement, &[&handler, &self.millis(), &firsts, &tokens])
                 .await?;
@@ -183,10 +188,10 @@ impl Leases {
             }
             let mut holds = self.lock();
             for (lease, old) in leases {
-                if let Some(hold) = holds.get_mut(&lease)
+                if let Some(leased) = holds.get_mut(&lease)
                     && ours.contains(&(old.first, old.token))
                 {
-                    hold.held.since = since;
+                    leased.delivery.since = since;
                 }
             }
         }
@@ -194,16 +199,17 @@ impl Leases {
     }
 
     /// Gives every claim up, at the end.
-    pub(super) async fn release(&self, session: &mut Session) -> Result<(), Fault> {
-        let all: Vec<Held> = self.lock().values().map(|hold| hold.held).collect();
+    pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), PgError> {
+        let all: Vec<ClaimedDelivery> =
+            self.lock().values().map(|leased| leased.delivery).collect();
         if all.is_empty() {
             return Ok(());
         }
-        let statement = session.prepare(RELEASE).await?;
-        let handlers: Vec<_> = all.iter().map(|held| held.handler).collect();
-        let firsts: Vec<_> = all.iter().map(|held| held.first).collect();
-        let tokens: Vec<_> = all.iter().map(|held| held.token).collect();
-        session
+        let statement = connection.prepare(RELEASE).await?;
+        let handlers: Vec<_> = all.iter().map(|delivery| delivery.handler).collect();
+        let firsts: Vec<_> = all.iter().map(|delivery| delivery.first).collect();
+        let tokens: Vec<_> = all.iter().map(|delivery| delivery.token).collect();
+        connection
             .client
             .execute(&statement, &[&handlers, &firsts, &tokens])
             .await?;
@@ -211,7 +217,7 @@ impl Leases {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Hold>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, LeasedRun>> {
         self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -138,29 +138,29 @@
 mod append;
 mod batch;
 mod claim;
-mod fault;
-mod learn;
+mod error;
+mod escape;
+mod exclusive_lock;
+mod health_monitor;
 mod leases;
+mod maintenance;
 mod notify;
-mod order;
+mod operator;
+mod ordering;
 mod partition;
 mod pool;
-mod records;
+mod registry;
 mod replay;
-mod roster;
 mod rows;
 mod schema;
 mod settings;
 mod settle;
-mod sole;
-mod standing;
-mod steward;
+mod statistics;
 mod target;
 #[cfg(test)]
 pub(super) mod tests;
-mod text;
 mod tls;
-mod upkeep;
+mod topics;
 
 use std::{
     sync::Arc,
@@ -176,19 +176,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-pub use self::settings::{Address, BadAddress, Settings};
+pub use self::settings::{DatabaseUrl, DatabaseUrlError, Settings};
 use self::{
-    append::{COMMITTERS, Inbox},
-    fault::Fault,
+    append::{AppendQueue, COMMITTERS},
+    error::PgError,
     leases::Leases,
     pool::{Connector, Durability, Pool, on},
-    roster::Roster,
+    registry::HandlerRegistry,
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Kind, Lease, Monitored, Records, Settlement, Store, StoreError, Subscription, Target,
-    condition::Condition,
-    pending::{self, Answer},
+    Kind, Lease, Monitored, Operator, Settlement, Store, StoreError, Subscription, TransferTarget,
+    health::HealthReporter,
+    pending::{self, Ack},
 };
 use crate::{
     cleartext::CleartextWarning, event::HandlerName, provider::Verified, telemetry::Metrics,
@@ -215,12 +215,12 @@ impl Engine for Settings {
         Ok(Arc::new(store))
     }
 
-    fn records(&self, _: fn() -> Timestamp) -> Result<Box<dyn Records>, StoreError> {
-        Ok(Box::new(records::Operator::open(self)?))
+    fn operator(&self, _: fn() -> Timestamp) -> Result<Box<dyn Operator>, StoreError> {
+        Ok(Box::new(operator::OperatorConnection::open(self)?))
     }
 
-    fn target(&self) -> Result<Box<dyn Target>, StoreError> {
-        Ok(Box::new(records::Operator::create(self)?))
+    fn target(&self) -> Result<Box<dyn TransferTarget>, StoreError> {
+        Ok(Box::new(operator::OperatorConnection::create(self)?))
     }
 }
 
@@ -238,11 +238,11 @@ impl Settings {
 
 /// An open store. Ends its tasks when it is dropped.
 pub(super) struct Postgres {
-    parts: Arc<Parts>,
+    shared: Arc<Shared>,
 }
 
 /// What its tasks share.
-struct Parts {
+struct Shared {
     settings: Settings,
     context: Context,
     connector: Connector,
@@ -252,17 +252,17 @@ struct Parts {
     claims: Pool,
     /// For everything else.
     pool: Pool,
-    inbox: Inbox,
-    roster: Roster,
+    append_queue: AppendQueue,
+    registry: HandlerRegistry,
     leases: Leases,
-    condition: Condition,
+    health: HealthReporter,
     work: watch::Sender<u64>,
     /// There is work that other replicas may not know of.
-    news: Notify,
+    replica_wakeup: Notify,
     /// There is something for the steward to look at.
-    alarm: Notify,
+    health_check: Notify,
     /// There is something for upkeep to do at once.
-    chores: Notify,
+    maintenance: Notify,
     /// Our name among the replicas.
     replica: String,
     opened: Instant,
@@ -282,20 +282,20 @@ impl Postgres {
         let unseen = Health::Unavailable {
             why: "the database has not been looked at".to_owned(),
         };
-        let condition = Condition::new(unseen, context.metrics.clone());
-        let parts = Arc::new(Parts {
+        let health = HealthReporter::new(unseen, context.metrics.clone());
+        let shared = Arc::new(Shared {
             // One more than there are committers, for who looks after them.
             appends: pool(Durability::Full, COMMITTERS + 1),
             claims: pool(Durability::Full, settings.connections.div_ceil(2)),
             pool: pool(Durability::Lazy, settings.connections / 2),
-            inbox: Inbox::new(),
-            roster: Roster::default(),
+            append_queue: AppendQueue::new(),
+            registry: HandlerRegistry::default(),
             leases: Leases::new(settings.lease),
-            condition,
+            health,
             work: watch::Sender::new(0),
-            news: Notify::new(),
-            alarm: Notify::new(),
-            chores: Notify::new(),
+            replica_wakeup: Notify::new(),
+            health_check: Notify::new(),
+            maintenance: Notify::new(),
             replica: Uuid::now_v7().to_string(),
             opened: Instant::now(),
             committers: TaskTracker::new(),
@@ -305,23 +305,23 @@ impl Postgres {
             connector,
             tasks,
         });
-        steward::begin(&parts).await?;
+        health_monitor::begin(&shared).await?;
         for _ in 0..COMMITTERS {
-            parts.committers.spawn(append::run(parts.clone()));
+            shared.committers.spawn(append::run(shared.clone()));
         }
-        parts.committers.close();
-        parts.tasks.spawn(steward::run(parts.clone()));
-        parts.tasks.spawn(notify::tell(parts.clone()));
-        parts.tasks.spawn(notify::listen(parts.clone()));
-        parts.tasks.spawn(upkeep::run(parts.clone()));
-        Ok(Self { parts })
+        shared.committers.close();
+        shared.tasks.spawn(health_monitor::run(shared.clone()));
+        shared.tasks.spawn(notify::tell(shared.clone()));
+        shared.tasks.spawn(notify::listen(shared.clone()));
+        shared.tasks.spawn(maintenance::run(shared.clone()));
+        Ok(Self { shared })
     }
 }
 
 impl Store for Postgres {
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            self.parts.close().await;
+            self.shared.close().await;
             Ok(())
         })
     }
@@ -329,14 +329,14 @@ impl Store for Postgres {
 
 impl Append for Postgres {
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>> {
-        Box::pin(pending::answered(self.parts.put(event)))
+        Box::pin(pending::acknowledged(self.shared.put(event)))
     }
 }
 
 impl Deliveries for Postgres {
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>> {
-        let parts = self.parts.clone();
-        Box::pin(async move { steward::subscribe(&parts, subscriptions).await })
+        let shared = self.shared.clone();
+        Box::pin(async move { health_monitor::subscribe(&shared, subscriptions).await })
     }
 
     fn claim(
@@ -345,13 +345,13 @@ impl Deliveries for Postgres {
         at_most: usize,
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>> {
-        let handler = self.parts.roster.find(handler);
+        let handler = self.shared.registry.find(handler);
         Box::pin(async move {
-            let Some(handler) = handler.filter(|_| self.parts.is_sound() && at_most > 0) else {
+            let Some(handler) = handler.filter(|_| self.shared.is_sound() && at_most > 0) else {
                 return Ok(Claims::default());
             };
-            let claimed = claim::claim(&self.parts, &handler, at_most, now).await;
-            self.parts.watched(claimed, "claiming deliveries")
+            let claimed = claim::claim(&self.shared, &handler, at_most, now).await;
+            self.shared.watched(claimed, "claiming deliveries")
         })
     }
 
@@ -360,112 +360,112 @@ impl Deliveries for Postgres {
         settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
-            let settled = settle::settle(&self.parts, &settlements).await;
-            let next = self.parts.watched(settled, "settling deliveries")?;
+            let settled = settle::settle(&self.shared, &settlements).await;
+            let next = self.shared.watched(settled, "settling deliveries")?;
             if next.len() < settlements.len() {
-                self.parts.stir_here();
+                self.shared.wake_local();
             }
             Ok(next)
         })
     }
 
     fn holds(&self, lease: Lease) -> bool {
-        self.parts.leases.holds(lease)
+        self.shared.leases.holds(lease)
     }
 
     fn work(&self) -> watch::Receiver<u64> {
-        self.parts.work.subscribe()
+        self.shared.work.subscribe()
     }
 }
 
 impl Monitored for Postgres {
     fn health(&self) -> watch::Receiver<Health> {
-        self.parts.condition.subscribe()
+        self.shared.health.subscribe()
     }
 
     fn followers(&self) -> Followers {
-        self.parts.condition.followers().clone()
+        self.shared.health.followers().clone()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let measured = self.parts.measure(now).await;
-            self.parts.watched(measured, "measuring")
+            let measured = self.shared.measure(now).await;
+            self.shared.watched(measured, "measuring")
         })
     }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        self.parts.let_go();
+        self.shared.let_go();
     }
 }
 
-impl Parts {
+impl Shared {
     fn metrics(&self) -> &Metrics {
         &self.context.metrics
     }
 
     /// Has an event stored, if any are taken.
-    fn put(&self, event: Verified) -> Result<Answer, AppendError> {
+    fn put(&self, event: Verified) -> Result<Ack, AppendError> {
         if self.stop.is_cancelled() {
             return Err(AppendError::Closed);
         }
-        self.condition.check()?;
-        self.inbox.put(event)
+        self.health.check()?;
+        self.append_queue.put(event)
     }
 
     fn is_sound(&self) -> bool {
-        self.condition.get() == Health::Sound
+        self.health.get() == Health::Sound
     }
 
     /// There may be something to claim, for everybody.
-    fn stir(&self) {
-        self.stir_here();
-        self.news.notify_one();
+    fn wake_all(&self) {
+        self.wake_local();
+        self.replica_wakeup.notify_one();
     }
 
     /// There may be something to claim, for us.
-    fn stir_here(&self) {
+    fn wake_local(&self) {
         self.work.send_modify(|count| *count += 1);
     }
 
     /// Takes note of a fault that concerns more than what it was found by.
-    fn lose(&self, fault: &Fault) {
-        if !matches!(fault, Fault::Away(_) | Fault::Hopeless(_)) {
+    fn lose(&self, error: &PgError) {
+        if !matches!(error, PgError::Unavailable(_) | PgError::Fatal(_)) {
             return;
         }
-        self.condition.set(Health::Unavailable {
-            why: fault.to_string(),
+        self.health.set(Health::Unavailable {
+            why: error.to_string(),
         });
         for pool in self.pools() {
             pool.forget();
         }
-        self.alarm.notify_one();
+        self.health_check.notify_one();
     }
 
     /// `result` as the error of what was done, noted where it concerns more than that.
-    fn watched<T>(&self, result: Result<T, Fault>, what: &str) -> Result<T, StoreError> {
-        result.map_err(|fault| {
+    fn watched<T>(&self, result: Result<T, PgError>, what: &str) -> Result<T, StoreError> {
+        result.map_err(|error| {
             // Too few connections for what is asked are no sign of trouble with the database, and
             // it is asked again by whoever looks.
-            self.alarm.notify_one();
-            fault.during(what)
+            self.health_check.notify_one();
+            error.into_store_error(what)
         })
     }
 
-    async fn measure(&self, now: Timestamp) -> Result<(), Fault> {
-        on!(self.pool, session => standing::measure(&mut session, self.metrics(), now))
+    async fn measure(&self, now: Timestamp) -> Result<(), PgError> {
+        on!(self.pool, connection => statistics::measure(&mut connection, self.metrics(), now))
     }
 
     /// Stores what waits, gives every claim up, and ends the tasks.
     async fn close(&self) {
-        self.inbox.close();
+        self.append_queue.close();
         let closing = async {
             self.committers.wait().await;
-            let released = on!(self.pool, session => self.leases.release(&mut session));
-            if let Err(fault) = released {
-                tracing::debug!("claims are left to run out: {fault}");
+            let released = on!(self.pool, connection => self.leases.release(&mut connection));
+            if let Err(error) = released {
+                tracing::debug!("claims are left to run out: {error}");
             }
         };
         if timeout(CLOSING, closing).await.is_err() {
@@ -478,7 +478,7 @@ impl Parts {
     }
 
     fn let_go(&self) {
-        self.inbox.close();
+        self.append_queue.close();
         self.stop.cancel();
         self.tasks.close();
         for pool in self.pools() {

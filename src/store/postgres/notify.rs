@@ -10,9 +10,9 @@ use tokio::{
 use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 
 use super::{
-    Parts,
-    fault::Fault,
-    pool::{Session, on},
+    Shared,
+    error::PgError,
+    pool::{PgConnection, on},
 };
 
 /// The channel has our name; what is said on it is who says it.
@@ -29,70 +29,70 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const MADE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Tells the others that there is work, now and then, until the store is closed.
-pub(super) async fn tell(parts: Arc<Parts>) {
+pub(super) async fn tell(shared: Arc<Shared>) {
     loop {
         tokio::select! {
-            () = parts.stop.cancelled() => return,
-            () = parts.news.notified() => {}
+            () = shared.stop.cancelled() => return,
+            () = shared.replica_wakeup.notified() => {}
         }
-        if let Err(fault) = notify(&parts).await {
-            tracing::debug!("other replicas were not woken: {fault}");
+        if let Err(error) = notify(&shared).await {
+            tracing::debug!("other replicas were not woken: {error}");
         }
         sleep(PAUSE).await;
     }
 }
 
-async fn notify(parts: &Parts) -> Result<(), Fault> {
-    if !parts.is_sound() {
+async fn notify(shared: &Shared) -> Result<(), PgError> {
+    if !shared.is_sound() {
         return Ok(());
     }
-    on!(parts.pool, session => announce(&mut session, &parts.replica))
+    on!(shared.pool, connection => announce(&mut connection, &shared.replica))
 }
 
 /// Tells every replica but `teller` that there is work.
-pub(super) async fn announce(session: &mut Session, teller: &str) -> Result<(), Fault> {
-    let statement = session.prepare(ANNOUNCE).await?;
-    session.client.execute(&statement, &[&teller]).await?;
+pub(super) async fn announce(connection: &mut PgConnection, teller: &str) -> Result<(), PgError> {
+    let statement = connection.prepare(ANNOUNCE).await?;
+    connection.client.execute(&statement, &[&teller]).await?;
     Ok(())
 }
 
 /// Listens for the others until the store is closed.
-pub(super) async fn listen(parts: Arc<Parts>) {
-    while !parts.stop.is_cancelled() {
+pub(super) async fn listen(shared: Arc<Shared>) {
+    while !shared.stop.is_cancelled() {
         tokio::select! {
-            () = parts.stop.cancelled() => return,
-            ended = listen_to_any(&parts) => {
-                if let Err(fault) = ended {
-                    tracing::debug!("other replicas are not listened to: {fault}");
+            () = shared.stop.cancelled() => return,
+            ended = listen_to_any(&shared) => {
+                if let Err(error) = ended {
+                    tracing::debug!("other replicas are not listened to: {error}");
                 }
             }
         }
         tokio::select! {
-            () = parts.stop.cancelled() => return,
+            () = shared.stop.cancelled() => return,
             () = sleep(MADE_AGAIN_AFTER) => {}
         }
     }
 }
 
 /// Listens on one connection until it ends: to the host that takes writes.
-async fn listen_to_any(parts: &Parts) -> Result<(), Fault> {
+async fn listen_to_any(shared: &Shared) -> Result<(), PgError> {
     let mut why = Ok(());
-    for host in &parts.connector.hosts {
-        let connecting = host.connect(parts.connector.tls.clone());
+    for host in &shared.connector.hosts {
+        let connecting = host.connect(shared.connector.tls.clone());
         match timeout(PATIENCE, connecting).await {
-            Ok(Ok((client, connection))) => return listen_on(parts, &client, connection).await,
-            Ok(Err(error)) => why = Err(Fault::connecting(&error)),
-            Err(_) => why = Err(Fault::Away("a host does not answer".to_owned())),
+            Ok(Ok((client, connection))) => return listen_on(shared, &client, connection).await,
+            Ok(Err(error)) => why = Err(PgError::connecting(&error)),
+            Err(_) => why = Err(PgError::Unavailable("a host does not answer".to_owned())),
         }
     }
     why
 }
 
 async fn listen_on(
-    parts: &Parts,
+    shared: &Shared,
     client: &Client,
     mut connection: Connection<Socket, impl AsyncRead + AsyncWrite + Send + Unpin>,
-) -> Result<(), Fault> {
+) -> Result<(), PgError> {
     let mut begin = pin!(client.batch_execute("LISTEN hookswitch"));
     let mut begun = false;
     loop {
@@ -101,14 +101,14 @@ async fn listen_on(
                 done?;
                 begun = true;
                 // What came before cannot have been heard.
-                parts.stir_here();
+                shared.wake_local();
                 continue;
             }
             message = poll_fn(|cx| connection.poll_message(cx)) => message,
         };
         match message {
-            Some(Ok(AsyncMessage::Notification(notice))) if notice.payload() != parts.replica => {
-                parts.stir_here();
+            Some(Ok(AsyncMessage::Notification(notice))) if notice.payload() != shared.replica => {
+                shared.wake_local();
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(error.into()),

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use jiff::civil::Date;
 
 use super::{
-    fault::Fault,
-    pool::{Pool, Session, on},
+    error::PgError,
+    pool::{PgConnection, Pool, on},
 };
 
 /// The tables that have them.
@@ -23,19 +23,22 @@ const LIST: &str = "SELECT to_date(right(relname, 8), 'YYYYMMDD') FROM pg_inheri
     JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'events'::regclass ORDER BY 1";
 
 /// The days that have partitions, oldest first.
-pub(super) async fn days(session: &Session) -> Result<Vec<Date>, Fault> {
-    let rows = session.client.query(LIST, &[]).await?;
+pub(super) async fn days(connection: &PgConnection) -> Result<Vec<Date>, PgError> {
+    let rows = connection.client.query(LIST, &[]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Makes sure that there are partitions for `days`.
-pub(super) async fn make(pool: &Pool, days: impl Iterator<Item = Date>) -> Result<(), Fault> {
+pub(super) async fn make(pool: &Pool, days: impl Iterator<Item = Date>) -> Result<(), PgError> {
     let days: BTreeSet<_> = days.collect();
-    on!(pool, session => make_on(&mut session, &days))
+    on!(pool, connection => make_on(&mut connection, &days))
 }
 
-pub(super) async fn make_on(session: &mut Session, days: &BTreeSet<Date>) -> Result<(), Fault> {
-    let change = session.client.transaction().await?;
+pub(super) async fn make_on(
+    connection: &mut PgConnection,
+    days: &BTreeSet<Date>,
+) -> Result<(), PgError> {
+    let change = connection.client.transaction().await?;
     change.batch_execute(LOCK).await?;
     let there = change.query(LIST, &[]).await?;
     let there: BTreeSet<Date> = there

@@ -21,7 +21,7 @@ use tokio_postgres::{Client, Config, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
-use super::fault::Fault;
+use super::error::PgError;
 
 /// The schema that everything of ours is in.
 pub(super) const SCHEMA: &str = "hookswitch";
@@ -65,31 +65,38 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Makes a connection to the host that takes writes and sets it up.
-    pub(super) async fn connect(&self, durability: Durability) -> Result<Session, Fault> {
-        let mut why = Fault::Away("the URL names no host".to_owned());
+    pub(super) async fn connect(&self, durability: Durability) -> Result<PgConnection, PgError> {
+        let mut why = PgError::Unavailable("the URL names no host".to_owned());
         for host in &self.hosts {
             // One that hangs must not keep us from the others.
             let deadline = Instant::now() + CONNECT_PATIENCE;
             match within(deadline, Box::pin(self.connect_to(host, durability))).await {
-                Err(fault) => why = why.graver(fault),
+                Err(error) => why = why.more_severe(error),
                 connected => return connected,
             }
         }
         Err(why)
     }
 
-    async fn connect_to(&self, host: &Config, durability: Durability) -> Result<Session, Fault> {
+    async fn connect_to(
+        &self,
+        host: &Config,
+        durability: Durability,
+    ) -> Result<PgConnection, PgError> {
         let (client, connection) = host
             .connect(self.tls.clone())
             .await
-            .map_err(|error| Fault::connecting(&error))?;
+            .map_err(|error| PgError::connecting(&error))?;
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!("a connection to the database ended: {}", Fault::from(error));
+                tracing::debug!(
+                    "a connection to the database ended: {}",
+                    PgError::from(error)
+                );
             }
         });
         self.set_up(&client, durability).await?;
-        Ok(Session {
+        Ok(PgConnection {
             client,
             statements: HashMap::new(),
         })
@@ -100,26 +107,26 @@ impl Connector {
         &self,
         client: &Client,
         durability: Durability,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), PgError> {
         client.simple_query(SETTINGS).await?;
         let row = client.query_one(ASK, &[]).await?;
         let commit: String = row.try_get(0)?;
         let encoding: String = row.try_get(1)?;
         if encoding != "UTF8" {
-            return Err(Fault::Hopeless(format!(
+            return Err(PgError::Fatal(format!(
                 "the database's encoding is {encoding}, which cannot hold every text; make one \
                  with ENCODING 'UTF8'"
             )));
         }
         if row.try_get(2)? {
             let why = "the server is a standby, which takes no writes";
-            return Err(Fault::Away(why.to_owned()));
+            return Err(PgError::Unavailable(why.to_owned()));
         }
         let millis = self.statement_timeout.as_millis();
         match durability {
             // `remote_write` and `remote_apply` say what is asked of standbys besides.
             Durability::Full if matches!(commit.as_str(), "off" | "local") => {
-                return Err(Fault::Hopeless(format!(
+                return Err(PgError::Fatal(format!(
                     "synchronous_commit is {commit} for this database or role, so that an \
                      acknowledged event could be lost; set it to on, remote_write or remote_apply"
                 )));
@@ -146,14 +153,14 @@ impl Connector {
 }
 
 /// A connection with the statements that it knows.
-pub(super) struct Session {
+pub(super) struct PgConnection {
     pub(super) client: Client,
     statements: HashMap<&'static str, Statement>,
 }
 
-impl Session {
+impl PgConnection {
     /// `sql`, made ready once for this connection.
-    pub(super) async fn prepare(&mut self, sql: &'static str) -> Result<Statement, Fault> {
+    pub(super) async fn prepare(&mut self, sql: &'static str) -> Result<Statement, PgError> {
         if let Some(known) = self.statements.get(sql) {
             return Ok(known.clone());
         }
@@ -168,8 +175,8 @@ impl Session {
 pub(super) struct Pool {
     connector: Connector,
     durability: Durability,
-    idle: Arc<Mutex<Vec<Session>>>,
-    slots: Arc<Semaphore>,
+    idle: Arc<Mutex<Vec<PgConnection>>>,
+    permits: Arc<Semaphore>,
     /// How long is waited for a connection and for what is done on it.
     patience: Duration,
 }
@@ -186,16 +193,19 @@ impl Pool {
             connector,
             durability,
             idle: Arc::default(),
-            slots: Arc::new(Semaphore::new(size)),
+            permits: Arc::new(Semaphore::new(size)),
             patience,
         }
     }
 
     /// Does `work` on a connection, which it gives back, and does it again for a while when it
     /// collides with what others do.
-    pub(super) async fn with<T, W>(&self, mut work: impl FnMut(Taken) -> W) -> Result<T, Fault>
+    pub(super) async fn with<T, W>(
+        &self,
+        mut work: impl FnMut(PooledConnection) -> W,
+    ) -> Result<T, PgError>
     where
-        W: Future<Output = (Taken, Result<T, Fault>)>,
+        W: Future<Output = (PooledConnection, Result<T, PgError>)>,
     {
         let began = Instant::now();
         loop {
@@ -204,39 +214,41 @@ impl Pool {
             // What is dropped at the deadline has the connection in it, which must not be used again.
             let done = match timeout_at(deadline, work(taken)).await {
                 Ok((taken, done)) => taken.give_back(done),
-                Err(_) => Err(Fault::late()),
+                Err(_) => Err(PgError::timed_out()),
             };
             match done {
-                Err(fault) if fault.is_worth_another_try(began) => {}
+                Err(error) if error.is_retryable(began) => {}
                 done => return done,
             }
         }
     }
 
     /// A connection that is idle, or a new one.
-    pub(super) async fn take(&self) -> Result<Taken, Fault> {
+    pub(super) async fn take(&self) -> Result<PooledConnection, PgError> {
         let deadline = Instant::now() + self.patience;
-        let slot = timeout_at(deadline, self.slots.clone().acquire_owned()).await;
-        let slot = slot
-            .map_err(|_| Fault::Away("no connection to the database was free in time".to_owned()))?
-            .map_err(|_| Fault::Away("the store is closed".to_owned()))?;
-        let session = match self.idle() {
-            Some(session) => session,
+        let permit = timeout_at(deadline, self.permits.clone().acquire_owned()).await;
+        let permit = permit
+            .map_err(|_| {
+                PgError::Unavailable("no connection to the database was free in time".to_owned())
+            })?
+            .map_err(|_| PgError::Unavailable("the store is closed".to_owned()))?;
+        let connection = match self.idle() {
+            Some(connection) => connection,
             None => within(deadline, self.connector.connect(self.durability)).await?,
         };
-        Ok(Taken {
-            session,
+        Ok(PooledConnection {
+            connection,
             idle: self.idle.clone(),
             deadline: Instant::now() + self.patience,
-            _slot: slot,
+            _permit: permit,
         })
     }
 
-    fn idle(&self) -> Option<Session> {
+    fn idle(&self) -> Option<PgConnection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(session) = idle.pop() {
-            if !session.client.is_closed() {
-                return Some(session);
+        while let Some(connection) = idle.pop() {
+            if !connection.client.is_closed() {
+                return Some(connection);
             }
         }
         None
@@ -252,19 +264,19 @@ impl Pool {
 
     /// Ends: no connection is given out any more.
     pub(super) fn close(&self) {
-        self.slots.close();
+        self.permits.close();
         self.forget();
     }
 }
 
-/// Does `$work` with [`Pool::with`], on a connection that is `$session` meanwhile. A macro, since nothing that
+/// Does `$work` with [`Pool::with`], on a connection that is `$connection` meanwhile. A macro, since nothing that
 /// lends the connection to a closure is known to be `Send`.
 macro_rules! on {
-    ($pool:expr, $session:ident => $work:expr) => {
+    ($pool:expr, $connection:ident => $work:expr) => {
         $pool
-            .with(async |mut $session| {
+            .with(async |mut $connection| {
                 let done = $work.await;
-                ($session, done)
+                ($connection, done)
             })
             .await
     };
@@ -272,48 +284,48 @@ macro_rules! on {
 pub(super) use on;
 
 /// A connection in use. Closed when it is dropped, unless it was given back.
-pub(super) struct Taken {
-    session: Session,
-    idle: Arc<Mutex<Vec<Session>>>,
+pub(super) struct PooledConnection {
+    connection: PgConnection,
+    idle: Arc<Mutex<Vec<PgConnection>>>,
     deadline: Instant,
-    _slot: tokio::sync::OwnedSemaphorePermit,
+    _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
-impl Taken {
+impl PooledConnection {
     /// Gives it back after `result`, if that leaves it in order.
-    pub(super) fn give_back<T>(self, result: Result<T, Fault>) -> Result<T, Fault> {
+    pub(super) fn give_back<T>(self, result: Result<T, PgError>) -> Result<T, PgError> {
         let sound = match &result {
             Ok(_) => true,
-            Err(fault) => fault.spares_the_connection(),
+            Err(error) => error.leaves_connection_usable(),
         };
-        if sound && !self.session.client.is_closed() {
+        if sound && !self.connection.client.is_closed() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.push(self.session);
+            idle.push(self.connection);
         }
         result
     }
 }
 
-impl Deref for Taken {
-    type Target = Session;
+impl Deref for PooledConnection {
+    type Target = PgConnection;
 
-    fn deref(&self) -> &Session {
-        &self.session
+    fn deref(&self) -> &PgConnection {
+        &self.connection
     }
 }
 
-impl DerefMut for Taken {
-    fn deref_mut(&mut self) -> &mut Session {
-        &mut self.session
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
     }
 }
 
 /// Waits for `work` until `deadline`. What it was done on must not be used again after that.
 pub(super) async fn within<T>(
     deadline: Instant,
-    work: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
+    work: impl Future<Output = Result<T, PgError>>,
+) -> Result<T, PgError> {
     timeout_at(deadline, work)
         .await
-        .unwrap_or_else(|_| Err(Fault::late()))
+        .unwrap_or_else(|_| Err(PgError::timed_out()))
 }

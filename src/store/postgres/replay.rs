@@ -6,12 +6,14 @@ use jiff::{Timestamp, civil::Date};
 use tokio_postgres::{Row, Transaction, types::ToSql};
 use uuid::Uuid;
 
-use super::{fault::Fault, notify, order, pool::Session, roster::HandlerId, rows, text};
+use super::{
+    error::PgError, escape, notify, ordering, pool::PgConnection, registry::HandlerId, rows,
+};
 use crate::{
     event::{self, EventName, HandlerName, Key, OrderingKeys},
     store::{
-        DeliveryState, ReplaySelection, ReplaySummary, StoreError, record::id_range, replay::Plan,
-        shorten,
+        DeliveryState, ReplaySelection, ReplaySummary, StoreError, operator::id_range,
+        replay::ReplayPlan, shorten,
     },
 };
 
@@ -97,14 +99,14 @@ struct Chosen {
 
 /// What a replay would do.
 pub(super) async fn plan(
-    session: &Session,
+    connection: &PgConnection,
     selection: &ReplaySelection,
 ) -> Result<ReplaySummary, StoreError> {
-    let mut plan = of(session, selection).await?;
-    let failed = |fault: Fault| fault.during("planning a replay");
+    let mut plan = of(connection, selection).await?;
+    let failed = |error: PgError| error.into_store_error("planning a replay");
     let mut pages = Pages::new(selection);
-    while let Some(page) = pages.next(session).await.map_err(failed)? {
-        let chosen = choose(session, &plan, &page).await.map_err(failed)?;
+    while let Some(page) = pages.next(connection).await.map_err(failed)? {
+        let chosen = choose(connection, &plan, &page).await.map_err(failed)?;
         chosen.iter().for_each(|chosen| plan.count(&chosen.handler));
     }
     Ok(plan.summary())
@@ -112,21 +114,21 @@ pub(super) async fn plan(
 
 /// Does it.
 pub(super) async fn make(
-    session: &mut Session,
+    connection: &mut PgConnection,
     selection: &ReplaySelection,
     reason: &str,
     now: Timestamp,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ReplaySummary, StoreError> {
-    let mut plan = of(session, selection).await?;
-    let failed = |fault: Fault| fault.during("making a replay");
-    let reason = text::to_sql(shorten(reason));
+    let mut plan = of(connection, selection).await?;
+    let failed = |error: PgError| error.into_store_error("making a replay");
+    let reason = escape::to_sql(shorten(reason));
     let mut pages = Pages::new(selection);
-    while let Some(page) = pages.next(session).await.map_err(failed)? {
-        let mut chosen = choose(session, &plan, &page).await.map_err(failed)?;
-        let made = apply(session, &mut chosen, &reason, now).await;
+    while let Some(page) = pages.next(connection).await.map_err(failed)? {
+        let mut chosen = choose(connection, &plan, &page).await.map_err(failed)?;
+        let made = apply(connection, &mut chosen, &reason, now).await;
         made.map_err(failed)?;
-        notify::announce(session, "operator")
+        notify::announce(connection, "operator")
             .await
             .map_err(failed)?;
         chosen.iter().for_each(|chosen| plan.count(&chosen.handler));
@@ -137,24 +139,24 @@ pub(super) async fn make(
 
 /// What `selection` means in this store.
 async fn of<'a>(
-    session: &Session,
+    connection: &PgConnection,
     selection: &'a ReplaySelection,
-) -> Result<Plan<'a, HandlerId>, StoreError> {
-    let handlers = configured(session).await;
-    Plan::new(
+) -> Result<ReplayPlan<'a, HandlerId>, StoreError> {
+    let handlers = configured(connection).await;
+    ReplayPlan::new(
         selection,
-        handlers.map_err(|fault| fault.during("reading handlers"))?,
+        handlers.map_err(|error| error.into_store_error("reading handlers"))?,
     )
 }
 
 /// Makes those of `chosen` again whose events are still there, and leaves the others out.
 async fn apply(
-    session: &mut Session,
+    connection: &mut PgConnection,
     chosen: &mut Vec<Chosen>,
     reason: &str,
     now: Timestamp,
-) -> Result<(), Fault> {
-    let change = session.client.transaction().await?;
+) -> Result<(), PgError> {
+    let change = connection.client.transaction().await?;
     let Columns {
         positions, days, ..
     } = Columns::of(chosen.iter());
@@ -172,9 +174,12 @@ async fn apply(
 }
 
 /// Those of an event, from a row of [`KEEP`].
-async fn ordering_keys(change: &Transaction<'_>, row: &Row) -> Result<Option<OrderingKeys>, Fault> {
-    let name = EventName::new(text::get(row, 1)?);
-    let key = text::find(row, 2)?.map(Key::new);
+async fn ordering_keys(
+    change: &Transaction<'_>,
+    row: &Row,
+) -> Result<Option<OrderingKeys>, PgError> {
+    let name = EventName::new(escape::get(row, 1)?);
+    let key = escape::find(row, 2)?.map(Key::new);
     let body: Vec<u8> = match row.try_get(3)? {
         Some(body) => body,
         None => {
@@ -192,7 +197,7 @@ async fn make_again(
     chosen: &[Chosen],
     reason: &str,
     now: Timestamp,
-) -> Result<(), Fault> {
+) -> Result<(), PgError> {
     let Columns {
         handlers,
         positions,
@@ -217,7 +222,7 @@ struct Columns {
     handlers: Vec<HandlerId>,
     positions: Vec<i64>,
     days: Vec<Date>,
-    keys: order::Columns,
+    keys: ordering::Columns,
 }
 
 impl Columns {
@@ -234,7 +239,7 @@ impl Columns {
 
     /// What [`REOPEN`] and [`ADD`] take.
     fn with<'a>(&'a self, now: &'a Timestamp, reason: &'a &str) -> [&'a (dyn ToSql + Sync); 8] {
-        let order::Columns { scope, key, keys } = &self.keys;
+        let ordering::Columns { scope, key, keys } = &self.keys;
         let Self {
             handlers,
             positions,
@@ -245,7 +250,7 @@ impl Columns {
     }
 }
 
-fn identities(rows: &[Row]) -> Result<HashSet<(HandlerId, i64)>, Fault> {
+fn identities(rows: &[Row]) -> Result<HashSet<(HandlerId, i64)>, PgError> {
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
         .collect()
@@ -259,14 +264,14 @@ impl Chosen {
 
 /// The deliveries of `events` that are meant.
 async fn choose(
-    session: &Session,
-    plan: &Plan<'_, HandlerId>,
+    connection: &PgConnection,
+    plan: &ReplayPlan<'_, HandlerId>,
     events: &[Event],
-) -> Result<Vec<Chosen>, Fault> {
+) -> Result<Vec<Chosen>, PgError> {
     let handlers: Vec<_> = plan.handlers().copied().collect();
     let days: Vec<_> = events.iter().map(|event| event.day).collect();
     let positions: Vec<_> = events.iter().map(|event| event.position).collect();
-    let states = session
+    let states = connection
         .client
         .query(STATES, &[&handlers, &days, &positions])
         .await?;
@@ -291,12 +296,12 @@ async fn choose(
     Ok(chosen)
 }
 
-async fn configured(session: &Session) -> Result<Vec<(HandlerId, HandlerName)>, Fault> {
-    let rows = session
+async fn configured(connection: &PgConnection) -> Result<Vec<(HandlerId, HandlerName)>, PgError> {
+    let rows = connection
         .client
         .query("SELECT id, name FROM handlers WHERE configured", &[])
         .await?;
-    let handler = |row: &Row| Ok((row.try_get(0)?, HandlerName::new(text::get(row, 1)?)));
+    let handler = |row: &Row| Ok((row.try_get(0)?, HandlerName::new(escape::get(row, 1)?)));
     rows.iter().map(handler).collect()
 }
 
@@ -327,7 +332,7 @@ impl<'a> Pages<'a> {
     }
 
     /// The events of the next slice that are meant; nothing after the last one.
-    async fn next(&mut self, session: &Session) -> Result<Option<Vec<Event>>, Fault> {
+    async fn next(&mut self, connection: &PgConnection) -> Result<Option<Vec<Event>>, PgError> {
         let found = match &mut self.left {
             Left::Over => return Ok(None),
             Left::ById(chunks) => {
@@ -335,10 +340,13 @@ impl<'a> Pages<'a> {
                     return Ok(None);
                 };
                 let ids: Vec<_> = ids.iter().copied().map(rows::uuid).collect();
-                session.client.query(BY_ID, &[&ids]).await?
+                connection.client.query(BY_ID, &[&ids]).await?
             }
             Left::ByTime { from, to } => {
-                let found = session.client.query(BY_TIME, &[from, to, &SLICE]).await?;
+                let found = connection
+                    .client
+                    .query(BY_TIME, &[from, to, &SLICE])
+                    .await?;
                 match found.last() {
                     Some(last) => *from = last.try_get(0)?,
                     None => self.left = Left::Over,
@@ -354,8 +362,8 @@ impl<'a> Pages<'a> {
     }
 
     /// The event in `row`, if it is meant.
-    fn event(&self, row: &Row) -> Result<Option<Event>, Fault> {
-        let name = EventName::new(text::get(row, 1)?);
+    fn event(&self, row: &Row) -> Result<Option<Event>, PgError> {
+        let name = EventName::new(escape::get(row, 1)?);
         if !self.selection.takes(&name, row.try_get(2)?) {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-use super::text;
+use super::escape;
 use crate::{
     event::{DedupeKey, EventId, EventName, Key, Notification, Topic},
     store::Attempt,
@@ -36,10 +36,10 @@ pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, toki
     let body: Vec<u8> = row.try_get(first + 9)?;
     Ok(Notification {
         id: event_id(row.try_get(first)?),
-        name: EventName::new(text::get(row, first + 1)?),
-        endpoint: text::get(row, first + 2)?.as_str().into(),
-        key: text::find(row, first + 3)?.map(Key::new),
-        subject: text::find(row, first + 4)?,
+        name: EventName::new(escape::get(row, first + 1)?),
+        endpoint: escape::get(row, first + 2)?.as_str().into(),
+        key: escape::find(row, first + 3)?.map(Key::new),
+        subject: escape::find(row, first + 4)?,
         occurred_at: row.try_get(first + 5)?,
         received_at: row.try_get(first + 6)?,
         topics: topics
@@ -55,7 +55,7 @@ pub(super) fn attempt(row: &Row, first: usize) -> Result<Attempt, tokio_postgres
     Ok(Attempt {
         started_at: row.try_get(first)?,
         took_ms: row.try_get::<_, i64>(first + 1)?.cast_unsigned(),
-        why: text::get(row, first + 2)?,
+        why: escape::get(row, first + 2)?,
     })
 }
 

@@ -7,8 +7,8 @@
 use tokio_postgres::{GenericClient, Transaction};
 
 use super::{
-    fault::Fault,
-    pool::{SCHEMA, Session},
+    error::PgError,
+    pool::{PgConnection, SCHEMA},
 };
 
 /// One step from a version of the tables to the next.
@@ -64,18 +64,18 @@ const BEGINNING: &str = "CREATE TABLE schema_version (
 INSERT INTO schema_version VALUES (1, 0, 0)";
 
 /// Brings the tables up to date, making them where there are none.
-pub(super) async fn migrate(session: &mut Session) -> Result<(), Fault> {
-    migrate_to(session, VERSION).await
+pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), PgError> {
+    migrate_to(connection, VERSION).await
 }
 
 /// Brings them to a version that this program knows.
-pub(super) async fn migrate_to(session: &mut Session, wanted: i32) -> Result<(), Fault> {
-    let change = session.client.transaction().await?;
+pub(super) async fn migrate_to(connection: &mut PgConnection, wanted: i32) -> Result<(), PgError> {
+    let change = connection.client.transaction().await?;
     change.batch_execute(LOCK).await?;
     make_schema(&change).await?;
     let (mut version, needs) = read(&change).await?;
     if needs > VERSION {
-        return Err(Fault::TooNew(version));
+        return Err(PgError::TooNew(version));
     }
     for migration in MIGRATIONS
         .iter()
@@ -95,7 +95,7 @@ pub(super) async fn migrate_to(session: &mut Session, wanted: i32) -> Result<(),
     Ok(change.commit().await?)
 }
 
-async fn make_schema(change: &Transaction<'_>) -> Result<(), Fault> {
+async fn make_schema(change: &Transaction<'_>) -> Result<(), PgError> {
     // Asked first: to make what is there already needs rights that need not be granted.
     let there = change
         .query_one(
@@ -114,7 +114,7 @@ async fn make_schema(change: &Transaction<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn read(client: &impl GenericClient) -> Result<(i32, i32), Fault> {
+async fn read(client: &impl GenericClient) -> Result<(i32, i32), PgError> {
     let row = client
         .query_one("SELECT version, needs FROM schema_version", &[])
         .await?;
@@ -122,8 +122,8 @@ async fn read(client: &impl GenericClient) -> Result<(i32, i32), Fault> {
 }
 
 /// Looks whether this program can work on the tables, without changing anything.
-pub(super) async fn check(session: &Session) -> Result<(), Fault> {
-    let there = session
+pub(super) async fn check(connection: &PgConnection) -> Result<(), PgError> {
+    let there = connection
         .client
         .query_one(
             "SELECT to_regclass($1 || '.schema_version') IS NOT NULL",
@@ -131,12 +131,12 @@ pub(super) async fn check(session: &Session) -> Result<(), Fault> {
         )
         .await?;
     if !there.try_get::<_, bool>(0)? {
-        return Err(Fault::Absent);
+        return Err(PgError::NoTables);
     }
     // An older one is brought up to date by the service, not by a command.
-    match read(&session.client).await? {
-        (0, _) => Err(Fault::Absent),
-        (version, needs) if needs > VERSION => Err(Fault::TooNew(version)),
+    match read(&connection.client).await? {
+        (0, _) => Err(PgError::NoTables),
+        (version, needs) if needs > VERSION => Err(PgError::TooNew(version)),
         _ => Ok(()),
     }
 }

@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Where the database is, and who we are there.
-    pub url: Address,
+    pub url: DatabaseUrl,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     pub tls: ClientTls,
@@ -144,12 +144,12 @@ pub(super) enum Tls {
 /// A `postgres://` URL, which holds a password. Several hosts can be named; the one that takes
 /// writes is used.
 #[derive(Clone)]
-pub struct Address {
+pub struct DatabaseUrl {
     pub(super) config: tokio_postgres::Config,
     pub(super) tls: Tls,
 }
 
-impl Address {
+impl DatabaseUrl {
     /// The warning about a password that is sent without TLS.
     pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         let is_exposed = self.tls == Tls::Disable && self.config.get_password().is_some();
@@ -190,15 +190,15 @@ impl Address {
     }
 }
 
-impl fmt::Debug for Address {
+impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Address")
+        f.debug_tuple("DatabaseUrl")
             .field(&self.config.get_hosts())
             .finish()
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for DatabaseUrl {
     /// The database without who we are there.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts = self.config.get_hosts().iter().map(host_name);
@@ -207,7 +207,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl<'de> Deserialize<'de> for Address {
+impl<'de> Deserialize<'de> for DatabaseUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let secret = Secret::deserialize(deserializer)?;
         secret.expose().parse().map_err(de::Error::custom)
@@ -216,7 +216,7 @@ impl<'de> Deserialize<'de> for Address {
 
 /// Why a text is no address. Holds nothing of the text.
 #[derive(Debug, thiserror::Error)]
-pub enum BadAddress {
+pub enum DatabaseUrlError {
     /// It is something else.
     #[error(
         "the text is not a URL of a database; one looks like \
@@ -238,32 +238,32 @@ pub enum BadAddress {
     SslMode,
 }
 
-impl FromStr for Address {
-    type Err = BadAddress;
+impl FromStr for DatabaseUrl {
+    type Err = DatabaseUrlError;
 
-    fn from_str(text: &str) -> Result<Self, BadAddress> {
+    fn from_str(text: &str) -> Result<Self, DatabaseUrlError> {
         if !["postgres://", "postgresql://"]
             .iter()
             .any(|scheme| text.starts_with(scheme))
         {
-            return Err(BadAddress::NotUrl);
+            return Err(DatabaseUrlError::NotUrl);
         }
         let (text, mode) = split_ssl_mode(text);
-        let config: tokio_postgres::Config = text.parse().map_err(|_| BadAddress::NotUrl)?;
+        let config: tokio_postgres::Config = text.parse().map_err(|_| DatabaseUrlError::NotUrl)?;
         if config.get_hosts().is_empty() {
-            return Err(BadAddress::Lacks("host"));
+            return Err(DatabaseUrlError::Lacks("host"));
         }
         if config.get_user().is_none_or(str::is_empty) {
-            return Err(BadAddress::Lacks("user"));
+            return Err(DatabaseUrlError::Lacks("user"));
         }
         if config.get_dbname().is_none_or(str::is_empty) {
-            return Err(BadAddress::Lacks("database"));
+            return Err(DatabaseUrlError::Lacks("database"));
         }
         let tls = match mode {
             Some("disable") => Tls::Disable,
             Some("require") => Tls::Require,
             Some("verify-full") => Tls::VerifyFull,
-            Some(_) => return Err(BadAddress::SslMode),
+            Some(_) => return Err(DatabaseUrlError::SslMode),
             None if beyond(&config).is_empty() => Tls::Disable,
             None => Tls::VerifyFull,
         };

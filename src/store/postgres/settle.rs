@@ -15,7 +15,10 @@ use jiff::{Timestamp, civil::Date};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::{Parts, fault::Fault, leases::Held, pool::Session, roster::HandlerId, text};
+use super::{
+    Shared, error::PgError, escape, leases::ClaimedDelivery, pool::PgConnection,
+    registry::HandlerId,
+};
 use crate::store::{Claim, Lease, Settlement, Verdict, shorten};
 
 /// Verdicts as the statements number them: those that end a delivery as its state.
@@ -100,9 +103,9 @@ pub(super) const REDEEM: &str = "WITH
     SELECT $1, 0, -count(*) FROM saved HAVING count(*) > 0";
 
 /// One settlement as the database takes it.
-struct Told {
+struct SettlementRow {
     lease: Lease,
-    held: Held,
+    delivery: ClaimedDelivery,
     /// The position of what comes next of its run, when the claim stays for it.
     next: Option<i64>,
     verdict: i16,
@@ -112,8 +115,8 @@ struct Told {
     why: Option<String>,
 }
 
-impl Told {
-    fn new(held: Held, next: Option<i64>, settlement: &Settlement) -> Self {
+impl SettlementRow {
+    fn new(delivery: ClaimedDelivery, next: Option<i64>, settlement: &Settlement) -> Self {
         let (verdict, due_at, why) = match &settlement.verdict {
             Verdict::Released => (RELEASED, None, None),
             Verdict::Retry { due_at, why } => (RETRY, Some(*due_at), Some(why)),
@@ -123,42 +126,45 @@ impl Told {
         };
         Self {
             lease: settlement.lease,
-            held,
+            delivery,
             next: next.filter(|_| verdict >= PARKED),
             verdict,
             started_at: settlement.started_at,
             finished_at: settlement.finished_at,
             due_at,
-            why: why.map(|why| text::to_sql(shorten(why)).into_owned()),
+            why: why.map(|why| escape::to_sql(shorten(why)).into_owned()),
         }
     }
 
     /// The claim, and what shows that it is ours.
     const fn claim(&self) -> (i64, Uuid) {
-        (self.held.first, self.held.token)
+        (self.delivery.first, self.delivery.token)
     }
 }
 
 /// Takes in how claimed deliveries went, and hands out what comes after them.
-pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<Vec<Claim>, Fault> {
-    let mut by_handler: BTreeMap<HandlerId, Vec<Told>> = BTreeMap::new();
+pub(super) async fn settle(
+    shared: &Shared,
+    settlements: &[Settlement],
+) -> Result<Vec<Claim>, PgError> {
+    let mut by_handler: BTreeMap<HandlerId, Vec<SettlementRow>> = BTreeMap::new();
     for settlement in settlements {
-        if let Some((held, next)) = parts.leases.get(settlement.lease) {
-            let handler = parts.roster.find(&settlement.handler);
+        if let Some((delivery, next)) = shared.leases.get(settlement.lease) {
+            let handler = shared.registry.find(&settlement.handler);
             let next = next.filter(|_| handler.is_some_and(|handler| handler.asked.ordered));
-            let told = Told::new(held, next, settlement);
-            by_handler.entry(held.handler).or_default().push(told);
+            let told = SettlementRow::new(delivery, next, settlement);
+            by_handler.entry(delivery.handler).or_default().push(told);
         }
     }
     let mut kept = HashSet::new();
     for (handler, told) in &mut by_handler {
         // In one order, so that two that wait for each other do not do so for ever. Of two claims of
         // one delivery the later one is ours: tokens ascend.
-        told.sort_unstable_by_key(|told| (told.held.first, Reverse(told.held.token)));
-        told.dedup_by_key(|told| told.held.first);
+        told.sort_unstable_by_key(|told| (told.delivery.first, Reverse(told.delivery.token)));
+        told.dedup_by_key(|told| told.delivery.first);
         told.sort_by_key(|told| told.next.is_none());
         let (handler, told) = (*handler, told.as_slice());
-        let settled = parts.pool.with(async |mut taken| {
+        let settled = shared.pool.with(async |mut taken| {
             let settled = settle_on(&mut taken, handler, told).await;
             (taken, settled)
         });
@@ -167,9 +173,9 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
     let mut next = Vec::with_capacity(kept.len());
     for Settlement { lease, .. } in settlements {
         if kept.remove(lease) {
-            next.extend(parts.leases.go_on(*lease));
+            next.extend(shared.leases.next_claim(*lease));
         } else {
-            parts.leases.remove(*lease);
+            shared.leases.remove(*lease);
         }
     }
     Ok(next)
@@ -177,16 +183,16 @@ pub(super) async fn settle(parts: &Parts, settlements: &[Settlement]) -> Result<
 
 /// Settles all of `told`, and gives back the leases of those that are gone on with.
 async fn settle_on(
-    session: &mut Session,
+    connection: &mut PgConnection,
     handler: HandlerId,
-    told: &[Told],
-) -> Result<Vec<Lease>, Fault> {
+    told: &[SettlementRow],
+) -> Result<Vec<Lease>, PgError> {
     let (kept, freed) = told.split_at(told.partition_point(|told| told.next.is_some()));
     let going_on: Vec<_> = kept.iter().filter_map(|told| told.next).collect();
-    let (kept, kept_by): (Vec<_>, Vec<_>) = kept.iter().map(Told::claim).unzip();
-    let (freed, freed_by): (Vec<_>, Vec<_>) = freed.iter().map(Told::claim).unzip();
-    let positions: Vec<_> = told.iter().map(|told| told.held.position).collect();
-    let replays: Vec<_> = told.iter().map(|told| told.held.replays).collect();
+    let (kept, kept_by): (Vec<_>, Vec<_>) = kept.iter().map(SettlementRow::claim).unzip();
+    let (freed, freed_by): (Vec<_>, Vec<_>) = freed.iter().map(SettlementRow::claim).unzip();
+    let positions: Vec<_> = told.iter().map(|told| told.delivery.position).collect();
+    let replays: Vec<_> = told.iter().map(|told| told.delivery.replays).collect();
     let verdicts: Vec<_> = told.iter().map(|told| told.verdict).collect();
     let started: Vec<_> = told.iter().map(|told| told.started_at).collect();
     let finished: Vec<_> = told.iter().map(|told| told.finished_at).collect();
@@ -194,16 +200,16 @@ async fn settle_on(
     let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
     let over = told.iter().filter(|told| told.verdict >= PARKED);
     let ends = over.clone().filter(|told| told.next.is_none());
-    let (scopes, keys): (Vec<_>, Vec<_>) = ends.filter_map(|told| told.held.line).unzip();
-    let over: Vec<_> = over.map(|told| told.held.position).collect();
-    let settle = session.prepare(SETTLE).await?;
-    let wake = session.prepare(WAKE).await?;
+    let (scopes, keys): (Vec<_>, Vec<_>) = ends.filter_map(|told| told.delivery.group).unzip();
+    let over: Vec<_> = over.map(|told| told.delivery.position).collect();
+    let settle = connection.prepare(SETTLE).await?;
+    let wake = connection.prepare(WAKE).await?;
     let settling: &[&(dyn ToSql + Sync)] = &[
         &handler, &kept, &kept_by, &going_on, &freed, &freed_by, &positions, &replays, &verdicts,
         &started, &finished, &due, &why,
     ];
     let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &going_on, &scopes, &keys];
-    let client = &session.client;
+    let client = &connection.client;
     let (begun, answers, woken, committed) = tokio::join!(
         biased;
         client.batch_execute("BEGIN"),
@@ -230,20 +236,24 @@ async fn settle_on(
         }
     }
     if !missed.is_empty() {
-        redeem(session, handler, &missed).await?;
+        redeem(connection, handler, &missed).await?;
     }
     Ok(leases)
 }
 
-async fn redeem(session: &mut Session, handler: HandlerId, told: &[&Told]) -> Result<(), Fault> {
-    let days: Vec<Date> = told.iter().map(|told| told.held.day).collect();
-    let positions: Vec<_> = told.iter().map(|told| told.held.position).collect();
-    let replays: Vec<_> = told.iter().map(|told| told.held.replays).collect();
+async fn redeem(
+    connection: &mut PgConnection,
+    handler: HandlerId,
+    told: &[&SettlementRow],
+) -> Result<(), PgError> {
+    let days: Vec<Date> = told.iter().map(|told| told.delivery.day).collect();
+    let positions: Vec<_> = told.iter().map(|told| told.delivery.position).collect();
+    let replays: Vec<_> = told.iter().map(|told| told.delivery.replays).collect();
     let verdicts: Vec<_> = told.iter().map(|told| told.verdict).collect();
     let finished: Vec<_> = told.iter().map(|told| told.finished_at).collect();
     let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
-    let redeem = session.prepare(REDEEM).await?;
-    session
+    let redeem = connection.prepare(REDEEM).await?;
+    connection
         .client
         .execute(
             &redeem,

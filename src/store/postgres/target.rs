@@ -8,18 +8,20 @@ use uuid::Uuid;
 
 use super::{
     append::{self, ADD},
-    batch::Batch,
-    fault::Fault,
-    order, partition,
-    pool::Session,
-    records::Operator,
-    roster::HandlerId,
-    rows, sole, text,
+    batch::InsertBatch,
+    error::PgError,
+    escape, exclusive_lock,
+    operator::OperatorConnection,
+    ordering, partition,
+    pool::PgConnection,
+    registry::HandlerId,
+    rows,
 };
 use crate::{
     event::{EventId, HandlerName, Notification},
     store::{
-        Attempt, DeliveryState, Milestone, Reported, StoreError, Stored, StoredDelivery, Target,
+        Attempt, Cursor, DeliverySnapshot, DeliveryState, LatestReport, StoreError, StoredEvent,
+        TransferTarget,
     },
 };
 
@@ -70,37 +72,45 @@ const FAILED: &str = "SELECT a.position, a.handler, a.started_at, a.took_ms, a.w
     FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
     JOIN attempts a ON a.day = t.day AND a.position = t.position ORDER BY a.started_at";
 
-impl Target for Operator {
-    fn begin(&mut self) -> Result<Vec<Milestone>, StoreError> {
-        let begun = self.runtime.block_on(sole::begin(&self.session));
-        begun.map_err(|fault| fault.during("beginning to move a store into the database"))
+impl TransferTarget for OperatorConnection {
+    fn begin(&mut self) -> Result<Vec<Cursor>, StoreError> {
+        let begun = self
+            .runtime
+            .block_on(exclusive_lock::begin(&self.connection));
+        begun.map_err(|error| error.into_store_error("beginning to move a store into the database"))
     }
 
-    fn end(&mut self, last: Option<Milestone>) -> Result<(), StoreError> {
-        let ended = self.runtime.block_on(sole::end(&self.session, last));
-        ended.map_err(|fault| fault.during("ending the move of a store into the database"))
+    fn end(&mut self, last: Option<Cursor>) -> Result<(), StoreError> {
+        let ended = self
+            .runtime
+            .block_on(exclusive_lock::end(&self.connection, last));
+        ended
+            .map_err(|error| error.into_store_error("ending the move of a store into the database"))
     }
 
-    fn add(&mut self, events: &[Stored]) -> Result<Vec<EventId>, StoreError> {
-        let added = self.runtime.block_on(add(&mut self.session, events));
-        added.map_err(|fault| fault.during("adding events to the database"))
+    fn add(&mut self, events: &[StoredEvent]) -> Result<Vec<EventId>, StoreError> {
+        let added = self.runtime.block_on(add(&mut self.connection, events));
+        added.map_err(|error| error.into_store_error("adding events to the database"))
     }
 
-    fn look(&mut self, ids: &[EventId]) -> Result<Vec<Stored>, StoreError> {
-        let looked = self.runtime.block_on(look(&self.session, ids));
-        looked.map_err(|fault| fault.during("reading events back from the database"))
+    fn look(&mut self, ids: &[EventId]) -> Result<Vec<StoredEvent>, StoreError> {
+        let looked = self.runtime.block_on(look(&self.connection, ids));
+        looked.map_err(|error| error.into_store_error("reading events back from the database"))
     }
 
-    fn learn(&mut self, topics: &[Reported]) -> Result<(), StoreError> {
-        let learnt = self.runtime.block_on(learn(&self.session, topics));
-        learnt.map_err(|fault| fault.during("adding topics to the database"))
+    fn add_topics(&mut self, topics: &[LatestReport]) -> Result<(), StoreError> {
+        let learnt = self.runtime.block_on(add_topics(&self.connection, topics));
+        learnt.map_err(|error| error.into_store_error("adding topics to the database"))
     }
 }
 
-async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, Fault> {
+async fn add(
+    connection: &mut PgConnection,
+    events: &[StoredEvent],
+) -> Result<Vec<EventId>, PgError> {
     let arrivals = events.iter().map(|stored| stored.notification.received_at);
-    partition::make_on(session, &arrivals.map(rows::day).collect()).await?;
-    let change = session.client.transaction().await?;
+    partition::make_on(connection, &arrivals.map(rows::day).collect()).await?;
+    let change = connection.client.transaction().await?;
     let handlers = handlers(&change, events).await?;
     let new = absent(&change, events).await?;
     // Nobody takes them yet: what is known of their deliveries is added below.
@@ -109,44 +119,44 @@ async fn add(session: &mut Session, events: &[Stored]) -> Result<Vec<EventId>, F
     let added = append::add(&change, &statement, notifications, &[]).await?;
     let ids = added.batch.events.id.iter().copied();
     let added: HashMap<Uuid, i64> = ids.zip(added.positions).collect();
-    let (mut moved, mut copies) = (Moved::default(), Vec::new());
+    let (mut moved, mut duplicates) = (Moved::default(), Vec::new());
     for stored in new {
         let id = stored.notification.id;
         match added.get(&rows::uuid(id)) {
             Some(position) => moved.add(stored, *position, &handlers),
-            None => copies.push(id),
+            None => duplicates.push(id),
         }
     }
     moved.write(&change).await?;
     change.commit().await?;
-    Ok(copies)
+    Ok(duplicates)
 }
 
 /// The rows of the handlers that `events` name, made where there are none.
 async fn handlers(
     change: &Transaction<'_>,
-    events: &[Stored],
-) -> Result<HashMap<HandlerName, HandlerId>, Fault> {
+    events: &[StoredEvent],
+) -> Result<HashMap<HandlerName, HandlerId>, PgError> {
     let named = events.iter().flat_map(|stored| &stored.deliveries);
     let named: BTreeMap<_, _> = named
         .map(|delivery| (&delivery.handler, delivery.ordered))
         .collect();
     let names: Vec<_> = named
         .keys()
-        .map(|handler| text::to_sql(handler.as_str()))
+        .map(|handler| escape::to_sql(handler.as_str()))
         .collect();
     let ordered: Vec<_> = named.values().copied().collect();
     change.execute(HANDLERS, &[&names, &ordered]).await?;
     let rows = change.query(IDS, &[&names]).await?;
-    let handler = |row: &Row| Ok((HandlerName::new(text::get(row, 0)?), row.try_get(1)?));
+    let handler = |row: &Row| Ok((HandlerName::new(escape::get(row, 0)?), row.try_get(1)?));
     rows.iter().map(handler).collect()
 }
 
 /// Those of `events` that are not there.
 async fn absent<'a>(
     change: &Transaction<'_>,
-    events: &'a [Stored],
-) -> Result<Vec<&'a Stored>, Fault> {
+    events: &'a [StoredEvent],
+) -> Result<Vec<&'a StoredEvent>, PgError> {
     let ids: Vec<_> = events
         .iter()
         .map(|stored| rows::uuid(stored.notification.id))
@@ -164,15 +174,15 @@ async fn absent<'a>(
 /// Deliveries by column.
 #[derive(Default)]
 struct Moved<'a> {
-    open: Vec<(HandlerId, i64, &'a Notification, &'a StoredDelivery)>,
-    ended: Vec<(HandlerId, i64, &'a Notification, &'a StoredDelivery)>,
+    open: Vec<(HandlerId, i64, &'a Notification, &'a DeliverySnapshot)>,
+    ended: Vec<(HandlerId, i64, &'a Notification, &'a DeliverySnapshot)>,
     counts: BTreeMap<HandlerId, (i64, i64)>,
 }
 
 impl<'a> Moved<'a> {
     fn add(
         &mut self,
-        stored: &'a Stored,
+        stored: &'a StoredEvent,
         position: i64,
         handlers: &HashMap<HandlerName, HandlerId>,
     ) {
@@ -192,7 +202,7 @@ impl<'a> Moved<'a> {
         }
     }
 
-    async fn write(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+    async fn write(&self, change: &Transaction<'_>) -> Result<(), PgError> {
         self.write_open(change).await?;
         self.write_ended(change).await?;
         self.write_failed(change).await?;
@@ -205,12 +215,12 @@ impl<'a> Moved<'a> {
         Ok(())
     }
 
-    async fn write_open(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+    async fn write_open(&self, change: &Transaction<'_>) -> Result<(), PgError> {
         let rows = || self.open.iter();
         let handlers: Vec<_> = rows().map(|row| row.0).collect();
         let positions: Vec<_> = rows().map(|row| row.1).collect();
         let days: Vec<_> = rows().map(|row| rows::day(row.2.received_at)).collect();
-        let mut keys = order::Columns::default();
+        let mut keys = ordering::Columns::default();
         for row in rows() {
             keys.push(row.2.ordering_keys().as_ref());
         }
@@ -240,7 +250,7 @@ impl<'a> Moved<'a> {
         Ok(())
     }
 
-    async fn write_ended(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+    async fn write_ended(&self, change: &Transaction<'_>) -> Result<(), PgError> {
         let rows = || self.ended.iter();
         let handlers: Vec<_> = rows().map(|row| row.0).collect();
         let positions: Vec<_> = rows().map(|row| row.1).collect();
@@ -263,7 +273,7 @@ impl<'a> Moved<'a> {
         Ok(())
     }
 
-    async fn write_failed(&self, change: &Transaction<'_>) -> Result<(), Fault> {
+    async fn write_failed(&self, change: &Transaction<'_>) -> Result<(), PgError> {
         let rows = || {
             let deliveries = self.open.iter().chain(&self.ended);
             deliveries.flat_map(|row| row.3.failures.iter().map(move |failure| (row, failure)))
@@ -277,7 +287,7 @@ impl<'a> Moved<'a> {
         let took = rows().map(|(_, failure)| failure.took_ms.cast_signed());
         let took: Vec<_> = took.collect();
         let why: Vec<_> = rows()
-            .map(|(_, failure)| text::to_sql(&failure.why))
+            .map(|(_, failure)| escape::to_sql(&failure.why))
             .collect();
         change
             .execute(
@@ -290,26 +300,26 @@ impl<'a> Moved<'a> {
 }
 
 fn column(text: Option<&str>) -> Option<String> {
-    text.map(|text| text::to_sql(text).into_owned())
+    text.map(|text| escape::to_sql(text).into_owned())
 }
 
-async fn learn(session: &Session, topics: &[Reported]) -> Result<(), Fault> {
+async fn add_topics(connection: &PgConnection, topics: &[LatestReport]) -> Result<(), PgError> {
     let ascending: BTreeMap<_, _> = topics
         .iter()
         .map(|reported| (rows::topic_key(&reported.topic), reported.latest))
         .collect();
-    let mut batch = Batch::default();
+    let mut batch = InsertBatch::default();
     (batch.topics.topic, batch.topics.latest) = ascending.into_iter().unzip();
-    session.client.query_one(ADD, &batch.columns()).await?;
+    connection.client.query_one(ADD, &batch.columns()).await?;
     Ok(())
 }
 
-async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> {
-    let client = &session.client;
+async fn look(connection: &PgConnection, ids: &[EventId]) -> Result<Vec<StoredEvent>, PgError> {
+    let client = &connection.client;
     let (mut found, mut days) = (BTreeMap::new(), Vec::new());
     for (notification, day, place) in rows::find(client, ids).await? {
         days.push((day, place));
-        let stored = Stored {
+        let stored = StoredEvent {
             place,
             notification,
             deliveries: Vec::new(),
@@ -337,17 +347,17 @@ async fn look(session: &Session, ids: &[EventId]) -> Result<Vec<Stored>, Fault> 
     Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
 }
 
-fn delivery(row: &Row, failures: Vec<Attempt>) -> Result<StoredDelivery, Fault> {
-    Ok(StoredDelivery {
-        handler: HandlerName::new(text::get(row, 1)?),
+fn delivery(row: &Row, failures: Vec<Attempt>) -> Result<DeliverySnapshot, PgError> {
+    Ok(DeliverySnapshot {
+        handler: HandlerName::new(escape::get(row, 1)?),
         ordered: row.try_get(2)?,
         state: DeliveryState::numbered(row.try_get(3)?),
         attempts: row.try_get::<_, i32>(4)?.cast_unsigned(),
         replays: row.try_get::<_, i32>(5)?.cast_unsigned(),
         at: row.try_get(6)?,
         since: row.try_get(7)?,
-        replay: text::find(row, 8)?,
-        why: text::find(row, 9)?,
+        replay: escape::find(row, 8)?,
+        why: escape::find(row, 9)?,
         failures,
     })
 }

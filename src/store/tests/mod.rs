@@ -1,4 +1,4 @@
-//! What every engine promises, seen through [`Store`] and [`Records`] alone.
+//! What every engine promises, seen through [`Store`] and [`Operator`] alone.
 //!
 //! A case is one function that is given a [`Place`]; [`on_every_engine`] makes a test of it for
 //! each engine, named after the engine. A case that is not listed there is dead code, which the
@@ -7,7 +7,7 @@
 //! An engine brings one function: `tests::place`, a new place with nothing in it. What only one
 //! engine promises is tested beside that engine.
 
-mod copies;
+mod duplicates;
 mod load;
 mod model;
 pub(super) mod operator;
@@ -29,7 +29,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    AppendError, Claim, Context, Engine, Records, Settlement, Store, StoreError, Subscription,
+    AppendError, Claim, Context, Engine, Operator, Settlement, Store, StoreError, Subscription,
     Verdict,
 };
 use crate::{
@@ -216,13 +216,13 @@ impl Place {
         store
     }
 
-    pub(super) fn try_records(&self) -> Result<Box<dyn Records>, StoreError> {
-        tokio::task::block_in_place(|| self.engine.records(clock))
+    pub(super) fn try_records(&self) -> Result<Box<dyn Operator>, StoreError> {
+        tokio::task::block_in_place(|| self.engine.operator(clock))
     }
 
     /// What an operator does while a service may be running.
-    pub(super) fn operator<T>(&self, act: impl FnOnce(&mut dyn Records) -> T) -> T {
-        tokio::task::block_in_place(|| act(&mut *self.engine.records(clock).unwrap()))
+    pub(super) fn operator<T>(&self, act: impl FnOnce(&mut dyn Operator) -> T) -> T {
+        tokio::task::block_in_place(|| act(&mut *self.engine.operator(clock).unwrap()))
     }
 }
 

@@ -320,7 +320,7 @@ async fn a_replay_to_a_named_handler_needs_no_pattern(place: Place) {
     };
     assert!(matches!(
         place.operator(|records| records.plan(&unknown)),
-        Err(StoreError::NoHandler(_))
+        Err(StoreError::UnknownHandler(_))
     ));
 }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     event::{self, HandlerName, Notification},
-    store::{Records, ReplaySelection, Subscription, Verdict},
+    store::{Operator, ReplaySelection, Subscription, Verdict},
 };
 
 on_every_engine![
@@ -85,7 +85,7 @@ async fn nothing_overtakes_a_retry_behind_a_replay(place: Place) {
         ..ReplaySelection::default()
     };
     let replay =
-        |records: &mut dyn Records| records.replay(&selection, "again", at(20), &mut |_| {});
+        |records: &mut dyn Operator| records.replay(&selection, "again", at(20), &mut |_| {});
     place.operator(replay).unwrap();
     let first = store.claim("crm", at(30)).await;
     assert_eq!(ids(&first), [events[0].id]);
@@ -254,7 +254,7 @@ async fn an_event_of_very_many_numbers_stands_for_its_account(place: Place) {
         ..ReplaySelection::default()
     };
     let replay =
-        |records: &mut dyn Records| records.replay(&selection, "again", at(10), &mut |_| {});
+        |records: &mut dyn Operator| records.replay(&selection, "again", at(10), &mut |_| {});
     place.operator(replay).unwrap();
     assert_eq!(ids(&store.claim("crm", at(10)).await), []);
     store.settle("crm", &claims[0], Verdict::Done).await;

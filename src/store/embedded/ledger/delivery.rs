@@ -11,10 +11,10 @@ use rusqlite::{
     types::{FromSql, FromSqlResult, ToSqlOutput, ValueRef},
 };
 
-use super::{micros, order};
+use super::{micros, ordering};
 use crate::{
     event::OrderingKeys,
-    store::{Attempt, DeliveryState, StoredDelivery, embedded::segment::Position, shorten},
+    store::{Attempt, DeliverySnapshot, DeliveryState, embedded::segment::Position, shorten},
 };
 
 /// A handler's row.
@@ -82,11 +82,11 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Whether `told` says more of it: of two with as many replays and attempts, what is further on.
-    pub(super) fn is_behind(&self, told: &StoredDelivery) -> bool {
+    /// Whether `snapshot` says more of it: of two with as many replays and attempts, what is further on.
+    pub(super) fn is_behind(&self, snapshot: &DeliverySnapshot) -> bool {
         let rank = |state| (state as i64).min(DeliveryState::Done as i64);
         let own = (self.replays, self.attempts, rank(self.state));
-        own < (told.replays, told.attempts, rank(told.state))
+        own < (snapshot.replays, snapshot.attempts, rank(snapshot.state))
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) fn add(
     keys: Option<&OrderingKeys>,
     due_at: i64,
 ) -> Result<()> {
-    let (scope, key, several) = order::columns(keys);
+    let (scope, key, several) = ordering::columns(keys);
     db.prepare_cached(
         "INSERT INTO deliveries (handler, position, scope, key, keys, state, due_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -135,17 +135,17 @@ pub(super) fn add(
 }
 
 /// Adds the delivery of an event to `handler` of which something has become already.
-pub(super) fn add_as_told(
+pub(super) fn add_snapshot(
     db: &Connection,
     tally: &mut Tally,
     (handler, position): (HandlerId, Position),
-    told: &StoredDelivery,
+    snapshot: &DeliverySnapshot,
 ) -> Result<()> {
     let insert = "INSERT INTO deliveries
             (handler, position, state, attempts, replays, due_at, since, replay, why)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
-    write(db, insert, (handler, position), told)?;
-    tally.count(handler, None, Some(told.state));
+    write(db, insert, (handler, position), snapshot)?;
+    tally.count(handler, None, Some(snapshot.state));
     Ok(())
 }
 
@@ -169,7 +169,7 @@ pub(super) fn place(
     (handler, position): (HandlerId, Position),
     keys: Option<&OrderingKeys>,
 ) -> Result<()> {
-    let (scope, key, several) = order::columns(keys);
+    let (scope, key, several) = ordering::columns(keys);
     db.prepare_cached(
         "UPDATE deliveries SET scope = ?3, key = ?4, keys = ?5
          WHERE handler = ?1 AND position = ?2",
@@ -242,15 +242,15 @@ macro_rules! update {
     };
 }
 
-/// Has a delivery stand as `told`.
+/// Has a delivery stand as `snapshot`.
 pub(super) fn change(
     db: &Connection,
     tally: &mut Tally,
     row: &Row,
-    told: &StoredDelivery,
+    snapshot: &DeliverySnapshot,
 ) -> Result<()> {
-    write(db, update!(""), (row.handler, row.position), told)?;
-    tally.count(row.handler, Some(row.state), Some(told.state));
+    write(db, update!(""), (row.handler, row.position), snapshot)?;
+    tally.count(row.handler, Some(row.state), Some(snapshot.state));
     Ok(())
 }
 
@@ -259,12 +259,12 @@ pub(super) fn advance(
     db: &Connection,
     tally: &mut Tally,
     (handler, position): (HandlerId, Position),
-    told: &StoredDelivery,
+    snapshot: &DeliverySnapshot,
 ) -> Result<bool> {
     let still_open = update!("AND state = 0 AND attempts <= ?4 AND replays = ?5");
-    let is_changed = write(db, still_open, (handler, position), told)?;
+    let is_changed = write(db, still_open, (handler, position), snapshot)?;
     if is_changed {
-        tally.count(handler, Some(DeliveryState::Ready), Some(told.state));
+        tally.count(handler, Some(DeliveryState::Ready), Some(snapshot.state));
     }
     Ok(is_changed)
 }
@@ -274,18 +274,18 @@ fn write(
     db: &Connection,
     statement: &str,
     (handler, position): (HandlerId, Position),
-    told: &StoredDelivery,
+    snapshot: &DeliverySnapshot,
 ) -> Result<bool> {
     let changed = db.prepare_cached(statement)?.execute(params![
         handler,
         position.to_sql(),
-        told.state,
-        told.attempts,
-        told.replays,
-        micros(told.at),
-        told.since.map(micros),
-        told.replay,
-        told.why,
+        snapshot.state,
+        snapshot.attempts,
+        snapshot.replays,
+        micros(snapshot.at),
+        snapshot.since.map(micros),
+        snapshot.replay,
+        snapshot.why,
     ])?;
     Ok(changed > 0)
 }

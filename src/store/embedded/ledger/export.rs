@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Result, Row};
 
-use super::{delivery::HandlerId, record::failures, time};
+use super::{delivery::HandlerId, operator::failures, time};
 use crate::{
     event::{EventId, HandlerName, Topic},
     store::{
-        DeliveryState, Milestone, Reported, Slice, StoreError, Stored, StoredDelivery,
-        embedded::{reader::Unread, segment::Position, source::Source},
+        Cursor, DeliverySnapshot, DeliveryState, EventPage, LatestReport, StoreError, StoredEvent,
+        embedded::{reader::ReadError, segment::Position, source::TransferSource},
     },
 };
 
@@ -17,7 +17,7 @@ use crate::{
 /// one, and many have to be in memory together.
 const SLICE_BYTES: usize = 4 << 20;
 
-impl Source {
+impl TransferSource {
     /// How many events there are behind `place`.
     pub(in crate::store) fn count(&self, place: i64) -> std::result::Result<u64, StoreError> {
         let count = "SELECT count(*) FROM events WHERE position > ?1";
@@ -32,15 +32,15 @@ impl Source {
         &self,
         place: i64,
         at_most: usize,
-    ) -> std::result::Result<Option<Slice>, StoreError> {
+    ) -> std::result::Result<Option<EventPage>, StoreError> {
         let failed = StoreError::database("reading events");
         let positions = positions(&self.operator.db, place, at_most).map_err(failed)?;
         let Some(&(place, event)) = positions.first() else {
             return Ok(None);
         };
-        let mut bodies = self.operator.bodies();
-        let mut slice = Slice {
-            last: Milestone { place, event },
+        let mut event_reader = self.operator.event_reader();
+        let mut slice = EventPage {
+            last: Cursor { place, event },
             stored: Vec::with_capacity(positions.len()),
             damaged: Vec::new(),
         };
@@ -49,22 +49,22 @@ impl Source {
             if bytes >= SLICE_BYTES {
                 break;
             }
-            slice.last = Milestone { place, event: id };
+            slice.last = Cursor { place, event: id };
             let failed = StoreError::database("reading deliveries");
-            let notification = match bodies.read(Position::from_sql(place)) {
+            let notification = match event_reader.read(Position::from_sql(place)) {
                 Ok(event) => Arc::unwrap_or_clone(event.notification),
-                Err(Unread::Missing | Unread::Damaged | Unread::Erased) => {
+                Err(ReadError::Missing | ReadError::Damaged | ReadError::Erased) => {
                     slice.damaged.push(id);
                     continue;
                 }
-                Err(Unread::Io(error)) => {
+                Err(ReadError::Io(error)) => {
                     return Err(StoreError::io("reading an event that is to be moved")(
                         error,
                     ));
                 }
             };
             bytes += notification.body.len();
-            slice.stored.push(Stored {
+            slice.stored.push(StoredEvent {
                 place,
                 notification,
                 deliveries: deliveries(&self.operator.db, place).map_err(failed)?,
@@ -78,18 +78,18 @@ impl Source {
         &self,
         last: &str,
         at_most: usize,
-    ) -> std::result::Result<Vec<Reported>, StoreError> {
+    ) -> std::result::Result<Vec<LatestReport>, StoreError> {
         topics(&self.operator.db, last, at_most).map_err(StoreError::database("reading topics"))
     }
 }
 
-fn topics(db: &Connection, last: &str, at_most: usize) -> Result<Vec<Reported>> {
+fn topics(db: &Connection, last: &str, at_most: usize) -> Result<Vec<LatestReport>> {
     let mut list = db.prepare_cached(
         "SELECT topic, latest FROM topics WHERE topic > ?1 ORDER BY topic LIMIT ?2",
     )?;
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
     let rows = list.query_map((last, at_most), |row| {
-        Ok(Reported {
+        Ok(LatestReport {
             topic: Topic::new(row.get::<_, String>(0)?),
             latest: time(row.get(1)?),
         })
@@ -119,7 +119,7 @@ macro_rules! deliveries {
     };
 }
 
-fn deliveries(db: &Connection, position: i64) -> Result<Vec<StoredDelivery>> {
+fn deliveries(db: &Connection, position: i64) -> Result<Vec<DeliverySnapshot>> {
     let mut list = db.prepare_cached(deliveries!("WHERE position = ?1 ORDER BY name"))?;
     let rows = list.query_map([position], |row| read(db, row))?;
     rows.map(|row| Ok(row?.1)).collect()
@@ -131,7 +131,7 @@ pub(super) fn of_handler(
     handler: HandlerId,
     (from, to): (Position, Position),
     at_most: usize,
-) -> Result<Vec<(Position, StoredDelivery)>> {
+) -> Result<Vec<(Position, DeliverySnapshot)>> {
     let mut list = db.prepare_cached(deliveries!(
         "WHERE id = ?1 AND handler = ?1 AND position >= ?2 AND position < ?3
          ORDER BY position LIMIT ?4"
@@ -142,7 +142,7 @@ pub(super) fn of_handler(
     rows.collect()
 }
 
-fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, StoredDelivery)> {
+fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, DeliverySnapshot)> {
     let (state, attempts, replays) = (row.get(2)?, row.get(3)?, row.get(4)?);
     let position: i64 = row.get(10)?;
     // What was done at the first attempt has seen no other.
@@ -150,7 +150,7 @@ fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, StoredDelivery)> {
         (DeliveryState::Done, 1, 0) | (_, 0, 0) => Vec::new(),
         _ => failures(db, row.get(9)?, position)?,
     };
-    let delivery = StoredDelivery {
+    let delivery = DeliverySnapshot {
         handler: HandlerName::new(row.get::<_, String>(0)?),
         ordered: row.get(1)?,
         state,

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Result};
 
-use super::{Books, delivery::HandlerId, order, time};
+use super::{LedgerDatabase, delivery::HandlerId, ordering, time};
 use crate::{
     event::{HandlerName, Topic},
     store::embedded::{
-        queue::{Open, Reported},
+        queue::{OpenDelivery, TopicTime},
         segment::Position,
     },
 };
@@ -21,14 +21,14 @@ pub(super) const OPEN: &str =
     FROM deliveries INDEXED BY unfinished
     WHERE handler = ?1 AND state = 0 AND state < 3 AND position >= ?2 ORDER BY position LIMIT ?3";
 
-impl Books {
+impl LedgerDatabase {
     /// Fills the window of `handler`, if it lacks something, and reads the events of what it hands out
     /// next.
     pub(in super::super) fn fill(&mut self, handler: &HandlerName, now: Timestamp) -> Result<()> {
         let Some(id) = self.handler(handler) else {
             return Ok(());
         };
-        self.taking.has_filled = true;
+        self.intake.has_filled = true;
         while let Some(from) = self.queue.wants(handler, now) {
             let open = self.open_from(id, from, SLICE)?;
             let given = match open.len() < SLICE {
@@ -42,8 +42,8 @@ impl Books {
             };
             self.queue.fill(handler, open, given.as_deref());
         }
-        for position in self.queue.cold(handler, now) {
-            if !self.warm(handler, position, now)? {
+        for position in self.queue.unloaded(handler, now) {
+            if !self.load(handler, position, now)? {
                 break;
             }
         }
@@ -57,11 +57,11 @@ impl Books {
         handler: HandlerId,
         from: Position,
         at_most: usize,
-    ) -> Result<Vec<(Position, Open)>> {
+    ) -> Result<Vec<(Position, OpenDelivery)>> {
         let mut open = self.db.prepare_cached(OPEN)?;
         let rows = open.query_map((handler, from.to_sql(), at_most as i64), |row| {
-            let open = Open {
-                keys: order::read(row, 1)?,
+            let open = OpenDelivery {
+                keys: ordering::read(row, 1)?,
                 attempts: row.get(4)?,
                 replays: row.get(5)?,
                 due_at: time(row.get(6)?),
@@ -74,13 +74,13 @@ impl Books {
     }
 
     /// Reads the event of a delivery. Whether there is room for more.
-    fn warm(&mut self, handler: &HandlerName, position: Position, now: Timestamp) -> Result<bool> {
-        match self.bodies.read(position) {
+    fn load(&mut self, handler: &HandlerName, position: Position, now: Timestamp) -> Result<bool> {
+        match self.event_reader.read(position) {
             Ok(event) => {
                 let unknown = self.queue.unreported([&*event.notification]);
-                let reported = reported(&self.db, unknown)?;
+                let topic_times = topic_times(&self.db, unknown)?;
                 let event = event.notification;
-                Ok(self.queue.warm(handler, position, event, &reported))
+                Ok(self.queue.load(handler, position, event, &topic_times))
             }
             Err(unread) => {
                 tracing::error!(
@@ -96,7 +96,7 @@ impl Books {
 }
 
 /// When each of `topics` was reported last.
-pub(super) fn reported(db: &rusqlite::Connection, topics: Vec<Topic>) -> Result<Vec<Reported>> {
+pub(super) fn topic_times(db: &rusqlite::Connection, topics: Vec<Topic>) -> Result<Vec<TopicTime>> {
     let mut look = db.prepare_cached("SELECT latest FROM topics WHERE topic = ?1")?;
     let latest = |topic: Topic| {
         let latest = look.query_row([topic.as_str()], |row| row.get(0));

@@ -4,13 +4,13 @@ use std::{collections::HashMap, path::Path};
 
 use rusqlite::{Connection, Result, params};
 
-use super::{Books, Taking, database, delivery, fill, micros, upkeep::Active};
+use super::{Intake, LedgerDatabase, delivery, fill, micros, sqlite, subscriptions::ActiveHandler};
 use crate::{
     event::{HandlerName, Notification, Topic},
     store::{
-        StoreError, StoredDelivery,
+        DeliverySnapshot, StoreError,
         embedded::{
-            queue::{Reported, Told},
+            queue::{DeliveryUpdate, TopicTime},
             record::{Content, Event},
             segment::Position,
         },
@@ -19,7 +19,7 @@ use crate::{
 
 /// What was read of the journal at one go.
 #[derive(Debug, Default)]
-pub(in super::super) struct Batch {
+pub(in super::super) struct JournalBatch {
     /// Where it begins.
     pub(in super::super) from: Position,
     /// Where it ends.
@@ -29,10 +29,10 @@ pub(in super::super) struct Batch {
     /// What is in it, without copies.
     pub(in super::super) contents: Vec<(Position, Content)>,
     /// How many copies there were.
-    pub(in super::super) copies: u64,
+    pub(in super::super) duplicates: u64,
 }
 
-impl Batch {
+impl JournalBatch {
     /// An empty one that begins at `from`.
     pub(in super::super) fn behind(from: Position) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl Batch {
     pub(in super::super) fn append(&mut self, mut next: Self) {
         (self.through, self.records) = (next.through, next.records);
         self.contents.append(&mut next.contents);
-        self.copies += next.copies;
+        self.duplicates += next.duplicates;
     }
 
     /// The events in it.
@@ -65,25 +65,25 @@ impl Batch {
 }
 
 /// What becomes of deliveries whose events the ledger does not have yet.
-type Outcomes<'a> = HashMap<(&'a HandlerName, Position), &'a StoredDelivery>;
+type Updates<'a> = HashMap<(&'a HandlerName, Position), &'a DeliverySnapshot>;
 
 /// How far the journal has been read.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in super::super) struct Reached {
+pub(in super::super) struct Watermark {
     /// Up to where the ledger knows it.
     pub(in super::super) through: Position,
     /// How many records that is.
     pub(in super::super) records: u64,
 }
 
-impl Books {
+impl LedgerDatabase {
     /// How far the journal has been read.
-    pub(in super::super) fn reached(&self) -> Result<Reached> {
+    pub(in super::super) fn watermark(&self) -> Result<Watermark> {
         self.db
             .prepare_cached("SELECT through, records FROM progress")?
             .query_row([], |row| {
                 let records: i64 = row.get(1)?;
-                Ok(Reached {
+                Ok(Watermark {
                     through: Position::from_sql(row.get(0)?),
                     records: records.cast_unsigned(),
                 })
@@ -92,25 +92,25 @@ impl Books {
 
     /// Up to where the ledger knows the journal, while no thread works on it yet.
     pub(in super::super) fn through(&self) -> std::result::Result<Position, StoreError> {
-        let reached = self.reached();
-        let reached = reached.map_err(StoreError::database("reading the ledger"))?;
-        Ok(reached.through)
+        let watermark = self.watermark();
+        let watermark = watermark.map_err(StoreError::database("reading the ledger"))?;
+        Ok(watermark.through)
     }
 
     /// Has nothing handed out before the journal has been read up to `end`: it may say of something that
     /// it is done.
-    pub(in super::super) fn wait_for(&mut self, end: Position) -> Result<Reached> {
-        let (reached, said) = (self.reached()?, self.said()?);
-        self.awaited = (reached.through < end).then_some(end);
-        self.queue.begin(reached, said);
-        Ok(reached)
+    pub(in super::super) fn wait_for(&mut self, end: Position) -> Result<Watermark> {
+        let (watermark, said) = (self.watermark()?, self.said()?);
+        self.awaited = (watermark.through < end).then_some(end);
+        self.queue.begin(watermark, said);
+        Ok(watermark)
     }
 
     /// Whether the journal has what became of deliveries.
     pub(in super::super) fn is_journaled(&self) -> std::result::Result<bool, StoreError> {
-        let told = "SELECT journaled FROM progress";
-        let told = self.db.query_row(told, [], |row| row.get(0));
-        told.map_err(StoreError::database("reading the ledger"))
+        let query = "SELECT journaled FROM progress";
+        let is_journaled = self.db.query_row(query, [], |row| row.get(0));
+        is_journaled.map_err(StoreError::database("reading the ledger"))
     }
 
     /// Notes that it has.
@@ -121,43 +121,50 @@ impl Books {
     }
 
     /// Takes in what the queue has for the ledger: a piece of the journal, and what became of deliveries.
-    pub(super) fn take_in(&mut self) -> Result<()> {
+    pub(super) fn ingest(&mut self) -> Result<()> {
         let batch = self.queue.next();
         let through = match &batch {
             Some(batch) => batch.through,
-            None => self.reached()?.through,
+            None => self.watermark()?.through,
         };
-        let outcomes = self.queue.outcomes(through);
-        let taken = self.add_all(batch.as_ref(), &outcomes);
-        (self.taking.batch, self.taking.outcomes) = (batch, outcomes);
+        let updates = self.queue.updates(through);
+        let taken = self.add_all(batch.as_ref(), &updates);
+        (self.intake.batch, self.intake.updates) = (batch, updates);
         taken
     }
 
-    fn add_all<'a>(&mut self, batch: Option<&Batch>, outcomes: &'a [Told]) -> Result<()> {
+    fn add_all<'a>(
+        &mut self,
+        batch: Option<&JournalBatch>,
+        updates: &'a [DeliveryUpdate],
+    ) -> Result<()> {
         let from = batch.map_or(Position::LAST, |batch| batch.from);
         let (new, known): (Vec<_>, Vec<_>) =
-            outcomes.iter().partition(|(position, _)| *position >= from);
-        for (position, told) in known {
-            self.learn(*position, told)?;
+            updates.iter().partition(|(position, _)| *position >= from);
+        for (position, snapshot) in known {
+            self.apply_snapshot(*position, snapshot)?;
         }
         if let Some(batch) = batch {
             // Of several the last one holds.
-            let place = |(position, told): &&'a Told| (&told.handler, *position);
-            let last = new.iter().map(|told| (place(told), &told.1)).collect();
+            let place = |(position, snapshot): &&'a DeliveryUpdate| (&snapshot.handler, *position);
+            let last = new
+                .iter()
+                .map(|snapshot| (place(snapshot), &snapshot.1))
+                .collect();
             self.index(batch, &last)?;
         }
         // What has failed before is told as well.
-        for (position, told) in new
+        for (position, snapshot) in new
             .into_iter()
-            .filter(|(_, told)| !told.failures.is_empty())
+            .filter(|(_, snapshot)| !snapshot.failures.is_empty())
         {
-            self.learn(*position, told)?;
+            self.apply_snapshot(*position, snapshot)?;
         }
         Ok(())
     }
 
     /// What there is to do when the transaction has been committed.
-    pub(super) fn take_in_is_done(&mut self, taken: Taking) {
+    pub(super) fn finish_ingest(&mut self, taken: Intake) {
         for (handler, position, open) in taken.replayed {
             self.queue.replay(&handler, position, open);
         }
@@ -177,22 +184,22 @@ impl Books {
     }
 
     /// Adds `batch` if it begins where the journal has been read to.
-    fn index(&mut self, batch: &Batch, outcomes: &Outcomes<'_>) -> Result<()> {
-        if self.reached()?.through != batch.from {
+    fn index(&mut self, batch: &JournalBatch, updates: &Updates<'_>) -> Result<()> {
+        if self.watermark()?.through != batch.from {
             return Ok(());
         }
-        self.copies += batch.copies;
+        self.duplicates += batch.duplicates;
         let mut given = self.given()?;
         for (position, content) in &batch.contents {
             match content {
                 Content::Event(event) => {
-                    if !self.add(*position, event, &given, outcomes)? {
-                        self.copies += 1;
+                    if !self.add(*position, event, &given, updates)? {
+                        self.duplicates += 1;
                     }
                 }
-                Content::Deliveries(told) => {
-                    for (position, delivery) in told {
-                        self.learn(*position, delivery)?;
+                Content::Deliveries(snapshot) => {
+                    for (position, delivery) in snapshot {
+                        self.apply_snapshot(*position, delivery)?;
                     }
                 }
                 Content::Subscriptions(since, subscriptions) => {
@@ -214,8 +221,8 @@ impl Books {
         &mut self,
         position: Position,
         event: &Event,
-        given: &[Active],
-        outcomes: &Outcomes<'_>,
+        given: &[ActiveHandler],
+        updates: &Updates<'_>,
     ) -> Result<bool> {
         let Event {
             notification, keys, ..
@@ -244,8 +251,10 @@ impl Books {
             if active.asked.takes(&notification.name) {
                 let place = (active.id, position);
                 let (db, tally) = (&self.db, &mut self.tally);
-                match outcomes.get(&(&active.asked.handler, position)) {
-                    Some(told) if told.is_over() => delivery::add_as_told(db, tally, place, told)?,
+                match updates.get(&(&active.asked.handler, position)) {
+                    Some(snapshot) if snapshot.is_over() => {
+                        delivery::add_snapshot(db, tally, place, snapshot)?
+                    }
                     _ => {
                         let keys = keys.as_ref().filter(|_| active.asked.ordered);
                         delivery::add(db, tally, place, keys, micros(notification.received_at))?;
@@ -260,13 +269,13 @@ impl Books {
         let Some(occurred_at) = notification.occurred_at else {
             return Ok(());
         };
-        let mut learn = self.db.prepare_cached(
+        let mut apply_snapshot = self.db.prepare_cached(
             "INSERT INTO topics (topic, latest) VALUES (?1, ?2)
              ON CONFLICT (topic) DO UPDATE SET latest = excluded.latest
              WHERE excluded.latest > latest",
         )?;
         for topic in &notification.topics {
-            learn.execute((topic.as_str(), micros(occurred_at)))?;
+            apply_snapshot.execute((topic.as_str(), micros(occurred_at)))?;
         }
         Ok(())
     }
@@ -274,22 +283,22 @@ impl Books {
 
 /// What the ledger knows of topics, on a connection of its own: it is asked for events that their handlers
 /// get before the ledger has them.
-pub(in super::super) struct Topics(Connection);
+pub(in super::super) struct TopicReader(Connection);
 
-impl Topics {
+impl TopicReader {
     /// Those of the ledger at `path`.
     pub(in super::super) fn open(path: &Path) -> std::result::Result<Self, StoreError> {
-        let db = database::open(path, false)?;
+        let db = sqlite::open(path, false)?;
         let small = db.pragma_update(None, "cache_size", -1024); // KiB
         small.map_err(StoreError::database("opening the ledger"))?;
         Ok(Self(db))
     }
 
     /// When each of `topics` was reported last.
-    pub(in super::super) fn reported(
+    pub(in super::super) fn topic_times(
         &self,
         topics: Vec<Topic>,
-    ) -> std::result::Result<Vec<Reported>, StoreError> {
-        fill::reported(&self.0, topics).map_err(StoreError::database("reading topics"))
+    ) -> std::result::Result<Vec<TopicTime>, StoreError> {
+        fill::topic_times(&self.0, topics).map_err(StoreError::database("reading topics"))
     }
 }

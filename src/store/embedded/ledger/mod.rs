@@ -8,19 +8,19 @@
 //! **Invariant:** what can be attempted, and what is being attempted, is known to the
 //! [queue](super::queue) alone. The store's lock makes this process the only one that has one.
 
-mod agreement;
-mod database;
+mod consistency;
 mod delivery;
 mod export;
 mod fill;
 mod intake;
-mod notes;
-mod order;
-mod record;
+mod operator;
+mod ordering;
+mod outbox;
 mod replay;
+mod sqlite;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
-mod upkeep;
 
 use std::{
     path::{Path, PathBuf},
@@ -32,23 +32,23 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use self::{delivery::Tally, upkeep::Active};
+use self::{delivery::Tally, subscriptions::ActiveHandler};
 use super::{
-    journal::Notes,
+    journal::JournalSender,
     progress::Progress,
-    queue::{Open, Queue, Told},
-    reader::{Bodies, Directory},
+    queue::{DeliveryUpdate, OpenDelivery, Queue},
+    reader::{Directory, EventReader},
     segment::Position,
 };
 use crate::{
     event::HandlerName,
-    store::{Context, Follower, StoreError, condition::Condition},
+    store::{Context, Follower, StoreError, health::HealthReporter},
     telemetry::Metrics,
 };
 
 pub(super) use self::{
-    intake::{Batch, Reached, Topics},
-    record::Operator,
+    intake::{JournalBatch, TopicReader, Watermark},
+    operator::OperatorConnection,
 };
 
 /// The most jobs in one transaction, and the most that wait.
@@ -66,35 +66,35 @@ pub(super) struct Ledger {
 
 /// Something to be done in a transaction; `None` when that has failed already, so that there is
 /// nothing to do but to reply.
-type Job = Box<dyn FnOnce(Option<&mut Books>) -> (rusqlite::Result<()>, Reply) + Send>;
+type Job = Box<dyn FnOnce(Option<&mut LedgerDatabase>) -> (rusqlite::Result<()>, Reply) + Send>;
 
 /// Says how the transaction ended: with its problem, if there was one.
 type Reply = Box<dyn FnOnce(Option<String>) + Send>;
 
 /// What the thread works on.
-pub(super) struct Books {
+pub(super) struct LedgerDatabase {
     path: PathBuf,
     is_suspect: bool,
     /// Who sees whether this gets on.
     follower: Follower,
     db: Connection,
-    bodies: Bodies,
+    event_reader: EventReader,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
     /// To be told when the ledger has to be made anew.
     journal_progress: Arc<Progress>,
-    subscriptions: Vec<Active>,
+    subscriptions: Vec<ActiveHandler>,
     /// What dispatch works from.
     queue: Arc<Queue>,
     /// What the transaction under way takes in from there.
-    taking: Taking,
+    intake: Intake,
     tally: Tally,
     /// Whether a damaged ledger has been set aside and no new one could be made yet.
     lost: bool,
     /// Copies that the transaction under way has dropped.
-    copies: u64,
+    duplicates: u64,
     /// Where the journal is told what becomes of deliveries.
-    journal: Notes,
+    journal: JournalSender,
     /// Up to where the journal has to be read before anything is handed out: it may say of something that
     /// it is done.
     awaited: Option<Position>,
@@ -102,21 +102,24 @@ pub(super) struct Books {
 
 /// What one transaction takes in.
 #[derive(Default)]
-struct Taking {
-    batch: Option<Batch>,
-    outcomes: Vec<Told>,
+struct Intake {
+    batch: Option<JournalBatch>,
+    updates: Vec<DeliveryUpdate>,
     /// Deliveries that commands have made again.
-    replayed: Vec<(HandlerName, Position, Open)>,
+    replayed: Vec<(HandlerName, Position, OpenDelivery)>,
     /// Whether it has filled a window.
     has_filled: bool,
 }
 
 impl Ledger {
-    /// Starts the thread that works on `books`.
-    pub(super) fn start(books: Books, condition: &Condition) -> Result<Self, StoreError> {
+    /// Starts the thread that works on `database`.
+    pub(super) fn start(
+        database: LedgerDatabase,
+        health: &HealthReporter,
+    ) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
-        let (path, is_suspect) = (books.path.clone(), books.is_suspect);
-        let thread = condition.vital("ledger", move || books.run(inbox));
+        let (path, is_suspect) = (database.path.clone(), database.is_suspect);
+        let thread = health.supervised("ledger", move || database.run(inbox));
         let thread = super::start("ledger", thread)?;
         Ok(Self {
             running: Mutex::new(Some((sender, thread))),
@@ -129,9 +132,9 @@ impl Ledger {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         what: &'static str,
-        job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
+        job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = answered(what, job);
+        let (job, answer) = with_reply(what, job);
         let sent = self.sender()?.send(job).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
@@ -140,10 +143,10 @@ impl Ledger {
     /// Does `job` sooner or later, if not too much is to be done already.
     pub(super) fn ask(
         &self,
-        job: impl FnOnce(&mut Books) -> rusqlite::Result<()> + Send + 'static,
+        job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<()> + Send + 'static,
     ) {
         if let Ok(sender) = self.sender() {
-            sender.try_send(answered("", job).0).ok();
+            sender.try_send(with_reply("", job).0).ok();
         }
     }
 
@@ -151,9 +154,9 @@ impl Ledger {
     pub(super) fn run_blocking<T: Send + 'static>(
         &self,
         what: &'static str,
-        job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
+        job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = answered(what, job);
+        let (job, answer) = with_reply(what, job);
         let sent = self.sender()?.blocking_send(job);
         sent.map_err(|_| StoreError::Closed)?;
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
@@ -163,9 +166,9 @@ impl Ledger {
     /// fit: its files may have been copied one after the other while a service wrote to them. Deliveries
     /// go on meanwhile. Blocks.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        if self.is_suspect && !database::is_sound(&self.path)? {
+        if self.is_suspect && !sqlite::is_sound(&self.path)? {
             // What any other job would come upon sooner or later.
-            self.run_blocking("checking the ledger", |_| Err::<(), _>(database::damage()))
+            self.run_blocking("checking the ledger", |_| Err::<(), _>(sqlite::damage()))
                 .ok();
         }
         Ok(())
@@ -192,13 +195,13 @@ impl Ledger {
 }
 
 /// `job` with its result sent to whoever asked.
-fn answered<T: Send + 'static>(
+fn with_reply<T: Send + 'static>(
     what: &'static str,
-    job: impl FnOnce(&mut Books) -> rusqlite::Result<T> + Send + 'static,
+    job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
 ) -> (Job, oneshot::Receiver<Result<T, StoreError>>) {
     let (sender, answer) = oneshot::channel();
-    let job = move |books: Option<&mut Books>| {
-        let (done, outcome) = match books.map(job).transpose() {
+    let job = move |database: Option<&mut LedgerDatabase>| {
+        let (done, outcome) = match database.map(job).transpose() {
             Ok(done) => (done, Ok(())),
             Err(error) => (None, Err(error)),
         };
@@ -215,7 +218,7 @@ fn answered<T: Send + 'static>(
     (Box::new(job), answer)
 }
 
-impl Books {
+impl LedgerDatabase {
     /// Opens the ledger at `path` over the journal in `journal`.
     ///
     /// # Errors
@@ -226,32 +229,32 @@ impl Books {
         journal: Directory,
         context: &Context,
         progress: Arc<Progress>,
-        condition: &Condition,
-        notes: Notes,
+        health: &HealthReporter,
+        journal_sender: JournalSender,
         queue: Arc<Queue>,
     ) -> Result<Self, StoreError> {
         Ok(Self {
-            journal: notes,
+            journal: journal_sender,
             queue,
-            taking: Taking::default(),
+            intake: Intake::default(),
             awaited: None,
-            is_suspect: database::is_suspect(path),
-            follower: condition.followers().vital("ledger", "writing the ledger"),
-            db: database::open(path, true)?,
+            is_suspect: sqlite::is_suspect(path),
+            follower: health.followers().critical("ledger", "writing the ledger"),
+            db: sqlite::open(path, true)?,
             path: path.to_owned(),
-            bodies: Bodies::new(journal),
+            event_reader: EventReader::new(journal),
             metrics: context.metrics.clone(),
             clock: context.clock,
             journal_progress: progress,
             subscriptions: Vec::new(),
             tally: Tally::default(),
             lost: false,
-            copies: 0,
+            duplicates: 0,
         })
     }
 
     fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
-        super::yield_to_the_door();
+        super::lower_priority();
         let mut jobs = Vec::with_capacity(JOBS);
         while inbox.blocking_recv_many(&mut jobs, JOBS) > 0 {
             self.transact(jobs.drain(..));
@@ -264,21 +267,21 @@ impl Books {
 
     /// Does all of `jobs` in one transaction, or none of them.
     fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
-        self.follower.begins();
+        self.follower.started();
         let mut replies = Vec::new();
         let outcome = self.attempt(jobs, &mut replies);
         self.tally.clear();
-        let taking = std::mem::take(&mut self.taking);
-        let copies = std::mem::take(&mut self.copies);
+        let intake = std::mem::take(&mut self.intake);
+        let duplicates = std::mem::take(&mut self.duplicates);
         let problem = match outcome {
             Ok(()) => {
-                self.follower.gets_on();
-                self.metrics.duplicates.inc_by(copies);
-                self.take_in_is_done(taking);
+                self.follower.progressed();
+                self.metrics.duplicates.inc_by(duplicates);
+                self.finish_ingest(intake);
                 None
             }
             Err(error) => {
-                self.queue.give_back(taking.batch, taking.outcomes);
+                self.queue.give_back(intake.batch, intake.updates);
                 self.recover(&error);
                 Some(error.to_string())
             }
@@ -294,7 +297,7 @@ impl Books {
         replies: &mut Vec<Reply>,
     ) -> rusqlite::Result<()> {
         let mut outcome = self.db.execute_batch("BEGIN IMMEDIATE");
-        outcome = outcome.and_then(|()| self.take_in());
+        outcome = outcome.and_then(|()| self.ingest());
         for job in jobs {
             let (own, reply) = job(outcome.is_ok().then_some(self));
             outcome = outcome.and(own);
@@ -302,7 +305,7 @@ impl Books {
         }
         outcome?;
         self.tally.write(&self.db)?;
-        self.empty_outbox()?;
+        self.flush_outbox()?;
         self.db.execute_batch("COMMIT")
     }
 
@@ -313,9 +316,10 @@ impl Books {
         {
             tracing::warn!("a transaction of the ledger could not be taken back: {error}");
         }
-        let is_broken = database::is_damage(error) || self.is_suspect && database::is_misfit(error);
+        let is_broken = sqlite::is_corruption(error)
+            || self.is_suspect && sqlite::is_constraint_violation(error);
         if !is_broken && !self.lost {
-            if self.follower.fails(error) {
+            if self.follower.failed(error) {
                 tracing::warn!("the ledger could not be written: {error}");
             }
             return;
@@ -324,7 +328,7 @@ impl Books {
         match self.renew("it is damaged") {
             // A new one fits, so that no failure has it made anew without end.
             Ok(()) => (self.lost, self.is_suspect) = (false, false),
-            Err(error) if self.follower.fails(&error) => {
+            Err(error) if self.follower.failed(&error) => {
                 tracing::error!("no new ledger could be made: {error}");
             }
             Err(_) => {}
@@ -337,9 +341,9 @@ impl Books {
             .map_err(StoreError::database("setting the ledger aside"))?;
         // Closed first: a database must not be renamed under an open connection.
         drop(std::mem::replace(&mut self.db, memory));
-        database::set_aside(&self.path, why)?;
-        self.db = database::open(&self.path, true)?;
-        self.queue.begin(Reached::default(), None);
+        sqlite::set_aside(&self.path, why)?;
+        self.db = sqlite::open(&self.path, true)?;
+        self.queue.begin(Watermark::default(), None);
         self.awaited = Some(self.journal_progress.end());
         self.journal_progress.renewed();
         let asked = self.subscriptions.iter().map(|active| active.asked.clone());

@@ -13,9 +13,9 @@ use crate::{
     event::{EventName, HandlerName},
     store::{
         ReplaySelection, ReplaySummary, StoreError,
-        embedded::{reader::Bodies, segment::Position},
-        record::id_range,
-        replay::Plan,
+        embedded::{reader::EventReader, segment::Position},
+        operator::id_range,
+        replay::ReplayPlan,
     },
 };
 
@@ -46,7 +46,7 @@ pub(super) fn plan(
 /// Does it. `journal` is where the events are.
 pub(super) fn make(
     db: &Connection,
-    mut journal: Bodies,
+    mut journal: EventReader,
     selection: &ReplaySelection,
     reason: &str,
     now: Timestamp,
@@ -75,9 +75,9 @@ pub(super) fn make(
 fn of<'a>(
     db: &Connection,
     selection: &'a ReplaySelection,
-) -> std::result::Result<Plan<'a, Handler>, StoreError> {
+) -> std::result::Result<ReplayPlan<'a, Handler>, StoreError> {
     let handlers = configured(db).map_err(StoreError::database("reading handlers"))?;
-    Plan::new(selection, handlers)
+    ReplayPlan::new(selection, handlers)
 }
 
 /// One delivery that a replay makes.
@@ -93,7 +93,7 @@ impl Chosen {
         &self,
         db: &Connection,
         tally: &mut Tally,
-        journal: &mut Bodies,
+        journal: &mut EventReader,
         reason: &str,
         now: i64,
     ) -> Result<()> {
@@ -118,7 +118,11 @@ impl Chosen {
 }
 
 /// The deliveries of the event at `position` that are meant.
-fn choose(db: &Connection, plan: &Plan<'_, Handler>, position: Position) -> Result<Vec<Chosen>> {
+fn choose(
+    db: &Connection,
+    plan: &ReplayPlan<'_, Handler>,
+    position: Position,
+) -> Result<Vec<Chosen>> {
     let mut chosen = Vec::new();
     for handler in plan.handlers() {
         let row = delivery::find(db, handler.0, position)?;

@@ -1,11 +1,11 @@
 //! That nothing which happens often ever takes longer the more there is.
 
-use super::{database, fill, order, upkeep};
+use super::{fill, ordering, sqlite, subscriptions};
 
 /// How the database goes about `query`.
 fn plan(query: &str) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
-    let db = database::open(&dir.path().join("ledger.db"), true).unwrap();
+    let db = sqlite::open(&dir.path().join("ledger.db"), true).unwrap();
     let mut explain = db.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
     let parameters = vec![1; explain.parameter_count()];
     let rows = explain
@@ -18,7 +18,7 @@ fn plan(query: &str) -> Vec<String> {
 fn what_happens_often_uses_an_index_to_its_full_depth() {
     for (query, depth) in [
         (
-            order::BEFORE,
+            ordering::BEFORE,
             "INDEX unfinished (handler=? AND state=? AND position<?)",
         ),
         (
@@ -26,11 +26,17 @@ fn what_happens_often_uses_an_index_to_its_full_depth() {
             "INDEX unfinished (handler=? AND state=? AND position>?)",
         ),
         (
-            upkeep::UNFINISHED,
+            subscriptions::UNFINISHED,
             "INDEX unfinished (handler=? AND state=? AND position>? AND position<?)",
         ),
-        (upkeep::OLDEST, "INDEX unfinished (handler=? AND state=?)"),
-        (upkeep::ABANDON, "INDEX unfinished (handler=? AND state=?)"),
+        (
+            subscriptions::OLDEST,
+            "INDEX unfinished (handler=? AND state=?)",
+        ),
+        (
+            subscriptions::ABANDON,
+            "INDEX unfinished (handler=? AND state=?)",
+        ),
     ] {
         let plan = plan(query);
         assert!(

@@ -18,14 +18,14 @@
 //! ledger then writes one row that never changes.
 //!
 //! A [window](window::Window) has the open deliveries of one handler in order of their positions, and by
-//! their [ordering keys](order::Order) what waits for what. It is *live* while it has all of them. With more
+//! their [ordering keys](ordering::OrderingIndex) what waits for what. It is *live* while it has all of them. With more
 //! than it has room for it is so no longer: what comes is in the ledger only, and a cursor says up to where
 //! the window has it. When little is left that can be attempted, the ledger's thread fills the window from
 //! there on, thousands at once, in the order of the journal, with the events of those that come next; at
 //! the end of the ledger and of the tail the window is live again.
 //!
 //! One bad number holds up no other: with a full window only those come in that wait for no other, and the
-//! rest is [passed over](aside::Aside), by its keys. When nothing of such a key is left in the window, the
+//! rest is [passed over](deferred::Deferred), by its keys. When nothing of such a key is left in the window, the
 //! cursor goes back to the first that was passed over. A handler of which [`window::MOST`] times as many
 //! wait for their next attempts gets no others until some of these are over.
 //!
@@ -41,7 +41,7 @@
 //! | window, for each handler | some 200 bytes | [`window::ROOM`] deliveries, more only of those that failed; 4 MiB of events |
 //! | tail | its record | twice [`TAIL_RECORDS`] or [`TAIL_BYTES`]: the indexer waits for the ledger then |
 //! | outcomes | some 200 bytes | what is claimed is none while [`MOST_OUTCOMES`] wait |
-//! | [reports](reports::Reports), for `superseded` | 40 bytes a topic | [`reports::MOST`] topics |
+//! | [reports](topic_cache::TopicCache), for `superseded` | 40 bytes a topic | [`topic_cache::MOST`] topics |
 //!
 //! # Checkpoint and recovery
 //!
@@ -57,12 +57,12 @@
 //!
 //! **Invariant:** nothing here waits for a disk or for the ledger.
 
-mod aside;
-mod open;
-mod order;
-mod reports;
+mod deferred;
+mod open_delivery;
+mod ordering;
 #[cfg(test)]
 mod tests;
+mod topic_cache;
 mod window;
 
 use std::{
@@ -75,19 +75,19 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::{reports::Reports, window::Window};
+use self::{topic_cache::TopicCache, window::Window};
 use super::{
-    journal::Notes,
-    ledger::{Batch, Reached},
+    journal::JournalSender,
+    ledger::{JournalBatch, Watermark},
     record::{Content, Event, Record},
     segment::Position,
 };
 use crate::{
     event::{HandlerName, Notification, Topic},
-    store::{Claims, Settlement, StoredDelivery, Subscription},
+    store::{Claims, DeliverySnapshot, Settlement, Subscription},
 };
 
-pub(super) use open::Open;
+pub(super) use open_delivery::OpenDelivery;
 
 /// How many contents of records are so many that the ledger takes them in without waiting.
 const TAIL_RECORDS: usize = 4096;
@@ -103,16 +103,16 @@ const MOST_OUTCOMES: usize = 32 << 10;
 const REST: Duration = Duration::from_millis(40);
 
 /// When a topic was reported last, as the ledger has it; `None` where it knows nothing of it.
-pub(super) type Reported = (Topic, Option<Timestamp>);
+pub(super) type TopicTime = (Topic, Option<Timestamp>);
 
 /// How a delivery of the event at a position stands.
-pub(super) type Told = (Position, StoredDelivery);
+pub(super) type DeliveryUpdate = (Position, DeliverySnapshot);
 
 /// The queue. Shared by the indexer, the ledger's thread and the callers of the store.
 pub(super) struct Queue {
     state: Mutex<State>,
     work: watch::Sender<u64>,
-    notes: Notes,
+    journal_sender: JournalSender,
 }
 
 #[derive(Default)]
@@ -121,22 +121,22 @@ struct State {
     /// Whether anything is handed out: the journal has been read to where it ended.
     is_open: bool,
     /// Up to where the journal has been taken in, and how many records that is.
-    reached: Reached,
+    watermark: Watermark,
     /// Who gets the events there, as the journal says; whoever is configured, if it has not said.
     given: Option<Vec<Subscription>>,
     configured: Vec<Subscription>,
     tail: Tail,
-    outcomes: Vec<Told>,
+    updates: Vec<DeliveryUpdate>,
     /// Notes for which the writer had no room.
     unwritten: Vec<Record>,
-    reports: Reports,
+    topic_cache: TopicCache,
     last_lease: u64,
 }
 
 /// What the ledger does not have yet.
 #[derive(Default)]
 struct Tail {
-    batches: VecDeque<Batch>,
+    batches: VecDeque<JournalBatch>,
     contents: usize,
     bytes: usize,
     /// When the first of it came.
@@ -144,7 +144,7 @@ struct Tail {
 }
 
 impl Tail {
-    fn push(&mut self, batch: Batch) {
+    fn push(&mut self, batch: JournalBatch) {
         self.contents += batch.contents.len();
         self.bytes += batch.bytes();
         self.since.get_or_insert_with(Instant::now);
@@ -156,7 +156,7 @@ impl Tail {
         }
     }
 
-    fn pop(&mut self) -> Option<Batch> {
+    fn pop(&mut self) -> Option<JournalBatch> {
         let batch = self.batches.pop_front()?;
         self.contents -= batch.contents.len();
         self.bytes -= batch.bytes();
@@ -164,7 +164,7 @@ impl Tail {
         Some(batch)
     }
 
-    fn give_back(&mut self, batch: Batch) {
+    fn give_back(&mut self, batch: JournalBatch) {
         self.contents += batch.contents.len();
         self.bytes += batch.bytes();
         self.since = Some(Instant::now());
@@ -173,12 +173,12 @@ impl Tail {
 }
 
 impl Queue {
-    /// An empty one, whose outcomes go to the journal as `notes`.
-    pub(super) fn new(notes: Notes) -> Self {
+    /// An empty one, whose outcomes go to the journal as `journal_sender`.
+    pub(super) fn new(journal_sender: JournalSender) -> Self {
         Self {
             state: Mutex::default(),
             work: watch::Sender::new(0),
-            notes,
+            journal_sender,
         }
     }
 
@@ -187,7 +187,7 @@ impl Queue {
         self.work.subscribe()
     }
 
-    fn stir(&self) {
+    fn wake(&self) {
         self.work.send_modify(|count| *count += 1);
     }
 
@@ -215,13 +215,13 @@ impl Queue {
         let hands_out = state.hands_out();
         let State {
             windows,
-            reports,
+            topic_cache,
             last_lease,
             ..
         } = &mut *state;
         match windows.get_mut(handler) {
             Some(window) if window.is_active && hands_out => Claims {
-                claims: window.claim(at_most, now, last_lease, reports),
+                claims: window.claim(at_most, now, last_lease, topic_cache),
                 next_due: window.next_due(now),
             },
             _ => Claims::default(),
@@ -229,27 +229,27 @@ impl Queue {
     }
 
     /// Whether it is time to [fill](Self::fill) the window of `handler`, though nobody waits for it.
-    pub(super) fn wants_ahead(&self, handler: &HandlerName) -> bool {
+    pub(super) fn wants_prefetch(&self, handler: &HandlerName) -> bool {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
-        window.is_some_and(|window| window.wants_ahead())
+        window.is_some_and(|window| window.wants_prefetch())
     }
 
     /// Takes in how claimed deliveries went.
     pub(super) fn settle(&self, settlements: &[Settlement]) {
         let mut state = self.lock();
         for of_handler in settlements.chunk_by(|a, b| a.handler == b.handler) {
-            state.settle(of_handler, &self.notes);
+            state.settle(of_handler, &self.journal_sender);
         }
         drop(state);
-        self.stir();
+        self.wake();
     }
 
     // For the indexer.
 
     /// Up to where the journal has been taken in.
-    pub(super) fn taken_in(&self) -> Reached {
-        self.lock().reached
+    pub(super) fn watermark(&self) -> Watermark {
+        self.lock().watermark
     }
 
     /// Whether any handler gets events as they come.
@@ -263,22 +263,24 @@ impl Queue {
         &self,
         events: impl IntoIterator<Item = &'a Notification>,
     ) -> Vec<Topic> {
-        let reports = &self.lock().reports;
+        let topic_cache = &self.lock().topic_cache;
         let events = events.into_iter();
         events
-            .flat_map(|event| reports.unknown(event).cloned())
+            .flat_map(|event| topic_cache.unknown(event).cloned())
             .collect()
     }
 
     /// Takes in what was read of the journal, if it is what comes next, with what the ledger knows of topics
     /// of which nothing was known here.
-    pub(super) fn take_in(&self, batch: Batch, reported: &[Reported]) {
+    pub(super) fn ingest(&self, batch: JournalBatch, topic_times: &[TopicTime]) {
         let mut state = self.lock();
-        if state.reached.through != batch.from {
+        if state.watermark.through != batch.from {
             return;
         }
-        state.reports.learn(reported);
-        batch.events().for_each(|event| state.reports.raise(event));
+        state.topic_cache.insert(topic_times);
+        batch
+            .events()
+            .for_each(|event| state.topic_cache.raise(event));
         for (position, content) in &batch.contents {
             match content {
                 Content::Event(event) => state.push(*position, event),
@@ -286,13 +288,13 @@ impl Queue {
                 Content::Deliveries(_) | Content::Inventory(..) | Content::Other => {}
             }
         }
-        state.reached = Reached {
+        state.watermark = Watermark {
             through: batch.through,
             records: batch.records,
         };
         state.tail.push(batch);
         drop(state);
-        self.stir();
+        self.wake();
     }
 
     /// When the ledger is to take in the tail; `None` when there is nothing in it.
@@ -306,9 +308,9 @@ impl Queue {
     // For the ledger.
 
     /// Begins where the ledger has read the journal to, and where `given` get the events.
-    pub(super) fn begin(&self, reached: Reached, given: Option<Vec<Subscription>>) {
+    pub(super) fn begin(&self, watermark: Watermark, given: Option<Vec<Subscription>>) {
         let mut state = self.lock();
-        state.reached = reached;
+        state.watermark = watermark;
         state.given = given;
         state.tail = Tail::default();
         state.is_open = false;
@@ -320,47 +322,50 @@ impl Queue {
     /// Hands out what there is from now on.
     pub(super) fn open(&self) {
         if !mem::replace(&mut self.lock().is_open, true) {
-            self.stir();
+            self.wake();
         }
     }
 
     /// The next piece of the tail.
-    pub(super) fn next(&self) -> Option<Batch> {
+    pub(super) fn next(&self) -> Option<JournalBatch> {
         self.lock().tail.pop()
     }
 
     /// Takes back what the ledger could not take in.
-    pub(super) fn give_back(&self, batch: Option<Batch>, mut outcomes: Vec<Told>) {
+    pub(super) fn give_back(&self, batch: Option<JournalBatch>, mut updates: Vec<DeliveryUpdate>) {
         let mut state = self.lock();
         let next = state
             .tail
             .batches
             .front()
-            .map_or(state.reached.through, |next| next.from);
+            .map_or(state.watermark.through, |next| next.from);
         // Unless the journal is read from the beginning by now.
         if let Some(batch) = batch.filter(|batch| batch.through == next) {
             state.tail.give_back(batch);
         }
-        outcomes.append(&mut state.outcomes);
-        state.outcomes = outcomes;
+        updates.append(&mut state.updates);
+        state.updates = updates;
     }
 
     /// Forgets what the ledger knows as well, if that is much. Not to be done between a fill and its claim.
     pub(super) fn forget_reports(&self) {
         let mut state = self.lock();
         let mut windows = state.windows.values();
-        let is_needed = windows.any(|window| window.has_warm());
-        if state.reports.are_many(is_needed) && state.tail.batches.is_empty() {
-            state.reports.clear();
-            state.windows.values_mut().for_each(|window| window.cool());
+        let is_needed = windows.any(|window| window.has_loaded());
+        if state.topic_cache.are_many(is_needed) && state.tail.batches.is_empty() {
+            state.topic_cache.clear();
+            state
+                .windows
+                .values_mut()
+                .for_each(|window| window.unload_all());
         }
     }
 
     /// The outcomes of events before `through`.
-    pub(super) fn outcomes(&self, through: Position) -> Vec<Told> {
+    pub(super) fn updates(&self, through: Position) -> Vec<DeliveryUpdate> {
         let mut state = self.lock();
         state
-            .outcomes
+            .updates
             .extract_if(.., |(position, _)| *position < through)
             .collect()
     }
@@ -394,7 +399,7 @@ impl Queue {
         }
         state.configured = subscriptions;
         drop(state);
-        self.stir();
+        self.wake();
     }
 
     /// From where on the ledger has to be read to fill the window of `handler`; `None` when it is full, or
@@ -407,32 +412,32 @@ impl Queue {
     }
 
     /// Fills the window of `handler` with open deliveries, which were read from the ledger after all
-    /// [outcomes](Self::outcomes) up to there were taken in. With `last` there are no more: that says who gets
+    /// [outcomes](Self::updates) up to there were taken in. With `last` there are no more: that says who gets
     /// the events of the tail, with which the window goes on, and then it is live.
     pub(super) fn fill(
         &self,
         handler: &HandlerName,
-        open: Vec<(Position, Open)>,
+        open: Vec<(Position, OpenDelivery)>,
         last: Option<&[Subscription]>,
     ) {
         let mut state = self.lock();
         let State {
             windows,
             tail,
-            outcomes,
+            updates,
             ..
         } = &mut *state;
         let Some(window) = windows.get_mut(handler) else {
             return;
         };
         // What has become of them meanwhile.
-        let mut told: HashMap<Position, Vec<&StoredDelivery>> = HashMap::new();
-        for (position, outcome) in outcomes.iter().filter(|(_, told)| told.handler == *handler) {
+        let mut told: HashMap<Position, Vec<&DeliverySnapshot>> = HashMap::new();
+        for (position, outcome) in updates.iter().filter(|(_, told)| told.handler == *handler) {
             told.entry(*position).or_default().push(outcome);
         }
-        let offer = |window: &mut Window, position, open: Open| {
+        let offer = |window: &mut Window, position, open: OpenDelivery| {
             let told = told.get(&position).into_iter().flatten();
-            match told.copied().try_fold(open, Open::after) {
+            match told.copied().try_fold(open, OpenDelivery::after) {
                 Some(open) => window.offer(position, open),
                 None => window.pass(position),
             }
@@ -451,7 +456,11 @@ impl Queue {
                         .any(|one| one.handler == *handler && one.takes(name))
                     {
                         let due_at = event.notification.received_at;
-                        offer(window, *position, Open::new(event.keys.clone(), due_at));
+                        offer(
+                            window,
+                            *position,
+                            OpenDelivery::new(event.keys.clone(), due_at),
+                        );
                     }
                 }
                 Content::Subscriptions(_, said) => given = said,
@@ -462,12 +471,12 @@ impl Queue {
     }
 
     /// Those deliveries of `handler` that are attempted next and whose events are not here.
-    pub(super) fn cold(&self, handler: &HandlerName, now: Timestamp) -> Vec<Position> {
+    pub(super) fn unloaded(&self, handler: &HandlerName, now: Timestamp) -> Vec<Position> {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
         window.map_or_else(Vec::new, |window| {
             window.make_room(now);
-            window.cold(now)
+            window.unloaded(now)
         })
     }
 
@@ -480,17 +489,17 @@ impl Queue {
 
     /// Takes in the event of a delivery, with what the ledger knows of its topics. Whether there is room for
     /// more.
-    pub(super) fn warm(
+    pub(super) fn load(
         &self,
         handler: &HandlerName,
         position: Position,
         event: Arc<Notification>,
-        reported: &[Reported],
+        topic_times: &[TopicTime],
     ) -> bool {
         let mut state = self.lock();
-        state.reports.learn(reported);
+        state.topic_cache.insert(topic_times);
         let window = state.windows.get_mut(handler);
-        window.is_some_and(|window| window.warm(position, event))
+        window.is_some_and(|window| window.load(position, event))
     }
 
     /// Parks a delivery whose event cannot be read, because `why`.
@@ -504,24 +513,24 @@ impl Queue {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
         if let Some(told) = window.and_then(|window| window.park(position, why, now)) {
-            state.tell(vec![told], &self.notes);
+            state.tell(vec![told], &self.journal_sender);
         }
     }
 
     /// Takes in how a delivery stands that a command has changed: open again, or not.
-    pub(super) fn replay(&self, handler: &HandlerName, position: Position, open: Open) {
+    pub(super) fn replay(&self, handler: &HandlerName, position: Position, open: OpenDelivery) {
         let mut state = self.lock();
         if let Some(window) = state.windows.get_mut(handler) {
             window.replay(position, open);
         }
         drop(state);
-        self.stir();
+        self.wake();
     }
 }
 
 impl State {
     fn hands_out(&self) -> bool {
-        self.is_open && self.outcomes.len() < MOST_OUTCOMES
+        self.is_open && self.updates.len() < MOST_OUTCOMES
     }
 
     /// Gives an event that has just come to the windows that get it.
@@ -529,7 +538,7 @@ impl State {
         let Event {
             notification, keys, ..
         } = event;
-        let is_reported = self.reports.know(notification);
+        let is_reported = self.topic_cache.know(notification);
         let given = self.given.as_ref().unwrap_or(&self.configured);
         let is_given = |handler: &HandlerName| {
             let mut of_handler = given.iter().filter(|one| one.handler == *handler);
@@ -543,7 +552,7 @@ impl State {
     }
 
     /// Takes in settlements of one handler.
-    fn settle(&mut self, settlements: &[Settlement], notes: &Notes) {
+    fn settle(&mut self, settlements: &[Settlement], journal_sender: &JournalSender) {
         let handler = settlements.first().map(|settlement| &settlement.handler);
         let Some(window) = handler.and_then(|handler| self.windows.get_mut(handler)) else {
             return;
@@ -552,14 +561,14 @@ impl State {
             .iter()
             .filter_map(|settlement| window.settle(settlement));
         let told = told.collect();
-        self.tell(told, notes);
+        self.tell(told, journal_sender);
     }
 
     /// Has the journal and the ledger told how deliveries of one handler stand.
-    fn tell(&mut self, mut told: Vec<Told>, notes: &Notes) {
+    fn tell(&mut self, mut told: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
         for record in Record::of_deliveries(&told) {
-            self.unwritten.extend(notes.try_put(record));
+            self.unwritten.extend(journal_sender.try_put(record));
         }
-        self.outcomes.append(&mut told);
+        self.updates.append(&mut told);
     }
 }

@@ -9,7 +9,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use super::{open::Open, reports::Reports, window::Window};
+use super::{open_delivery::OpenDelivery, topic_cache::TopicCache, window::Window};
 use crate::{
     event::{Notification, OrderingKeys},
     store::{
@@ -68,10 +68,10 @@ fn step() -> impl Strategy<Value = Step> {
 /// A window, and all that is open as the ledger has it.
 struct World {
     window: Window,
-    ledger: BTreeMap<Position, (Open, Arc<Notification>)>,
-    over: BTreeMap<Position, (Open, Arc<Notification>)>,
-    held: Vec<Claim>,
-    reports: Reports,
+    ledger: BTreeMap<Position, (OpenDelivery, Arc<Notification>)>,
+    over: BTreeMap<Position, (OpenDelivery, Arc<Notification>)>,
+    in_flight: Vec<Claim>,
+    topic_cache: TopicCache,
     last_lease: u64,
     count: u64,
     /// How many deliveries are read of the ledger at once, and how many were.
@@ -89,8 +89,8 @@ impl World {
             window,
             ledger: BTreeMap::new(),
             over: BTreeMap::new(),
-            held: Vec::new(),
-            reports: Reports::default(),
+            in_flight: Vec::new(),
+            topic_cache: TopicCache::default(),
             last_lease: 0,
             count: 0,
             slice,
@@ -106,13 +106,13 @@ impl World {
         if self.window.is_live {
             self.window.push(position, keys.as_ref(), &event, true);
         }
-        let open = Open::new(keys, event.received_at);
+        let open = OpenDelivery::new(keys, event.received_at);
         self.ledger.insert(position, (open, event));
     }
 
     fn is_held(&self, position: Position) -> bool {
         let event = self.ledger.get(&position).map(|(_, event)| event.id);
-        self.held
+        self.in_flight
             .iter()
             .any(|claim| Some(claim.notification.id) == event)
     }
@@ -124,7 +124,7 @@ impl World {
                 .zip(b.as_ref())
                 .is_some_and(|(a, b)| a.share_a_key_with(b))
         };
-        let is_allowed = |position: Position, open: &Open| {
+        let is_allowed = |position: Position, open: &OpenDelivery| {
             open.due_at <= at(self.seconds)
                 && !self.is_held(position)
                 && !self.ledger.iter().any(|(other, (before, _))| {
@@ -147,9 +147,9 @@ impl World {
             self.window.is_live = rows.len() < self.slice;
             self.read += rows.len();
         }
-        for position in self.window.cold(at(self.seconds)) {
+        for position in self.window.unloaded(at(self.seconds)) {
             let (_, event) = &self.ledger[&position];
-            self.window.warm(position, event.clone());
+            self.window.load(position, event.clone());
         }
     }
 
@@ -160,7 +160,7 @@ impl World {
         let (now, allowed) = (at(self.seconds), self.allowed());
         let claims = self
             .window
-            .claim(at_most, now, &mut self.last_lease, &self.reports);
+            .claim(at_most, now, &mut self.last_lease, &self.topic_cache);
         for claim in &claims {
             let id = claim.notification.id;
             let (position, _) = self
@@ -170,7 +170,7 @@ impl World {
                 .unwrap();
             assert!(allowed.contains(position), "{position:?} of {allowed:?}");
         }
-        self.held.extend(claims.iter().cloned());
+        self.in_flight.extend(claims.iter().cloned());
         claims.len()
     }
 
@@ -182,11 +182,11 @@ impl World {
             started_at: at(self.seconds),
             finished_at: at(self.seconds),
         };
-        let Some((position, told)) = self.window.settle(&settlement) else {
+        let Some((position, snapshot)) = self.window.settle(&settlement) else {
             return;
         };
         let (open, event) = self.ledger.remove(&position).unwrap();
-        match open.clone().after(&told) {
+        match open.clone().after(&snapshot) {
             Some(open) => drop(self.ledger.insert(position, (open, event))),
             None => drop(self.over.insert(position, (open, event))),
         }
@@ -205,10 +205,10 @@ impl World {
         let position = all[usize::from(which) % all.len()];
         let over = self.over.remove(&position);
         let (open, event) = over.or_else(|| self.ledger.remove(&position)).unwrap();
-        let open = Open {
+        let open = OpenDelivery {
             keys: open.keys,
             replays: open.replays + 1,
-            ..Open::new(None, at(self.seconds))
+            ..OpenDelivery::new(None, at(self.seconds))
         };
         self.window.replay(position, open.clone());
         self.ledger.insert(position, (open, event));
@@ -226,8 +226,10 @@ impl World {
             }
             Step::ComeLoose => self.come(loose),
             Step::Claim { at_most } => drop(self.claim(*at_most)),
-            Step::Settle { which, verdict } if !self.held.is_empty() => {
-                let claim = self.held.swap_remove(usize::from(*which) % self.held.len());
+            Step::Settle { which, verdict } if !self.in_flight.is_empty() => {
+                let claim = self
+                    .in_flight
+                    .swap_remove(usize::from(*which) % self.in_flight.len());
                 let verdict = match verdict {
                     Kind::Done => Verdict::Done,
                     Kind::Parked => parked(),
@@ -262,8 +264,11 @@ fn a_window_without_room_hands_out_what_may_be_attempted_and_nothing_else() {
         prop_assert_eq!(world.allowed(), []);
         world.seconds += 1000;
         while !world.ledger.is_empty() {
-            prop_assert!(world.claim(2) + world.held.len() > 0, "it stands still");
-            for claim in std::mem::take(&mut world.held) {
+            prop_assert!(
+                world.claim(2) + world.in_flight.len() > 0,
+                "it stands still"
+            );
+            for claim in std::mem::take(&mut world.in_flight) {
                 world.settle(&claim, Verdict::Done);
             }
         }
@@ -280,7 +285,7 @@ fn a_backlog_of_which_one_key_has_most_is_read_little_more_than_once() {
         world.come(|count| keyed(count, &format!("number {}", (n % 16).max(7))));
     }
     while world.claim(8) > 0 {
-        for claim in std::mem::take(&mut world.held) {
+        for claim in std::mem::take(&mut world.in_flight) {
             world.settle(&claim, Verdict::Done);
         }
     }

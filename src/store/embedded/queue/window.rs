@@ -13,10 +13,13 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{aside::Aside, open::Open, order::Order, reports::Reports};
+use super::{
+    deferred::Deferred, open_delivery::OpenDelivery, ordering::OrderingIndex,
+    topic_cache::TopicCache,
+};
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
-    store::{Claim, Lease, Settlement, StoredDelivery, embedded::segment::Position},
+    store::{Claim, DeliverySnapshot, Lease, Settlement, embedded::segment::Position},
 };
 
 /// How many deliveries are in a window: some 3 MB. Beyond them only those come in that wait for no other.
@@ -52,27 +55,27 @@ pub(super) struct Window {
     /// From where on the ledger is to be read.
     next: Position,
     entries: BTreeMap<Position, Entry>,
-    order: Order,
+    ordering: OrderingIndex,
     /// When each is due that may be attempted.
     ready: BTreeSet<(Timestamp, Position)>,
-    aside: Aside,
+    deferred: Deferred,
     /// Whether something that was passed over may be free by now.
-    is_stranded: bool,
+    is_unblocked: bool,
     leases: HashMap<Lease, Position>,
     /// What is being attempted, as it was when it was handed out.
-    held: HashMap<Position, Open>,
+    in_flight: HashMap<Position, OpenDelivery>,
     /// How many of these are not among the entries, since the window was emptied.
     absent: usize,
     /// How many events are here, and how many bytes of them.
-    warm: usize,
+    loaded: usize,
     bytes: usize,
     /// Whether many were read at once the last time, so that more may be.
-    is_ahead: bool,
+    is_prefetched: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
-    open: Open,
+    open: OpenDelivery,
     event: Option<Arc<Notification>>,
 }
 
@@ -86,16 +89,16 @@ impl Window {
             is_live: false,
             next: Position::default(),
             entries: BTreeMap::new(),
-            order: Order::default(),
+            ordering: OrderingIndex::default(),
             ready: BTreeSet::new(),
-            aside: Aside::default(),
-            is_stranded: false,
+            deferred: Deferred::default(),
+            is_unblocked: false,
             leases: HashMap::new(),
-            held: HashMap::new(),
+            in_flight: HashMap::new(),
             absent: 0,
-            warm: 0,
+            loaded: 0,
             bytes: 0,
-            is_ahead: false,
+            is_prefetched: false,
         }
     }
 
@@ -104,8 +107,8 @@ impl Window {
         let empty = Self::new(self.handler.clone(), self.room);
         let before = mem::replace(self, empty);
         (self.is_ordered, self.is_active) = (before.is_ordered, before.is_active);
-        (self.leases, self.held) = (before.leases, before.held);
-        self.absent = self.held.len();
+        (self.leases, self.in_flight) = (before.leases, before.in_flight);
+        self.absent = self.in_flight.len();
     }
 
     /// Has it handed out from now on, in order or not.
@@ -129,24 +132,29 @@ impl Window {
             (self.is_live, self.next) = (false, position);
             return;
         }
-        self.offer(position, Open::new(keys.cloned(), event.received_at));
+        self.offer(
+            position,
+            OpenDelivery::new(keys.cloned(), event.received_at),
+        );
         // What waits for others would take the room of what does not.
         let is_next = self.ready.contains(&(event.received_at, position));
         if is_reported && is_next && self.bytes < BYTES {
-            self.warm(position, event.clone());
+            self.load(position, event.clone());
         }
     }
 
     /// Takes in an open delivery at or behind [`next`](Self::next), or passes it over for want of room.
-    pub(super) fn offer(&mut self, position: Position, mut open: Open) {
+    pub(super) fn offer(&mut self, position: Position, mut open: OpenDelivery) {
         self.pass(position);
         if self.entries.contains_key(&position) {
             return;
         }
         open.keys = open.keys.filter(|_| self.is_ordered);
         match &open.keys {
-            Some(keys) if self.aside.takes(keys) || self.is_full() && self.order.has(keys) => {
-                self.aside.add(position, keys);
+            Some(keys)
+                if self.deferred.takes(keys) || self.is_full() && self.ordering.has(keys) =>
+            {
+                self.deferred.add(position, keys);
             }
             _ => self.insert(position, open),
         }
@@ -167,35 +175,35 @@ impl Window {
     }
 
     /// Takes in a delivery that a command has made again, as it stands since.
-    pub(super) fn replay(&mut self, position: Position, open: Open) {
+    pub(super) fn replay(&mut self, position: Position, open: OpenDelivery) {
         match self.entries.get_mut(&position) {
             Some(entry) => {
                 self.ready.remove(&(entry.open.due_at, position));
                 // It keeps its place.
                 let keys = entry.open.keys.take();
-                entry.open = Open { keys, ..open };
+                entry.open = OpenDelivery { keys, ..open };
                 self.look_again(position);
             }
             // It comes with the others.
             None if !self.is_live && position >= self.next => {}
             // Something before it may have been passed over, and something behind it not.
-            None if self.aside.first().is_some_and(|first| first < position) => self.reset(),
+            None if self.deferred.first().is_some_and(|first| first < position) => self.reset(),
             None => {
                 let keys = open.keys.filter(|_| self.is_ordered);
-                self.insert(position, Open { keys, ..open });
+                self.insert(position, OpenDelivery { keys, ..open });
             }
         }
     }
 
-    fn insert(&mut self, position: Position, open: Open) {
+    fn insert(&mut self, position: Position, open: OpenDelivery) {
         let keys = open.keys.clone();
         self.entries.insert(position, Entry { open, event: None });
         if let Some(keys) = &keys {
-            self.order.add(position, keys);
+            self.ordering.add(position, keys);
         }
-        if self.held.contains_key(&position) {
+        if self.in_flight.contains_key(&position) {
             self.absent -= 1;
-            keys.iter().for_each(|keys| self.order.hold(keys, true));
+            keys.iter().for_each(|keys| self.ordering.hold(keys, true));
         }
         keys.iter().for_each(|keys| self.look_at_neighbours(keys));
         self.look_again(position);
@@ -206,9 +214,9 @@ impl Window {
         let Some(Entry { open, .. }) = self.entries.get(&position) else {
             return;
         };
-        let is_free = |keys| self.order.is_free(position, keys) && !self.waits_for_absent(keys);
+        let is_free = |keys| self.ordering.is_free(position, keys) && !self.waits_for_absent(keys);
         let place = (open.due_at, position);
-        if !self.held.contains_key(&position) && open.keys.as_ref().is_none_or(is_free) {
+        if !self.in_flight.contains_key(&position) && open.keys.as_ref().is_none_or(is_free) {
             self.ready.insert(place);
         } else {
             self.ready.remove(&place);
@@ -217,11 +225,11 @@ impl Window {
 
     /// Whether something that shares a key with these is being attempted and is not among the entries.
     fn waits_for_absent(&self, keys: &OrderingKeys) -> bool {
-        let mut held = self
-            .held
-            .iter()
-            .take(if self.absent > 0 { usize::MAX } else { 0 });
-        held.any(|(position, open)| {
+        let mut in_flight =
+            self.in_flight
+                .iter()
+                .take(if self.absent > 0 { usize::MAX } else { 0 });
+        in_flight.any(|(position, open)| {
             let shares = open
                 .keys
                 .as_ref()
@@ -231,7 +239,7 @@ impl Window {
     }
 
     fn look_at_neighbours(&mut self, keys: &OrderingKeys) {
-        for position in self.order.neighbours(keys) {
+        for position in self.ordering.neighbours(keys) {
             self.look_again(position);
         }
     }
@@ -243,22 +251,22 @@ impl Window {
         };
         self.ready.remove(&(open.due_at, position));
         if let Some(event) = event {
-            (self.bytes, self.warm) = (self.bytes - size(&event), self.warm - 1);
+            (self.bytes, self.loaded) = (self.bytes - size(&event), self.loaded - 1);
         }
         if let Some(keys) = &open.keys {
-            self.order.remove(position, keys);
+            self.ordering.remove(position, keys);
             self.look_at_neighbours(keys);
-            self.is_stranded |= self.aside.is_stranded(keys, &self.order);
+            self.is_unblocked |= self.deferred.is_unblocked(keys, &self.ordering);
         }
     }
 
     /// From where on the ledger has to be read for more; `None` when there is enough that is due at `now`, or
     /// no more.
     pub(super) fn wants(&mut self, now: Timestamp) -> Option<Position> {
-        if let Some(first) = self.aside.first()
-            && (self.is_stranded || self.entries.is_empty())
+        if let Some(first) = self.deferred.first()
+            && (self.is_unblocked || self.entries.is_empty())
         {
-            (self.aside, self.is_stranded) = (Aside::default(), false);
+            (self.deferred, self.is_unblocked) = (Deferred::default(), false);
             (self.is_live, self.next) = (false, first);
         }
         let (count, ready) = (self.entries.len(), self.due(now).take(ENOUGH).count());
@@ -273,16 +281,16 @@ impl Window {
     /// Whether it cannot hand out so many at `now` without the ledger, which may have more.
     pub(super) fn is_short_of(&self, count: usize, now: Timestamp) -> bool {
         let mut due = self.due(now).take(count);
-        let warm = due
+        let load = due
             .by_ref()
-            .take_while(|position| self.is_warm(*position))
+            .take_while(|position| self.is_loaded(*position))
             .count();
         let is_behind = || {
             !self.is_live
-                || self.is_stranded
-                || self.entries.is_empty() && self.aside.first().is_some()
+                || self.is_unblocked
+                || self.entries.is_empty() && self.deferred.first().is_some()
         };
-        self.is_active && warm < count && (self.due(now).nth(warm).is_some() || is_behind())
+        self.is_active && load < count && (self.due(now).nth(load).is_some() || is_behind())
     }
 
     fn due(&self, now: Timestamp) -> impl Iterator<Item = Position> {
@@ -292,20 +300,20 @@ impl Window {
             .map(|(_, position)| *position)
     }
 
-    fn is_warm(&self, position: Position) -> bool {
+    fn is_loaded(&self, position: Position) -> bool {
         let entry = self.entries.get(&position);
         entry.is_some_and(|entry| entry.event.is_some())
     }
 
     /// Those that are attempted next and whose events are not here: what is due at `now`, and behind it the
     /// oldest of those that wait for what moves.
-    pub(super) fn cold(&self, now: Timestamp) -> Vec<Position> {
+    pub(super) fn unloaded(&self, now: Timestamp) -> Vec<Position> {
         let moves = |entry: &Entry| {
             let mut heads = entry
                 .open
                 .keys
                 .iter()
-                .flat_map(|keys| self.order.heads(keys));
+                .flat_map(|keys| self.ordering.heads(keys));
             heads.all(|head| {
                 self.entries
                     .get(&head)
@@ -319,7 +327,7 @@ impl Window {
             .filter(|(_, entry)| moves(entry));
         let oldest = oldest.map(|(position, _)| *position);
         let next = self.due(now).take(ENOUGH).chain(oldest);
-        next.filter(|position| !self.is_warm(*position) && !self.held.contains_key(position))
+        next.filter(|position| !self.is_loaded(*position) && !self.in_flight.contains_key(position))
             .collect()
     }
 
@@ -328,42 +336,42 @@ impl Window {
         let is_short = self
             .due(now)
             .next()
-            .is_some_and(|position| !self.is_warm(position));
+            .is_some_and(|position| !self.is_loaded(position));
         if is_short && self.bytes >= BYTES {
-            self.cool();
+            self.unload_all();
         }
     }
 
     /// Whether it is time to read more events ahead, though enough are here for the moment.
-    pub(super) fn wants_ahead(&mut self) -> bool {
-        self.is_ahead && self.warm < AHEAD / 4 && mem::take(&mut self.is_ahead)
+    pub(super) fn wants_prefetch(&mut self) -> bool {
+        self.is_prefetched && self.loaded < AHEAD / 4 && mem::take(&mut self.is_prefetched)
     }
 
     /// Notes that events were read.
     pub(super) fn filled(&mut self) {
-        self.is_ahead = self.warm >= AHEAD / 4;
+        self.is_prefetched = self.loaded >= AHEAD / 4;
     }
 
     /// Takes in the event of a delivery. Whether there is room for more.
-    pub(super) fn warm(&mut self, position: Position, event: Arc<Notification>) -> bool {
+    pub(super) fn load(&mut self, position: Position, event: Arc<Notification>) -> bool {
         if let Some(entry) = self.entries.get_mut(&position)
             && entry.event.is_none()
         {
             self.bytes += size(&event);
-            self.warm += 1;
+            self.loaded += 1;
             entry.event = Some(event);
         }
         self.bytes < BYTES
     }
 
     /// Whether the event of any delivery is here.
-    pub(super) const fn has_warm(&self) -> bool {
-        self.warm > 0
+    pub(super) const fn has_loaded(&self) -> bool {
+        self.loaded > 0
     }
 
     /// Lets go of all events.
-    pub(super) fn cool(&mut self) {
-        (self.bytes, self.warm) = (0, 0);
+    pub(super) fn unload_all(&mut self) {
+        (self.bytes, self.loaded) = (0, 0);
         self.entries
             .values_mut()
             .for_each(|entry| entry.event = None);
@@ -375,10 +383,12 @@ impl Window {
         at_most: usize,
         now: Timestamp,
         last_lease: &mut u64,
-        reports: &Reports,
+        topic_cache: &TopicCache,
     ) -> Vec<Claim> {
         let due = self.due(now).take(at_most);
-        let due: Vec<_> = due.take_while(|position| self.is_warm(*position)).collect();
+        let due: Vec<_> = due
+            .take_while(|position| self.is_loaded(*position))
+            .collect();
         let mut claims = Vec::with_capacity(due.len());
         for position in due {
             let Some(entry) = self.entries.get_mut(&position) else {
@@ -387,16 +397,16 @@ impl Window {
             let Some(notification) = entry.event.take() else {
                 continue;
             };
-            (self.bytes, self.warm) = (self.bytes - size(&notification), self.warm - 1);
+            (self.bytes, self.loaded) = (self.bytes - size(&notification), self.loaded - 1);
             self.ready.remove(&(entry.open.due_at, position));
             let open = entry.open.clone();
             if let Some(keys) = &open.keys {
-                self.order.hold(keys, true);
+                self.ordering.hold(keys, true);
             }
             *last_lease += 1;
             let lease = Lease(*last_lease);
             claims.push(Claim {
-                superseded: reports.supersede(&notification),
+                superseded: topic_cache.supersede(&notification),
                 notification,
                 lease,
                 attempt: open.attempts + 1,
@@ -405,7 +415,7 @@ impl Window {
                 replays: open.replays,
             });
             self.leases.insert(lease, position);
-            self.held.insert(position, open);
+            self.in_flight.insert(position, open);
         }
         claims
     }
@@ -417,53 +427,58 @@ impl Window {
     }
 
     /// Takes in how an attempt went, and says how the delivery stands since, if that has changed.
-    pub(super) fn settle(&mut self, settlement: &Settlement) -> Option<(Position, StoredDelivery)> {
+    pub(super) fn settle(
+        &mut self,
+        settlement: &Settlement,
+    ) -> Option<(Position, DeliverySnapshot)> {
         let position = self.leases.remove(&settlement.lease)?;
-        let held = self.held.remove(&position)?;
+        let in_flight = self.in_flight.remove(&position)?;
         let keys = match self.entries.get(&position) {
             Some(entry) => entry.open.keys.clone(),
-            None => held.keys.clone(),
+            None => in_flight.keys.clone(),
         };
-        let told = match self.entries.contains_key(&position) {
-            true => self.settle_entry(position, held, settlement),
+        let snapshot = match self.entries.contains_key(&position) {
+            true => self.settle_entry(position, in_flight, settlement),
             false => {
                 self.absent -= 1;
-                held.judge(settlement, self.is_active).map(|(_, told)| told)
+                in_flight
+                    .judge(settlement, self.is_active)
+                    .map(|(_, snapshot)| snapshot)
             }
         };
         keys.iter().for_each(|keys| self.look_at_neighbours(keys));
-        told.map(|told| (position, told))
+        snapshot.map(|snapshot| (position, snapshot))
     }
 
     fn settle_entry(
         &mut self,
         position: Position,
-        held: Open,
+        in_flight: OpenDelivery,
         settlement: &Settlement,
-    ) -> Option<StoredDelivery> {
+    ) -> Option<DeliverySnapshot> {
         let entry = self.entries.get_mut(&position)?;
         if let Some(keys) = &entry.open.keys {
-            self.order.hold(keys, false);
+            self.ordering.hold(keys, false);
         }
         // A replay that was asked for during the attempt is owed whatever came of the attempt.
-        let is_owed = entry.open.replays != held.replays;
+        let is_owed = entry.open.replays != in_flight.replays;
         let judged = if is_owed {
             None
         } else {
-            held.judge(settlement, self.is_active)
+            in_flight.judge(settlement, self.is_active)
         };
-        let told = judged.map(|(open, told)| {
+        let snapshot = judged.map(|(open, snapshot)| {
             if let Some(entry) = self.entries.get_mut(&position) {
                 let keys = entry.open.keys.take();
-                entry.open = Open { keys, ..open };
+                entry.open = OpenDelivery { keys, ..open };
             }
-            told
+            snapshot
         });
-        match &told {
-            Some(told) if told.is_over() => self.remove(position),
+        match &snapshot {
+            Some(snapshot) if snapshot.is_over() => self.remove(position),
             _ => self.look_again(position),
         }
-        told
+        snapshot
     }
 
     /// Parks a delivery that cannot be attempted, because `why`, and says how it stands since.
@@ -472,11 +487,11 @@ impl Window {
         position: Position,
         why: &str,
         now: Timestamp,
-    ) -> Option<(Position, StoredDelivery)> {
+    ) -> Option<(Position, DeliverySnapshot)> {
         let entry = self.entries.get(&position)?;
-        let told = entry.open.park(&self.handler, why, now);
+        let snapshot = entry.open.park(&self.handler, why, now);
         self.remove(position);
-        Some((position, told))
+        Some((position, snapshot))
     }
 }
 

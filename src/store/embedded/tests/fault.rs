@@ -27,7 +27,7 @@ use crate::store::{
 pub(super) struct Faulty {
     pub(super) write: AtomicBool,
     sync: AtomicBool,
-    cut: AtomicBool,
+    truncate: AtomicBool,
     /// Fails the writes that make a spare, as a full disk does.
     pub(super) fill: AtomicBool,
     /// How often room for a spare was looked for.
@@ -61,11 +61,11 @@ impl Disk for Faulty {
         SYSTEM.sync(file)
     }
 
-    fn cut(&self, file: &File, length: u64) -> io::Result<()> {
-        if self.cut.load(Ordering::SeqCst) {
+    fn truncate(&self, file: &File, length: u64) -> io::Result<()> {
+        if self.truncate.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(5));
         }
-        SYSTEM.cut(file, length)
+        SYSTEM.truncate(file, length)
     }
 
     fn free(&self, path: &Path) -> io::Result<u64> {
@@ -84,7 +84,7 @@ impl Disk for Faulty {
 
 /// Whether it is the preparer who calls.
 fn is_preparer() -> bool {
-    std::thread::current().name() == Some("preparer")
+    std::thread::current().name() == Some("preallocator")
 }
 
 const SYSTEM: super::SystemDisk = super::SystemDisk;
@@ -156,7 +156,7 @@ async fn a_write_that_cannot_be_undone_poisons() {
     let (place, disk) = faulty();
     let store = place.open();
     disk.write.store(true, Ordering::SeqCst);
-    disk.cut.store(true, Ordering::SeqCst);
+    disk.truncate.store(true, Ordering::SeqCst);
     assert!(matches!(
         store.append(&event(1)).await,
         Err(AppendError::Poisoned(_))
@@ -241,11 +241,11 @@ async fn what_becomes_of_a_delivery_is_synced_though_nothing_else_comes() {
     store.append(&event(1)).await.unwrap();
     let claims = store.claim("crm", at(10)).await;
     let before = disk.syncs.load(Ordering::SeqCst);
-    let end = store.store.parts.progress.end();
+    let end = store.store.shared.progress.end();
     store.settle("crm", &claims[0], Verdict::Done).await;
     eventually("the end of the journal has moved, by a sync", async || {
         let synced = disk.syncs.load(Ordering::SeqCst) > before;
-        (synced && store.store.parts.progress.end() > end).then_some(())
+        (synced && store.store.shared.progress.end() > end).then_some(())
     })
     .await;
 }
@@ -268,7 +268,7 @@ impl Disk for Powered {
 
 impl Powered {
     /// A store as the loss of power at this moment would leave it, without what is made from the journal.
-    fn cut(&self, place: &Place) -> Place {
+    fn truncate(&self, place: &Place) -> Place {
         let after = place.crash();
         let synced = self.0.lock().unwrap();
         for number in place.journal().segments().unwrap() {
@@ -301,7 +301,7 @@ async fn the_loss_of_power_takes_outcomes_of_the_last_second_only() {
         tokio::time::sleep(PAUSE).await;
     }
     let cut_at = Instant::now();
-    let after = disk.cut(&place);
+    let after = disk.truncate(&place);
     settled.retain(|(_, at)| *at + LOST < cut_at);
     assert!(!settled.is_empty());
     let store = start(&after, &["crm"]).await;

@@ -10,9 +10,9 @@ use super::Place;
 use crate::{
     event::{DedupeKey, EventId, Key, Notification, Topic},
     store::{
-        Attempt, DeliveryState, StoredDelivery, Subscription,
+        Attempt, DeliverySnapshot, DeliveryState, Subscription,
         embedded::{
-            reader::{Bodies, Directory, Scan, Step, Unread},
+            reader::{Directory, EventReader, ReadError, Scan, ScanItem},
             record::{self, Content, Event, Invalid, Personal, Record},
             segment::{BadHeader, HEADER_BYTES, Header, Position, VERSION},
         },
@@ -50,7 +50,7 @@ fn frame(kind: u32, public: &[u8], personal: &[u8], position: Position) -> Bytes
 }
 
 /// The public and the personal part of a record.
-fn parts(bytes: &Bytes) -> (Bytes, Bytes) {
+fn shared(bytes: &Bytes) -> (Bytes, Bytes) {
     let public = u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize;
     (bytes.slice(24..24 + public), bytes.slice(24 + public..))
 }
@@ -193,7 +193,7 @@ fn a_header_that_this_version_cannot_do_with_says_so() {
 fn the_frame_is_as_it_is_documented() {
     let position = Position::new(3, 64);
     let bytes = encode(&event(1), position);
-    let (public, personal) = parts(&bytes);
+    let (public, personal) = shared(&bytes);
     assert_eq!(frame(2, &public, &personal, position), bytes);
 }
 
@@ -201,7 +201,7 @@ fn the_frame_is_as_it_is_documented() {
 fn an_event_whose_personal_part_was_erased_is_known_all_the_same() {
     let position = Position::new(3, 64);
     let original = numbered(1, "acme", &["+12025550100"]);
-    let (public, personal) = parts(&encode(&original, position));
+    let (public, personal) = shared(&encode(&original, position));
     let zeros = vec![0; personal.len()];
     let erased = read_event(&frame(2, &public, &zeros, position), position);
     assert_eq!(erased.personal, Personal::Erased);
@@ -219,7 +219,7 @@ fn an_event_whose_personal_part_was_erased_is_known_all_the_same() {
 fn zeros_that_nobody_meant_are_damage() {
     let position = Position::new(3, 64);
     let mut bytes = encode(&event(1), position).to_vec();
-    let (public, _) = parts(&bytes.clone().into());
+    let (public, _) = shared(&bytes.clone().into());
     bytes[24 + public.len()..].fill(0);
     assert_eq!(record::check(&bytes, position), Ok(()));
     assert!(!record::is_whole(&bytes, position));
@@ -231,7 +231,7 @@ fn zeros_that_nobody_meant_are_damage() {
 fn what_a_later_version_adds_is_passed_over() {
     let position = Position::new(3, 64);
     let original = numbered(1, "acme", &["+12025550100"]);
-    let (public, personal) = parts(&encode(&original, position));
+    let (public, personal) = shared(&encode(&original, position));
     let (public, personal) = (
         [&public, &b"more"[..]].concat(),
         [&personal, &b"more"[..]].concat(),
@@ -245,8 +245,8 @@ fn what_a_later_version_adds_is_passed_over() {
     ));
 }
 
-fn delivery(state: DeliveryState, attempts: u32, whys: &[&str]) -> StoredDelivery {
-    StoredDelivery {
+fn delivery(state: DeliveryState, attempts: u32, whys: &[&str]) -> DeliverySnapshot {
+    DeliverySnapshot {
         handler: "crm".into(),
         ordered: false,
         state,
@@ -267,7 +267,7 @@ fn delivery(state: DeliveryState, attempts: u32, whys: &[&str]) -> StoredDeliver
     }
 }
 
-fn frozen_deliveries() -> Vec<(Position, StoredDelivery)> {
+fn frozen_deliveries() -> Vec<(Position, DeliverySnapshot)> {
     vec![
         (
             Position::new(1, 64),
@@ -297,12 +297,12 @@ fn what_became_of_deliveries_comes_back() {
     assert_eq!(format!("{read:?}"), format!("{deliveries:?}"));
 
     // How they stand is no secret, and is known when the reasons are gone.
-    let (public, personal) = parts(&bytes);
+    let (public, personal) = shared(&bytes);
     let erased = frame(3, &public, &vec![0; personal.len()], position);
     let Ok(Content::Deliveries(read)) = record::content(&erased, position) else {
         panic!("no deliveries");
     };
-    let states = |list: &[(Position, StoredDelivery)]| -> Vec<_> {
+    let states = |list: &[(Position, DeliverySnapshot)]| -> Vec<_> {
         list.iter()
             .map(|(position, one)| (*position, one.state, one.attempts))
             .collect()
@@ -348,17 +348,17 @@ fn the_frozen_journals_are_still_read() {
         let frozen = Directory::new(&frozen(version));
         assert_eq!(frozen.header(1).unwrap(), Some(header(version)));
         let mut scan = Scan::open(&frozen, Position::new(1, 0)).unwrap();
-        let mut bodies = Bodies::new(frozen);
+        let mut event_reader = EventReader::new(frozen);
         for expected in frozen_notifications() {
-            let Some(Step::Record { position, bytes }) = scan.next().unwrap() else {
+            let Some(ScanItem::Record { position, bytes }) = scan.next().unwrap() else {
                 panic!("a record is missing");
             };
             assert_eq!(*read_event(&bytes, position).notification, expected);
-            assert_eq!(*bodies.read(position).unwrap().notification, expected);
+            assert_eq!(*event_reader.read(position).unwrap().notification, expected);
         }
         let rest = if version == 1 { 0 } else { 3 };
         for _ in 0..rest {
-            let Some(Step::Record { position, bytes }) = scan.next().unwrap() else {
+            let Some(ScanItem::Record { position, bytes }) = scan.next().unwrap() else {
                 panic!("a record is missing");
             };
             assert!(!matches!(
@@ -366,7 +366,7 @@ fn the_frozen_journals_are_still_read() {
                 Err(Invalid) | Ok(Content::Other)
             ));
             assert!(
-                matches!(bodies.read(position), Err(Unread::Damaged)),
+                matches!(event_reader.read(position), Err(ReadError::Damaged)),
                 "it is no event"
             );
         }
@@ -449,7 +449,7 @@ fn count(directory: &Directory) -> usize {
     let mut scan = Scan::open(directory, Position::new(1, 0)).unwrap();
     let mut records = 0;
     while let Some(step) = scan.next().unwrap() {
-        records += usize::from(matches!(step, Step::Record { .. }));
+        records += usize::from(matches!(step, ScanItem::Record { .. }));
     }
     records
 }

@@ -1,15 +1,15 @@
 //! What only the embedded store promises: of its files, its disk, and what has become of them.
 
+mod backfill;
+mod dedup_index;
 mod fault;
 mod format;
 mod ledger;
+mod preallocator;
 mod rebuild;
 mod recovery;
 mod retention;
-mod seen;
 mod source;
-mod spare;
-mod takeover;
 mod upgrade;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 
 use super::{
-    Disk, Embedded, Engine, Records, Settings, SystemDisk, record::Record, segment::Position,
+    Disk, Embedded, Engine, Operator, Settings, SystemDisk, record::Record, segment::Position,
 };
 use crate::{
     store::{
@@ -89,8 +89,8 @@ impl Place {
         copy
     }
 
-    fn records(&self) -> Box<dyn Records> {
-        self.settings.records(clock).unwrap()
+    fn records(&self) -> Box<dyn Operator> {
+        self.settings.operator(clock).unwrap()
     }
 
     fn journal(&self) -> super::Directory {
@@ -120,7 +120,7 @@ impl Place {
 /// Returns when the journal has all that it was told by then.
 async fn written(store: &Opened) {
     let nothing = Record::inventory(Position::default(), Position::default());
-    let answer = store.store.parts.notes.put_durably(nothing);
+    let answer = store.store.shared.journal_sender.put_durably(nothing);
     answer.await.unwrap().unwrap();
 }
 

@@ -8,7 +8,7 @@ use super::{Opened, Place};
 use crate::{
     event::{EventId, HandlerName, Notification},
     store::{
-        DeliveryRecord, DeliveryState, ReplaySelection, Store, Verdict,
+        DeliveryDetails, DeliveryState, ReplaySelection, Store, Verdict,
         tests::{at, event, ids, keyed, operator::all_parked, parked, retry},
     },
 };
@@ -32,7 +32,7 @@ pub(super) async fn start(place: &Place, handlers: &[&str]) -> Opened {
 }
 
 /// How the deliveries of `event` stand.
-pub(super) fn deliveries(place: &Place, event: EventId) -> Vec<DeliveryRecord> {
+pub(super) fn deliveries(place: &Place, event: EventId) -> Vec<DeliveryDetails> {
     place.records().event(event).unwrap().unwrap().deliveries
 }
 

@@ -9,7 +9,7 @@ use crate::store::{
     Deliveries, StoreError, Verdict,
     embedded::{
         Context, Embedded,
-        reader::{Scan, Step},
+        reader::{Scan, ScanItem},
         record::{self, Content},
         segment::{HEADER_BYTES, Header, Position, VERSION},
     },
@@ -22,7 +22,7 @@ fn offsets(place: &Place, number: u32) -> Vec<usize> {
     let mut scan = Scan::open(&place.journal(), Position::new(number, 0)).unwrap();
     let mut offsets = Vec::new();
     while let Some(step) = scan.next().unwrap() {
-        if let Step::Record { position, bytes } = step
+        if let ScanItem::Record { position, bytes } = step
             && let Ok(Content::Event(_)) = record::content(&bytes, position)
         {
             offsets.push(position.offset() as usize);
@@ -74,11 +74,11 @@ async fn a_damaged_record_is_skipped_and_counted_but_never_cut() {
     let store = place.open();
     store.append_all((0..3).map(event)).await;
     drop(store);
-    let begins = offsets(&place, 1);
-    place.damage(1, |bytes| bytes[begins[1] + 40] ^= 1);
+    let started = offsets(&place, 1);
+    place.damage(1, |bytes| bytes[started[1] + 40] ^= 1);
     let before = std::fs::read(place.journal().segment(1)).unwrap();
     let store = place.open();
-    let damaged = (begins[2] - begins[1]) as i64;
+    let damaged = (started[2] - started[1]) as i64;
     assert_eq!(place.metrics.journal_damaged_bytes.get(), damaged);
     store.subscribe(&["archive"]).await;
     assert_eq!(store.drain("archive").await.len(), 2);
@@ -94,8 +94,8 @@ async fn a_damaged_length_costs_one_record() {
     let store = place.open();
     store.append_all((0..3).map(event)).await;
     drop(store);
-    let begins = offsets(&place, 1);
-    place.damage(1, |bytes| bytes[begins[0] + 6] ^= 1);
+    let started = offsets(&place, 1);
+    place.damage(1, |bytes| bytes[started[0] + 6] ^= 1);
     let store = place.open();
     store.subscribe(&["archive"]).await;
     assert_eq!(store.drain("archive").await.len(), 2);
@@ -175,10 +175,15 @@ async fn no_position_is_used_twice_when_the_journal_has_lost_its_end() {
     assert_eq!(offsets(&place, 3).len(), 1);
     store.subscribe(&["archive"]).await;
     // Positions, not numbers of records: the journal counts fewer than the ledger has read.
-    let parts = &store.store.parts;
-    let known = async || parts.ledger.run("asking", |books| books.reached()).await;
+    let shared = &store.store.shared;
+    let known = async || {
+        shared
+            .ledger
+            .run("asking", |database| database.watermark())
+            .await
+    };
     eventually("the third is known", async || {
-        (known().await.unwrap().through >= parts.progress.end()).then_some(())
+        (known().await.unwrap().through >= shared.progress.end()).then_some(())
     })
     .await;
     assert_eq!(store.drain("archive").await.len(), 2);
@@ -279,7 +284,7 @@ async fn a_segment_that_was_sealed_behind_the_indexers_back_is_read_to_its_end()
     store.append(&event(1)).await.unwrap();
     store.settle_down().await;
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let ledger = store.store.parts.ledger.clone();
+    let ledger = store.store.shared.ledger.clone();
     let busy = tokio::spawn(async move {
         let wait = ledger.run("waiting", move |_| {
             held.recv().ok();
@@ -318,7 +323,7 @@ async fn what_a_later_version_wrote_is_left_alone() {
         Some(StoreError::TooNew(_))
     ));
     assert!(matches!(
-        place.settings.records(clock).err(),
+        place.settings.operator(clock).err(),
         Some(StoreError::TooNew(_))
     ));
 
@@ -425,10 +430,10 @@ async fn a_ledger_is_believed_over_damage_at_its_last_event() {
     store.append_all([1, 2, 3, 1].map(event)).await;
     assert_eq!(store.drain("crm").await.len(), 3);
     store.close().await;
-    let begins = offsets(&place, 1);
+    let started = offsets(&place, 1);
     place.damage(1, |bytes| {
-        bytes[begins[1] + 40] ^= 1;
-        bytes[begins[2] + 40] ^= 1;
+        bytes[started[1] + 40] ^= 1;
+        bytes[started[2] + 40] ^= 1;
     });
     let store = place.open();
     store.subscribe(&["crm"]).await;

@@ -17,16 +17,16 @@ use crate::store::{
 };
 
 fn pass(place: &Place, store: &Opened, retain: Duration) -> usize {
-    let parts = &store.store.parts;
+    let shared = &store.store.shared;
     let mut retention = Retention {
         directory: place.journal(),
-        ledger: parts.ledger.clone(),
-        progress: parts.progress.clone(),
+        ledger: shared.ledger.clone(),
+        progress: shared.progress.clone(),
         retain,
-        follower: Followers::default().patient("retention", "deleting"),
+        follower: Followers::default().background("retention", "deleting"),
         clock,
-        notes: parts.notes.clone(),
-        told: HashMap::new(),
+        journal_sender: shared.journal_sender.clone(),
+        restated_in: HashMap::new(),
     };
     tokio::task::block_in_place(|| retention.pass()).unwrap()
 }
@@ -95,12 +95,12 @@ async fn what_the_ledger_has_not_read_may_be_needed() {
     let mut place = Place::new();
     let store = three_segments(&mut place).await;
     store.drain("crm").await;
-    let ledger = &store.store.parts.ledger;
-    let reached = ledger.run("asking", |books| books.reached());
-    let end = reached.await.unwrap().through;
+    let ledger = &store.store.shared.ledger;
+    let watermark = ledger.run("asking", |database| database.watermark());
+    let end = watermark.await.unwrap().through;
     for (to, is_needed) in [(end, false), (end.next(), true)] {
-        let asked = ledger.run("asking", move |books| {
-            books.is_needed(Position::default(), to)
+        let asked = ledger.run("asking", move |database| {
+            database.is_needed(Position::default(), to)
         });
         assert_eq!(asked.await.unwrap(), is_needed, "up to {to:?} of {end:?}");
     }

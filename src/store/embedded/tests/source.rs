@@ -27,9 +27,9 @@ fn slices(place: &Place) -> Vec<Vec<EventId>> {
         rebuild: std::sync::Arc::new(|_, _| {}),
     };
     let source = place.settings.source(context, vec![everything("crm")]);
-    let (source, mut reached, mut slices) = (source.unwrap(), i64::MIN, Vec::new());
-    while let Some(slice) = source.read(reached, 500).unwrap() {
-        reached = slice.last.place;
+    let (source, mut watermark, mut slices) = (source.unwrap(), i64::MIN, Vec::new());
+    while let Some(slice) = source.read(watermark, 500).unwrap() {
+        watermark = slice.last.place;
         let stored = slice.stored.iter();
         slices.push(stored.map(|stored| stored.notification.id).collect());
     }

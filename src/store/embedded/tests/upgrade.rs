@@ -7,7 +7,7 @@ use super::{Opened, Place};
 use crate::{
     event::Notification,
     store::{
-        Claim, Deliveries, DeliveryRecord, DeliveryState, Engine, ReplaySelection, StoreError,
+        Claim, Deliveries, DeliveryDetails, DeliveryState, Engine, ReplaySelection, StoreError,
         Subscription, Verdict,
         tests::{at, clock, everything, ids, loose, numbered, operator::all_parked},
     },
@@ -82,7 +82,7 @@ async fn start(place: &Place) -> Opened {
 }
 
 /// How the delivery of `event` to `crm` stands.
-fn delivery(place: &Place, event: &Notification) -> DeliveryRecord {
+fn delivery(place: &Place, event: &Notification) -> DeliveryDetails {
     let event = place.records().event(event.id).unwrap().unwrap();
     let mut deliveries = event.deliveries.into_iter();
     deliveries.find(|one| one.handler == "crm".into()).unwrap()
@@ -172,7 +172,7 @@ async fn what_a_ledger_of_version_1_parked_is_replayed_at_its_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_works_on_a_ledger_of_version_1_before_a_service_has() {
     let place = of_version_1(&events()).await;
-    let refused = place.settings.records(clock).err().unwrap();
+    let refused = place.settings.operator(clock).err().unwrap();
     assert!(matches!(refused, StoreError::TooOld(_)), "{refused}");
     let text = format!(
         "{} is of ledger version 1; it was written by an older hookswitch: start the service of \

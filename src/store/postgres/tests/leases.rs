@@ -12,7 +12,7 @@ use super::{Replica, postgres::Database, settings};
 use crate::store::{
     Deliveries, Verdict,
     postgres::{
-        leases::{Held, Leases, Offer},
+        leases::{ClaimedDelivery, Leases, PreparedClaim},
         rows,
     },
     tests::{at, clock, event, eventually, ids, keyed},
@@ -43,14 +43,14 @@ async fn whoever_has_lost_a_claim_knows_it_before_an_attempt() {
 #[test]
 fn what_comes_after_a_settlement_is_held_no_longer_than_what_came_before() {
     let term = Duration::from_mins(1);
-    let offer = |n: u64, since| Offer {
-        held: Held {
+    let prepared = |n: u64, since| PreparedClaim {
+        delivery: ClaimedDelivery {
             handler: 1,
             first: 1,
             token: Uuid::nil(),
             day: rows::day(at(0)),
             position: n as i64,
-            line: None,
+            group: None,
             replays: 0,
             since,
         },
@@ -65,10 +65,10 @@ fn what_comes_after_a_settlement_is_held_no_longer_than_what_came_before() {
     let old = now.checked_sub(term).unwrap();
     for (first, second, holds) in [(now, old, true), (old, now, false)] {
         let leases = Leases::new(term);
-        let run = VecDeque::from([offer(1, first), offer(2, second)]);
+        let run = VecDeque::from([prepared(1, first), prepared(2, second)]);
         let claim = leases.hand_out(run).unwrap();
         assert_eq!(leases.holds(claim.lease), holds);
-        let next = leases.go_on(claim.lease).unwrap();
+        let next = leases.next_claim(claim.lease).unwrap();
         assert_eq!(leases.holds(next.lease), holds);
     }
 }

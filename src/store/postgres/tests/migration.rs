@@ -35,10 +35,10 @@ fn add(position: usize, event: &Notification, state: i16) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_open_in_tables_of_one_key_for_each_event_overtakes_nothing() {
     let database = Database::new();
-    let mut session = connection(&database).await;
-    schema::migrate_to(&mut session, 2).await.unwrap();
+    let mut connection = connection(&database).await;
+    schema::migrate_to(&mut connection, 2).await.unwrap();
     let days = [rows::day(at(0))].into();
-    partition::make_on(&mut session, &days).await.unwrap();
+    partition::make_on(&mut connection, &days).await.unwrap();
     let (a, b) = ("+12025550100", "+12025550101");
     let old = [
         numbered(1, "acme", &[a]),

@@ -3,6 +3,7 @@
 mod acknowledgement;
 mod handlers;
 mod leases;
+mod maintenance;
 mod migration;
 mod plans;
 #[path = "../../../../tests/support/postgres.rs"]
@@ -12,7 +13,6 @@ mod replicas;
 mod runs;
 #[path = "../../../../tests/support/server.rs"]
 mod server;
-mod upkeep;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ use tokio_util::task::TaskTracker;
 
 use self::postgres::Database;
 use super::{
-    Parts, Postgres, Settings,
-    pool::{Durability, Session},
+    Postgres, Settings, Shared,
+    pool::{Durability, PgConnection},
 };
 use crate::{
     client_tls::ClientTls,
@@ -53,7 +53,7 @@ fn settings(url: &str) -> Settings {
 }
 
 /// A connection of somebody else.
-async fn connection(database: &Database) -> Session {
+async fn connection(database: &Database) -> PgConnection {
     let connector = settings(&database.url()).connector(TaskTracker::new());
     connector.unwrap().connect(Durability::Full).await.unwrap()
 }
@@ -101,7 +101,7 @@ impl Replica {
         })
     }
 
-    fn parts(&self) -> &Parts {
-        &self.store.store.parts
+    fn shared(&self) -> &Shared {
+        &self.store.store.shared
     }
 }

@@ -4,31 +4,31 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::{postgres::Database, settings};
 use crate::store::postgres::{
-    append, claim, learn, leases, partition, pool::Durability, pool::Session, rows, schema, settle,
-    standing, upkeep,
+    append, claim, leases, maintenance, partition, pool::Durability, pool::PgConnection, rows,
+    schema, settle, statistics, topics,
 };
 
 /// A connection to a database with empty tables, as the service has one.
-async fn session(database: &Database) -> Session {
+async fn connection(database: &Database) -> PgConnection {
     let connector = settings(&database.url()).connector(Default::default());
     let connector = connector.unwrap();
-    let mut session = connector.connect(Durability::Lazy).await.unwrap();
-    schema::migrate(&mut session).await.unwrap();
+    let mut connection = connector.connect(Durability::Lazy).await.unwrap();
+    schema::migrate(&mut connection).await.unwrap();
     let days = [rows::day(crate::store::tests::at(0))].into();
-    partition::make_on(&mut session, &days).await.unwrap();
-    session
+    partition::make_on(&mut connection, &days).await.unwrap();
+    connection
 }
 
 /// How the database goes about `statement`, whatever its parameters are.
-async fn plan(session: &Session, statement: &str) -> String {
-    let parameters = session.client.prepare(statement).await.unwrap();
+async fn plan(connection: &PgConnection, statement: &str) -> String {
+    let parameters = connection.client.prepare(statement).await.unwrap();
     let nulls = match parameters.params().len() {
         0 => String::new(),
         number => format!("({})", vec!["NULL"; number].join(", ")),
     };
     let explain =
         format!("PREPARE it AS {statement}; EXPLAIN (COSTS OFF) EXECUTE it{nulls}; DEALLOCATE it");
-    let said = session.client.simple_query(&explain).await.unwrap();
+    let said = connection.client.simple_query(&explain).await.unwrap();
     let lines = said.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
@@ -39,10 +39,10 @@ async fn plan(session: &Session, statement: &str) -> String {
 #[tokio::test]
 async fn what_happens_often_uses_an_index_to_its_full_depth() {
     let database = Database::new();
-    let session = session(&database).await;
+    let connection = connection(&database).await;
     for (statement, steps) in [
         (append::ADD, vec!["seen_pkey", "(dedupe = ANY ($1))"]),
-        (learn::LEARN, vec!["unlearnt_pkey", "(\"position\" = $1)"]),
+        (topics::LEARN, vec!["unlearnt_pkey", "(\"position\" = $1)"]),
         (
             claim::TAKE.as_str(),
             vec![
@@ -92,25 +92,25 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec!["((handler = $1) AND (first = ANY ($3)))"],
         ),
         (
-            standing::STANDINGS,
+            statistics::STATISTICS,
             vec![
                 "deliveries_pkey",
                 "((day = d.day) AND (\"position\" = d.\"position\"))",
             ],
         ),
         (
-            upkeep::PARK,
+            maintenance::PARK,
             vec!["((handler = $1) AND (\"position\" = \"ANY_subquery\".\"position\"))"],
         ),
         (
-            upkeep::UNQUEUE,
+            maintenance::UNQUEUE,
             vec![
                 "((handler = $1) AND (\"position\" > $2))",
                 "((handler = $1) AND (\"position\" = slice_1.\"position\"))",
             ],
         ),
         (
-            upkeep::FORGET,
+            maintenance::FORGET,
             vec![
                 "((day = $1) AND (\"position\" > $2))",
                 "seen_pkey",
@@ -118,7 +118,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             ],
         ),
     ] {
-        let plan = plan(&session, statement).await;
+        let plan = plan(&connection, statement).await;
         for step in steps {
             assert!(plan.contains(step), "{statement}: no {step} in\n{plan}");
         }

@@ -3,7 +3,7 @@
 use super::{Replica, postgres::Database, settings};
 use crate::store::{
     Engine, ReplaySelection, Verdict,
-    postgres::{pool::Durability, upkeep},
+    postgres::{maintenance, pool::Durability},
     tests::{at, clock, event, eventually, ids},
 };
 
@@ -27,7 +27,7 @@ async fn a_day_whose_events_are_being_replayed_is_not_dropped() {
     let close = "SELECT pg_advisory_lock(1)";
     gate.client.batch_execute(close).await.unwrap();
     let replay = tokio::task::spawn_blocking(move || {
-        let mut records = settings.records(clock).unwrap();
+        let mut records = settings.operator(clock).unwrap();
         let everything = ReplaySelection::default();
         records.replay(&everything, "mended", at(20), &mut |_| {})
     });
@@ -42,12 +42,12 @@ async fn a_day_whose_events_are_being_replayed_is_not_dropped() {
         .await;
     };
     waits_for("advisory").await;
-    let connector = &replica.parts().connector;
-    let mut session = connector.connect(Durability::Lazy).await.unwrap();
+    let connector = &replica.shared().connector;
+    let mut connection = connector.connect(Durability::Lazy).await.unwrap();
     // It gives up soon where somebody is in the way, and is tried again.
     let dropping = eventually("it has had its turn", async || {
         let later = at(100 * 24 * 3600);
-        let dropped = upkeep::retain(replica.parts(), &mut session, later).await;
+        let dropped = maintenance::retain(replica.shared(), &mut connection, later).await;
         dropped.ok()
     });
     let committing = async {

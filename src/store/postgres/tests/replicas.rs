@@ -69,13 +69,13 @@ async fn of_copies_that_reach_all_replicas_at_once_one_is_delivered() {
     let database = Database::new();
     let one = Arc::new(Replica::new(&database).await);
     let other = Arc::new(Replica::new(&database).await);
-    let copies: Vec<_> = (0..300)
+    let duplicates: Vec<_> = (0..300)
         .map(|n| {
             let replica = if n % 2 == 0 { &one } else { &other }.clone();
             tokio::spawn(async move { replica.store.append(&event(n / 30)).await })
         })
         .collect();
-    for copy in copies {
+    for copy in duplicates {
         copy.await.unwrap().unwrap();
     }
     assert_eq!(one.store.drain("crm").await.len(), 10);

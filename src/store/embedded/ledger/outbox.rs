@@ -11,14 +11,14 @@
 use rusqlite::Result;
 
 use super::{
-    Books,
+    LedgerDatabase,
     delivery::{self, HandlerId},
     export,
 };
 use crate::{
     event::OrderingKeys,
     store::{
-        StoredDelivery,
+        DeliverySnapshot,
         embedded::{record::Record, segment::Position},
     },
 };
@@ -26,15 +26,15 @@ use crate::{
 /// The most deliveries in one record.
 const AT_ONCE: usize = 1024;
 
-impl Books {
+impl LedgerDatabase {
     /// Takes what commands have changed into the journal.
-    pub(super) fn empty_outbox(&mut self) -> Result<()> {
+    pub(super) fn flush_outbox(&mut self) -> Result<()> {
         loop {
             let listed = self.outbox()?;
             if listed.is_empty() {
                 return Ok(());
             }
-            for record in self.told(&listed)? {
+            for record in self.snapshot(&listed)? {
                 // Where the journal takes nothing any more the list stays.
                 if !matches!(self.journal.put_durably(record).blocking_recv(), Ok(Ok(()))) {
                     return Ok(());
@@ -50,7 +50,7 @@ impl Books {
                     let active = active.find(|active| active.id == handler);
                     let name = active.map(|active| active.asked.handler.clone());
                     let replayed = name.map(|name| (name, position, open));
-                    self.taking.replayed.extend(replayed);
+                    self.intake.replayed.extend(replayed);
                 }
             }
         }
@@ -66,7 +66,7 @@ impl Books {
         rows.collect()
     }
 
-    fn told(&self, changed: &[(HandlerId, Position)]) -> Result<Vec<Record>> {
+    fn snapshot(&self, changed: &[(HandlerId, Position)]) -> Result<Vec<Record>> {
         let mut records = Vec::new();
         for of_handler in changed.chunk_by(|a, b| a.0 == b.0) {
             for some in of_handler.chunks(AT_ONCE) {
@@ -135,28 +135,32 @@ impl Books {
     }
 
     /// Takes in how a delivery stands, unless more is known of it, or its event is gone.
-    pub(super) fn learn(&mut self, position: Position, told: &StoredDelivery) -> Result<()> {
-        let place = (self.any_handler(&told.handler)?, position);
+    pub(super) fn apply_snapshot(
+        &mut self,
+        position: Position,
+        snapshot: &DeliverySnapshot,
+    ) -> Result<()> {
+        let place = (self.any_handler(&snapshot.handler)?, position);
         let (db, tally) = (&self.db, &mut self.tally);
-        if !delivery::advance(db, tally, place, told)? {
+        if !delivery::advance(db, tally, place, snapshot)? {
             let is_placed = match delivery::find(db, place.0, position)? {
-                Some(row) if row.is_behind(told) => {
-                    delivery::change(db, tally, &row, told)?;
+                Some(row) if row.is_behind(snapshot) => {
+                    delivery::change(db, tally, &row, snapshot)?;
                     row.state.is_open()
                 }
                 Some(_) => true,
                 None if !self.has_event(position)? => return Ok(()),
                 None => {
-                    delivery::add_as_told(&self.db, &mut self.tally, place, told)?;
+                    delivery::add_snapshot(&self.db, &mut self.tally, place, snapshot)?;
                     false
                 }
             };
-            if !is_placed && !told.is_over() {
+            if !is_placed && !snapshot.is_over() {
                 let keys = self.keys_for(place);
                 delivery::place(&self.db, place, keys.as_ref())?;
             }
         }
-        for failure in &told.failures {
+        for failure in &snapshot.failures {
             delivery::add_failure(&self.db, place, failure)?;
         }
         Ok(())

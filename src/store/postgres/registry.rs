@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_postgres::Transaction;
 
-use super::{fault::Fault, pool::Session, text};
+use super::{error::PgError, escape, pool::PgConnection};
 use crate::{event::HandlerName, store::Subscription};
 
 /// A handler's row.
@@ -21,7 +21,7 @@ const REVIVE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
     WHERE h.name = n.name AND (NOT h.configured OR h.ordered AND NOT n.ordered)
         AND d.handler = h.id AND d.state = 1";
 
-const ENROL: &str = "INSERT INTO handlers (name, ordered)
+const REGISTER: &str = "INSERT INTO handlers (name, ordered)
     SELECT name, ordered FROM unnest($1::text[], $2::boolean[]) AS n (name, ordered)
     ORDER BY name
     ON CONFLICT (name) DO UPDATE SET ordered = excluded.ordered, configured = true,
@@ -34,27 +34,27 @@ const NAME: &str = "UPDATE handlers SET named_at = clock_timestamp() WHERE id = 
 
 /// This replica's handlers.
 #[derive(Default)]
-pub(super) struct Roster {
-    active: ArcSwap<Vec<Active>>,
+pub(super) struct HandlerRegistry {
+    active: ArcSwap<Vec<ActiveHandler>>,
     /// What was asked for last, which may not be in the database yet.
     asked: Mutex<Option<Vec<Subscription>>>,
 }
 
 /// A handler that has its row.
 #[derive(Clone, Debug)]
-pub(super) struct Active {
+pub(super) struct ActiveHandler {
     pub(super) id: HandlerId,
     pub(super) asked: Subscription,
 }
 
-impl Roster {
+impl HandlerRegistry {
     /// Those that have their rows.
-    pub(super) fn active(&self) -> Arc<Vec<Active>> {
+    pub(super) fn active(&self) -> Arc<Vec<ActiveHandler>> {
         self.active.load_full()
     }
 
     /// The handler called `name`, if it has its row.
-    pub(super) fn find(&self, name: &HandlerName) -> Option<Active> {
+    pub(super) fn find(&self, name: &HandlerName) -> Option<ActiveHandler> {
         let active = self.active.load();
         let mut active = active.iter();
         active.find(|active| active.asked.handler == *name).cloned()
@@ -67,19 +67,19 @@ impl Roster {
     }
 
     /// Gives each handler its row, and puts `subscriptions` in force.
-    pub(super) async fn enrol(
+    pub(super) async fn register(
         &self,
-        session: &mut Session,
+        connection: &mut PgConnection,
         subscriptions: Vec<Subscription>,
-    ) -> Result<(), Fault> {
-        let change = session.client.transaction().await?;
-        let ids = enrol(&change, &subscriptions).await?;
+    ) -> Result<(), PgError> {
+        let change = connection.client.transaction().await?;
+        let ids = register(&change, &subscriptions).await?;
         change.commit().await?;
         let active = subscriptions
             .into_iter()
             .filter_map(|asked| {
-                let id = *ids.get(&*text::to_sql(asked.handler.as_str()))?;
-                Some(Active { id, asked })
+                let id = *ids.get(&*escape::to_sql(asked.handler.as_str()))?;
+                Some(ActiveHandler { id, asked })
             })
             .collect();
         self.active.store(Arc::new(active));
@@ -92,32 +92,32 @@ impl Roster {
     }
 
     /// Says to everybody that this replica still names its handlers.
-    pub(super) async fn name(&self, session: &mut Session) -> Result<(), Fault> {
-        let statement = session.prepare(NAME).await?;
-        let named = session.client.query(&statement, &[&self.ids()]).await?;
+    pub(super) async fn name(&self, connection: &mut PgConnection) -> Result<(), PgError> {
+        let statement = connection.prepare(NAME).await?;
+        let named = connection.client.query(&statement, &[&self.ids()]).await?;
         for row in named {
             // We have not been heard of for so long that the others gave us up.
             if !row.try_get::<_, bool>(0)? {
                 let active = self.active();
                 let subscriptions = active.iter().map(|active| active.asked.clone());
-                return self.enrol(session, subscriptions.collect()).await;
+                return self.register(connection, subscriptions.collect()).await;
             }
         }
         Ok(())
     }
 }
 
-async fn enrol(
+async fn register(
     change: &Transaction<'_>,
     subscriptions: &[Subscription],
-) -> Result<HashMap<String, HandlerId>, Fault> {
+) -> Result<HashMap<String, HandlerId>, PgError> {
     let names: Vec<_> = subscriptions
         .iter()
-        .map(|asked| text::to_sql(asked.handler.as_str()))
+        .map(|asked| escape::to_sql(asked.handler.as_str()))
         .collect();
     let ordered: Vec<_> = subscriptions.iter().map(|asked| asked.ordered).collect();
     change.execute(REVIVE, &[&names, &ordered]).await?;
-    let rows = change.query(ENROL, &[&names, &ordered]).await?;
+    let rows = change.query(REGISTER, &[&names, &ordered]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
         .collect()

@@ -16,14 +16,14 @@ on_every_engine![
 
 async fn of_a_thousand_copies_at_once_one_is_delivered(place: Place) {
     let store = Arc::new(place.subscribed().await);
-    let copies: Vec<_> = (0..1000)
+    let duplicates: Vec<_> = (0..1000)
         .map(|_| {
             let store = store.clone();
             // Each copy is an event of its own to everything but its dedupe key.
             tokio::spawn(async move { store.append(&event(1)).await })
         })
         .collect();
-    for copy in copies {
+    for copy in duplicates {
         copy.await.unwrap().unwrap();
     }
     assert_eq!(store.drain("crm").await.len(), 1);

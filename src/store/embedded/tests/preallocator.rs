@@ -23,14 +23,14 @@ const SEGMENT: u64 = 1 << 20;
 
 /// How far what is on stable storage goes.
 fn end(store: &Opened) -> Position {
-    store.store.parts.progress.end()
+    store.store.shared.progress.end()
 }
 
 fn size(place: &Place, number: u32) -> u64 {
     fs::metadata(place.journal().segment(number)).unwrap().len()
 }
 
-fn spare(place: &Place) -> PathBuf {
+fn preallocated(place: &Place) -> PathBuf {
     place.journal().path().join("spare.new")
 }
 
@@ -181,16 +181,16 @@ async fn a_crash_loses_nothing_of_a_segment_that_was_made_ahead() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_torn_in_a_segment_made_ahead_is_cut_with_the_zeros_after_it() {
     let (place, store, number, count) = filled().await;
-    let begins = end(&store).offset();
+    let started = end(&store).offset();
     store.append(&event(1)).await.unwrap();
-    let torn = end(&store).offset() - begins - 7;
+    let torn = end(&store).offset() - started - 7;
     drop(store);
     place.damage(number, |bytes| {
-        let from = (begins + torn) as usize;
+        let from = (started + torn) as usize;
         bytes[from..].fill(0);
     });
     let store = place.open();
-    assert_eq!(size(&place, number), begins);
+    assert_eq!(size(&place, number), started);
     let kept = place.kept("torn");
     assert_eq!(fs::metadata(&kept[0]).unwrap().len(), torn + 7);
     store.append(&event(2)).await.unwrap();
@@ -274,7 +274,7 @@ async fn without_room_for_a_spare_segments_begin_empty() {
         store.append(&large(count)).await.unwrap();
         count += 1;
     }
-    assert!(!spare(&place).exists());
+    assert!(!preallocated(&place).exists());
     for number in 1..3 {
         assert!(size(&place, number) >= SEGMENT);
     }
@@ -296,7 +296,7 @@ async fn a_disk_that_fills_up_under_a_spare_costs_the_spare_only() {
     store.append(&large(0)).await.unwrap();
     let began = Instant::now();
     let mut count = 1;
-    while disk.spare_looks.load(Ordering::SeqCst) == 0 || spare(&place).exists() {
+    while disk.spare_looks.load(Ordering::SeqCst) == 0 || preallocated(&place).exists() {
         wait(began).await;
         store.append(&event(count)).await.unwrap();
         count += 1;
@@ -335,13 +335,13 @@ async fn a_spare_is_removed_when_its_room_is_needed_and_when_the_store_is_closed
     let store = place.open();
     fill(&place, &store).await;
     store.append(&large(1)).await.unwrap();
-    let made = || fs::metadata(spare(&place)).is_ok_and(|file| file.len() == SEGMENT);
+    let made = || fs::metadata(preallocated(&place)).is_ok_and(|file| file.len() == SEGMENT);
     let began = Instant::now();
     while !made() {
         wait(began).await;
     }
     store.close().await;
-    assert!(!spare(&place).exists());
+    assert!(!preallocated(&place).exists());
 
     let store = place.open();
     store.append(&large(2)).await.unwrap();
@@ -349,7 +349,7 @@ async fn a_spare_is_removed_when_its_room_is_needed_and_when_the_store_is_closed
         wait(began).await;
     }
     disk.free.store(1, Ordering::SeqCst);
-    while spare(&place).exists() {
+    while preallocated(&place).exists() {
         wait(began).await;
     }
 }
@@ -359,9 +359,9 @@ async fn what_a_crash_left_of_a_spare_is_never_used() {
     let mut place = Place::new();
     place.settings.segment = SEGMENT;
     drop(place.open());
-    fs::write(spare(&place), vec![0x5a; SEGMENT as usize]).unwrap();
+    fs::write(preallocated(&place), vec![0x5a; SEGMENT as usize]).unwrap();
     let store = place.open();
-    assert!(!spare(&place).exists());
+    assert!(!preallocated(&place).exists());
     let (number, count) = fill(&place, &store).await;
     let length = end(&store).offset();
     store.close().await;

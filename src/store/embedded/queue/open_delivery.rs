@@ -4,12 +4,12 @@ use jiff::Timestamp;
 
 use crate::{
     event::{HandlerName, OrderingKeys},
-    store::{Attempt, DeliveryState, NO_HANDLER, Settlement, StoredDelivery, Verdict, shorten},
+    store::{Attempt, DeliverySnapshot, DeliveryState, NO_HANDLER, Settlement, Verdict, shorten},
 };
 
 /// An open delivery.
 #[derive(Clone, Debug)]
-pub(in super::super) struct Open {
+pub(in super::super) struct OpenDelivery {
     pub(in super::super) keys: Option<OrderingKeys>,
     pub(in super::super) attempts: u32,
     pub(in super::super) replays: u32,
@@ -20,7 +20,7 @@ pub(in super::super) struct Open {
     pub(in super::super) replay: Option<String>,
 }
 
-impl Open {
+impl OpenDelivery {
     /// One that nothing has become of.
     pub(super) const fn new(keys: Option<OrderingKeys>, due_at: Timestamp) -> Self {
         Self {
@@ -33,24 +33,29 @@ impl Open {
         }
     }
 
-    /// One as it stands after what is `told` of it; `None` when it is open no longer.
-    pub(super) fn after(self, told: &StoredDelivery) -> Option<Self> {
-        if (told.replays, told.attempts) < (self.replays, self.attempts) {
+    /// One as it stands after what is `snapshot` of it; `None` when it is open no longer.
+    pub(super) fn after(self, snapshot: &DeliverySnapshot) -> Option<Self> {
+        if (snapshot.replays, snapshot.attempts) < (self.replays, self.attempts) {
             return Some(self);
         }
-        (!told.is_over()).then(|| Self {
+        (!snapshot.is_over()).then(|| Self {
             keys: self.keys,
-            attempts: told.attempts,
-            replays: told.replays,
-            due_at: told.at,
-            since: told.since,
-            replay: told.replay.clone(),
+            attempts: snapshot.attempts,
+            replays: snapshot.replays,
+            due_at: snapshot.at,
+            since: snapshot.since,
+            replay: snapshot.replay.clone(),
         })
     }
 
     /// What the ledger and the journal are told when it has come into `state` at `at`.
-    fn told(&self, handler: &HandlerName, state: DeliveryState, at: Timestamp) -> StoredDelivery {
-        StoredDelivery {
+    fn snapshot(
+        &self,
+        handler: &HandlerName,
+        state: DeliveryState,
+        at: Timestamp,
+    ) -> DeliverySnapshot {
+        DeliverySnapshot {
             handler: handler.clone(),
             ordered: false,
             state,
@@ -65,10 +70,15 @@ impl Open {
     }
 
     /// What there is to be told when it is parked without an attempt, because `why`.
-    pub(super) fn park(&self, handler: &HandlerName, why: &str, now: Timestamp) -> StoredDelivery {
-        StoredDelivery {
+    pub(super) fn park(
+        &self,
+        handler: &HandlerName,
+        why: &str,
+        now: Timestamp,
+    ) -> DeliverySnapshot {
+        DeliverySnapshot {
             why: Some(shorten(why).to_owned()),
-            ..self.told(handler, DeliveryState::Parked, now)
+            ..self.snapshot(handler, DeliveryState::Parked, now)
         }
     }
 
@@ -78,7 +88,7 @@ impl Open {
         mut self,
         settlement: &Settlement,
         is_retried: bool,
-    ) -> Option<(Self, StoredDelivery)> {
+    ) -> Option<(Self, DeliverySnapshot)> {
         let ended = settlement.finished_at;
         // Why it is so since, and what failed.
         let (state, at, why, failed) = match &settlement.verdict {
@@ -98,11 +108,12 @@ impl Open {
         self.attempts += 1;
         self.since = self.since.or(Some(settlement.started_at));
         self.due_at = at;
-        let mut told = self.told(&settlement.handler, state, at);
-        told.why = why.map(|why| shorten(why).to_owned());
-        told.failures
+        let mut snapshot = self.snapshot(&settlement.handler, state, at);
+        snapshot.why = why.map(|why| shorten(why).to_owned());
+        snapshot
+            .failures
             .extend(failed.map(|why| failure(settlement, why)));
-        Some((self, told))
+        Some((self, snapshot))
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
         disk::ensure_file(path).map_err(StoreError::writing(path))?;
     }
     match try_open(path, create) {
-        Err(error) if create && is_damage(&error) => {
+        Err(error) if create && is_corruption(&error) => {
             set_aside(path, "it is damaged")?;
             disk::ensure_file(path).map_err(StoreError::writing(path))?;
             try_open(path, create)
@@ -47,7 +47,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
 }
 
 /// Whether the database itself is broken, so that it must be made anew.
-pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
@@ -55,7 +55,7 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 }
 
 /// Whether a constraint failed, as happens where the database's pages are of different moments.
-pub(super) fn is_misfit(error: &rusqlite::Error) -> bool {
+pub(super) fn is_constraint_violation(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }
 
@@ -73,7 +73,7 @@ fn look_through(path: &Path) -> rusqlite::Result<bool> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags)?;
     match db.pragma_query_value(None, "integrity_check", |row| row.get::<_, String>(0)) {
-        Err(error) if is_damage(&error) => Ok(false),
+        Err(error) if is_corruption(&error) => Ok(false),
         found => Ok(found? == "ok" && db.query_row(TALLIES_HOLD, [], |row| row.get(0))?),
     }
 }

@@ -13,8 +13,8 @@ use crate::{
     store::{
         Verdict,
         embedded::{
-            reader::{Scan, Step},
-            seen::{Fault, Found, Seen},
+            dedup_index::{DedupIndex, Found, IndexError},
+            reader::{Scan, ScanItem},
             segment::Position,
         },
         tests::{at, event, parked},
@@ -30,42 +30,42 @@ fn place_of(n: u64) -> Position {
 }
 
 /// Adds `numbers` to the table, which is made anew whenever it is crowded. Says how often it was.
-fn add(seen: &mut Seen, numbers: Range<u64>, oldest: Position) -> u32 {
+fn add(dedup_index: &mut DedupIndex, numbers: Range<u64>, oldest: Position) -> u32 {
     let mut renewed = 0;
     for n in numbers {
-        let Found::Free(slot) = seen.find(&key(n), |_| true).unwrap() else {
+        let Found::Free(slot) = dedup_index.find(&key(n), |_| true).unwrap() else {
             panic!("{n} is known already");
         };
-        if seen.add(&key(n), slot, place_of(n)).unwrap() {
-            seen.renew(oldest).unwrap();
+        if dedup_index.add(&key(n), slot, place_of(n)).unwrap() {
+            dedup_index.rebuild(oldest).unwrap();
             renewed += 1;
         }
     }
     renewed
 }
 
-fn is_known(seen: &Seen, n: u64) -> bool {
-    seen.find(&key(n), |_| true).unwrap() == Found::Known(place_of(n))
+fn is_known(dedup_index: &DedupIndex, n: u64) -> bool {
+    dedup_index.find(&key(n), |_| true).unwrap() == Found::Known(place_of(n))
 }
 
 #[test]
 fn the_table_grows_with_what_it_holds_and_not_with_what_has_gone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
-    assert!(Seen::open(&path).unwrap().is_none());
-    let mut seen = Seen::create(&path).unwrap();
-    assert!(add(&mut seen, 0..200_000, Position::default()) >= 2);
-    assert!((0..200_000).all(|n| is_known(&seen, n)));
-    assert!((200_000..210_000).all(|n| !is_known(&seen, n)));
+    assert!(DedupIndex::open(&path).unwrap().is_none());
+    let mut dedup_index = DedupIndex::create(&path).unwrap();
+    assert!(add(&mut dedup_index, 0..200_000, Position::default()) >= 2);
+    assert!((0..200_000).all(|n| is_known(&dedup_index, n)));
+    assert!((200_000..210_000).all(|n| !is_known(&dedup_index, n)));
     let large = fs::metadata(&path).unwrap().len();
 
     let oldest = place_of(190_000);
-    seen.renew(oldest).unwrap();
+    dedup_index.rebuild(oldest).unwrap();
     assert!(fs::metadata(&path).unwrap().len() < large);
-    drop(seen);
-    let seen = Seen::open(&path).unwrap().unwrap();
-    assert!((190_000..200_000).all(|n| is_known(&seen, n)));
-    assert!((0..190_000).all(|n| !is_known(&seen, n)));
+    drop(dedup_index);
+    let dedup_index = DedupIndex::open(&path).unwrap().unwrap();
+    assert!((190_000..200_000).all(|n| is_known(&dedup_index, n)));
+    assert!((0..190_000).all(|n| !is_known(&dedup_index, n)));
 }
 
 /// The slots of a small table: those that keys have as their own, and with those behind them.
@@ -85,10 +85,10 @@ fn key_of(slot: u64) -> DedupeKey {
 }
 
 /// A small table that is a quarter full, and what its file holds.
-fn small_table(path: &Path) -> (Seen, Vec<u8>) {
-    let mut seen = Seen::create(path).unwrap();
-    add(&mut seen, 0..16_000, Position::default());
-    (seen, fs::read(path).unwrap())
+fn small_table(path: &Path) -> (DedupIndex, Vec<u8>) {
+    let mut dedup_index = DedupIndex::create(path).unwrap();
+    add(&mut dedup_index, 0..16_000, Position::default());
+    (dedup_index, fs::read(path).unwrap())
 }
 
 /// What a slot may hold in place of what was written to it.
@@ -102,25 +102,25 @@ fn other_contents(table: &[u8], slot: u64) -> [[u8; 16]; 5] {
     [[0; 16], [0xff; 16], flipped, of_another_block, noise]
 }
 
-fn is_damaged<T>(done: &Result<T, Fault>) -> bool {
-    matches!(done, Err(Fault::Damaged(_)))
+fn is_damaged<T>(done: &Result<T, IndexError>) -> bool {
+    matches!(done, Err(IndexError::Damaged(_)))
 }
 
 #[test]
 fn whatever_else_comes_into_any_slot_is_noticed_by_who_comes_upon_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
-    let (seen, table) = small_table(&path);
+    let (dedup_index, table) = small_table(&path);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     for slot in 0..OWN_SLOTS {
         for other in other_contents(&table, slot) {
             file.write_all_at(&other, offset(slot) as u64).unwrap();
-            let found = seen.find(&key_of(slot), |_| false);
+            let found = dedup_index.find(&key_of(slot), |_| false);
             assert!(is_damaged(&found), "slot {slot}: {other:?}, {found:?}");
         }
         let before = &table[offset(slot)..][..16];
         file.write_all_at(before, offset(slot) as u64).unwrap();
-        seen.find(&key_of(slot), |_| false).unwrap();
+        dedup_index.find(&key_of(slot), |_| false).unwrap();
     }
 }
 
@@ -128,40 +128,43 @@ fn whatever_else_comes_into_any_slot_is_noticed_by_who_comes_upon_it() {
 fn a_table_with_any_damaged_slot_is_not_renewed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
-    let (mut seen, table) = small_table(&path);
+    let (mut dedup_index, table) = small_table(&path);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     for slot in [0, 1, 40_000, OWN_SLOTS - 1, OWN_SLOTS, SLOTS - 1] {
         for other in other_contents(&table, slot) {
             file.write_all_at(&other, offset(slot) as u64).unwrap();
-            assert!(is_damaged(&seen.renew(Position::default())), "slot {slot}");
+            assert!(
+                is_damaged(&dedup_index.rebuild(Position::default())),
+                "slot {slot}"
+            );
         }
         let before = &table[offset(slot)..][..16];
         file.write_all_at(before, offset(slot) as u64).unwrap();
     }
-    seen.renew(Position::default()).unwrap();
-    assert!((0..16_000).all(|n| is_known(&seen, n)));
+    dedup_index.rebuild(Position::default()).unwrap();
+    assert!((0..16_000).all(|n| is_known(&dedup_index, n)));
 }
 
 #[test]
 fn a_table_with_a_damaged_header_or_without_its_end_is_not_opened() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
-    let (mut seen, _) = small_table(&path);
-    seen.sync(place_of(15_999)).unwrap();
+    let (mut dedup_index, _) = small_table(&path);
+    dedup_index.sync(place_of(15_999)).unwrap();
     let table = fs::read(&path).unwrap();
     for bit in 0..28 * 8 {
         let mut other = table.clone();
         other[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, other).unwrap();
-        assert!(is_damaged(&Seen::open(&path)), "bit {bit}");
+        assert!(is_damaged(&DedupIndex::open(&path)), "bit {bit}");
     }
     for length in [0, 27, 4096, table.len() - 16] {
         fs::write(&path, &table[..length]).unwrap();
-        assert!(is_damaged(&Seen::open(&path)), "{length} bytes");
+        assert!(is_damaged(&DedupIndex::open(&path)), "{length} bytes");
     }
     fs::write(&path, &table).unwrap();
-    let seen = Seen::open(&path).unwrap().unwrap();
-    assert_eq!(seen.mark(), place_of(15_999));
+    let dedup_index = DedupIndex::open(&path).unwrap().unwrap();
+    assert_eq!(dedup_index.watermark(), place_of(15_999));
 }
 
 /// Two keys whose hashes in the table are the same.
@@ -317,8 +320,8 @@ async fn a_table_that_is_damaged_while_the_store_is_open_is_made_from_the_journa
         store.append_all((1..=4).map(event)).await;
         assert!(store.drain("crm").await.is_empty(), "{what}");
         store.close().await;
-        let seen = Seen::open(&table(&place)).unwrap().unwrap();
-        assert_ne!(seen.mark(), Position::default(), "{what}");
+        let dedup_index = DedupIndex::open(&table(&place)).unwrap().unwrap();
+        assert_ne!(dedup_index.watermark(), Position::default(), "{what}");
         let store = place.open();
         store.subscribe(&["crm"]).await;
         store.append_all((1..=5).map(event)).await;
@@ -344,20 +347,20 @@ async fn a_store_that_is_closed_while_it_mends_its_table_lets_no_copy_through() 
     }
 }
 
-/// A table as version 1 had it: it says that all up to `mark` are in it, and has nothing.
-fn of_version_1(mark: Position) -> Vec<u8> {
+/// A table as version 1 had it: it says that all up to `watermark` are in it, and has nothing.
+fn of_version_1(watermark: Position) -> Vec<u8> {
     let mut table = vec![0; offset(SLOTS)];
     table[..8].copy_from_slice(b"hookseen");
     table[8] = 1;
-    table[16..24].copy_from_slice(&mark.to_sql().to_le_bytes());
+    table[16..24].copy_from_slice(&watermark.to_sql().to_le_bytes());
     table
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_of_version_1_is_made_from_the_journal() {
     let replace = |place: &Place| {
-        let seen = Seen::open(&table(place)).unwrap().unwrap();
-        fs::write(table(place), of_version_1(seen.mark())).unwrap();
+        let dedup_index = DedupIndex::open(&table(place)).unwrap().unwrap();
+        fs::write(table(place), of_version_1(dedup_index.watermark())).unwrap();
     };
     assert_eq!(delivered_after(replace, true).await, 1);
 }
@@ -366,7 +369,7 @@ async fn a_table_of_version_1_is_made_from_the_journal() {
 async fn what_the_table_has_lost_with_the_power_is_learnt_again() {
     let lose = |place: &Place| {
         let path = place.dir.path().join("empty");
-        Seen::create(&path).unwrap();
+        DedupIndex::create(&path).unwrap();
         fs::copy(path, table(place)).unwrap();
     };
     assert_eq!(delivered_after(lose, false).await, 1);
@@ -380,13 +383,13 @@ async fn what_was_learnt_before_a_stop_is_not_read_again() {
     store.append_all([event(1), event(2)]).await;
     store.settle_down().await;
     store.close().await;
-    let seen = Seen::open(&table(&place)).unwrap().unwrap();
+    let dedup_index = DedupIndex::open(&table(&place)).unwrap().unwrap();
     let mut scan = Scan::open(&place.journal(), Position::new(1, 0)).unwrap();
     let mut last = None;
-    while let Some(Step::Record { position, .. }) = scan.next().unwrap() {
+    while let Some(ScanItem::Record { position, .. }) = scan.next().unwrap() {
         last = Some(position);
     }
-    assert_eq!(Some(seen.mark()), last);
+    assert_eq!(Some(dedup_index.watermark()), last);
 }
 
 /// The table of a store with `events`, which was stopped.

@@ -53,7 +53,7 @@
 //! Damage is noticed when it is come upon, not before: while a key is looked up, while the table is renewed,
 //! or in the header when the table is opened. The lookup of a key that was added goes over each slot from the
 //! hash's own to the entry's, so no copy gets past damage. The table is then
-//! [made anew](super::copies).
+//! [made anew](super::deduplicator).
 //!
 //! Not noticed is a block that is back in an older state of its own: its checks are right. What was added
 //! there since is forgotten, and copies of these events are taken for new. The next start learns again what is
@@ -122,13 +122,13 @@ const WINDOW: usize = 16;
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct DedupIndex {
     file: File,
     path: PathBuf,
     /// The number of slots that hashes can be the number of, as a power of two.
     bits: u32,
     /// Up to which event all are in the table, as its header says.
-    mark: Position,
+    watermark: Position,
 }
 
 /// The number of a slot.
@@ -136,7 +136,7 @@ pub(super) type Slot = u64;
 
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum IndexError {
     /// It is not what was written, or of another version: only a new one helps. The message goes on from
     /// "since".
     #[error("{0}")]
@@ -146,13 +146,13 @@ pub(super) enum Fault {
     Io(#[from] io::Error),
 }
 
-impl Fault {
+impl IndexError {
     fn unread(error: impl Display) -> Self {
         Self::Damaged(format!("it is not readable ({error})"))
     }
 }
 
-/// What [`Seen::find`] came upon.
+/// What [`DedupIndex::find`] came upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// An entry that was accepted.
@@ -161,32 +161,33 @@ pub(super) enum Found {
     Free(Slot),
 }
 
-impl Seen {
+impl DedupIndex {
     /// Opens the table at `path`; `None` where there is none.
     ///
     /// # Errors
     ///
     /// When it is damaged, of another version, or cannot be opened.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, Fault> {
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, IndexError> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
         let mut bytes = [0; USED_BYTES];
-        file.read_exact_at(&mut bytes, 0).map_err(Fault::unread)?;
-        let (bits, mark) = read_header(&bytes)?;
+        file.read_exact_at(&mut bytes, 0)
+            .map_err(IndexError::unread)?;
+        let (bits, watermark) = read_header(&bytes)?;
         let length = file.metadata()?.len();
         let path = path.to_owned();
-        let seen = Self {
+        let index = Self {
             file,
             path,
             bits,
-            mark,
+            watermark,
         };
-        if length != offset(seen.slots()) {
-            return Err(Fault::Damaged(format!("it has {length} bytes")));
+        if length != offset(index.slots()) {
+            return Err(IndexError::Damaged(format!("it has {length} bytes")));
         }
-        Ok(Some(seen))
+        Ok(Some(index))
     }
 
     /// Makes an empty table at `path`, in place of any that is there.
@@ -199,7 +200,7 @@ impl Seen {
         &self,
         key: &DedupeKey,
         mut accept: impl FnMut(Position) -> bool,
-    ) -> Result<Found, Fault> {
+    ) -> Result<Found, IndexError> {
         let hash = hash(key);
         let mut slot = home(hash, self.bits);
         let mut window = [0; WINDOW * SLOT_BYTES as usize];
@@ -210,7 +211,7 @@ impl Seen {
                 return Err(io::Error::other("the table of copies is full").into());
             }
             let read = self.file.read_exact_at(bytes, offset(slot));
-            read.map_err(Fault::unread)?;
+            read.map_err(IndexError::unread)?;
             for bytes in bytes.chunks_exact(SLOT_BYTES as usize) {
                 match Entry::read(bytes, slot)? {
                     None => return Ok(Found::Free(slot)),
@@ -238,18 +239,18 @@ impl Seen {
         Ok(slot - home(hash, self.bits) >= FARTHEST)
     }
 
-    /// Puts all that was added on stable storage, and then says so in the table: `mark` is the last
+    /// Puts all that was added on stable storage, and then says so in the table: `watermark` is the last
     /// event that it holds for.
-    pub(super) fn sync(&mut self, mark: Position) -> io::Result<()> {
+    pub(super) fn sync(&mut self, watermark: Position) -> io::Result<()> {
         self.file.sync_data()?;
-        self.mark = mark;
-        self.file.write_all_at(&header(self.bits, mark), 0)
+        self.watermark = watermark;
+        self.file.write_all_at(&header(self.bits, watermark), 0)
     }
 
     /// What the table says of itself: up to which event all are in it. It is believed only once that
     /// event has been looked at.
-    pub(super) const fn mark(&self) -> Position {
-        self.mark
+    pub(super) const fn watermark(&self) -> Position {
+        self.watermark
     }
 
     const fn slots(&self) -> u64 {
@@ -258,13 +259,13 @@ impl Seen {
 
     /// Moves to a table that has room, without what is before `oldest`. Entries are in the order of
     /// their hashes in both, all but, so that both are gone through from end to end.
-    pub(super) fn renew(&mut self, oldest: Position) -> Result<(), Fault> {
+    pub(super) fn rebuild(&mut self, oldest: Position) -> Result<(), IndexError> {
         let mut live = 0;
         self.each_run(oldest, |run| {
             live += run.len() as u64;
             Ok(())
         })?;
-        let mut target = Builder::begin(&self.path, bits_for(live), self.mark)?;
+        let mut target = Builder::begin(&self.path, bits_for(live), self.watermark)?;
         self.each_run(oldest, |run| target.add(run))?;
         *self = target.finish()?;
         Ok(())
@@ -275,13 +276,13 @@ impl Seen {
         &self,
         oldest: Position,
         mut take: impl FnMut(&mut Vec<Entry>) -> io::Result<()>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), IndexError> {
         let mut source = BufReader::with_capacity(CHUNK_BYTES, &self.file);
         source.seek(SeekFrom::Start(HEADER_BYTES))?;
         let mut bytes = [0; SLOT_BYTES as usize];
         let mut run = Vec::new();
         for slot in 0..self.slots() {
-            source.read_exact(&mut bytes).map_err(Fault::unread)?;
+            source.read_exact(&mut bytes).map_err(IndexError::unread)?;
             match Entry::read(&bytes, slot)? {
                 Some(entry) if entry.position >= oldest => run.push(entry),
                 Some(_) => {}
@@ -304,12 +305,12 @@ struct Entry {
 
 impl Entry {
     /// What slot number `slot` has; `None` if it is free.
-    fn read(bytes: &[u8], slot: Slot) -> Result<Option<Self>, Fault> {
+    fn read(bytes: &[u8], slot: Slot) -> Result<Option<Self>, IndexError> {
         let bytes = bytes.first_chunk().copied().unwrap_or_default();
         let content = u128::from_le_bytes(bytes) >> CHECK_BITS;
         // In one slot of 2^32 zeros would be their own check.
         if content == 0 || bytes != sealed(content, slot) {
-            return Err(Fault::Damaged(format!("slot {slot} fails its check")));
+            return Err(IndexError::Damaged(format!("slot {slot} fails its check")));
         }
         let position = content as u64 & ((1 << POSITION_BITS) - 1);
         let entry = Self {
@@ -332,27 +333,29 @@ fn sealed(content: u128, slot: Slot) -> [u8; SLOT_BYTES as usize] {
 }
 
 /// The header of a table of 2^`bits` slots, as far as it is used.
-fn header(bits: u32, mark: Position) -> Vec<u8> {
+fn header(bits: u32, watermark: Position) -> Vec<u8> {
     let mut header = Vec::with_capacity(USED_BYTES);
     header.extend(MAGIC);
     header.extend(VERSION.to_le_bytes());
     header.extend(bits.to_le_bytes());
-    header.extend(mark.to_sql().to_le_bytes());
+    header.extend(watermark.to_sql().to_le_bytes());
     let check = crc32c::crc32c(&header);
     header.extend(check.to_le_bytes());
     header
 }
 
 /// The size that a header tells, as a power of two, and the mark.
-fn read_header(bytes: &[u8; USED_BYTES]) -> Result<(u32, Position), Fault> {
+fn read_header(bytes: &[u8; USED_BYTES]) -> Result<(u32, Position), IndexError> {
     let problem = match fields(bytes) {
-        Some((VERSION, bits, mark)) if SIZES.contains(&bits) && header(bits, mark) == bytes => {
-            return Ok((bits, mark));
+        Some((VERSION, bits, watermark))
+            if SIZES.contains(&bits) && header(bits, watermark) == bytes =>
+        {
+            return Ok((bits, watermark));
         }
         Some((version, ..)) if version != VERSION => format!("it is of version {version}"),
         _ => "its header fails its check".to_owned(),
     };
-    Err(Fault::Damaged(problem))
+    Err(IndexError::Damaged(problem))
 }
 
 /// Version, size and mark, where a header begins as one.
@@ -360,8 +363,8 @@ fn fields(mut bytes: &[u8]) -> Option<(u32, u32, Position)> {
     let bytes = &mut bytes;
     let is_ours = take(bytes, MAGIC.len())? == MAGIC;
     let (version, bits) = (take_u32(bytes)?, take_u32(bytes)?);
-    let mark = Position::from_sql(take_integer(bytes)?);
-    is_ours.then_some((version, bits, mark))
+    let watermark = Position::from_sql(take_integer(bytes)?);
+    is_ours.then_some((version, bits, watermark))
 }
 
 /// Writes a table from its first slot to its last, beside the one that it takes the place of.
@@ -369,23 +372,23 @@ struct Builder {
     file: BufWriter<File>,
     path: PathBuf,
     bits: u32,
-    mark: Position,
+    watermark: Position,
     /// The next slot to be written.
     next: Slot,
 }
 
 impl Builder {
     /// Begins the table that is to be at `path`.
-    fn begin(path: &Path, bits: u32, mark: Position) -> io::Result<Self> {
+    fn begin(path: &Path, bits: u32, watermark: Position) -> io::Result<Self> {
         let file = disk::create_file(&beside(path))?;
-        file.write_all_at(&header(bits, mark), 0)?;
+        file.write_all_at(&header(bits, watermark), 0)?;
         let mut file = BufWriter::with_capacity(CHUNK_BYTES, file);
         file.seek(SeekFrom::Start(HEADER_BYTES))?;
         Ok(Self {
             file,
             path: path.to_owned(),
             bits,
-            mark,
+            watermark,
             next: 0,
         })
     }
@@ -414,7 +417,7 @@ impl Builder {
     }
 
     /// Puts the table on stable storage, and then at its place.
-    fn finish(mut self) -> io::Result<Seen> {
+    fn finish(mut self) -> io::Result<DedupIndex> {
         let slots = (1 << self.bits) + OVERFLOW;
         if self.next > slots {
             return Err(io::Error::other("its hashes are not spread evenly"));
@@ -424,11 +427,11 @@ impl Builder {
         file.sync_data()?;
         fs::rename(beside(&self.path), &self.path)?;
         disk::sync_dir(self.path.parent().unwrap_or(&self.path))?;
-        Ok(Seen {
+        Ok(DedupIndex {
             file,
             path: self.path,
             bits: self.bits,
-            mark: self.mark,
+            watermark: self.watermark,
         })
     }
 }

@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 
 use super::{
-    ledger::Books,
+    ledger::LedgerDatabase,
     reader::Directory,
     recovery::{Tail, follow},
     segment::{Position, VERSION},
@@ -17,30 +17,30 @@ use crate::store::StoreError;
 
 /// Makes sure that the journal has what became of deliveries so far, and that nothing is added to a segment
 /// of an older version.
-pub(super) fn take_over(
-    books: &mut Books,
+pub(super) fn backfill(
+    database: &mut LedgerDatabase,
     directory: &Directory,
     mut tail: Tail,
     now: Timestamp,
 ) -> Result<Tail, StoreError> {
     let written = || StoreError::writing(directory.path());
     let number = tail.header.number + 1;
-    if books.is_journaled()? {
+    if database.is_journaled()? {
         return match tail.header.version {
             VERSION => Ok(tail),
             _ => follow(directory, tail, number, now).map_err(written()),
         };
     }
-    if !books.is_sound()? {
-        books.renew("it is damaged")?;
-        return take_over(books, directory, tail, now);
+    if !database.is_sound()? {
+        database.renew("it is damaged")?;
+        return backfill(database, directory, tail, now);
     }
     tracing::info!("the journal is told what became of deliveries");
     tail.seal().map_err(written())?;
     let header = tail.successor(number, now);
     let tail = Tail::begin_with(directory, header, |segment| {
-        let (through, mut added) = (books.through()?, Ok(()));
-        let told = books.inventory(Position::default(), through, |record| {
+        let (through, mut added) = (database.through()?, Ok(()));
+        let told = database.inventory(Position::default(), through, |record| {
             if added.is_ok() {
                 added = segment.add(&record);
             }
@@ -49,6 +49,6 @@ pub(super) fn take_over(
         added.map_err(written())
     })?;
     super::disk::sync_dir(directory.path()).map_err(written())?;
-    books.set_journaled()?;
+    database.set_journaled()?;
     Ok(tail)
 }

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::Reported;
+use super::TopicTime;
 use crate::event::{Notification, Topic};
 
 /// How many topics are here while they can be forgotten, and how many at most, besides those of one event:
@@ -20,12 +20,12 @@ pub(super) const MOST: usize = 4 * ROOM;
 
 /// The latest provider time of topics, by their hashes. Nobody gains anything by a collision.
 #[derive(Debug, Default)]
-pub(super) struct Reports {
+pub(super) struct TopicCache {
     latest: HashMap<u64, Timestamp>,
     hasher: RandomState,
 }
 
-impl Reports {
+impl TopicCache {
     /// Whether all topics of `notification` are here.
     pub(super) fn know(&self, notification: &Notification) -> bool {
         self.unknown(notification).next().is_none()
@@ -42,8 +42,8 @@ impl Reports {
     }
 
     /// Takes in what the ledger knows of topics that were not here.
-    pub(super) fn learn(&mut self, reported: &[Reported]) {
-        for (topic, at) in reported {
+    pub(super) fn insert(&mut self, topic_times: &[TopicTime]) {
+        for (topic, at) in topic_times {
             let at = at.unwrap_or(Timestamp::MIN);
             let latest = self.latest.entry(self.hasher.hash_one(topic.as_str()));
             let latest = latest.or_insert(at);

@@ -7,7 +7,7 @@ use crate::{
     event::{Key, Notification},
     store::{
         AppendError, Verdict,
-        postgres::{learn, pool::Durability, rows, upkeep},
+        postgres::{maintenance, pool::Durability, rows, topics},
         tests::{self as suite, at, clock, event, keyed, parked},
     },
 };
@@ -45,9 +45,9 @@ async fn a_day_is_dropped_when_it_is_old_and_nothing_of_it_is_needed() {
         replica.store.settle("crm", claim, verdict).await;
     }
     replica.store.settle("crm", &claims[4], Verdict::Done).await;
-    let connector = &replica.parts().connector;
-    let mut session = connector.connect(Durability::Lazy).await.unwrap();
-    upkeep::retain(replica.parts(), &mut session, later())
+    let connector = &replica.shared().connector;
+    let mut connection = connector.connect(Durability::Lazy).await.unwrap();
+    maintenance::retain(replica.shared(), &mut connection, later())
         .await
         .unwrap();
     let kept: Vec<_> = [1, 3, 4]
@@ -84,9 +84,9 @@ async fn what_is_known_of_a_topic_goes_with_the_last_event_that_says_it() {
     replica.store.append(&about_x(1, 0)).await.unwrap();
     assert_eq!(replica.store.drain("crm").await.len(), 1);
     replica.store.append(&about_x(2, 10)).await.unwrap();
-    let connector = &replica.parts().connector;
-    let mut session = connector.connect(Durability::Lazy).await.unwrap();
-    upkeep::retain(replica.parts(), &mut session, later())
+    let connector = &replica.shared().connector;
+    let mut connection = connector.connect(Durability::Lazy).await.unwrap();
+    maintenance::retain(replica.shared(), &mut connection, later())
         .await
         .unwrap();
     // One of the day between that comes late.
@@ -190,7 +190,7 @@ fn base_name(url: &str) -> &str {
 fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
     use crate::store::postgres::settings::Tls;
     let read = |url: &str| -> Result<_, String> {
-        let address: crate::store::postgres::Address =
+        let address: crate::store::postgres::DatabaseUrl =
             url.parse().map_err(|error| format!("{error}"))?;
         assert!(!format!("{address:?} {address}").contains("hunter2"));
         Ok((address.tls, address.hosts().len()))
@@ -235,14 +235,14 @@ fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
 async fn topics_of_an_event_that_nobody_claims_are_learnt() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
-    let many = learn::MOST_TOPICS + 1;
+    let many = topics::MOST_TOPICS + 1;
     let large = Notification {
         occurred_at: Some(at(0)),
         topics: (0..many).map(|n| n.to_string().as_str().into()).collect(),
         ..event(1)
     };
     replica.store.append(&large).await.unwrap();
-    replica.parts().chores.notify_one();
+    replica.shared().maintenance.notify_one();
     suite::eventually("they are learnt", async || {
         let left = "SELECT count(*) FROM hookswitch.unlearnt";
         (database.sql(left) == "0").then_some(())

@@ -10,17 +10,17 @@ use uuid::Uuid;
 
 use super::{
     Settings,
-    fault::Fault,
-    order,
-    pool::{Durability, Session},
-    replay, rows, schema, text,
+    error::PgError,
+    escape, ordering,
+    pool::{Durability, PgConnection},
+    replay, rows, schema,
 };
 use crate::{
     event::{EventId, EventName, HandlerName, Key},
     store::{
-        DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary, ParkedDelivery,
-        ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError, record::id_range,
-        shorten,
+        DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventSummary, Operator,
+        ParkedDelivery, ParkedFilter, ReplaySelection, ReplaySummary, StoreError,
+        operator::id_range, shorten,
     },
 };
 
@@ -35,7 +35,7 @@ const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.receive
 
 /// An open one that waits for another is queued, whether anybody has come upon it yet or not.
 static DELIVERIES: LazyLock<String> = LazyLock::new(|| {
-    let blocker = order::blocker("d");
+    let blocker = ordering::blocker("d");
     format!(
         "SELECT h.name, CASE WHEN b.id IS NULL THEN 0 ELSE 1 END::smallint, d.attempts, d.due_at,
             d.replay, NULL AS why, h.id, b.id
@@ -72,26 +72,26 @@ const SKIP: &str = "WITH
     SELECT count(*) FROM skipped";
 
 /// An operator's connection to a store.
-pub(super) struct Operator {
+pub(super) struct OperatorConnection {
     pub(super) runtime: Runtime,
-    pub(super) session: Session,
+    pub(super) connection: PgConnection,
 }
 
-impl Operator {
+impl OperatorConnection {
     /// Connects to the store.
     ///
     /// # Errors
     ///
     /// When there is none, or it cannot be read.
     pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
-        let looking = async |session: &mut Session| schema::check(session).await;
+        let looking = async |connection: &mut PgConnection| schema::check(connection).await;
         Self::connect(settings, looking)
     }
 
     /// Connects to the database and has `prepare` see to the store in it.
     pub(super) fn connect(
         settings: &Settings,
-        prepare: impl AsyncFnOnce(&mut Session) -> Result<(), Fault>,
+        prepare: impl AsyncFnOnce(&mut PgConnection) -> Result<(), PgError>,
     ) -> Result<Self, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -99,39 +99,42 @@ impl Operator {
             .map_err(StoreError::io("starting a runtime"))?;
         let connector = settings.connector(TaskTracker::new())?;
         let opening = async {
-            let mut session = connector.connect(Durability::Full).await?;
-            prepare(&mut session).await?;
-            Ok(session)
+            let mut connection = connector.connect(Durability::Full).await?;
+            prepare(&mut connection).await?;
+            Ok(connection)
         };
         let address = &settings.url;
         match runtime.block_on(opening) {
-            Ok(session) => Ok(Self { runtime, session }),
-            Err(Fault::Absent) => Err(StoreError::Absent(address.to_string())),
-            Err(fault) => Err(fault.during(&format!("opening the store at {address}"))),
+            Ok(connection) => Ok(Self {
+                runtime,
+                connection,
+            }),
+            Err(PgError::NoTables) => Err(StoreError::Absent(address.to_string())),
+            Err(error) => Err(error.into_store_error(&format!("opening the store at {address}"))),
         }
     }
 }
 
-impl Records for Operator {
+impl Operator for OperatorConnection {
     fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError> {
-        let listing = list_events(&self.session, filter);
+        let listing = list_events(&self.connection, filter);
         let listed = self.runtime.block_on(listing);
-        listed.map_err(|fault| fault.during("reading events"))
+        listed.map_err(|error| error.into_store_error("reading events"))
     }
 
-    fn event(&self, id: EventId) -> Result<Option<EventRecord>, StoreError> {
-        let found = self.runtime.block_on(find_event(&self.session, id));
-        found.map_err(|fault| fault.during("reading an event"))
+    fn event(&self, id: EventId) -> Result<Option<EventDetails>, StoreError> {
+        let found = self.runtime.block_on(find_event(&self.connection, id));
+        found.map_err(|error| error.into_store_error("reading an event"))
     }
 
     fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError> {
-        let listed = self.runtime.block_on(list_parked(&self.session, filter));
-        listed.map_err(|fault| fault.during("reading parked deliveries"))
+        let listed = self.runtime.block_on(list_parked(&self.connection, filter));
+        listed.map_err(|error| error.into_store_error("reading parked deliveries"))
     }
 
     fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError> {
         self.runtime
-            .block_on(replay::plan(&self.session, selection))
+            .block_on(replay::plan(&self.connection, selection))
     }
 
     fn replay(
@@ -141,7 +144,7 @@ impl Records for Operator {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
-        let making = replay::make(&mut self.session, selection, reason, now, progress);
+        let making = replay::make(&mut self.connection, selection, reason, now, progress);
         self.runtime.block_on(making)
     }
 
@@ -151,25 +154,28 @@ impl Records for Operator {
         reason: &str,
         now: Timestamp,
     ) -> Result<u64, StoreError> {
-        let skipping = skip(&self.session, parked, reason, now);
+        let skipping = skip(&self.connection, parked, reason, now);
         let skipped = self.runtime.block_on(skipping);
-        skipped.map_err(|fault| fault.during("skipping parked deliveries"))
+        skipped.map_err(|error| error.into_store_error("skipping parked deliveries"))
     }
 }
 
 /// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
-async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<EventSummary>, Fault> {
+async fn list_events(
+    connection: &PgConnection,
+    filter: &EventFilter,
+) -> Result<Vec<EventSummary>, PgError> {
     let query = format!(
         "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2
              AND ($4::text IS NULL OR e.key = $4) ORDER BY e.id DESC LIMIT $3"
     );
     let (from, to) = id_range(filter.since, filter.until);
     let (from, mut to) = (Uuid::from_bytes(from), Uuid::from_bytes(to));
-    let key = filter.key.as_ref().map(|key| text::to_sql(key.as_str()));
+    let key = filter.key.as_ref().map(|key| escape::to_sql(key.as_str()));
     let mut found = Vec::new();
     loop {
         let parameters: &[&(dyn ToSql + Sync)] = &[&from, &to, &SLICE, &key];
-        let page = session.client.query(&query, parameters).await?;
+        let page = connection.client.query(&query, parameters).await?;
         for row in &page {
             let event = summary(row)?;
             if filter.takes(&event.name, event.received_at) && found.len() < filter.limit {
@@ -185,12 +191,12 @@ async fn list_events(session: &Session, filter: &EventFilter) -> Result<Vec<Even
     }
 }
 
-fn summary(row: &Row) -> Result<EventSummary, Fault> {
+fn summary(row: &Row) -> Result<EventSummary, PgError> {
     Ok(EventSummary {
         id: rows::event_id(row.try_get(0)?),
-        name: EventName::new(text::get(row, 1)?),
-        endpoint: text::get(row, 2)?.as_str().into(),
-        key: text::find(row, 3)?.map(Key::new),
+        name: EventName::new(escape::get(row, 1)?),
+        endpoint: escape::get(row, 2)?.as_str().into(),
+        key: escape::find(row, 3)?.map(Key::new),
         occurred_at: row.try_get(4)?,
         received_at: row.try_get(5)?,
         open: row.try_get::<_, i64>(6)?.cast_unsigned(),
@@ -198,8 +204,11 @@ fn summary(row: &Row) -> Result<EventSummary, Fault> {
     })
 }
 
-async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord>, Fault> {
-    let client = &session.client;
+async fn find_event(
+    connection: &PgConnection,
+    id: EventId,
+) -> Result<Option<EventDetails>, PgError> {
+    let client = &connection.client;
     let found = rows::find(client, &[id]).await?.pop();
     let Some((notification, day, position)) = found else {
         return Ok(None);
@@ -213,64 +222,64 @@ async fn find_event(session: &Session, id: EventId) -> Result<Option<EventRecord
         let failed = client.query(FAILURES, &[&day, &position, &handler]).await?;
         deliveries.push(delivery(&row, &failed)?);
     }
-    Ok(Some(EventRecord {
+    Ok(Some(EventDetails {
         notification,
         deliveries,
     }))
 }
 
-fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryRecord, Fault> {
+fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryDetails, PgError> {
     let failures = failed.iter().map(|row| rows::attempt(row, 0));
-    Ok(DeliveryRecord {
-        handler: HandlerName::new(text::get(row, 0)?),
+    Ok(DeliveryDetails {
+        handler: HandlerName::new(escape::get(row, 0)?),
         state: DeliveryState::numbered(row.try_get(1)?),
         waits_for: row.try_get::<_, Option<Uuid>>(7)?.map(rows::event_id),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
-        replay: text::find(row, 4)?,
-        why: text::find(row, 5)?,
+        replay: escape::find(row, 4)?,
+        why: escape::find(row, 5)?,
         failures: failures.collect::<Result<_, _>>()?,
     })
 }
 
 async fn list_parked(
-    session: &Session,
+    connection: &PgConnection,
     filter: &ParkedFilter,
-) -> Result<Vec<ParkedDelivery>, Fault> {
+) -> Result<Vec<ParkedDelivery>, PgError> {
     let handler = filter.handler.as_ref();
-    let handler = handler.map(|handler| text::to_sql(handler.as_str()));
+    let handler = handler.map(|handler| escape::to_sql(handler.as_str()));
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
     let parameters: &[&(dyn ToSql + Sync)] = &[&handler, &limit];
-    let listed = session.client.query(PARKED_LIST, parameters).await?;
+    let listed = connection.client.query(PARKED_LIST, parameters).await?;
     let parked = |row: &Row| {
         Ok(ParkedDelivery {
             id: rows::event_id(row.try_get(0)?),
-            name: EventName::new(text::get(row, 1)?),
-            handler: HandlerName::new(text::get(row, 2)?),
-            key: text::find(row, 3)?.map(Key::new),
+            name: EventName::new(escape::get(row, 1)?),
+            handler: HandlerName::new(escape::get(row, 2)?),
+            key: escape::find(row, 3)?.map(Key::new),
             received_at: row.try_get(4)?,
             parked_at: row.try_get(5)?,
             attempts: row.try_get::<_, i32>(6)?.cast_unsigned(),
-            why: text::find(row, 7)?.unwrap_or_default(),
+            why: escape::find(row, 7)?.unwrap_or_default(),
         })
     };
     listed.iter().map(parked).collect()
 }
 
 async fn skip(
-    session: &Session,
+    connection: &PgConnection,
     parked: &[(EventId, HandlerName)],
     reason: &str,
     now: Timestamp,
-) -> Result<u64, Fault> {
-    let reason = text::to_sql(shorten(reason));
+) -> Result<u64, PgError> {
+    let reason = escape::to_sql(shorten(reason));
     let mut skipped = 0;
     for parked in parked.chunks(SLICE as usize) {
         let ids: Vec<_> = parked.iter().map(|(id, _)| rows::uuid(*id)).collect();
         let handlers = parked.iter().map(|(_, handler)| handler.as_str());
-        let handlers: Vec<_> = handlers.map(text::to_sql).collect();
+        let handlers: Vec<_> = handlers.map(escape::to_sql).collect();
         let parameters: &[&(dyn ToSql + Sync)] = &[&ids, &handlers, &now, &reason];
-        let row = session.client.query_one(SKIP, parameters).await?;
+        let row = connection.client.query_one(SKIP, parameters).await?;
         skipped += row.try_get::<_, i64>(0)?.cast_unsigned();
     }
     Ok(skipped)

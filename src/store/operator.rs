@@ -43,16 +43,16 @@ pub struct EventSummary {
 
 /// One event, whole.
 #[derive(Clone, Debug)]
-pub struct EventRecord {
+pub struct EventDetails {
     /// What was received.
     pub notification: Notification,
     /// Who gets it, and how that stands.
-    pub deliveries: Vec<DeliveryRecord>,
+    pub deliveries: Vec<DeliveryDetails>,
 }
 
 /// How one delivery stands.
 #[derive(Clone, Debug, Serialize)]
-pub struct DeliveryRecord {
+pub struct DeliveryDetails {
     /// The handler.
     pub handler: HandlerName,
     /// How it stands.

@@ -52,9 +52,9 @@ mod tests {
     #[test]
     fn every_text_comes_back_and_none_holds_a_nul_meanwhile() {
         for text in ["", "plain", "\0", r"\0", r"\\0", "a\0\\b\\", "ü\0ü"] {
-            let held = to_sql(text);
-            assert!(!held.contains('\0'), "{text:?}");
-            assert_eq!(from_sql(held.into_owned()), text);
+            let escaped = to_sql(text);
+            assert!(!escaped.contains('\0'), "{text:?}");
+            assert_eq!(from_sql(escaped.into_owned()), text);
         }
     }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::{
-    Books,
+    LedgerDatabase,
     delivery::{self, HandlerId},
     micros, time,
 };
@@ -13,7 +13,7 @@ use crate::{
     store::{
         DeliveryState, NO_HANDLER, Subscription,
         embedded::{record, segment::Position},
-        standing::Standing,
+        statistics::HandlerStatistics,
     },
 };
 
@@ -22,26 +22,26 @@ const SLICE: usize = 1000;
 
 /// A handler that gets events.
 #[derive(Clone, Debug)]
-pub(super) struct Active {
+pub(super) struct ActiveHandler {
     pub(super) id: HandlerId,
     pub(super) asked: Subscription,
 }
 
-impl Books {
+impl LedgerDatabase {
     /// Takes `subscriptions` in the place of those so far.
     pub(in super::super) fn subscribe(&mut self, subscriptions: Vec<Subscription>) -> Result<()> {
         self.queue.retain(&subscriptions);
         // What was settled before is not of a handler that is gone.
-        let outcomes = self.queue.outcomes(self.reached()?.through);
-        for (position, told) in &outcomes {
-            self.learn(*position, told)?;
+        let updates = self.queue.updates(self.watermark()?.through);
+        for (position, snapshot) in &updates {
+            self.apply_snapshot(*position, snapshot)?;
         }
-        self.taking.outcomes.extend(outcomes);
+        self.intake.updates.extend(updates);
         self.db.execute("UPDATE handlers SET configured = 0", [])?;
         let mut active = Vec::with_capacity(subscriptions.len());
         for asked in subscriptions {
             let id = self.configure(&asked)?;
-            active.push(Active { id, asked });
+            active.push(ActiveHandler { id, asked });
         }
         let subscribed: Vec<_> = active.iter().map(|active| active.asked.clone()).collect();
         self.subscriptions = active;
@@ -51,7 +51,7 @@ impl Books {
     }
 
     /// Who gets the events at the place up to which the journal has been read.
-    pub(super) fn given(&self) -> Result<Vec<Active>> {
+    pub(super) fn given(&self) -> Result<Vec<ActiveHandler>> {
         let Some(said) = self.said()? else {
             return Ok(self.subscriptions.clone());
         };
@@ -61,7 +61,7 @@ impl Books {
             // What nobody asks for needs no order: it is parked.
             asked.ordered = configured.is_some_and(|active| active.asked.ordered);
             let id = id(&self.db, &asked.handler)?;
-            Ok(Active { id, asked })
+            Ok(ActiveHandler { id, asked })
         });
         given.collect()
     }
@@ -128,7 +128,7 @@ impl Books {
     /// Those of an event in the journal. One that cannot be read has none: it is parked when its turn
     /// comes.
     pub(super) fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
-        self.bodies.read(position).ok()?.keys
+        self.event_reader.read(position).ok()?.keys
     }
 
     /// Parks what is open of the handlers that are not among `subscriptions`.
@@ -176,7 +176,7 @@ impl Books {
     /// Whether anything between the two positions is not finished, or may not be: a ledger that is made anew
     /// does not know.
     pub(in super::super) fn is_needed(&self, from: Position, to: Position) -> Result<bool> {
-        if self.reached()?.through < to {
+        if self.watermark()?.through < to {
             return Ok(true);
         }
         let mut look = self.db.prepare_cached(UNFINISHED)?;
@@ -224,11 +224,11 @@ impl Books {
 
     /// Lets go of the file of segment `number`, which has been deleted.
     pub(in super::super) fn forget_segment(&mut self, number: u32) {
-        self.bodies.forget(number);
+        self.event_reader.forget(number);
     }
 
     /// How each handler stands.
-    pub(in super::super) fn standings(&self) -> Result<Vec<Standing>> {
+    pub(in super::super) fn statistics(&self) -> Result<Vec<HandlerStatistics>> {
         let mut handlers = self
             .db
             .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
@@ -236,7 +236,7 @@ impl Books {
         let rows = handlers.query_map([], |row| {
             let id: HandlerId = row.get(0)?;
             let oldest = oldest.query_row([id], |row| row.get(0)).optional()?;
-            Ok(Standing {
+            Ok(HandlerStatistics {
                 handler: row.get(1)?,
                 open: row.get(2)?,
                 parked: row.get(3)?,

@@ -13,12 +13,12 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::types::ToSql;
 
 use super::{
-    Parts,
-    fault::Fault,
-    learn, partition,
-    pool::{Durability, Session},
-    roster::HandlerId,
-    rows, standing,
+    Shared,
+    error::PgError,
+    partition,
+    pool::{Durability, PgConnection},
+    registry::HandlerId,
+    rows, statistics, topics,
 };
 use crate::store::NO_HANDLER;
 
@@ -94,42 +94,42 @@ pub(super) const FORGET: &str = "WITH
 
 /// Whether this connection is now the one of the replica that does it: nobody else's is, until it
 /// ends.
-pub(super) async fn elect(session: &Session) -> Result<bool, Fault> {
-    let elected = session.client.query_one(ELECT, &[]).await?;
+pub(super) async fn elect(connection: &PgConnection) -> Result<bool, PgError> {
+    let elected = connection.client.query_one(ELECT, &[]).await?;
     Ok(elected.try_get(0)?)
 }
 
 /// Does it until the store is closed.
-pub(super) async fn run(parts: Arc<Parts>) {
-    let follower = parts
-        .condition
+pub(super) async fn run(shared: Arc<Shared>) {
+    let follower = shared
+        .health
         .followers()
-        .patient("upkeep", "the store's upkeep");
-    let mut chores = Chores {
-        session: None,
+        .background("upkeep", "the store's upkeep");
+    let mut maintenance = Maintenance {
+        connection: None,
         round: None,
     };
     loop {
         let asked = tokio::select! {
-            () = parts.stop.cancelled() => return,
-            () = parts.chores.notified() => true,
+            () = shared.stop.cancelled() => return,
+            () = shared.maintenance.notified() => true,
             () = sleep(TICK) => false,
         };
-        if !parts.is_sound() {
+        if !shared.is_sound() {
             continue;
         }
         tokio::select! {
-            () = parts.stop.cancelled() => return,
-            done = chores.tick(&parts, asked) => {
+            () = shared.stop.cancelled() => return,
+            done = maintenance.tick(&shared, asked) => {
                 match done {
-                    Ok(()) => follower.gets_on(),
-                    Err(fault) => {
-                        if follower.fails(&fault) {
+                    Ok(()) => follower.progressed(),
+                    Err(error) => {
+                        if follower.failed(&error) {
                             tracing::warn!(
-                                "the store's upkeep was cut short, and will be done again: {fault}"
+                                "the store's upkeep was cut short, and will be done again: {error}"
                             );
                         }
-                        chores.session = None;
+                        maintenance.connection = None;
                     }
                 }
             }
@@ -137,82 +137,90 @@ pub(super) async fn run(parts: Arc<Parts>) {
     }
 }
 
-struct Chores {
+struct Maintenance {
     /// The connection that makes us the one, if we are.
-    session: Option<Session>,
+    connection: Option<PgConnection>,
     /// When the last round was.
     round: Option<Instant>,
 }
 
-impl Chores {
-    async fn tick(&mut self, parts: &Parts, asked: bool) -> Result<(), Fault> {
-        let Some(session) = self.elected(parts).await? else {
+impl Maintenance {
+    async fn tick(&mut self, shared: &Shared, asked: bool) -> Result<(), PgError> {
+        let Some(connection) = self.elected(shared).await? else {
             return Ok(());
         };
-        session.client.execute(standing::ADD_UP, &[]).await?;
-        learn::learn_all(session).await?;
+        connection.client.execute(statistics::ADD_UP, &[]).await?;
+        topics::store_all_topics(connection).await?;
         if asked || self.round.is_none_or(|round| round.elapsed() >= ROUND) {
-            self.round(parts).await?;
+            self.round(shared).await?;
             self.round = Some(Instant::now());
         }
         Ok(())
     }
 
     /// The connection, if we are the one.
-    async fn elected(&mut self, parts: &Parts) -> Result<Option<&mut Session>, Fault> {
+    async fn elected(&mut self, shared: &Shared) -> Result<Option<&mut PgConnection>, PgError> {
         if self
-            .session
+            .connection
             .as_ref()
-            .is_none_or(|session| session.client.is_closed())
+            .is_none_or(|connection| connection.client.is_closed())
         {
-            self.session = None;
-            let connecting = parts.connector.connect(Durability::Lazy);
-            let session = timeout(PATIENCE, connecting)
+            self.connection = None;
+            let connecting = shared.connector.connect(Durability::Lazy);
+            let connection = timeout(PATIENCE, connecting)
                 .await
-                .map_err(|_| Fault::Away("the database does not answer".to_owned()))??;
-            if elect(&session).await? {
-                self.session = Some(session);
+                .map_err(|_| PgError::Unavailable("the database does not answer".to_owned()))??;
+            if elect(&connection).await? {
+                self.connection = Some(connection);
             }
         }
-        Ok(self.session.as_mut())
+        Ok(self.connection.as_mut())
     }
 
-    async fn round(&mut self, parts: &Parts) -> Result<(), Fault> {
-        let Some(session) = &mut self.session else {
+    async fn round(&mut self, shared: &Shared) -> Result<(), PgError> {
+        let Some(connection) = &mut self.connection else {
             return Ok(());
         };
-        let now = (parts.context.clock)();
-        make_ahead(parts, session, now).await?;
-        park_the_abandoned(parts, session, now).await?;
-        retain(parts, session, now).await?;
-        if unqueue(session).await? {
-            parts.stir();
+        let now = (shared.context.clock)();
+        make_ahead(shared, connection, now).await?;
+        park_the_abandoned(shared, connection, now).await?;
+        retain(shared, connection, now).await?;
+        if unqueue(connection).await? {
+            shared.wake_all();
         }
         Ok(())
     }
 }
 
-async fn make_ahead(parts: &Parts, session: &Session, now: Timestamp) -> Result<(), Fault> {
-    let there = partition::days(session).await?;
+async fn make_ahead(
+    shared: &Shared,
+    connection: &PgConnection,
+    now: Timestamp,
+) -> Result<(), PgError> {
+    let there = partition::days(connection).await?;
     let today = rows::day(now);
     let wanted = (0..=DAYS_AHEAD).filter_map(|ahead| today.checked_add(ahead.days()).ok());
     let wanted: Vec<_> = wanted.filter(|day| !there.contains(day)).collect();
     if wanted.is_empty() {
         return Ok(());
     }
-    partition::make(&parts.pool, wanted.into_iter()).await
+    partition::make(&shared.pool, wanted.into_iter()).await
 }
 
-async fn park_the_abandoned(parts: &Parts, session: &Session, now: Timestamp) -> Result<(), Fault> {
-    let patience = parts.settings.abandon_after;
+async fn park_the_abandoned(
+    shared: &Shared,
+    connection: &PgConnection,
+    now: Timestamp,
+) -> Result<(), PgError> {
+    let patience = shared.settings.abandon_after;
     // Others that were stopped with us need their time to come back too.
-    if parts.opened.elapsed() < patience {
+    if shared.opened.elapsed() < patience {
         return Ok(());
     }
-    let client = &session.client;
+    let client = &connection.client;
     let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
     client
-        .execute(MISS, &[&parts.roster.ids(), &millis])
+        .execute(MISS, &[&shared.registry.ids(), &millis])
         .await?;
     for row in client.query(MISSING, &[]).await? {
         let handler: i32 = row.try_get(0)?;
@@ -238,9 +246,9 @@ async fn park_the_abandoned(parts: &Parts, session: &Session, now: Timestamp) ->
 }
 
 /// Makes ready what is queued of handlers without order, and says whether anything was.
-async fn unqueue(session: &mut Session) -> Result<bool, Fault> {
-    let statement = session.prepare(UNQUEUE).await?;
-    let client = &session.client;
+async fn unqueue(connection: &mut PgConnection) -> Result<bool, PgError> {
+    let statement = connection.prepare(UNQUEUE).await?;
+    let client = &connection.client;
     let mut found = false;
     for row in client.query(UNORDERED, &[]).await? {
         let handler: HandlerId = row.try_get(0)?;
@@ -260,39 +268,39 @@ async fn unqueue(session: &mut Session) -> Result<bool, Fault> {
 
 /// Drops the partitions of which nothing is needed any more.
 pub(super) async fn retain(
-    parts: &Parts,
-    session: &mut Session,
+    shared: &Shared,
+    connection: &mut PgConnection,
     now: Timestamp,
-) -> Result<(), Fault> {
-    let retain = SignedDuration::try_from(parts.settings.retain).unwrap_or(SignedDuration::MAX);
+) -> Result<(), PgError> {
+    let retain = SignedDuration::try_from(shared.settings.retain).unwrap_or(SignedDuration::MAX);
     let Ok(limit) = now.checked_sub(retain) else {
         return Ok(());
     };
-    let mut old = partition::days(session).await?;
+    let mut old = partition::days(connection).await?;
     old.retain(|day| *day < rows::day(limit));
     if old.is_empty() {
         return Ok(());
     }
-    let needed = needed(session).await?;
+    let needed = needed(connection).await?;
     for day in old {
         if !needed.contains(&day) {
-            forget(session, day).await?;
-            drop_day(session, day).await?;
+            forget(connection, day).await?;
+            drop_day(connection, day).await?;
         }
     }
     Ok(())
 }
 
-async fn needed(session: &Session) -> Result<HashSet<Date>, Fault> {
-    let rows = session.client.query(NEEDED, &[]).await?;
+async fn needed(connection: &PgConnection) -> Result<HashSet<Date>, PgError> {
+    let rows = connection.client.query(NEEDED, &[]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-async fn forget(session: &mut Session, day: Date) -> Result<(), Fault> {
-    let statement = session.prepare(FORGET).await?;
+async fn forget(connection: &mut PgConnection, day: Date) -> Result<(), PgError> {
+    let statement = connection.prepare(FORGET).await?;
     let mut from = 0_i64;
     loop {
-        let row = session
+        let row = connection
             .client
             .query_one(&statement, &[&day, &from, &SLICE])
             .await?;
@@ -305,10 +313,10 @@ async fn forget(session: &mut Session, day: Date) -> Result<(), Fault> {
 
 /// Drops the partitions of `day`, unless something there is needed after all: nobody can make a
 /// replay of its events once they are locked. Whoever appends waits meanwhile, but not for long.
-async fn drop_day(session: &mut Session, day: Date) -> Result<(), Fault> {
+async fn drop_day(connection: &mut PgConnection, day: Date) -> Result<(), PgError> {
     let names = partition::names(day);
     let [events, ..] = &names;
-    let change = session.client.transaction().await?;
+    let change = connection.client.transaction().await?;
     change
         .batch_execute(&format!(
             "SET LOCAL lock_timeout = '200ms'; LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE"

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::order::Order;
+use super::ordering::OrderingIndex;
 use crate::{
     event::{KeyHash, OrderingKeys},
     store::embedded::segment::Position,
@@ -12,7 +12,7 @@ use crate::{
 
 /// The keys of what was passed over.
 #[derive(Debug, Default)]
-pub(super) struct Aside {
+pub(super) struct Deferred {
     scopes: HashMap<KeyHash, Keys>,
     /// The oldest of what was passed over.
     first: Option<Position>,
@@ -25,7 +25,7 @@ struct Keys {
     is_whole: bool,
 }
 
-impl Aside {
+impl Deferred {
     /// Passes over a delivery.
     pub(super) fn add(&mut self, position: Position, keys: &OrderingKeys) {
         self.first = Some(self.first.map_or(position, |first| first.min(position)));
@@ -49,20 +49,20 @@ impl Aside {
         self.scopes.get(&keys.scope()).is_some_and(meets)
     }
 
-    /// Whether nothing of `order` may be in the way any longer of something that was passed over, since a
+    /// Whether nothing of `ordering` may be in the way any longer of something that was passed over, since a
     /// delivery of these keys is over.
-    pub(super) fn is_stranded(&self, keys: &OrderingKeys, order: &Order) -> bool {
+    pub(super) fn is_unblocked(&self, keys: &OrderingKeys, ordering: &OrderingIndex) -> bool {
         let Some(scope) = self.scopes.get(&keys.scope()) else {
             return false;
         };
         let is_alone = |key: &KeyHash| {
             scope.some.contains(key)
-                && !order.has(&OrderingKeys::from_hashes(keys.scope(), vec![*key]))
+                && !ordering.has(&OrderingKeys::from_hashes(keys.scope(), vec![*key]))
         };
         let whole = OrderingKeys::from_hashes(keys.scope(), Vec::new());
         match keys.is_whole() {
-            true => scope.some.iter().any(is_alone) || !order.has(&whole),
-            false => keys.keys().iter().any(is_alone) || scope.is_whole && !order.has(&whole),
+            true => scope.some.iter().any(is_alone) || !ordering.has(&whole),
+            false => keys.keys().iter().any(is_alone) || scope.is_whole && !ordering.has(&whole),
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use super::{disk, journal::Plan};
+use super::{disk, journal::JournalConfig};
 use crate::store::StoreError;
 
 /// How many segments must find room besides the reserve before a spare is made: it must never be
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A segment file that nobody uses yet.
 #[derive(Debug)]
-pub(super) struct Spare {
+pub(super) struct PreallocatedSegment {
     /// It, full of zeros.
     pub(super) file: File,
     /// Where it is.
@@ -44,34 +44,34 @@ pub(super) struct Spare {
 
 /// The thread that makes spares, one at a time and only when asked to. Dropping this ends it and
 /// removes the spare that nobody took.
-pub(super) struct Preparer {
+pub(super) struct Preallocator {
     /// `None` when the thread is to end.
-    orders: Option<Sender<()>>,
-    made: Receiver<Spare>,
+    requests: Option<Sender<()>>,
+    made: Receiver<PreallocatedSegment>,
     /// Whether a spare was ordered that has not been taken.
-    ordered: bool,
-    ready: Option<Spare>,
+    is_requested: bool,
+    ready: Option<PreallocatedSegment>,
     path: PathBuf,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Preparer {
+impl Preallocator {
     /// Starts the thread, and removes what an earlier one has left.
-    pub(super) fn start(plan: Plan) -> Result<Self, StoreError> {
-        let path = plan.directory.path().join("spare.new");
+    pub(super) fn start(config: JournalConfig) -> Result<Self, StoreError> {
+        let path = config.directory.path().join("spare.new");
         remove(&path).map_err(StoreError::writing(&path))?;
-        let (orders, inbox) = channel();
+        let (requests, inbox) = channel();
         let (outbox, made) = channel();
-        let maker = Maker {
+        let maker = PreallocatorThread {
             path: path.clone(),
-            plan,
-            orders: inbox,
+            config,
+            requests: inbox,
         };
-        let thread = super::start("preparer", move || maker.run(&outbox))?;
+        let thread = super::start("preallocator", move || maker.run(&outbox))?;
         Ok(Self {
-            orders: Some(orders),
+            requests: Some(requests),
             made,
-            ordered: false,
+            is_requested: false,
             ready: None,
             path,
             thread: Some(thread),
@@ -79,15 +79,15 @@ impl Preparer {
     }
 
     /// Asks for a spare, unless there is one or it has been asked for. Does not wait for it.
-    pub(super) fn order(&mut self) {
-        if let Some(orders) = &self.orders
-            && !self.ordered
+    pub(super) fn request(&mut self) {
+        if let Some(requests) = &self.requests
+            && !self.is_requested
         {
-            self.ordered = orders.send(()).is_ok();
+            self.is_requested = requests.send(()).is_ok();
         }
     }
 
-    /// Whether [`Preparer::take`] would give one.
+    /// Whether [`Preallocator::take`] would give one.
     pub(super) fn is_ready(&mut self) -> bool {
         if self.ready.is_none() {
             self.ready = self.made.try_recv().ok();
@@ -96,11 +96,11 @@ impl Preparer {
     }
 
     /// The spare, if it is ready.
-    pub(super) fn take(&mut self) -> Option<Spare> {
+    pub(super) fn take(&mut self) -> Option<PreallocatedSegment> {
         if !self.is_ready() {
             return None;
         }
-        self.ordered = false;
+        self.is_requested = false;
         self.ready.take()
     }
 
@@ -114,9 +114,9 @@ impl Preparer {
     }
 }
 
-impl Drop for Preparer {
+impl Drop for Preallocator {
     fn drop(&mut self) {
-        self.orders = None;
+        self.requests = None;
         if let Some(thread) = self.thread.take() {
             thread.join().ok();
         }
@@ -127,10 +127,10 @@ impl Drop for Preparer {
 }
 
 /// The thread's own part.
-struct Maker {
-    plan: Plan,
+struct PreallocatorThread {
+    config: JournalConfig,
     path: PathBuf,
-    orders: Receiver<()>,
+    requests: Receiver<()>,
 }
 
 /// Why there is no spare yet.
@@ -138,18 +138,18 @@ enum Unmade {
     /// The thread is to end.
     Stopped,
     /// There is too little room.
-    Short,
+    NoSpace,
     /// The system would not do it.
     Failed(io::Error),
 }
 
-impl Maker {
-    fn run(self, outbox: &Sender<Spare>) {
-        super::yield_to_the_door();
-        while self.orders.recv().is_ok() {
+impl PreallocatorThread {
+    fn run(self, outbox: &Sender<PreallocatedSegment>) {
+        super::lower_priority();
+        while self.requests.recv().is_ok() {
             let Some(file) = self.insist() else { return };
             let path = self.path.clone();
-            if outbox.send(Spare { file, path }).is_err() {
+            if outbox.send(PreallocatedSegment { file, path }).is_err() {
                 return;
             }
         }
@@ -161,7 +161,7 @@ impl Maker {
             match self.make() {
                 Ok(file) => return Some(file),
                 Err(Unmade::Stopped) => return None,
-                Err(Unmade::Short) => tracing::debug!("no room for a spare segment"),
+                Err(Unmade::NoSpace) => tracing::debug!("no room for a spare segment"),
                 Err(Unmade::Failed(error)) => {
                     tracing::debug!("a spare segment of the journal could not be made: {error}");
                     // What a failed write or sync has left of it is not to be trusted.
@@ -173,16 +173,16 @@ impl Maker {
     }
 
     fn make(&self) -> Result<File, Unmade> {
-        let Plan {
+        let JournalConfig {
             segment_bytes,
             reserve_bytes,
             disk,
             directory,
             ..
-        } = &self.plan;
+        } = &self.config;
         let free = disk.free(directory.path())?.saturating_sub(*reserve_bytes);
         if free < ROOM_SEGMENTS * segment_bytes {
-            return Err(Unmade::Short);
+            return Err(Unmade::NoSpace);
         }
         let file = disk::create_file(&self.path)?;
         let zeros = vec![0; CHUNK_BYTES];
@@ -200,7 +200,7 @@ impl Maker {
 
     /// Waits for `time`, or until the thread is to end.
     fn wait(&self, time: Duration) -> Result<(), Unmade> {
-        match self.orders.recv_timeout(time) {
+        match self.requests.recv_timeout(time) {
             // Nothing is ordered while an order is being carried out.
             Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(()),
             Err(RecvTimeoutError::Disconnected) => Err(Unmade::Stopped),

@@ -6,7 +6,7 @@
 //! | the ledger | what becomes of it |
 //! |---|---|
 //! | is behind the journal | it reads on |
-//! | has read beyond the journal's end | it is [cut](Books::cut) there; all else that it knows stays |
+//! | has read beyond the journal's end | it is [cut](LedgerDatabase::truncate) there; all else that it knows stays |
 //! | says otherwise than the journal, or than itself | it is set aside, and a new one is made |
 //!
 //! One look is enough to tell: an event's id is made once, for one record at one place, and a record is
@@ -21,16 +21,16 @@ use std::io;
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
-    Books, Reached, database,
+    LedgerDatabase, Watermark,
     delivery::{self, Tally},
-    micros,
+    micros, sqlite,
 };
 use crate::{
     event::EventId,
     store::{
         DeliveryState, StoreError,
         embedded::{
-            reader::{Directory, Scan, Step, Unread},
+            reader::{Directory, ReadError, Scan, ScanItem},
             segment::Position,
         },
     },
@@ -39,25 +39,25 @@ use crate::{
 /// Why deliveries of events are parked that the journal has lost.
 const LOST: &str = "the event is not in the journal any more";
 
-/// What [`Books::cut`] did.
+/// What [`LedgerDatabase::truncate`] did.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in super::super) struct Cut {
+pub(in super::super) struct Truncation {
     /// Events that are lost.
     pub(in super::super) events: u64,
     /// Deliveries that nobody can make any more.
     pub(in super::super) parked: u64,
 }
 
-impl Books {
+impl LedgerDatabase {
     /// Whether the ledger agrees with itself, and with the journal up to its `end`.
-    pub(in super::super) fn agrees(
+    pub(in super::super) fn is_consistent(
         &mut self,
         journal: &Directory,
         end: Position,
     ) -> Result<bool, StoreError> {
         match self.compare(journal, end) {
             Ok(compared) => compared.map_err(StoreError::reading(journal.path())),
-            Err(error) if database::is_damage(&error) => Ok(false),
+            Err(error) if sqlite::is_corruption(&error) => Ok(false),
             Err(error) => Err(StoreError::database("reading the ledger")(error)),
         }
     }
@@ -72,11 +72,11 @@ impl Books {
         }
         let mut before = end;
         while let Some((position, id)) = self.last_event(before)? {
-            before = match self.bodies.read_public(position) {
+            before = match self.event_reader.read_public(position) {
                 Ok(event) => return Ok(Ok(event.notification.id == id)),
-                Err(Unread::Io(error)) => return Ok(Err(error)),
-                Err(Unread::Missing) => Position::new(position.segment(), 0),
-                Err(Unread::Damaged | Unread::Erased) => match damage_at(journal, position) {
+                Err(ReadError::Io(error)) => return Ok(Err(error)),
+                Err(ReadError::Missing) => Position::new(position.segment(), 0),
+                Err(ReadError::Damaged | ReadError::Erased) => match damage_at(journal, position) {
                     Ok(Some(begin)) => begin,
                     Ok(None) => return Ok(Ok(false)),
                     Err(error) => return Ok(Err(error)),
@@ -113,26 +113,28 @@ impl Books {
 
     /// Reads the whole ledger, and says whether its parts fit.
     pub(in super::super) fn is_sound(&self) -> Result<bool, StoreError> {
-        database::is_sound(&self.path)
+        sqlite::is_sound(&self.path)
     }
 
     /// Forgets what is finished of the events from `lost` on, which the journal has lost, and parks what
     /// is not, where a person can see it. The journal goes on at `end`, where nothing of the ledger is.
-    pub(in super::super) fn cut(
+    pub(in super::super) fn truncate(
         &mut self,
         lost: Position,
-        end: Reached,
-    ) -> Result<Cut, StoreError> {
-        match self.try_cut(lost, end) {
-            Err(error) if database::is_damage(&error) || database::is_misfit(&error) => {
+        end: Watermark,
+    ) -> Result<Truncation, StoreError> {
+        match self.try_truncate(lost, end) {
+            Err(error)
+                if sqlite::is_corruption(&error) || sqlite::is_constraint_violation(&error) =>
+            {
                 self.renew("it is damaged")?;
-                Ok(Cut::default())
+                Ok(Truncation::default())
             }
-            cut => cut.map_err(StoreError::database("cutting the ledger")),
+            truncate => truncate.map_err(StoreError::database("cutting the ledger")),
         }
     }
 
-    fn try_cut(&self, lost: Position, end: Reached) -> rusqlite::Result<Cut> {
+    fn try_truncate(&self, lost: Position, end: Watermark) -> rusqlite::Result<Truncation> {
         let change = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
         let (from, now) = (lost.to_sql(), micros((self.clock)()));
         let events = change.query_row(
@@ -166,7 +168,7 @@ impl Books {
             params![end.through.to_sql(), end.records.cast_signed()],
         )?;
         change.commit()?;
-        Ok(Cut {
+        Ok(Truncation {
             events: events.cast_unsigned(),
             parked: open.len() as u64,
         })
@@ -195,8 +197,8 @@ fn damage_at(journal: &Directory, position: Position) -> io::Result<Option<Posit
             continue;
         }
         return Ok(match step {
-            Some(Step::Record { .. }) => None,
-            Some(Step::Damage { position, .. }) => Some(position),
+            Some(ScanItem::Record { .. }) => None,
+            Some(ScanItem::Damage { position, .. }) => Some(position),
             None => Some(scan.position()),
         });
     }

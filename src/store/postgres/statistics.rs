@@ -2,11 +2,11 @@
 
 use jiff::Timestamp;
 
-use super::{fault::Fault, pool::Session, text};
-use crate::{store::standing::Standing, telemetry::Metrics};
+use super::{error::PgError, escape, pool::PgConnection};
+use crate::{store::statistics::HandlerStatistics, telemetry::Metrics};
 
 /// How each handler stands, and when its oldest open delivery was received.
-pub(super) const STANDINGS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
+pub(super) const STATISTICS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
         coalesce(t.parked, 0)::bigint, o.received_at
     FROM handlers h
     LEFT JOIN (SELECT handler, sum(open) AS open, sum(parked) AS parked FROM tally
@@ -24,19 +24,19 @@ pub(super) const ADD_UP: &str =
 
 /// Brings the gauges up to date.
 pub(super) async fn measure(
-    session: &mut Session,
+    connection: &mut PgConnection,
     metrics: &Metrics,
     now: Timestamp,
-) -> Result<(), Fault> {
-    let statement = session.prepare(STANDINGS).await?;
-    for row in session.client.query(&statement, &[]).await? {
-        let standing = Standing {
-            handler: text::get(&row, 0)?,
+) -> Result<(), PgError> {
+    let statement = connection.prepare(STATISTICS).await?;
+    for row in connection.client.query(&statement, &[]).await? {
+        let statistics = HandlerStatistics {
+            handler: escape::get(&row, 0)?,
             open: row.try_get(1)?,
             parked: row.try_get(2)?,
             oldest: row.try_get(3)?,
         };
-        standing.show(metrics, now);
+        statistics.export(metrics, now);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 //!
 //! # Damage
 //!
-//! A table that turns out to be [damaged](super::seen) is replaced by an empty one at once, whether it is
+//! A table that turns out to be [damaged](super::dedup_index) is replaced by an empty one at once, whether it is
 //! being opened or in use, and all of the journal is learnt again, just as if the table had been missing at
 //! the start. The question that came upon the damage is asked again when that is done.
 //!
@@ -25,9 +25,9 @@ use std::{
 };
 
 use super::{
-    reader::{Bodies, Directory},
+    dedup_index::{DedupIndex, Found, IndexError, Slot},
+    reader::{Directory, EventReader},
     record::{Event, Personal},
-    seen::{Fault, Found, Seen, Slot},
     segment::Position,
 };
 use crate::event::{DedupeKey, Notification};
@@ -37,11 +37,11 @@ use crate::event::{DedupeKey, Notification};
 const UNSYNCED: u64 = 1 << 20;
 
 /// What is known of the events so far.
-pub(super) struct Copies {
-    seen: Seen,
+pub(super) struct Deduplicator {
+    index: DedupIndex,
     path: PathBuf,
     journal: Directory,
-    bodies: Bodies,
+    event_reader: EventReader,
     /// The last event that was asked about. The table has all up to it.
     last: Position,
     /// From where on the table may lack what is in the journal, until somebody has set out to learn that.
@@ -50,38 +50,38 @@ pub(super) struct Copies {
     unsynced: u64,
 }
 
-impl Copies {
+impl Deduplicator {
     /// Opens the table at `path` over `journal`. What it may lack is its [gap](Self::take_gap).
     pub(super) fn open(path: &Path, journal: &Directory) -> io::Result<Self> {
-        let seen = match Seen::open(path) {
-            Ok(Some(seen)) => seen,
-            Ok(None) => Seen::create(path)?,
-            Err(fault) => replace(path, fault)?,
+        let index = match DedupIndex::open(path) {
+            Ok(Some(index)) => index,
+            Ok(None) => DedupIndex::create(path)?,
+            Err(error) => replace(path, error)?,
         };
-        let mark = seen.mark();
-        let mut copies = Self {
-            seen,
+        let watermark = index.watermark();
+        let mut deduplicator = Self {
+            index,
             path: path.to_owned(),
             journal: journal.clone(),
-            bodies: Bodies::new(journal.clone()),
+            event_reader: EventReader::new(journal.clone()),
             last: Position::default(),
             gap: Some(Position::default()),
             unsynced: 0,
         };
-        match copies.knows(mark) {
-            Ok(true) => (copies.last, copies.gap) = (mark, Some(mark)),
-            Ok(false) if mark != Position::default() => tracing::warn!(
+        match deduplicator.contains_event(watermark) {
+            Ok(true) => (deduplicator.last, deduplicator.gap) = (watermark, Some(watermark)),
+            Ok(false) if watermark != Position::default() => tracing::warn!(
                 "the table of copies is of another moment than the journal; it is learnt again"
             ),
             Ok(false) => {}
-            Err(fault) => copies.mend(fault)?,
+            Err(error) => deduplicator.reset(error)?,
         }
-        Ok(copies)
+        Ok(deduplicator)
     }
 
     /// Puts an empty table in place of a damaged one, which leaves all of the journal to be learnt again.
-    fn mend(&mut self, fault: Fault) -> io::Result<()> {
-        self.seen = replace(&self.path, fault)?;
+    fn reset(&mut self, error: IndexError) -> io::Result<()> {
+        self.index = replace(&self.path, error)?;
         self.last = Position::default();
         self.gap = Some(Position::default());
         self.unsynced = 0;
@@ -100,15 +100,15 @@ impl Copies {
     }
 
     /// Whether the event at `position` of the journal is in the table.
-    fn knows(&mut self, position: Position) -> Result<bool, Fault> {
-        let Ok(event) = self.bodies.read_public(position) else {
+    fn contains_event(&mut self, position: Position) -> Result<bool, IndexError> {
+        let Ok(event) = self.event_reader.read_public(position) else {
             return Ok(false);
         };
         for key in &event.notification.dedupe {
-            let bodies = &mut self.bodies;
-            let found = self.seen.find(key, |known| {
+            let event_reader = &mut self.event_reader;
+            let found = self.index.find(key, |known| {
                 known <= position
-                    && bodies
+                    && event_reader
                         .read_public(known)
                         .is_ok_and(|event| is_of(&event, key))
             })?;
@@ -129,28 +129,32 @@ impl Copies {
     /// # Errors
     ///
     /// When the table cannot be used. If it was damaged, there is a [gap](Self::has_gap) now.
-    pub(super) fn is_copy(
+    pub(super) fn is_duplicate(
         &mut self,
         position: Position,
         notification: &Notification,
     ) -> io::Result<bool> {
-        self.look_up(position, notification).or_else(|fault| {
-            self.mend(fault)?;
+        self.look_up(position, notification).or_else(|error| {
+            self.reset(error)?;
             Err(io::Error::other("the table of copies has to be learnt"))
         })
     }
 
-    fn look_up(&mut self, position: Position, notification: &Notification) -> Result<bool, Fault> {
+    fn look_up(
+        &mut self,
+        position: Position,
+        notification: &Notification,
+    ) -> Result<bool, IndexError> {
         let mut unknown = Vec::with_capacity(notification.dedupe.len());
         for key in &notification.dedupe {
-            let bodies = &mut self.bodies;
+            let event_reader = &mut self.event_reader;
             // An entry for this very position is no proof that there is no earlier event: a table that
             // is ahead of the journal has one from before the journal lost its end.
-            let mut is_learnt = false;
-            let found = self.seen.find(key, |known| {
-                is_learnt |= known == position;
+            let mut is_indexed = false;
+            let found = self.index.find(key, |known| {
+                is_indexed |= known == position;
                 known < position
-                    && bodies
+                    && event_reader
                         .read_public(known)
                         .is_ok_and(|event| is_of(&event, key))
             })?;
@@ -159,34 +163,38 @@ impl Copies {
                     self.last = position;
                     return Ok(true);
                 }
-                Found::Free(_) if is_learnt => {}
+                Found::Free(_) if is_indexed => {}
                 Found::Free(slot) => unknown.push((key, slot)),
             }
         }
         if !unknown.is_empty() {
-            self.learn(position, unknown)?;
+            self.insert(position, unknown)?;
         }
         self.last = position;
         Ok(false)
     }
 
     /// Adds keys with the slots that were free for them.
-    fn learn(&mut self, position: Position, unknown: Vec<(&DedupeKey, Slot)>) -> Result<(), Fault> {
+    fn insert(
+        &mut self,
+        position: Position,
+        unknown: Vec<(&DedupeKey, Slot)>,
+    ) -> Result<(), IndexError> {
         let mut is_crowded = false;
         let mut taken = None;
         for (key, mut slot) in unknown {
             if taken == Some(slot)
-                && let Found::Free(next) = self.seen.find(key, |_| false)?
+                && let Found::Free(next) = self.index.find(key, |_| false)?
             {
                 slot = next;
             }
-            is_crowded |= self.seen.add(key, slot, position)?;
+            is_crowded |= self.index.add(key, slot, position)?;
             taken = Some(slot);
         }
         self.unsynced += 1;
         if is_crowded {
             let first = self.journal.segments()?.first().copied();
-            self.seen.renew(Position::new(first.unwrap_or(0), 0))?;
+            self.index.rebuild(Position::new(first.unwrap_or(0), 0))?;
         }
         Ok(())
     }
@@ -198,21 +206,21 @@ impl Copies {
 
     /// Returns when all that was learnt would survive the loss of power.
     pub(super) fn sync(&mut self) -> io::Result<()> {
-        self.seen.sync(self.last)?;
+        self.index.sync(self.last)?;
         self.unsynced = 0;
         Ok(())
     }
 }
 
 /// Puts an empty table in place of one that is damaged.
-fn replace(path: &Path, fault: Fault) -> io::Result<Seen> {
-    let problem = match fault {
-        Fault::Damaged(problem) => problem,
-        Fault::Io(error) => return Err(error),
+fn replace(path: &Path, error: IndexError) -> io::Result<DedupIndex> {
+    let problem = match error {
+        IndexError::Damaged(problem) => problem,
+        IndexError::Io(error) => return Err(error),
     };
-    let seen = Seen::create(path)?;
+    let index = DedupIndex::create(path)?;
     tracing::warn!("the table of copies is made anew from the journal, since {problem}");
-    Ok(seen)
+    Ok(index)
 }
 
 /// Whether `event` is known by `key`. One that is damaged is known by none, since it can no longer be

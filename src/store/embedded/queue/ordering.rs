@@ -12,7 +12,7 @@ use crate::{
 
 /// The deliveries that have ordering keys.
 #[derive(Debug, Default)]
-pub(super) struct Order(HashMap<KeyHash, Scope>);
+pub(super) struct OrderingIndex(HashMap<KeyHash, Scope>);
 
 /// Those of one scope.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ struct Scope {
     /// Those that have some keys of the scope.
     some: BTreeSet<Position>,
     /// How many of them are being attempted.
-    held: usize,
+    in_flight: usize,
 }
 
 /// Those of one key, oldest first.
@@ -31,7 +31,7 @@ struct Scope {
 struct Chain {
     positions: VecDeque<Position>,
     /// How many of them are being attempted.
-    held: usize,
+    in_flight: usize,
 }
 
 impl Chain {
@@ -54,11 +54,11 @@ impl Chain {
     }
 
     fn is_free_for(&self, position: Position) -> bool {
-        self.held == 0 && self.first().is_none_or(|first| first >= position)
+        self.in_flight == 0 && self.first().is_none_or(|first| first >= position)
     }
 }
 
-impl Order {
+impl OrderingIndex {
     /// Adds a delivery.
     pub(super) fn add(&mut self, position: Position, keys: &OrderingKeys) {
         let scope = self.0.entry(keys.scope()).or_default();
@@ -95,21 +95,21 @@ impl Order {
     }
 
     /// Notes that the attempt at a delivery of these keys begins, or has ended.
-    pub(super) fn hold(&mut self, keys: &OrderingKeys, begins: bool) {
-        let count = |held: &mut usize| match begins {
-            true => *held += 1,
-            false => *held = held.saturating_sub(1),
+    pub(super) fn hold(&mut self, keys: &OrderingKeys, started: bool) {
+        let count = |in_flight: &mut usize| match started {
+            true => *in_flight += 1,
+            false => *in_flight = in_flight.saturating_sub(1),
         };
         let Some(scope) = self.0.get_mut(&keys.scope()) else {
             return;
         };
         match keys.is_whole() {
-            true => count(&mut scope.whole.held),
-            false => count(&mut scope.held),
+            true => count(&mut scope.whole.in_flight),
+            false => count(&mut scope.in_flight),
         }
         for key in keys.keys() {
             if let Some(chain) = scope.keys.get_mut(key) {
-                count(&mut chain.held);
+                count(&mut chain.in_flight);
             }
         }
     }
@@ -123,7 +123,8 @@ impl Order {
             return false;
         }
         if keys.is_whole() {
-            return scope.held == 0 && scope.some.first().is_none_or(|first| *first > position);
+            return scope.in_flight == 0
+                && scope.some.first().is_none_or(|first| *first > position);
         }
         let mut chains = keys.keys().iter().filter_map(|key| scope.keys.get(key));
         chains.all(|chain| chain.is_free_for(position))

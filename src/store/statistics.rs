@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::telemetry::{ByHandler, Metrics};
 
 /// How one handler stands.
-pub(super) struct Standing {
+pub(super) struct HandlerStatistics {
     pub(super) handler: String,
     /// How many of its deliveries are open, and how many are parked.
     pub(super) open: i64,
@@ -14,9 +14,9 @@ pub(super) struct Standing {
     pub(super) oldest: Option<Timestamp>,
 }
 
-impl Standing {
+impl HandlerStatistics {
     /// Sets the gauges of the handler, as of `now`.
-    pub(super) fn show(self, metrics: &Metrics, now: Timestamp) {
+    pub(super) fn export(self, metrics: &Metrics, now: Timestamp) {
         let age = self.oldest.map(|at| now.duration_since(at).as_secs_f64());
         let handler = self.handler;
         let by = &ByHandler { handler };

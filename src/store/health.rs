@@ -12,13 +12,13 @@ use crate::telemetry::Metrics;
 
 /// The one place where an engine's health is kept, and reported when it changes.
 #[derive(Clone)]
-pub(super) struct Condition {
+pub(super) struct HealthReporter {
     health: Arc<watch::Sender<Health>>,
     followers: Followers,
     metrics: Arc<Metrics>,
 }
 
-impl Condition {
+impl HealthReporter {
     /// Begins as `health`.
     pub(super) fn new(health: Health, metrics: Arc<Metrics>) -> Self {
         metrics.store_sound.set(i64::from(health == Health::Sound));
@@ -78,7 +78,7 @@ impl Condition {
 
     /// `work` of a thread that the engine cannot do without: a panic in it poisons the store, since
     /// what is stored would otherwise wait for ever to be delivered.
-    pub(super) fn vital<W: FnOnce() + Send>(
+    pub(super) fn supervised<W: FnOnce() + Send>(
         &self,
         name: &'static str,
         work: W,

@@ -12,17 +12,16 @@ use rusqlite::{
 };
 
 use super::{
-    database,
     delivery::{self, HandlerId, Tally},
-    micros, order, replay, time,
+    micros, ordering, replay, sqlite, time,
 };
 use crate::{
     event::{EventId, EventName, HandlerName, Key, OrderingKeys},
     store::{
-        Attempt, DeliveryRecord, DeliveryState, EventFilter, EventRecord, EventSummary,
-        ParkedDelivery, ParkedFilter, Records, ReplaySelection, ReplaySummary, StoreError,
-        embedded::{Embedded, Settings, reader::Bodies, segment::Position},
-        record::id_range,
+        Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventSummary, Operator,
+        ParkedDelivery, ParkedFilter, ReplaySelection, ReplaySummary, StoreError,
+        embedded::{Embedded, Settings, reader::EventReader, segment::Position},
+        operator::id_range,
     },
 };
 
@@ -36,13 +35,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// An operator's connection to a store.
-pub(in super::super) struct Operator {
+pub(in super::super) struct OperatorConnection {
     pub(super) db: Connection,
     settings: Settings,
     clock: fn() -> Timestamp,
 }
 
-impl Operator {
+impl OperatorConnection {
     /// Opens the ledger of the store that `settings` tell of.
     ///
     /// # Errors
@@ -57,23 +56,23 @@ impl Operator {
             return Err(StoreError::Absent(settings.path.display().to_string()));
         }
         Ok(Self {
-            db: database::open(&path, false)?,
+            db: sqlite::open(&path, false)?,
             settings: settings.clone(),
             clock,
         })
     }
 
     /// The events in the journal.
-    pub(super) fn bodies(&self) -> Bodies {
-        Bodies::new(self.settings.journal())
+    pub(super) fn event_reader(&self) -> EventReader {
+        EventReader::new(self.settings.journal())
     }
 
     /// Returns when the journal has been told what this command has changed: by the service that has the
     /// store, or by this process where there is none.
-    fn tell_journal(&self) -> Result<(), StoreError> {
+    fn flush_outbox(&self) -> Result<(), StoreError> {
         let began = Instant::now();
-        while self.is_untold()? {
-            match Embedded::tell(&self.settings, self.clock) {
+        while self.has_unwritten_changes()? {
+            match Embedded::flush_outbox(&self.settings, self.clock) {
                 Err(StoreError::Locked(_)) if began.elapsed() < PATIENCE => {
                     thread::sleep(LOOK_EVERY)
                 }
@@ -84,34 +83,34 @@ impl Operator {
                     );
                     return Ok(());
                 }
-                told => told?,
+                snapshot => snapshot?,
             }
         }
         Ok(())
     }
 
-    fn is_untold(&self) -> Result<bool, StoreError> {
+    fn has_unwritten_changes(&self) -> Result<bool, StoreError> {
         let look = "SELECT EXISTS (SELECT 1 FROM outbox)";
         let found = self.db.query_row(look, [], |row| row.get(0));
         found.map_err(StoreError::database("reading the ledger"))
     }
 }
 
-impl Records for Operator {
+impl Operator for OperatorConnection {
     fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError> {
         list_events(&self.db, filter).map_err(StoreError::database("reading events"))
     }
 
-    fn event(&self, id: EventId) -> Result<Option<EventRecord>, StoreError> {
+    fn event(&self, id: EventId) -> Result<Option<EventDetails>, StoreError> {
         let failed = StoreError::database("reading an event");
         let Some((position, deliveries)) = find_event(&self.db, id).map_err(failed)? else {
             return Ok(None);
         };
-        let read = self.bodies().read(position);
+        let read = self.event_reader().read(position);
         let event = read.map_err(|unread| {
             StoreError::io(&format!("reading the event {id}"))(std::io::Error::other(unread))
         })?;
-        Ok(Some(EventRecord {
+        Ok(Some(EventDetails {
             notification: Arc::unwrap_or_clone(event.notification),
             deliveries,
         }))
@@ -132,9 +131,9 @@ impl Records for Operator {
         now: Timestamp,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError> {
-        let journal = self.bodies();
+        let journal = self.event_reader();
         let made = replay::make(&self.db, journal, selection, reason, now, progress)?;
-        self.tell_journal()?;
+        self.flush_outbox()?;
         Ok(made)
     }
 
@@ -149,7 +148,7 @@ impl Records for Operator {
             let slice = skip(&self.db, parked, reason, micros(now));
             skipped += slice.map_err(StoreError::database("skipping parked deliveries"))?;
         }
-        self.tell_journal()?;
+        self.flush_outbox()?;
         Ok(skipped)
     }
 }
@@ -197,7 +196,7 @@ fn summary(db: &Connection, row: &Row<'_>) -> Result<EventSummary> {
     })
 }
 
-fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<DeliveryRecord>)>> {
+fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<DeliveryDetails>)>> {
     let position: Option<i64> = db
         .prepare_cached("SELECT position FROM events WHERE id = ?1")?
         .query_row([id.as_bytes()], |row| row.get(0))
@@ -213,12 +212,12 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
     let rows = list.query_map([position], |row| {
         let state: DeliveryState = row.get(1)?;
         let due_at = state.is_open().then_some(row.get(3)?);
-        let keys = order::read(row, 7)?.filter(|_| state.is_open());
+        let keys = ordering::read(row, 7)?.filter(|_| state.is_open());
         let waits_for = match keys {
             Some(keys) => blocker(db, (row.get(6)?, Position::from_sql(position)), &keys)?,
             None => None,
         };
-        Ok(DeliveryRecord {
+        Ok(DeliveryDetails {
             handler: HandlerName::new(row.get::<_, String>(0)?),
             state: match waits_for {
                 Some(_) => DeliveryState::Queued,
@@ -244,7 +243,7 @@ fn blocker(
     (handler, position): (HandlerId, Position),
     keys: &OrderingKeys,
 ) -> Result<Option<EventId>> {
-    let Some(blocker) = order::blocker(db, handler, position, keys)? else {
+    let Some(blocker) = ordering::blocker(db, handler, position, keys)? else {
         return Ok(None);
     };
     db.prepare_cached("SELECT id FROM events WHERE position = ?1")?

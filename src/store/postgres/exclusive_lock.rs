@@ -7,8 +7,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 
-use super::{Settings, fault::Fault, pool::Session, records::Operator, rows, schema, upkeep};
-use crate::store::{Milestone, StoreError};
+use super::{
+    Settings, error::PgError, maintenance, operator::OperatorConnection, pool::PgConnection, rows,
+    schema,
+};
+use crate::store::{Cursor, StoreError};
 
 /// How long a store is waited for that somebody has: the server takes a moment to notice that a
 /// process was killed.
@@ -33,27 +36,29 @@ const CUT_SHORT: &str = "SELECT EXISTS (SELECT FROM moves WHERE ended_at IS NULL
 /// Held for a moment only.
 const LOOK: &str = "SELECT pg_try_advisory_xact_lock_shared(hashtext('hookswitch.move'))";
 
-impl Operator {
+impl OperatorConnection {
     /// Connects to the store in the place of all services, and makes it where there is none.
     ///
     /// # Errors
     ///
     /// When it cannot be written, or a service has it.
     pub(super) fn create(settings: &Settings) -> Result<Self, StoreError> {
-        let making = async |session: &mut Session| schema::migrate(session).await;
+        let making = async |connection: &mut PgConnection| schema::migrate(connection).await;
         let operator = Self::connect(settings, making)?;
-        match operator.runtime.block_on(take(&operator.session)) {
+        match operator.runtime.block_on(take(&operator.connection)) {
             Ok(true) => Ok(operator),
             Ok(false) => Err(StoreError::Locked(settings.url.to_string())),
-            Err(fault) => Err(fault.during(&format!("opening the store at {}", settings.url))),
+            Err(error) => {
+                Err(error.into_store_error(&format!("opening the store at {}", settings.url)))
+            }
         }
     }
 }
 
 /// Whether the store is this connection's alone now. A service has one that does the upkeep.
-async fn take(session: &Session) -> Result<bool, Fault> {
+async fn take(connection: &PgConnection) -> Result<bool, PgError> {
     let deadline = Instant::now() + PATIENCE;
-    while !(upkeep::elect(session).await? && ask(session, TAKE).await?) {
+    while !(maintenance::elect(connection).await? && ask(connection, TAKE).await?) {
         if Instant::now() >= deadline {
             return Ok(false);
         }
@@ -63,43 +68,47 @@ async fn take(session: &Session) -> Result<bool, Fault> {
 }
 
 /// Notes that a store is being moved in; how far others were before, the latest first.
-pub(super) async fn begin(session: &Session) -> Result<Vec<Milestone>, Fault> {
-    session.client.execute(BEGIN, &[]).await?;
-    let rows = session.client.query(BEFORE, &[]).await?;
+pub(super) async fn begin(connection: &PgConnection) -> Result<Vec<Cursor>, PgError> {
+    connection.client.execute(BEGIN, &[]).await?;
+    let rows = connection.client.query(BEFORE, &[]).await?;
     let milestone = |row: &Row| {
         let (place, event) = (row.try_get(0)?, rows::event_id(row.try_get(1)?));
-        Ok(Milestone { place, event })
+        Ok(Cursor { place, event })
     };
     rows.iter().map(milestone).collect()
 }
 
 /// Notes that everything was moved.
-pub(super) async fn end(session: &Session, last: Option<Milestone>) -> Result<(), Fault> {
+pub(super) async fn end(connection: &PgConnection, last: Option<Cursor>) -> Result<(), PgError> {
     let place = last.map(|last| last.place);
     let event = last.map(|last| rows::uuid(last.event));
-    session.client.execute(END, &[&place, &event]).await?;
+    connection.client.execute(END, &[&place, &event]).await?;
     Ok(())
 }
 
 /// Looks whether nobody has the store to himself.
-pub(super) async fn check(session: &Session) -> Result<(), Fault> {
-    if ask(session, LOOK).await? {
+pub(super) async fn check(connection: &PgConnection) -> Result<(), PgError> {
+    if ask(connection, LOOK).await? {
         return Ok(());
     }
     let why = "a store is being moved into the database; events are taken when that has ended";
-    Err(Fault::Away(why.to_owned()))
+    Err(PgError::Unavailable(why.to_owned()))
 }
 
 /// Looks whether all is there of what was being moved in.
-pub(super) async fn check_whole(session: &Session) -> Result<(), Fault> {
-    if !ask(session, CUT_SHORT).await? {
+pub(super) async fn check_whole(connection: &PgConnection) -> Result<(), PgError> {
+    if !ask(connection, CUT_SHORT).await? {
         return Ok(());
     }
     let why = "a move of a store into the database was cut short; run `hookswitch migrate` again \
                to finish it, or delete its row from hookswitch.moves to give up the rest";
-    Err(Fault::Away(why.to_owned()))
+    Err(PgError::Unavailable(why.to_owned()))
 }
 
-async fn ask(session: &Session, question: &str) -> Result<bool, Fault> {
-    Ok(session.client.query_one(question, &[]).await?.try_get(0)?)
+async fn ask(connection: &PgConnection, question: &str) -> Result<bool, PgError> {
+    Ok(connection
+        .client
+        .query_one(question, &[])
+        .await?
+        .try_get(0)?)
 }

@@ -13,55 +13,58 @@ const AGAIN_FOR: Duration = Duration::from_secs(10);
 /// Why something was not done, or is not known to be. Its text holds nothing of what was sent: what
 /// the database says of rows stays out of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum PgError {
     /// Nobody is there who would do it, which may pass.
     #[error("{0}")]
-    Away(String),
+    Unavailable(String),
     /// Another transaction was in the way: to be done again at once.
     #[error("{0}")]
-    Collided(String),
+    Conflict(String),
     /// A unique value is there already.
     #[error("{0}")]
-    Twice(String),
+    UniqueViolation(String),
     /// There is no partition for a row.
     #[error("{0}")]
     NoPartition(String),
     /// Something in what was sent cannot be stored.
     #[error("{0}")]
-    Unfit(String),
+    InvalidData(String),
     /// It will not be done until a person changes something.
     #[error("{0}")]
-    Hopeless(String),
+    Fatal(String),
     /// There are no tables.
     #[error("the database has no tables of hookswitch")]
-    Absent,
+    NoTables,
     /// The tables are of this version, which needs a newer program.
     #[error("the tables of the store are of version {0}")]
     TooNew(i32),
 }
 
-impl Fault {
+impl PgError {
     /// There was no answer by the time that it was waited for.
-    pub(super) fn late() -> Self {
-        Self::Away("the database does not answer in time".to_owned())
+    pub(super) fn timed_out() -> Self {
+        Self::Unavailable("the database does not answer in time".to_owned())
     }
 
     /// Whether the connection can be used again.
-    pub(super) const fn spares_the_connection(&self) -> bool {
+    pub(super) const fn leaves_connection_usable(&self) -> bool {
         matches!(
             self,
-            Self::Collided(_) | Self::Twice(_) | Self::NoPartition(_) | Self::Unfit(_)
+            Self::Conflict(_)
+                | Self::UniqueViolation(_)
+                | Self::NoPartition(_)
+                | Self::InvalidData(_)
         )
     }
 
     /// Whether what was begun at `began` is to be done again.
-    pub(super) fn is_worth_another_try(&self, began: Instant) -> bool {
-        matches!(self, Self::Collided(_)) && began.elapsed() < AGAIN_FOR
+    pub(super) fn is_retryable(&self, began: Instant) -> bool {
+        matches!(self, Self::Conflict(_)) && began.elapsed() < AGAIN_FOR
     }
 
     /// The one of two that a person should hear of.
-    pub(super) fn graver(self, other: Self) -> Self {
-        if matches!(self, Self::Hopeless(_)) {
+    pub(super) fn more_severe(self, other: Self) -> Self {
+        if matches!(self, Self::Fatal(_)) {
             self
         } else {
             other
@@ -69,10 +72,10 @@ impl Fault {
     }
 
     /// As the error of a command, with what was being done.
-    pub(super) fn during(self, what: &str) -> StoreError {
+    pub(super) fn into_store_error(self, what: &str) -> StoreError {
         match self {
             Self::TooNew(_) => StoreError::TooNew(format!("{what}: {self}")),
-            fault => StoreError::database(what)(fault.to_string()),
+            error => StoreError::database(what)(error.to_string()),
         }
     }
 
@@ -88,31 +91,31 @@ impl Fault {
                     .get_ref()
                     .is_some_and(|inner| inner.is::<rustls::Error>());
                 return if is_tls {
-                    Self::Hopeless(describe(error))
+                    Self::Fatal(describe(error))
                 } else {
-                    Self::Away(describe(error))
+                    Self::Unavailable(describe(error))
                 };
             }
             because = cause.source();
         }
-        Self::Hopeless(describe(error))
+        Self::Fatal(describe(error))
     }
 }
 
-impl From<tokio_postgres::Error> for Fault {
+impl From<tokio_postgres::Error> for PgError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::from(&error)
     }
 }
 
-impl From<&tokio_postgres::Error> for Fault {
+impl From<&tokio_postgres::Error> for PgError {
     fn from(error: &tokio_postgres::Error) -> Self {
         let what = describe(error);
         let Some(code) = error.code() else {
-            return Self::Away(what);
+            return Self::Unavailable(what);
         };
         if *code == SqlState::UNIQUE_VIOLATION {
-            return Self::Twice(what);
+            return Self::UniqueViolation(what);
         }
         // The tables have no other checks than those of their partitions.
         if *code == SqlState::CHECK_VIOLATION {
@@ -120,12 +123,12 @@ impl From<&tokio_postgres::Error> for Fault {
         }
         match code.code().get(..2) {
             // Serialization failure, deadlock; a lock that was not waited for.
-            Some("40" | "55") => Self::Collided(what),
+            Some("40" | "55") => Self::Conflict(what),
             // Data, and limits of it.
-            Some("22" | "54") => Self::Unfit(what),
+            Some("22" | "54") => Self::InvalidData(what),
             // Who we are, what we may do, which database and what is in it.
-            Some("28" | "3D" | "3F" | "42") => Self::Hopeless(what),
-            _ => Self::Away(what),
+            Some("28" | "3D" | "3F" | "42") => Self::Fatal(what),
+            _ => Self::Unavailable(what),
         }
     }
 }

@@ -11,9 +11,9 @@
 use tokio_postgres::types::ToSql;
 
 use super::{
-    Parts,
-    fault::Fault,
-    pool::{Session, on},
+    Shared,
+    error::PgError,
+    pool::{PgConnection, on},
 };
 
 /// The most topics of an event that its append learns.
@@ -39,22 +39,27 @@ const LEARNT: &str = "DELETE FROM unlearnt WHERE position = $1";
 const UNLEARNT: &str = "SELECT position FROM unlearnt ORDER BY position";
 
 /// Learns the topics of the event at `position`, if that is still to be done.
-pub(super) async fn learn(parts: &Parts, position: i64) -> Result<(), Fault> {
-    on!(parts.pool, session => learn_on(&mut session, position))
+pub(super) async fn store_topics(shared: &Shared, position: i64) -> Result<(), PgError> {
+    on!(shared.pool, connection => store_on(&mut connection, position))
 }
 
 /// Learns the topics of all events of which that is still to be done.
-pub(super) async fn learn_all(session: &mut Session) -> Result<(), Fault> {
-    for row in session.client.query(UNLEARNT, &[]).await? {
-        learn_on(session, row.try_get(0)?).await?;
+pub(super) async fn store_all_topics(connection: &mut PgConnection) -> Result<(), PgError> {
+    for row in connection.client.query(UNLEARNT, &[]).await? {
+        store_on(connection, row.try_get(0)?).await?;
     }
     Ok(())
 }
 
-async fn learn_on(session: &mut Session, position: i64) -> Result<(), Fault> {
-    let statement = session.prepare(LEARN).await?;
+async fn store_on(connection: &mut PgConnection, position: i64) -> Result<(), PgError> {
+    let statement = connection.prepare(LEARN).await?;
     let slice: &[&(dyn ToSql + Sync)] = &[&position, &SLICE];
-    while session.client.query_opt(&statement, slice).await?.is_some() {}
-    session.client.execute(LEARNT, &[&position]).await?;
+    while connection
+        .client
+        .query_opt(&statement, slice)
+        .await?
+        .is_some()
+    {}
+    connection.client.execute(LEARNT, &[&position]).await?;
     Ok(())
 }
