@@ -53,9 +53,18 @@ pub(super) enum Rejection {
     Panic,
 }
 
+/// The `answer` label of metrics and the `reason` field of logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Label {
+    /// The request is not authentic.
+    Refused(Reason),
+    /// Any other answer.
+    Other(OtherLabel),
+}
+
 label_enum! {
-    /// The `answer` label of metrics and the `reason` field of logs.
-    pub(super) enum Label {
+    /// The label of every answer but a refusal.
+    pub(super) enum OtherLabel {
         Stored = "stored",
         Handshake = "handshake",
         TooLarge = "too_large",
@@ -67,51 +76,59 @@ label_enum! {
         Path = "path",
         Method = "method",
         Panic = "panic",
-        MissingCredential = Reason::MissingCredential.as_str(),
-        MalformedCredential = Reason::MalformedCredential.as_str(),
-        WrongCredential = Reason::WrongCredential.as_str(),
-        Stale = Reason::Stale.as_str(),
-        RequirementUnmet = Reason::RequirementUnmet.as_str(),
-        MalformedHandshake = Reason::MalformedHandshake.as_str(),
+    }
+}
+
+impl Label {
+    /// The number of labels.
+    pub(super) const COUNT: usize = Reason::ALL.len() + OtherLabel::ALL.len();
+
+    /// All labels, each at its [`index`](Self::index).
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let refused = Reason::ALL.into_iter().map(Self::Refused);
+        refused.chain(OtherLabel::ALL.into_iter().map(Self::Other))
+    }
+
+    /// A number under [`COUNT`](Self::COUNT) that no other label has.
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Refused(reason) => reason as usize,
+            Self::Other(label) => Reason::ALL.len() + label as usize,
+        }
+    }
+
+    /// The label value.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(reason) => reason.as_str(),
+            Self::Other(label) => label.as_str(),
+        }
     }
 }
 
 impl From<&Accepted> for Label {
     fn from(accepted: &Accepted) -> Self {
-        match accepted {
-            Accepted::Stored(_) => Self::Stored,
-            Accepted::Handshake(_) => Self::Handshake,
-        }
+        Self::Other(match accepted {
+            Accepted::Stored(_) => OtherLabel::Stored,
+            Accepted::Handshake(_) => OtherLabel::Handshake,
+        })
     }
 }
 
 impl From<&Rejection> for Label {
     fn from(rejection: &Rejection) -> Self {
-        match rejection {
-            Rejection::Refused(refusal) => refusal.reason.into(),
-            Rejection::Path => Self::Path,
-            Rejection::Method => Self::Method,
-            Rejection::TooLarge => Self::TooLarge,
-            Rejection::SlowBody => Self::SlowBody,
-            Rejection::BrokenBody => Self::BrokenBody,
-            Rejection::Overloaded => Self::Overloaded,
-            Rejection::Unavailable(_) => Self::Unavailable,
-            Rejection::Draining => Self::Draining,
-            Rejection::Panic => Self::Panic,
-        }
-    }
-}
-
-impl From<Reason> for Label {
-    fn from(reason: Reason) -> Self {
-        match reason {
-            Reason::MissingCredential => Self::MissingCredential,
-            Reason::MalformedCredential => Self::MalformedCredential,
-            Reason::WrongCredential => Self::WrongCredential,
-            Reason::Stale => Self::Stale,
-            Reason::RequirementUnmet => Self::RequirementUnmet,
-            Reason::MalformedHandshake => Self::MalformedHandshake,
-        }
+        Self::Other(match rejection {
+            Rejection::Refused(refusal) => return Self::Refused(refusal.reason),
+            Rejection::Path => OtherLabel::Path,
+            Rejection::Method => OtherLabel::Method,
+            Rejection::TooLarge => OtherLabel::TooLarge,
+            Rejection::SlowBody => OtherLabel::SlowBody,
+            Rejection::BrokenBody => OtherLabel::BrokenBody,
+            Rejection::Overloaded => OtherLabel::Overloaded,
+            Rejection::Unavailable(_) => OtherLabel::Unavailable,
+            Rejection::Draining => OtherLabel::Draining,
+            Rejection::Panic => OtherLabel::Panic,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The request handler: find the endpoint, verify the request, store its event, answer.
 
 use std::{
+    array,
     borrow::Cow,
     collections::HashMap,
     convert::Infallible,
@@ -32,7 +33,7 @@ use tower::Service;
 use super::{
     Endpoint, Settings,
     activity::InFlight,
-    answer::{Accepted, Label, Rejection},
+    answer::{Accepted, Label, OtherLabel, Rejection},
     body::{Collected, Collector},
     limiter::Limiter,
     throttle::Throttle,
@@ -311,7 +312,7 @@ fn is_of_another_family(name: &EventName, family: &event::Family) -> bool {
 struct AnswerMetrics {
     endpoint: String,
     requests: Family<ByAnswer, Counter>,
-    by_label: [AnswerMetric; Label::ALL.len()],
+    by_label: [AnswerMetric; Label::COUNT],
     /// The number of log lines so far. It tells requests apart that are served at the same time, and
     /// never leaves the process.
     logged: AtomicU64,
@@ -326,12 +327,13 @@ struct AnswerMetric {
 
 /// Whether a request to an endpoint can be answered with `label`.
 const fn is_routed(label: Label) -> bool {
-    !matches!(label, Label::Path | Label::Method)
+    !matches!(label, Label::Other(OtherLabel::Path | OtherLabel::Method))
 }
 
 /// Whether a request to no endpoint can be answered with `label`.
 const fn is_unrouted(label: Label) -> bool {
-    matches!(label, Label::Path | Label::Method | Label::Panic)
+    use OtherLabel::{Method, Panic, Path};
+    matches!(label, Label::Other(Path | Method | Panic))
 }
 
 impl AnswerMetrics {
@@ -340,10 +342,10 @@ impl AnswerMetrics {
         let answers = Self {
             endpoint: endpoint.to_owned(),
             requests: metrics.requests.clone(),
-            by_label: Label::ALL.map(|_| AnswerMetric::default()),
+            by_label: array::from_fn(|_| AnswerMetric::default()),
             logged: AtomicU64::new(0),
         };
-        for label in Label::ALL.into_iter().filter(|label| expected(*label)) {
+        for label in Label::all().filter(|label| expected(*label)) {
             answers.counter(label);
         }
         answers
@@ -354,7 +356,7 @@ impl AnswerMetrics {
             clippy::indexing_slicing,
             reason = "there is an element for each label"
         )]
-        &self.by_label[label as usize]
+        &self.by_label[label.index()]
     }
 
     fn counter(&self, label: Label) -> &Counter {

@@ -30,6 +30,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     event::{self, DedupeKey, EndpointName, EventId, Notification, OrderingKeys},
     spanned,
+    telemetry::label_enum,
 };
 
 /// What came in, unbelieved.
@@ -190,36 +191,25 @@ pub struct Refusal {
     pub again: bool,
 }
 
-/// Why a request was refused: a metric label and a log field, never part of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// The header that proves the sender is not there.
-    MissingCredential,
-    /// The header that proves the sender cannot be read as what it should be.
-    MalformedCredential,
-    /// The proof is of another secret, or of another body.
-    WrongCredential,
-    /// The proof is good and older, or newer, than the endpoint allows.
-    Stale,
-    /// The signature is good and the credential that the endpoint demands besides is not.
-    RequirementUnmet,
-    /// A handshake whose token cannot be sent back safely.
-    MalformedHandshake,
+label_enum! {
+    /// Why a request was refused: a metric label and a log field, never part of an answer.
+    pub enum Reason {
+        /// The header that proves the sender is missing.
+        MissingCredential = "missing_credential",
+        /// The header that proves the sender has another syntax.
+        MalformedCredential = "malformed_credential",
+        /// The proof was made with another secret, or for another body.
+        WrongCredential = "wrong_credential",
+        /// The proof is good, but older or newer than the endpoint allows.
+        Stale = "stale",
+        /// The signature is good, but the credential that the endpoint requires besides it is not.
+        RequirementUnmet = "requirement_unmet",
+        /// The request is a handshake whose token cannot be sent back safely.
+        MalformedHandshake = "malformed_handshake",
+    }
 }
 
 impl Reason {
-    /// The word for it in metrics and logs.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::MissingCredential => "missing_credential",
-            Self::MalformedCredential => "malformed_credential",
-            Self::WrongCredential => "wrong_credential",
-            Self::Stale => "stale",
-            Self::RequirementUnmet => "requirement_unmet",
-            Self::MalformedHandshake => "malformed_handshake",
-        }
-    }
-
     /// A refusal for this reason that an honest sender need not repeat.
     const fn for_good(self) -> Refusal {
         Refusal {
