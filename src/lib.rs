@@ -25,7 +25,7 @@
 //! | [`store`] | keeps events and deliveries durably |
 //! | [`provider`] | verifies requests, and composes them for tests |
 //! | [`event`] | parses events |
-//! | [`client_tls`], [`secret`], [`ca_bundle`], `postgres_url`, [`quantity`], [`spanned`], [`cleartext`], [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, URLs of PostgreSQL, sizes and durations, a TOML value with its places, warnings about credentials without TLS, logs and metrics |
+//! | [`client_tls`], [`secret`], [`ca_bundle`], `postgres_url`, [`quantity`], [`spanned`], [`cleartext`], `entries`, [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, URLs of PostgreSQL, sizes and durations, a TOML value with its places, warnings about credentials without TLS, tables with a line for each entry, logs and metrics |
 //!
 //! # Glossary
 //!
@@ -75,6 +75,7 @@ pub mod event;
 pub mod ca_bundle;
 pub mod cleartext;
 pub mod client_tls;
+mod entries;
 #[cfg(any(feature = "postgres", feature = "sql"))]
 pub(crate) mod postgres_url;
 pub mod quantity;

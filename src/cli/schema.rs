@@ -3,7 +3,7 @@
 use anyhow::bail;
 
 use super::{Exit, output};
-use crate::event::{FAMILIES, Family};
+use crate::event::{Family, families};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -13,7 +13,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let Some(family) = Family::named(&args.family) else {
-        let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+        let known: Vec<_> = families().map(|family| family.name).collect();
         bail!(
             "there is no family {:?}; there are {}",
             args.family,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     admin,
     dispatch::{self, ConfiguredHandler},
-    event::{EndpointName, FAMILIES, Family, HandlerName},
+    event::{self, EndpointName, Family, HandlerName},
     handler::{self, BuildContext, Factory},
     http, provider, secret, spanned, store,
 };
@@ -188,20 +188,20 @@ impl<'i> Reader<'_, 'i> {
         };
         let mut section = Section::new("store", value, &mut self.findings)?;
         let kind = section.take_text("kind", hints, &mut self.findings);
-        let entry = kind.and_then(|kind| {
+        let kind = kind.and_then(|kind| {
             let (name, place) = (kind.get_ref(), kind.span());
-            let known = store::ENGINES.iter().map(|entry| entry.kind);
+            let known = store::ENGINES.iter().map(|kind| kind.kind);
             let problem = || match store::LEFT_OUT.contains(&name.as_ref()) {
                 true => diagnostics::left_out("kind of store", name, place),
                 false => diagnostics::unknown("kind of store", name, known, place),
             };
-            self.found(store::Entry::named(name), problem)
+            self.found(store::Kind::named(name), problem)
         });
-        let Some(entry) = entry else {
+        let Some(kind) = kind else {
             section.redact(&mut self.findings);
             return None;
         };
-        let store = section.read(hints, &mut self.findings, entry.read)?;
+        let store = section.read(hints, &mut self.findings, kind.read)?;
         check::cleartext_warnings(store.cleartext_warning(), &section, &mut self.findings);
         Some(store)
     }
@@ -264,7 +264,7 @@ impl<'i> Reader<'_, 'i> {
         let family = section.take_text("family", hints, &mut self.findings);
         let family = family.and_then(|family| {
             let (name, place) = (family.get_ref(), family.span());
-            let known = FAMILIES.iter().map(|family| family.name);
+            let known = event::families().map(|family| family.name);
             let problem = || diagnostics::unknown("family", name, known, place);
             self.found(Family::named(name), problem)
         });
@@ -272,17 +272,16 @@ impl<'i> Reader<'_, 'i> {
         if let Some(path) = &path {
             check::path(path.get_ref(), path.span(), paths, &mut self.findings);
         }
-        let Some((family, entry)) =
-            family.and_then(|family| Some((family, self.provider(family)?)))
+        let Some((family, kind)) = family.and_then(|family| Some((family, self.provider(family)?)))
         else {
             section.redact(&mut self.findings);
             return None;
         };
         let hints = Hints {
-            example: entry.example,
+            example: kind.example,
             ..hints
         };
-        let provider = section.read(hints, &mut self.findings, entry.build)?;
+        let provider = section.read(hints, &mut self.findings, kind.read)?;
         Some(http::Endpoint {
             name: EndpointName::new(own_name(&section.name)),
             family,
@@ -291,9 +290,9 @@ impl<'i> Reader<'_, 'i> {
         })
     }
 
-    fn provider(&mut self, family: &Family) -> Option<&'static provider::Entry> {
+    fn provider(&mut self, family: &Family) -> Option<&'static provider::Kind> {
         let problem = || Problem::new(format!("nobody provides the family {:?}", family.name));
-        self.found(provider::Entry::named(family.provider()), problem)
+        self.found(provider::Kind::named(family.provider()), problem)
     }
 
     fn handlers(&mut self) -> Vec<ConfiguredHandler> {
@@ -407,7 +406,7 @@ fn deserialize<T: DeserializeOwned>(value: spanned::Deserializer<'_>) -> Result<
 fn endpoint_example() -> &'static str {
     provider::PROVIDERS
         .first()
-        .map_or("", |entry| entry.example.trim())
+        .map_or("", |kind| kind.example.trim())
 }
 
 /// The part of a section's name that the user has chosen.

@@ -2,8 +2,9 @@ use std::{env, fs, path::Path, time::Duration};
 
 use super::*;
 use crate::{
-    event::FAMILIES,
+    event::families,
     handler::{KINDS, LEFT_OUT},
+    provider::PROVIDERS,
     store::{self, ENGINES},
 };
 
@@ -41,13 +42,15 @@ secret_tokens = [{ env = "ZOOM" }]
 
 const LOG: &str = "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n";
 
-/// What a report lists depends on what hookswitch was built with. The lists, behind the words that
-/// stand for them in a fixture's report.
-fn lists() -> [(&'static str, String); 2] {
+/// The lists of a report, each with its placeholder in a fixture's report. They depend on the features
+/// of the build, and grow with each new entry.
+fn lists() -> [(&'static str, String); 3] {
     let kinds = KINDS.iter().map(|kind| kind.kind);
+    let families = families().map(|family| family.name);
     let engines = ENGINES.iter().map(|engine| engine.kind);
     [
         ("{kinds}", diagnostics::list(kinds)),
+        ("{families}", diagnostics::list(families)),
         ("{engines}", diagnostics::list(engines)),
     ]
 }
@@ -203,7 +206,9 @@ fn the_shipped_reference_names_every_key() {
         let keys = known_keys(&format!("[store]\n{kind}\nzzzzzzzzzzzz = 1\n"));
         require(&format!("[store] with {kind}"), &kind, keys);
     }
-    for family in FAMILIES {
+    for provider in PROVIDERS {
+        let mut families = families().filter(|family| family.provider() == provider.kind);
+        let family = families.next().expect("the provider has a family");
         let family = format!("family = {:?}", family.name);
         let keys = known_keys(&format!("[endpoints.x]\n{family}\nzzzzzzzzzzzz = 1\n"));
         require(&format!("[endpoints] with {family}"), &family, keys);

@@ -9,8 +9,8 @@
 //!
 //! # How to add a family
 //!
-//! Write one file beside [`ringcentral::phone_number`], implement [`EventFamily`] in it, add one
-//! line to [`FAMILIES`], and put at least six hand-written bodies into
+//! Write one file beside [`ringcentral::phone_number`], implement [`EventFamily`] for its `Event`, add
+//! one line to the provider's `FAMILIES`, and put at least six hand-written bodies into
 //! `fixtures/<provider>/<family>/`.
 
 mod e164;
@@ -23,9 +23,7 @@ mod notification;
 mod open_enum;
 mod ordering;
 mod pattern;
-pub mod ringcentral;
 mod text;
-pub mod zoom;
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +42,8 @@ pub use notification::Notification;
 pub use ordering::{KeyHash, MOST_KEYS, OrderingKeys, key_hash};
 pub use pattern::{Pattern, PatternError};
 pub use text::Text;
+
+use crate::entries::entries;
 
 /// A group of events with one typed shape.
 ///
@@ -95,7 +95,7 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
     fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic>;
 }
 
-/// One line of [`FAMILIES`]: an [`EventFamily`] with its type erased.
+/// An [`EventFamily`] with its type erased: one line of its provider's `FAMILIES`.
 #[derive(Debug)]
 pub struct Family {
     /// [`EventFamily::NAME`].
@@ -111,12 +111,18 @@ pub struct Family {
     schema: fn() -> Schema,
 }
 
-/// Every family. Order does not matter: no two claim the same event.
-pub const FAMILIES: &[Family] = &[
-    Family::of::<ringcentral::phone_number::Event>(),
-    Family::of::<ringcentral::extension_info::Event>(),
-    Family::of::<zoom::number_management::Event>(),
-];
+entries! {
+    /// The families of each provider. Order does not matter: no two claim the same event.
+    const FAMILIES: [&[Family] = FAMILIES];
+
+    pub mod ringcentral;
+    pub mod zoom;
+}
+
+/// Every family.
+pub fn families() -> impl Iterator<Item = &'static Family> + Clone {
+    FAMILIES.iter().copied().flatten()
+}
 
 /// What the floors above need to know of an event, whatever its family.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -309,7 +315,7 @@ impl Family {
 
     /// The family called `name`.
     pub fn named(name: &str) -> Option<&'static Self> {
-        FAMILIES.iter().find(|family| family.name == name)
+        families().find(|family| family.name == name)
     }
 
     /// The family that events called `name` are of.
@@ -324,9 +330,7 @@ impl Family {
             let rest = family.name.strip_prefix(provider);
             rest.is_some_and(|rest| rest.starts_with('.'))
         };
-        FAMILIES
-            .iter()
-            .find(|family| is_sent_by(family) && (family.claims)(event))
+        families().find(|family| is_sent_by(family) && (family.claims)(event))
     }
 
     /// The verdict on a body of this family that could be read.
@@ -391,8 +395,8 @@ impl Family {
 
 /// Every event name that can occur: what a handler's patterns are checked against.
 pub fn event_names() -> Vec<EventName> {
-    let mut names: Vec<_> = FAMILIES.iter().flat_map(Family::event_names).collect();
-    let providers: BTreeSet<_> = FAMILIES.iter().map(Family::provider).collect();
+    let mut names: Vec<_> = families().flat_map(Family::event_names).collect();
+    let providers: BTreeSet<_> = families().map(Family::provider).collect();
     names.extend(
         providers
             .iter()

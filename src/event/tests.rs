@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf};
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 
-use super::{FAMILIES, Family, Text, event_names, examine, list, ordering_keys, recognize};
+use super::{Family, Text, event_names, examine, families, list, ordering_keys, recognize};
 
 /// A body of a family, from `fixtures/<provider>/<family>/<name>.json`.
 struct Fixture {
@@ -16,7 +16,7 @@ struct Fixture {
 }
 
 fn fixtures() -> Vec<Fixture> {
-    FAMILIES.iter().flat_map(fixtures_of).collect()
+    families().flat_map(fixtures_of).collect()
 }
 
 fn fixtures_of(family: &'static Family) -> Vec<Fixture> {
@@ -51,7 +51,7 @@ fn fixtures_of(family: &'static Family) -> Vec<Fixture> {
 
 #[test]
 fn every_family_has_fixtures_and_each_is_recognized_as_its_own() {
-    for family in FAMILIES {
+    for family in families() {
         let fixtures = fixtures_of(family);
         assert!(fixtures.len() >= 6, "{} has too few", family.name);
         for Fixture { name, body, .. } in fixtures {
@@ -65,7 +65,7 @@ fn every_family_has_fixtures_and_each_is_recognized_as_its_own() {
 
 #[test]
 fn every_family_has_fixtures_of_each_of_its_changes() {
-    for family in FAMILIES {
+    for family in families() {
         let seen: Vec<_> = fixtures_of(family)
             .iter()
             .filter_map(|fixture| family.facts(&fixture.body).expect("it is readable").change)
@@ -81,14 +81,14 @@ fn no_body_is_claimed_by_two_families() {
     for Fixture { name, body, .. } in fixtures() {
         let body: Value = serde_json::from_slice(&body).expect("a fixture is JSON");
         let event = body["event"].as_str().expect("a fixture has an event");
-        let claims = FAMILIES.iter().filter(|family| (family.claims)(event));
+        let claims = families().filter(|family| (family.claims)(event));
         assert_eq!(claims.count(), 1, "{name}");
     }
 }
 
 #[test]
 fn the_example_of_a_family_reports_the_first_of_its_changes() {
-    for family in FAMILIES {
+    for family in families() {
         let recognized = recognize(family.provider(), family.example.as_bytes());
         assert_eq!(recognized.name, family.event_name(family.changes[0]));
         assert!(recognized.facts.key.is_some(), "{}", family.name);
@@ -127,7 +127,7 @@ fn what_a_model_writes_it_reads_again_as_the_same() {
 
 #[test]
 fn a_schema_has_the_name_of_its_family_and_says_what_each_member_is() {
-    for family in FAMILIES {
+    for family in families() {
         let schema = family.schema().to_value();
         assert_eq!(schema["title"], family.name);
         let members = schema["properties"].as_object().expect("it is an object");
@@ -201,22 +201,36 @@ fn an_unreadable_body_is_told_of_without_its_contents() {
     assert!(!told.contains("2025550143"), "{told}");
 }
 
-/// The members that a model needs: what makes the event one of its family, and what it changes.
-fn is_needed(family: &str, path: &str) -> bool {
-    let needed: &[&str] = match family {
-        "ringcentral.phone-number" => &["/event", "/body", "/body/phoneNumberInfo"],
-        "ringcentral.extension-info" => &["/event", "/body"],
-        "zoom.number-management" => &[
-            "/event",
-            "/payload",
-            "/payload/account_id",
-            "/payload/object",
-            "/payload/object/carrier_code",
-            "/payload/object/phone_numbers",
-        ],
-        _ => &[],
-    };
-    needed.contains(&path)
+/// The JSON pointers of the members that the schema of `family` requires: those that it requires of the
+/// body, and in turn of each of them.
+fn required(family: &Family) -> Vec<String> {
+    fn add(schema: &Value, at: &str, root: &Value, paths: &mut Vec<String>) {
+        let reference = schema["$ref"]
+            .as_str()
+            .and_then(|path| path.strip_prefix('#'));
+        let schema = match reference {
+            Some(path) => root.pointer(path).expect("the reference leads somewhere"),
+            None => schema,
+        };
+        for name in schema["required"].as_array().into_iter().flatten() {
+            let name = name.as_str().expect("it is the name of a member");
+            let at = format!("{at}/{name}");
+            add(&schema["properties"][name], &at, root, paths);
+            paths.push(at);
+        }
+    }
+    let root = family.schema().to_value();
+    let mut paths = Vec::new();
+    add(&root, "", &root, &mut paths);
+    paths
+}
+
+#[test]
+fn a_schema_requires_what_makes_an_event_one_of_its_family() {
+    let family = Family::named("ringcentral.phone-number").expect("it is a family");
+    let mut required = required(family);
+    required.sort();
+    assert_eq!(required, ["/body", "/body/phoneNumberInfo", "/event"]);
 }
 
 /// Every object in `value`, by its JSON pointer, and every member of one.
@@ -278,10 +292,10 @@ fn any_mishap() -> impl Strategy<Value = Mishap> {
 }
 
 impl Mishap {
-    fn befall(&self, family: &str, body: &mut Value) {
+    fn befall(&self, required: &[String], body: &mut Value) {
         let (mut objects, mut members) = (Vec::new(), Vec::new());
         places(body, "", &mut objects, &mut members);
-        members.retain(|path| !is_needed(family, path));
+        members.retain(|path| !required.contains(path));
         if let Self::Add(at, name, value) = self {
             let object = choose(body, &objects, at).expect("the body itself is one");
             object[name.as_str()] = value.clone();
@@ -408,8 +422,9 @@ proptest! {
         let fixtures = fixtures();
         let Fixture { family, body, .. } = fixture.get(&fixtures);
         let mut body: Value = serde_json::from_slice(body).expect("a fixture is JSON");
+        let required = required(family);
         for mishap in &mishaps {
-            mishap.befall(family.name, &mut body);
+            mishap.befall(&required, &mut body);
         }
         let recognized = recognize(family.provider(), body.to_string().as_bytes());
         prop_assert_eq!(recognized.family.map(|family| family.name), Some(family.name));

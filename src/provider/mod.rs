@@ -10,12 +10,10 @@
 //!
 //! # How to add a provider
 //!
-//! Write one file beside [`zoom`](self), implement [`Kind`] for its settings and [`Provider`] for
-//! what they build, and add one line to [`PROVIDERS`].
+//! Write one file beside [`zoom`](self), implement [`ProviderKind`] for its settings and [`Provider`]
+//! for the type that they build, and add one line to [`PROVIDERS`].
 
-mod ringcentral;
 mod signature;
-mod zoom;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +26,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use crate::{
+    entries::entries,
     event::{self, DedupeKey, EndpointName, EventId, Notification, OrderingKeys},
     spanned,
     telemetry::label_enum,
@@ -62,10 +61,10 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     fn freshen(&self, body: &[u8], now: Timestamp) -> Option<Bytes>;
 }
 
-/// An endpoint's own settings for one provider: what the TOML says besides `family` and `path`.
-pub trait Kind: DeserializeOwned + 'static {
-    /// The provider's name, the first part of its families' names.
-    const NAME: &'static str;
+/// A kind of provider: its settings, which the TOML of an endpoint has besides `family` and `path`.
+pub trait ProviderKind: DeserializeOwned + 'static {
+    /// The provider's name: the first part of its families' names.
+    const KIND: &'static str;
     /// An endpoint of this provider as it would stand in a TOML file, for help texts and tests.
     const EXAMPLE: &'static str;
     /// What these settings build.
@@ -74,35 +73,37 @@ pub trait Kind: DeserializeOwned + 'static {
     fn build(self) -> Self::Provider;
 }
 
-/// One line of [`PROVIDERS`]: a [`Kind`] with its type erased.
+/// A [`ProviderKind`] with its type erased: one line of [`PROVIDERS`].
 #[derive(Debug)]
-pub struct Entry {
-    /// [`Kind::NAME`].
-    pub name: &'static str,
-    /// [`Kind::EXAMPLE`].
+pub struct Kind {
+    /// [`ProviderKind::KIND`].
+    pub kind: &'static str,
+    /// [`ProviderKind::EXAMPLE`].
     pub example: &'static str,
     /// Reads an endpoint's settings and builds its provider.
-    pub build: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Provider>, spanned::Error>,
+    pub read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Provider>, spanned::Error>,
 }
 
-/// Every provider.
-pub const PROVIDERS: &[Entry] = &[
-    Entry::of::<ringcentral::Settings>(),
-    Entry::of::<zoom::Settings>(),
-];
+entries! {
+    /// Every kind of provider.
+    pub const PROVIDERS: [Kind of Settings];
 
-impl Entry {
-    const fn of<K: Kind>() -> Self {
+    mod ringcentral;
+    mod zoom;
+}
+
+impl Kind {
+    const fn of<K: ProviderKind>() -> Self {
         Self {
-            name: K::NAME,
+            kind: K::KIND,
             example: K::EXAMPLE,
-            build: |settings| Ok(Box::new(K::deserialize(settings)?.build())),
+            read: |settings| Ok(Box::new(K::deserialize(settings)?.build())),
         }
     }
 
     /// The provider called `name`.
     pub fn named(name: &str) -> Option<&'static Self> {
-        PROVIDERS.iter().find(|entry| entry.name == name)
+        PROVIDERS.iter().find(|kind| kind.kind == name)
     }
 }
 

@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Admission, Composed, Kind, Message, Provider, Reason, Refusal, Reply, Request, Verified,
-    signature::Tokens,
+    Admission, Composed, Message, Provider, ProviderKind, Reason, Refusal, Reply, Request,
+    Verified, signature::Tokens,
 };
 use crate::{
     event::{DedupeKey, EventId},
@@ -40,8 +40,8 @@ pub(super) struct Settings {
     verification_tokens: Secrets,
 }
 
-impl Kind for Settings {
-    const NAME: &'static str = NAME;
+impl ProviderKind for Settings {
+    const KIND: &'static str = NAME;
     const EXAMPLE: &'static str = r#"
 [endpoints.ringcentral-phone-number]
 family = "ringcentral.phone-number"

@@ -15,7 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Admission, Composed, Kind, Message, Provider, Reason, Refusal, Reply, Request, Verified,
+    Admission, Composed, Message, Provider, ProviderKind, Reason, Refusal, Reply, Request,
+    Verified,
     signature::{self, SigningKey, Tokens},
 };
 use crate::{
@@ -81,8 +82,8 @@ impl TryFrom<String> for RequiredHeader {
     }
 }
 
-impl Kind for Settings {
-    const NAME: &'static str = NAME;
+impl ProviderKind for Settings {
+    const KIND: &'static str = NAME;
     const EXAMPLE: &'static str = r#"
 [endpoints.zoom-number-management]
 family = "zoom.number-management"

@@ -13,16 +13,13 @@
 //!
 //! # How to add an engine
 //!
-//! Write one module beside [`embedded`], implement [`Store`] and [`Operator`] for it, and add one
-//! line to [`ENGINES`].
+//! Write one module beside [`embedded`], implement [`Store`], [`Operator`] and [`StoreKind`] in it, and
+//! add one line to [`ENGINES`].
 
-pub mod embedded;
 mod follower;
 mod health;
 mod operator;
 mod pending;
-#[cfg(feature = "postgres")]
-pub mod postgres;
 mod replay;
 mod statistics;
 #[cfg(test)]
@@ -51,6 +48,7 @@ use operator::shorten;
 
 use crate::{
     cleartext::CleartextWarning,
+    entries::entries,
     event::{EventId, EventName, HandlerName, Notification, Pattern},
     provider::Verified,
     spanned,
@@ -464,8 +462,8 @@ pub trait Engine: Send + std::fmt::Debug {
     }
 }
 
-/// The settings of an engine, by type.
-pub trait Kind: DeserializeOwned + Engine + 'static {
+/// A kind of store: its settings, read from the TOML.
+pub trait StoreKind: DeserializeOwned + Engine + 'static {
     /// Its `kind` in the TOML.
     const KIND: &'static str;
 
@@ -479,30 +477,28 @@ pub trait Kind: DeserializeOwned + Engine + 'static {
     }
 }
 
-/// One line of [`ENGINES`]: a [`Kind`] with its type erased.
+/// A [`StoreKind`] with its type erased: one line of [`ENGINES`].
 #[derive(Debug)]
-pub struct Entry {
-    /// [`Kind::KIND`].
+pub struct Kind {
+    /// [`StoreKind::KIND`].
     pub kind: &'static str,
     /// Reads its settings.
     pub read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Engine>, spanned::Error>,
 }
 
-/// Every engine.
-pub const ENGINES: &[Entry] = &[
-    Entry::of::<embedded::Settings>(),
-    #[cfg(feature = "postgres")]
-    Entry::of::<postgres::Settings>(),
-];
+entries! {
+    /// Every kind of store.
+    pub const ENGINES: [Kind of Settings];
 
-/// Every engine that would come with the crate, had its feature been asked for.
-pub const LEFT_OUT: &[&str] = &[
-    #[cfg(not(feature = "postgres"))]
-    "postgres",
-];
+    /// Every kind of store that this build leaves out. A kind has the name of its feature.
+    pub const LEFT_OUT: [left out];
 
-impl Entry {
-    const fn of<K: Kind>() -> Self {
+    pub mod embedded;
+    #[cfg(feature = "postgres")] pub mod postgres;
+}
+
+impl Kind {
+    const fn of<K: StoreKind>() -> Self {
         Self {
             kind: K::KIND,
             read: |settings| {
@@ -513,9 +509,9 @@ impl Entry {
         }
     }
 
-    /// The engine called `kind`.
-    pub fn named(kind: &str) -> Option<&'static Self> {
-        ENGINES.iter().find(|entry| entry.kind == kind)
+    /// The kind of store called `name`.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ENGINES.iter().find(|kind| kind.kind == name)
     }
 }
 

@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["event"],
     &["client_tls"],
     &["secret", "ca_bundle", "postgres_url", "quantity"],
-    &["cleartext", "spanned"],
+    &["cleartext", "entries", "spanned"],
     &["telemetry"],
 ];
 

@@ -1,8 +1,6 @@
 //! What RingCentral says.
 
-pub mod extension_info;
 mod filter;
-pub mod phone_number;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +9,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Text;
+use super::{Family, Text};
+use crate::entries::entries;
+
+entries! {
+    /// The families of RingCentral.
+    pub(super) const FAMILIES: [Family of Event];
+
+    pub mod phone_number;
+    pub mod extension_info;
+}
 
 /// What all RingCentral notifications have in common (developer guide, "Event filters").
 ///

@@ -1,7 +1,5 @@
 //! What Zoom says.
 
-pub mod number_management;
-
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -9,7 +7,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Text;
+use super::{Family, Text};
+use crate::entries::entries;
+
+entries! {
+    /// The families of Zoom.
+    pub(super) const FAMILIES: [Family of Event];
+
+    pub mod number_management;
+}
 
 /// What all Zoom notifications have in common ("Using webhooks"). The order of the members differs
 /// between products.

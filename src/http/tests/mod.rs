@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     event::Notification,
-    provider::{Entry, Message, Provider, Verified},
+    provider::{Kind, Message, Provider, Verified},
     secret,
     store::{Append, AppendError, BoxFuture, Health, Monitored, StoreError},
 };
@@ -50,7 +50,7 @@ fn provider(name: &str, settings: &str) -> Box<dyn Provider> {
     secret::with(sources, || {
         let settings = toml::de::DeValue::parse(settings).unwrap();
         let settings = crate::spanned::Deserializer::new(&settings);
-        (Entry::named(name).unwrap().build)(settings).unwrap()
+        (Kind::named(name).unwrap().read)(settings).unwrap()
     })
 }
 

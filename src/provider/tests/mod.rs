@@ -6,11 +6,14 @@ mod zoom;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use toml::de::DeValue;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
-use super::{Admission, Composed, Entry, Message, PROVIDERS, Provider, Reason, Refusal, Reply};
+use super::{Admission, Composed, Kind, Message, PROVIDERS, Provider, Reason, Refusal, Reply};
 use crate::{
-    event::{DedupeKey, EndpointName, FAMILIES},
+    event::{DedupeKey, EndpointName, families},
     secret::{self, Sources},
     spanned,
 };
@@ -19,14 +22,20 @@ use crate::{
 const SIGNED_AT: i64 = 1_772_637_667;
 
 fn read(name: &str, settings: &str) -> Result<Box<dyn Provider>, spanned::Error> {
+    let settings = DeValue::parse(settings).expect("the settings are TOML");
+    read_value(Kind::named(name).expect("the provider is known"), &settings)
+}
+
+fn read_value(
+    kind: &Kind,
+    settings: &Spanned<DeValue<'_>>,
+) -> Result<Box<dyn Provider>, spanned::Error> {
     let sources = Sources {
-        env: |_| None,
+        env: |_| Some("of-the-environment".to_owned()),
         inline: true,
     };
-    let entry = Entry::named(name).expect("the provider is known");
-    let settings = DeValue::parse(settings).expect("the settings are TOML");
     secret::with(sources, || {
-        (entry.build)(spanned::Deserializer::new(&settings))
+        (kind.read)(spanned::Deserializer::new(settings))
     })
 }
 
@@ -79,19 +88,38 @@ fn dedupe(verdict: Result<Admission, Refusal>) -> Vec<DedupeKey> {
     event.expect("there is an event").into_notification().dedupe
 }
 
-const SETTINGS: [(&str, &str); 3] = [
-    ("ringcentral", ringcentral::SETTINGS),
-    ("zoom", zoom::SETTINGS),
-    (
-        "zoom",
-        r#"{ secret_tokens = ["s"], require = { basic = { username = "u", password = "p" } } }"#,
-    ),
-];
+/// Every provider by its name, as its example says, and with the settings that its example leaves out.
+fn providers() -> Vec<(&'static str, Box<dyn Provider>)> {
+    let examples = PROVIDERS.iter().map(|kind| (kind.kind, example(kind)));
+    let others = [
+        ("ringcentral", ringcentral::SETTINGS),
+        ("zoom", zoom::SETTINGS),
+        (
+            "zoom",
+            r#"{ secret_tokens = ["s"], require = { basic = { username = "u", password = "p" } } }"#,
+        ),
+    ];
+    let others = others.map(|(name, settings)| (name, provider(name, settings)));
+    examples.chain(others).collect()
+}
+
+/// The provider of the endpoint in its example.
+fn example(kind: &Kind) -> Box<dyn Provider> {
+    let example = DeTable::parse(kind.example).expect("the example is TOML");
+    let endpoints = example.get_ref().get("endpoints");
+    let endpoints = endpoints.and_then(|endpoints| endpoints.get_ref().as_table());
+    let endpoint = endpoints.and_then(|endpoints| endpoints.values().next());
+    let mut endpoint = endpoint.expect("the example has an endpoint").clone();
+    if let DeValue::Table(settings) = endpoint.get_mut() {
+        settings.remove("family");
+        settings.remove("path");
+    }
+    read_value(kind, &endpoint).expect("the settings are sound")
+}
 
 #[test]
 fn what_a_provider_composes_it_admits() {
-    for (name, settings) in SETTINGS {
-        let provider = provider(name, settings);
+    for (name, provider) in providers() {
         let now = at(SIGNED_AT);
         let Composed {
             headers,
@@ -102,7 +130,7 @@ fn what_a_provider_composes_it_admits() {
         assert!(admission.event.is_none());
         assert_eq!(admission.reply, expected);
 
-        for family in FAMILIES.iter().filter(|family| family.provider() == name) {
+        for family in families().filter(|family| family.provider() == name) {
             let body = Bytes::from_static(family.example.as_bytes());
             let message = Message::Event {
                 body: &body,
@@ -124,8 +152,7 @@ fn what_a_provider_composes_it_admits() {
 
 #[test]
 fn a_freshened_copy_is_another_event_of_the_same_name_at_the_given_time() {
-    for (name, settings) in SETTINGS {
-        let provider = provider(name, settings);
+    for (name, provider) in providers() {
         let now = at(SIGNED_AT);
         let arrive = |body: &Bytes, delivery| {
             let message = Message::Event { body, delivery };
@@ -134,7 +161,7 @@ fn a_freshened_copy_is_another_event_of_the_same_name_at_the_given_time() {
             let event = admission.expect("it is admitted").event;
             event.expect("it is kept").into_notification()
         };
-        for family in FAMILIES.iter().filter(|family| family.provider() == name) {
+        for family in families().filter(|family| family.provider() == name) {
             let original = Bytes::from_static(family.example.as_bytes());
             let freshen = || provider.freshen(&original, now).expect("it is an object");
             let original = arrive(&original, "one");
@@ -190,9 +217,9 @@ fn settings_that_would_let_anyone_in_or_mean_nothing_are_refused() {
 
 #[test]
 fn no_provider_shows_its_secrets_when_it_is_debugged() {
-    for (name, settings) in SETTINGS {
-        let shown = format!("{:?}", provider(name, settings));
-        for secret in ["rc-token", "zoom-secret", "dTpw"] {
+    for (_, provider) in providers() {
+        let shown = format!("{provider:?}");
+        for secret in ["rc-token", "zoom-secret", "dTpw", "of-the-environment"] {
             assert!(!shown.contains(secret), "{shown}");
         }
     }
@@ -200,10 +227,8 @@ fn no_provider_shows_its_secrets_when_it_is_debugged() {
 
 #[test]
 fn every_family_has_a_provider_that_sends_it() {
-    for family in FAMILIES {
-        let known = PROVIDERS
-            .iter()
-            .any(|entry| entry.name == family.provider());
+    for family in families() {
+        let known = PROVIDERS.iter().any(|kind| kind.kind == family.provider());
         assert!(known, "{}", family.name);
     }
 }

@@ -75,8 +75,8 @@ use self::{
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Kind, Monitored, Operator, Settlement, Store, StoreError, Subscription, health::HealthReporter,
-    pending,
+    Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
+    health::HealthReporter, pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
@@ -118,7 +118,7 @@ fn segment_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64
     )))
 }
 
-impl Kind for Settings {
+impl StoreKind for Settings {
     const KIND: &'static str = "embedded";
 }
 

@@ -186,7 +186,8 @@ use self::{
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Kind, Lease, Monitored, Operator, Settlement, Store, StoreError, Subscription, TransferTarget,
+    Lease, Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
+    TransferTarget,
     health::HealthReporter,
     pending::{self, Ack},
 };
@@ -197,7 +198,7 @@ use crate::{
 /// How long the end of everything may take.
 const CLOSING: Duration = Duration::from_secs(5);
 
-impl Kind for Settings {
+impl StoreKind for Settings {
     const KIND: &'static str = "postgres";
 
     fn check(&self) -> Result<(), String> {
