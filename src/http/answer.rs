@@ -35,8 +35,8 @@ pub(super) enum Rejection {
     Refused(Refusal),
     /// No endpoint has that path.
     Path,
-    /// The method is not POST.
-    Method,
+    /// The provider does not use the method; the methods that it uses.
+    Method(HeaderValue),
     /// The body is over the limit.
     TooLarge,
     /// The body took too long.
@@ -120,7 +120,7 @@ impl From<&Rejection> for Label {
         Self::Other(match rejection {
             Rejection::Refused(refusal) => return Self::Refused(refusal.reason),
             Rejection::Path => OtherLabel::Path,
-            Rejection::Method => OtherLabel::Method,
+            Rejection::Method(_) => OtherLabel::Method,
             Rejection::TooLarge => OtherLabel::TooLarge,
             Rejection::SlowBody => OtherLabel::SlowBody,
             Rejection::BrokenBody => OtherLabel::BrokenBody,
@@ -137,7 +137,7 @@ impl Rejection {
         match self {
             Self::Refused(Refusal { again: false, .. }) => StatusCode::UNAUTHORIZED,
             Self::Path => StatusCode::NOT_FOUND,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Refused(Refusal { again: true, .. })
             | Self::SlowBody
@@ -156,17 +156,17 @@ impl IntoResponse for Accepted {
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         match reply {
-            Reply::Accepted => {
+            Reply::Empty => {
                 headers.insert(CONTENT_LENGTH, NONE);
             }
-            Reply::Echo(name, value) => {
+            Reply::Header(name, value) => {
                 headers.insert(name, value);
                 // RingCentral requires this type in a handshake, although there is no body.
                 headers.insert(header::CONTENT_TYPE, JSON);
                 headers.insert(CONTENT_LENGTH, NONE);
             }
-            Reply::Challenge(body) => {
-                headers.insert(header::CONTENT_TYPE, JSON);
+            Reply::Body { content_type, body } => {
+                headers.insert(header::CONTENT_TYPE, content_type);
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
                 *response.body_mut() = Body::from(body);
             }
@@ -180,8 +180,8 @@ impl IntoResponse for Rejection {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
-        if let Self::Method = self {
-            headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+        if let Self::Method(allowed) = self {
+            headers.insert(header::ALLOW, allowed);
         }
         headers.insert(CONTENT_LENGTH, NONE);
         response

@@ -22,7 +22,7 @@ use axum::{
     handler::Handler,
     response::{IntoResponse, Response},
 };
-use http::Method;
+use http::{HeaderValue, Method};
 use jiff::Timestamp;
 use prometheus_client::metrics::{
     counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
@@ -119,8 +119,8 @@ impl Webhook {
         let Some(route) = routes.by_path.get(request.uri().path()) else {
             return self.reject(Rejection::Path);
         };
-        if request.method() != Method::POST {
-            return self.reject(Rejection::Method);
+        if !route.methods.contains(request.method()) {
+            return self.reject(Rejection::Method(route.allow.clone()));
         }
         let started = Instant::now();
         let _counted = GaugeGuard::new(&self.metrics.in_flight);
@@ -164,6 +164,8 @@ impl Webhook {
         let now = (self.clock)();
         let request = provider::Request {
             endpoint: &route.endpoint.name,
+            method: &head.method,
+            query: head.uri.query(),
             headers: &head.headers,
             body: bytes,
         };
@@ -176,7 +178,7 @@ impl Webhook {
         if let Some(event) = event {
             self.store(route, event).await?;
         }
-        if reply != Reply::Accepted {
+        if !is_event || reply != Reply::Empty {
             route.last_handshake.set(seconds(now));
         }
         Ok(if is_event {
@@ -240,6 +242,10 @@ impl Routes {
 /// An endpoint and its metrics, looked up once.
 struct Route {
     endpoint: Endpoint,
+    /// The methods of its provider's requests.
+    methods: &'static [Method],
+    /// The same, as the value of `Allow`.
+    allow: HeaderValue,
     answers: AnswerMetrics,
     /// One for each event name of the provider. They are few, so a linear search is fastest.
     series: Vec<Series>,
@@ -251,6 +257,7 @@ struct Route {
 impl Route {
     fn new(endpoint: Endpoint, metrics: &Metrics) -> Self {
         let label = ByEndpoint::from(&endpoint.name);
+        let methods = endpoint.provider.methods();
         let provider = endpoint.family.provider();
         let series = event::event_names()
             .into_iter()
@@ -258,6 +265,8 @@ impl Route {
             .map(|name| Series::new(name, &endpoint, metrics))
             .collect();
         Self {
+            methods,
+            allow: allow(methods),
             answers: AnswerMetrics::new(endpoint.name.as_str(), is_routed, metrics),
             series,
             misdirected: metrics.misdirected.get_or_create(&label).clone(),
@@ -277,6 +286,16 @@ impl Route {
             None => Cow::Owned(Series::new(name.clone(), &self.endpoint, metrics)),
         }
     }
+}
+
+/// The value of `Allow` for `methods`.
+fn allow(methods: &[Method]) -> HeaderValue {
+    let names: Vec<_> = methods.iter().map(Method::as_str).collect();
+    #[expect(
+        clippy::expect_used,
+        reason = "a method is a token, and so a header value"
+    )]
+    HeaderValue::try_from(names.join(", ")).expect("methods are tokens")
 }
 
 /// The time series of events with one name at one endpoint.
@@ -383,7 +402,10 @@ impl AnswerMetrics {
         let request = self.logged.fetch_add(1, Ordering::Relaxed);
         let (endpoint, reason) = (self.endpoint.as_str(), Label::from(rejection).as_str());
         match rejection {
-            Rejection::Path | Rejection::Method | Rejection::Draining | Rejection::BrokenBody => {
+            Rejection::Path
+            | Rejection::Method(_)
+            | Rejection::Draining
+            | Rejection::BrokenBody => {
                 tracing::info!(
                     endpoint,
                     request,

@@ -8,6 +8,14 @@
 //!
 //! **Invariant:** an authentic body is always admitted, whatever it says.
 //!
+//! # What the server asks a provider
+//!
+//! The server does not know how a provider talks to it. It asks [`Provider::methods`] which methods the
+//! provider uses, and answers every other method 405, with these in `Allow`. A request with one of them
+//! goes to [`Provider::admit`] with its method, its query, its headers and its body. So a handshake can be
+//! a GET, and a proof can be a parameter of the query. The verdict says what to store, and which
+//! [`Reply`] to send.
+//!
 //! # How to add a provider
 //!
 //! Write one file beside [`zoom`](self), implement [`ProviderKind`] for its settings and [`Provider`]
@@ -21,7 +29,7 @@ mod tests;
 use std::fmt;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
@@ -32,32 +40,41 @@ use crate::{
     telemetry::label_enum,
 };
 
-/// What came in, unbelieved.
+/// A request that has not been verified.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The endpoint whose path it was posted to.
+    /// The endpoint whose path it was sent to.
     pub endpoint: &'a EndpointName,
+    /// Its method: one of [`Provider::methods`].
+    pub method: &'a Method,
+    /// The query of its URL without the `?`, not decoded.
+    pub query: Option<&'a str>,
     /// Its headers.
     pub headers: &'a HeaderMap,
     /// Its body, byte for byte.
     pub body: Bytes,
 }
 
-/// A company that calls us, with one endpoint's secrets. Synchronous: microseconds of hashing.
+/// A company that posts events, with the secrets of one endpoint. Synchronous, since it only hashes for
+/// some microseconds.
 pub trait Provider: fmt::Debug + Send + Sync + 'static {
-    /// Decides whether `request`, received at `now`, really comes from the provider.
+    /// The methods of the provider's requests: POST for events, and any other that its handshake uses.
+    fn methods(&self) -> &'static [Method] {
+        const { &[Method::POST] }
+    }
+
+    /// Decides whether `request`, received at `now`, comes from the provider.
     ///
     /// # Errors
     ///
-    /// A [`Refusal`] when it is not shown to.
+    /// A [`Refusal`] when nothing proves that it does.
     fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal>;
 
-    /// Writes `message` as the provider itself would, so that an endpoint can be tried out without
-    /// it.
+    /// Writes `message` as the provider would, so that an endpoint can be tested without the provider.
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed;
 
-    /// A copy of the event `body` that counts as a new event of `now`: a fresh identity, a fresh
-    /// time. `None` when it is not a JSON object.
+    /// A copy of the event `body` that counts as a new event at `now`, with an identity and a time of its
+    /// own. `None` when the body is not a JSON object.
     fn freshen(&self, body: &[u8], now: Timestamp) -> Option<Bytes>;
 }
 
@@ -116,15 +133,20 @@ pub struct Admission {
     pub reply: Reply,
 }
 
-/// How an admitted request is answered.
+/// How an admitted request is answered. The status is 200.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// Taken; nothing more to say.
-    Accepted,
-    /// A handshake that wants one of its own headers back.
-    Echo(HeaderName, HeaderValue),
-    /// A handshake that wants a computed JSON body.
-    Challenge(Bytes),
+    /// With nothing.
+    Empty,
+    /// With a header: a handshake that expects one of its own headers back.
+    Header(HeaderName, HeaderValue),
+    /// With a body: a handshake that expects a computed or a repeated text.
+    Body {
+        /// Its media type.
+        content_type: HeaderValue,
+        /// The body, so short that the whole answer is under 1024 bytes.
+        body: Bytes,
+    },
 }
 
 /// A notification that a provider has been shown to have sent.
@@ -243,10 +265,14 @@ pub enum Message<'a> {
 /// A request as the provider would send it.
 #[derive(Debug)]
 pub struct Composed {
+    /// Its method.
+    pub method: Method,
+    /// The query of its URL without the `?`, if it has one.
+    pub query: Option<String>,
     /// Its headers.
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
-    /// What a sound endpoint answers.
+    /// The answer of a sound endpoint.
     pub expected: Reply,
 }

@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -75,7 +75,7 @@ impl Provider for RingCentral {
         }
         proof.map_err(Reason::for_good)?;
         // A token that cannot be sent back is no reason to lose the event that it came with.
-        let reply = echo(request.headers).unwrap_or(Reply::Accepted);
+        let reply = echo(request.headers).unwrap_or(Reply::Empty);
         let dedupe = vec![dedupe_key(&request.body)];
         let event = Some(Verified::new(NAME, request, now, dedupe));
         Ok(Admission { event, reply })
@@ -98,15 +98,19 @@ impl Provider for RingCentral {
                 let token = HeaderValue::from_str(&token).unwrap_or(HeaderValue::from_static("-"));
                 headers.insert(VALIDATION_TOKEN, token.clone());
                 Composed {
+                    method: Method::POST,
+                    query: None,
                     headers,
                     body: Bytes::new(),
-                    expected: Reply::Echo(VALIDATION_TOKEN, token),
+                    expected: Reply::Header(VALIDATION_TOKEN, token),
                 }
             }
             Message::Event { body, .. } => Composed {
+                method: Method::POST,
+                query: None,
                 headers,
                 body: body.clone(),
-                expected: Reply::Accepted,
+                expected: Reply::Empty,
             },
         }
     }
@@ -163,7 +167,7 @@ fn echo(headers: &HeaderMap) -> Option<Reply> {
     let token = headers.get(VALIDATION_TOKEN)?;
     let sound = (1..=HANDSHAKE_TOKEN_LIMIT).contains(&token.len())
         && token.as_bytes().iter().all(u8::is_ascii_graphic);
-    sound.then(|| Reply::Echo(VALIDATION_TOKEN, token.clone()))
+    sound.then(|| Reply::Header(VALIDATION_TOKEN, token.clone()))
 }
 
 /// What a second copy has in common with the first: the subscription and the `uuid`, which need

@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
@@ -155,7 +155,7 @@ impl Provider for Zoom {
         // A challenge need not bring the credential that is demanded besides: nothing says that
         // Zoom sends it then, and a refused challenge ends in a disabled subscription.
         if let Some(token) = challenge(&request.body) {
-            let reply = Reply::Challenge(answer(&token, key));
+            let reply = answer(&token, key);
             return Ok(Admission { event: None, reply });
         }
         if let Some(demand) = &self.demand
@@ -169,7 +169,7 @@ impl Provider for Zoom {
         }
         Ok(Admission {
             event: Some(Verified::new(NAME, request, now, dedupe)),
-            reply: Reply::Accepted,
+            reply: Reply::Empty,
         })
     }
 
@@ -187,10 +187,10 @@ impl Provider for Zoom {
                     "event_ts": now.as_millisecond(),
                     "event": CHALLENGE,
                 });
-                let expected = Reply::Challenge(answer(&token, key));
+                let expected = answer(&token, key);
                 (Bytes::from(body.to_string()), "challenge", expected)
             }
-            Message::Event { body, delivery } => (body.clone(), delivery, Reply::Accepted),
+            Message::Event { body, delivery } => (body.clone(), delivery, Reply::Empty),
         };
         let timestamp = now.as_second().to_string();
         let mac = key.sign(&[b"v0:", timestamp.as_bytes(), b":", &body]);
@@ -209,6 +209,8 @@ impl Provider for Zoom {
             insert(demand.header.clone(), demand.value.expose());
         }
         Composed {
+            method: Method::POST,
+            query: None,
             headers,
             body,
             expected,
@@ -302,8 +304,11 @@ fn is_answerable(token: &str) -> bool {
     (1..=128).contains(&token.len()) && token.bytes().all(allowed)
 }
 
-fn answer(token: &str, key: &SigningKey) -> Bytes {
+fn answer(token: &str, key: &SigningKey) -> Reply {
     let encrypted = signature::to_hex(&key.sign(&[token.as_bytes()]));
     let answer = serde_json::json!({ "plainToken": token, "encryptedToken": encrypted });
-    Bytes::from(answer.to_string())
+    Reply::Body {
+        content_type: HeaderValue::from_static("application/json"),
+        body: Bytes::from(answer.to_string()),
+    }
 }

@@ -1,9 +1,13 @@
 //! Every answer, byte by byte.
 
+use http::{HeaderMap, HeaderValue, Method};
 use jiff::SignedDuration;
 
 use super::*;
-use crate::store::APPEND_BUDGET;
+use crate::{
+    provider::{Admission, Composed, Reason, Refusal, Reply, Request},
+    store::APPEND_BUDGET,
+};
 
 const EMPTY_200: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\ndate: -\r\n\r\n";
 const EMPTY_401: &str = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\ndate: -\r\n\r\n";
@@ -73,8 +77,8 @@ async fn a_ringcentral_handshake_is_echoed() {
 async fn a_zoom_challenge_is_answered_with_json() {
     let server = TestServer::open();
     let composed = zoom().compose(Message::Handshake, noon());
-    let crate::provider::Reply::Challenge(expected) = composed.expected else {
-        panic!("a challenge is expected");
+    let Reply::Body { body: expected, .. } = composed.expected else {
+        panic!("an answer with a body is expected");
     };
     let answer = server
         .ask(authentic(&*zoom(), ZOOM, Message::Handshake, noon()))
@@ -183,6 +187,119 @@ async fn only_a_post_to_an_endpoint_is_a_request() {
     }
     assert_eq!(server.answered("none", "path"), 4.0);
     assert_eq!(server.answered("none", "method"), 4.0);
+}
+
+/// A provider whose handshake is a GET, and whose proof is a parameter of the query.
+#[derive(Debug)]
+struct QueryProvider;
+
+impl Provider for QueryProvider {
+    fn methods(&self) -> &'static [Method] {
+        const { &[Method::POST, Method::GET] }
+    }
+
+    fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal> {
+        let query = request
+            .query
+            .and_then(|query| query.strip_prefix("token=secret"));
+        let query = query.ok_or(Refusal {
+            reason: Reason::WrongCredential,
+            again: false,
+        })?;
+        if *request.method == Method::GET {
+            let challenge = query.strip_prefix("&challenge=").unwrap_or_default();
+            let reply = Reply::Body {
+                content_type: HeaderValue::from_static("text/plain"),
+                body: Bytes::from(challenge.to_owned()),
+            };
+            return Ok(Admission { event: None, reply });
+        }
+        let event = Verified::unproven(Notification {
+            id: crate::event::EventId::new(now),
+            endpoint: request.endpoint.clone(),
+            name: "zoom.unrecognized".into(),
+            key: None,
+            subject: None,
+            occurred_at: None,
+            received_at: now,
+            topics: Vec::new(),
+            dedupe: Vec::new(),
+            body: request.body,
+        });
+        Ok(Admission {
+            event: Some(event),
+            reply: Reply::Empty,
+        })
+    }
+
+    fn compose(&self, message: Message<'_>, _: Timestamp) -> Composed {
+        let (method, query, body, expected) = match message {
+            Message::Handshake => {
+                let expected = Reply::Body {
+                    content_type: HeaderValue::from_static("text/plain"),
+                    body: Bytes::from_static(b"a%2Bb"),
+                };
+                let query = "token=secret&challenge=a%2Bb";
+                (Method::GET, query, Bytes::new(), expected)
+            }
+            Message::Event { body, .. } => {
+                (Method::POST, "token=secret", body.clone(), Reply::Empty)
+            }
+        };
+        Composed {
+            method,
+            query: Some(query.to_owned()),
+            headers: HeaderMap::new(),
+            body,
+            expected,
+        }
+    }
+
+    fn freshen(&self, _: &[u8], _: Timestamp) -> Option<Bytes> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn a_provider_can_have_a_get_handshake_and_a_proof_in_its_query() {
+    const PATH: &str = "/query";
+    let server = TestServer::open();
+    let family = "zoom.number-management";
+    let endpoints = vec![
+        endpoint(PATH, family, Box::new(QueryProvider)),
+        endpoint(ZOOM, family, zoom()),
+    ];
+    server.webhook.replace_endpoints(endpoints);
+    let handshake = authentic(&QueryProvider, PATH, Message::Handshake, noon());
+    let echo =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\ndate: -\r\n\r\na%2Bb";
+    assert_eq!(server.ask(handshake).await.text(), echo);
+    let last = "hookswitch_last_handshake_timestamp_seconds{endpoint=\"query\"}";
+    assert_eq!(server.metric(last), 1_800_000_000.0);
+    assert!(server.store.kept().is_empty());
+
+    let message = Message::Event {
+        body: &Bytes::from_static(b"{}"),
+        delivery: "one",
+    };
+    let event = authentic(&QueryProvider, PATH, message, noon());
+    assert_eq!(server.ask(event).await.text(), EMPTY_200);
+    assert_eq!(server.store.kept().len(), 1);
+
+    let ask = async |method: &str, target: &str| {
+        let request = request(method, target, &[], b"");
+        server.ask(request).await.text()
+    };
+    assert_eq!(ask("POST", "/query?token=guess").await, EMPTY_401);
+    assert_eq!(ask("GET", PATH).await, EMPTY_401);
+    let not_allowed = |methods: &str| {
+        format!(
+            "HTTP/1.1 405 Method Not Allowed\r\nallow: {methods}\r\ncontent-length: 0\r\ndate: -\r\n\r\n"
+        )
+    };
+    assert_eq!(ask("PUT", PATH).await, not_allowed("POST, GET"));
+    // The methods of one provider are not those of another.
+    assert_eq!(ask("GET", ZOOM).await, not_allowed("POST"));
 }
 
 #[tokio::test]

@@ -324,9 +324,14 @@ impl Answer {
     }
 }
 
-/// The bytes of a request.
+/// The bytes of a POST.
 fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("POST {path} HTTP/1.1\r\nhost: hooks.example\r\n");
+    request("POST", path, headers, body)
+}
+
+/// The bytes of a request.
+fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nhost: hooks.example\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
@@ -342,7 +347,11 @@ fn authentic(provider: &dyn Provider, path: &str, message: Message<'_>, now: Tim
         .iter()
         .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
         .collect();
-    post(path, &headers, &composed.body)
+    let query = composed
+        .query
+        .map_or_else(String::new, |query| format!("?{query}"));
+    let target = format!("{path}{query}");
+    request(composed.method.as_str(), &target, &headers, &composed.body)
 }
 
 fn ringcentral_event(body: &'static str) -> Vec<u8> {

@@ -60,7 +60,7 @@ fn a_wrong_or_missing_token_is_refused_for_good() {
 
 fn echoed(verdict: Result<Admission, Refusal>) -> (String, bool) {
     let admission = verdict.expect("it is admitted");
-    let Reply::Echo(name, value) = admission.reply else {
+    let Reply::Header(name, value) = admission.reply else {
         panic!("nothing is echoed");
     };
     assert_eq!(name, "validation-token");

@@ -242,10 +242,11 @@ const TEST_TOKEN: &str = "qgg8vlvZRS6UYooatFL8Aw";
 fn answer(verdict: Result<Admission, Refusal>) -> serde_json::Value {
     let admission = verdict.expect("it is admitted");
     assert!(admission.event.is_none(), "a challenge is no event");
-    let Reply::Challenge(answer) = admission.reply else {
+    let Reply::Body { content_type, body } = admission.reply else {
         panic!("it is not answered as a challenge");
     };
-    serde_json::from_slice(&answer).expect("the answer is JSON")
+    assert_eq!(content_type, "application/json");
+    serde_json::from_slice(&body).expect("the answer is JSON")
 }
 
 #[test]
@@ -272,6 +273,7 @@ fn a_challenge_is_answered_with_the_secret_that_signed_it() {
         headers,
         body,
         expected,
+        ..
     } = sender.compose(Message::Handshake, at(SIGNED_AT));
     let admission = admit(&*both, &headers, body, at(SIGNED_AT)).expect("it is admitted");
     assert_eq!(admission.reply, expected);
