@@ -1,73 +1,68 @@
-//! A program that embeds hookswitch and brings a kind of handler of its own.
+//! hookswitch with a handler of its own: it keeps a list of emergency addresses.
 //!
-//! The TOML names it like any other kind:
-//!
-//! ```toml
-//! [handlers.carrier-desk]
-//! kind = "emergency-desk"
-//! events = ["zoom.number-management.peering-number-emergency-address-updated"]
-//! ledger = "data/emergency-addresses.txt"
-//! ```
-//!
-//! `cargo run --example custom_handler -- serve --config examples/custom_handler.toml`
+//!     cargo run --example custom_handler -- serve --config examples/custom_handler.toml
+//!     cargo run --example custom_handler -- send --all --config examples/custom_handler.toml
+//!     cat data/addresses.txt
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use hookswitch::{
-    app::Hookswitch,
-    cli,
-    event::zoom::number_management,
-    handler::{BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome},
+    App, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, zoom::number_management,
 };
-use serde::Deserialize;
+use tokio::{fs::OpenOptions, io::AsyncWriteExt};
 
-/// What the TOML says of a handler of this kind.
-#[derive(Debug, Deserialize)]
+/// The settings in the TOML, and the handler that they build: here they are one.
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EmergencyDesk {
-    /// Where each change is noted, one line a number.
-    ledger: PathBuf,
+struct AddressList {
+    path: PathBuf,
 }
 
-impl HandlerKind for EmergencyDesk {
-    const KIND: &'static str = "emergency-desk";
-    const EXAMPLE: &'static str = r#"
-        kind = "emergency-desk"
-        events = ["zoom.number-management.*"]
-        ledger = "data/emergency-addresses.txt"
-    "#;
+impl HandlerKind for AddressList {
+    const KIND: &'static str = "address-list";
+    const EXAMPLE: &'static str =
+        "kind = 'address-list'\nevents = ['zoom.*']\npath = 'addresses.txt'";
     type Handler = Self;
 
-    fn build(self, _context: &BuildContext) -> Result<Self, BuildError> {
+    fn build(self, _: &BuildContext) -> Result<Self, BuildError> {
         Ok(self)
     }
 }
 
-impl Handler for EmergencyDesk {
+impl Handler for AddressList {
     type Event = number_management::Event;
 
     async fn handle(&self, delivery: Delivery<'_, Self::Event>) -> Outcome {
-        // Zoom's retries arrive up to 85 minutes late: an old address must not undo a newer one.
         if delivery.context.superseded {
-            return Outcome::Skip {
-                why: "a newer address is known".to_owned(),
-            };
+            let why = "a newer address of this number is known".to_owned();
+            return Outcome::Skip { why }; // Zoom's retries are up to 85 minutes late.
         }
-        let numbers = delivery.event.payload.object.e164();
-        let lines: String = numbers
-            .map(|number| format!("{number} has a new emergency address\n"))
+        let change = &delivery.event.payload.object;
+        let Some(address) = change.emergency_address.value() else {
+            return Outcome::Done; // Another change of the number.
+        };
+        let street = address.address_line1.as_deref().unwrap_or("unknown");
+        let lines: String = change
+            .e164()
+            .map(|number| format!("{number} {street}\n"))
             .collect();
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.ledger);
-        match file.and_then(|mut file| file.write_all(lines.as_bytes())) {
+        match append(&self.path, &lines).await {
             Ok(()) => Outcome::Done,
-            Err(error) => Outcome::retry(error),
+            Err(error) => Outcome::retry(error), // Later and later, then it is parked.
         }
     }
 }
 
+async fn append(path: &PathBuf, lines: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .await?;
+    file.write_all(lines.as_bytes()).await?;
+    file.sync_data().await
+}
+
 fn main() -> ExitCode {
-    cli::main(&Hookswitch::builder().handler_kind::<EmergencyDesk>())
+    hookswitch::main(&App::builder().handler_kind::<AddressList>())
 }

@@ -35,17 +35,6 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The entry point for a program that embeds this crate.
-#[derive(Debug)]
-pub struct Hookswitch;
-
-impl Hookswitch {
-    /// A service with the built-in kinds of handlers.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-}
-
 /// A service whose configuration has not been read.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -74,8 +63,8 @@ impl Builder {
     /// # Errors
     ///
     /// A report of all problems in the configuration.
-    pub fn load(&self, path: &Path) -> Result<Config, config::Report> {
-        config::load(path, &self.kinds, config::environment)
+    pub fn load(&self, path: impl AsRef<Path>) -> Result<Config, config::Report> {
+        config::load(path.as_ref(), &self.kinds, config::environment)
     }
 }
 
@@ -109,6 +98,19 @@ enum Cause {
 }
 
 /// A service whose addresses are bound and whose store is open.
+///
+/// ```no_run
+/// # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+/// use hookswitch::{App, End};
+///
+/// let config = App::builder().load("hookswitch.toml")?;
+/// let app = App::build(config, |_, _| {}).await?;
+/// println!("providers post to {}", app.address());
+/// let interrupt = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+/// assert_eq!(app.run(interrupt).await, End::Drained);
+/// # Ok(())
+/// # }
+/// ```
 pub struct App {
     server: http::Server,
     admin_address: SocketAddr,
@@ -132,6 +134,11 @@ struct Components {
 }
 
 impl App {
+    /// A builder with the built-in kinds of handlers.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
     /// Binds both servers, opens the store and starts the handlers. The admin server answers from
     /// the beginning, so that probes can follow the start. `rebuild` is called with (done, total)
     /// while a ledger is rebuilt.
@@ -141,7 +148,7 @@ impl App {
     /// When an address cannot be bound or the store cannot be opened.
     pub async fn build(
         config: Config,
-        rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
+        rebuild: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         log_warnings(&config.warnings);
         let restart_required = config.restart_required;
@@ -164,7 +171,7 @@ impl App {
         let context = store::Context {
             metrics: metrics.clone(),
             clock: now,
-            rebuild,
+            rebuild: Arc::new(rebuild),
         };
         let engine = config.store;
         // Opening reads files. It must not block the admin server.
@@ -223,7 +230,7 @@ impl App {
     }
 
     /// Changes the configuration of the running service.
-    pub fn reloader(&self) -> Reloader {
+    pub(crate) fn reloader(&self) -> Reloader {
         Reloader(self.components.clone())
     }
 
@@ -323,7 +330,7 @@ async fn until_poisoned(health: &mut watch::Receiver<Health>) {
 
 /// Changes the configuration of a running service. A reload is applied as a whole or refused.
 #[derive(Clone)]
-pub struct Reloader(Arc<Components>);
+pub(crate) struct Reloader(Arc<Components>);
 
 impl Reloader {
     /// Applies `config`: endpoints, secrets, handlers, certificates. Refuses it if it changes a

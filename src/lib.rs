@@ -9,6 +9,15 @@
 //! will get it, in order per number, or it will be parked where a person can see it and replay it.
 //! Nothing authentic is ever refused, and nothing forged is ever stored.
 //!
+//! # A handler of your own
+//!
+//! A program that embeds this crate has all commands of `hookswitch`, and its own kinds of handlers besides the
+//! built-in ones. [`App`] runs the service within a program that has other commands.
+//!
+//! ```no_run
+#![cfg_attr(any(doc, doctest), doc = include_str!("../examples/custom_handler.rs"))]
+//! ```
+//!
 //! # Floors
 //!
 //! A floor may use the floors below it in this list, never those above it. A test checks this.
@@ -54,31 +63,52 @@
 //! | park | stop retrying a delivery and keep it with its reason until a person decides (a dead letter) |
 //! | replay | deliver again on request, with a reason, marked as a replay |
 
-pub mod cli;
+#![cfg_attr(
+    not(feature = "full"),
+    expect(
+        dead_code,
+        reason = "a build without some handler kinds uses less of what the kinds share"
+    )
+)]
 
-pub mod app;
+// What an embedder gets. Within a floor, `pub` is for the floors above it.
+pub use app::{App, Builder, End, Error};
+pub use cli::main;
+pub use config::{Config, Report};
+pub use event::{
+    DedupeKey, E164, EndpointName, EventId, EventName, Given, HandlerName, Key, Notification, Text,
+    Topic, Unreadable, ringcentral, zoom,
+};
+pub use handler::{
+    AnyEvent, BuildContext, BuildError, Delivery, DeliveryContext, Error as HandlerError, Event,
+    Handler, HandlerKind, Outcome,
+};
 
-pub mod config;
+mod cli;
 
-pub mod admin;
-pub mod http;
+mod app;
 
-pub mod dispatch;
-pub mod handler;
+mod config;
 
-pub mod store;
+mod admin;
+mod http;
 
-pub mod provider;
+mod dispatch;
+mod handler;
 
-pub mod event;
+mod store;
 
-pub mod ca_bundle;
-pub mod cleartext;
-pub mod client_tls;
+mod provider;
+
+mod event;
+
+mod ca_bundle;
+mod cleartext;
+mod client_tls;
 mod entries;
 #[cfg(any(feature = "postgres", feature = "sql"))]
-pub(crate) mod postgres_url;
-pub mod quantity;
-pub mod secret;
-pub mod spanned;
-pub mod telemetry;
+mod postgres_url;
+mod quantity;
+mod secret;
+mod spanned;
+mod telemetry;

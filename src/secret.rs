@@ -7,7 +7,7 @@
 //!
 //! A secret is read while its place in the TOML is deserialised, so that what is wrong with it is
 //! reported at that place. What a reference may refer to is the caller's to say: [`Sources`] are
-//! set for one thread while [`with`] runs, since `Deserialize` takes no arguments.
+//! set for one thread while [`watch`] runs, since `Deserialize` takes no arguments.
 
 use std::{cell::RefCell, fmt, fs, io, path::Path, sync::Arc};
 
@@ -60,7 +60,7 @@ impl Secrets {
     }
 }
 
-/// What a reference may refer to while [`with`] runs.
+/// What a reference may refer to while [`watch`] runs.
 #[derive(Clone, Copy)]
 pub struct Sources {
     /// Looks an environment variable up.
@@ -78,13 +78,14 @@ thread_local! {
     static INLINE: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `read` with `sources` in force on this thread.
+/// [`watch`], for tests that show nothing.
+#[cfg(test)]
 pub fn with<T>(sources: Sources, read: impl FnOnce() -> T) -> T {
     watch(sources, read).0
 }
 
-/// Like [`with`], and returns the secrets that stood in the TOML itself besides, allowed or not,
-/// so that whoever shows the TOML can keep them out of sight.
+/// Runs `read` with `sources` in force on this thread. Returns the secrets that stood in the TOML itself
+/// besides, allowed or not, so that whoever shows the TOML can keep them out of sight.
 pub fn watch<T>(sources: Sources, read: impl FnOnce() -> T) -> (T, Vec<Secret>) {
     let sources_before = SOURCES.replace(sources);
     let inline_before = INLINE.take();

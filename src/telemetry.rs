@@ -136,15 +136,6 @@ impl From<&HandlerName> for ByHandler {
     }
 }
 
-/// Name and help text of one metric, for `docs/operations.md` and its test.
-#[derive(Clone, Copy, Debug)]
-pub struct MetricHelp {
-    /// The name without the common prefix, and without the `_total` that counters get.
-    pub name: &'static str,
-    /// The help text.
-    pub help: &'static str,
-}
-
 macro_rules! metrics {
     ($($field:ident: $kind:ty = $new:expr, $help:literal;)*) => {
         /// All metrics of one running service, so that several services can run in one process.
@@ -157,10 +148,10 @@ macro_rules! metrics {
             )*
         }
 
-        /// The table of metrics.
-        pub const METRICS: &[MetricHelp] = &[
-            $(MetricHelp { name: stringify!($field), help: $help },)*
-        ];
+        /// The name and the help text of each metric, without the common prefix, and without the
+        /// `_total` of counters.
+        #[cfg(test)]
+        const METRICS: &[(&str, &str)] = &[$((stringify!($field), $help),)*];
 
         impl Default for Metrics {
             fn default() -> Self {
@@ -256,4 +247,19 @@ pub fn start_logging(
     });
     registry().with(lines).with(filter).with(discreet).init();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_metric_is_documented() {
+        let operations = include_str!("../docs/operations.md");
+        for (name, help) in super::METRICS {
+            let line = format!("| `hookswitch_{name}` | {help} |");
+            assert!(
+                operations.contains(&line),
+                "docs/operations.md lacks this line:\n{line}"
+            );
+        }
+    }
 }

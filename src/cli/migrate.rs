@@ -47,7 +47,7 @@ pub(super) fn run(command: &Command, path: &Path, builder: &Builder) -> anyhow::
     let context = store::Context {
         metrics: Arc::new(Metrics::default()),
         clock: app::now,
-        rebuild: rebuild_progress(),
+        rebuild: Arc::new(rebuild_progress()),
     };
     let mut target = new.target().with_context(|| named("--config", path))?;
     let source = old.store.source(context, subscriptions);

@@ -3,7 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Mutex,
 };
 
 use anyhow::Context;
@@ -97,16 +97,16 @@ fn reload_on_hangup(
 }
 
 /// A progress bar of a ledger's rebuild, shown once a rebuild begins.
-pub(super) fn rebuild_progress() -> Arc<dyn Fn(u64, u64) + Send + Sync> {
+pub(super) fn rebuild_progress() -> impl Fn(u64, u64) + Send + Sync + 'static {
     let bar = Mutex::new(None);
-    Arc::new(move |done, total| {
+    move |done, total| {
         let Ok(mut bar) = bar.lock() else { return };
         let bar = bar.get_or_insert_with(|| progress_bar(total));
         bar.set_position(done);
         if done >= total && !bar.is_finished() {
             bar.finish_and_clear();
         }
-    })
+    }
 }
 
 /// The text that `serve` prints when it is ready.

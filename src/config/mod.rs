@@ -29,30 +29,30 @@ use std::{fs, path::Path};
 
 use serde::Deserialize;
 
-pub use report::{Problem, Report, Severity};
+pub use report::{Problem, Report};
 pub use restart_required::RestartRequired;
 
 use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
 
-/// Everything that a service is built from.
+/// Everything that a service is built from: a TOML file without problems.
 #[derive(Debug)]
 pub struct Config {
     /// What is logged, and how.
-    pub log: Log,
+    pub(crate) log: Log,
     /// The server that providers post to.
-    pub server: http::Settings,
+    pub(crate) server: http::Settings,
     /// The admin server.
-    pub admin: admin::Settings,
+    pub(crate) admin: admin::Settings,
     /// The store.
-    pub store: Box<dyn store::Engine>,
+    pub(crate) store: Box<dyn store::Engine>,
     /// Who may post what where; never empty.
-    pub endpoints: Vec<http::Endpoint>,
+    pub(crate) endpoints: Vec<http::Endpoint>,
     /// Who gets what.
-    pub handlers: Vec<dispatch::ConfiguredHandler>,
+    pub(crate) handlers: Vec<dispatch::ConfiguredHandler>,
     /// The sections that require a restart when they change.
-    pub restart_required: RestartRequired,
+    pub(crate) restart_required: RestartRequired,
     /// The warnings. Most files have none.
-    pub warnings: Report,
+    pub(crate) warnings: Report,
 }
 
 /// What the TOML's `[log]` says.

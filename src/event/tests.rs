@@ -56,7 +56,7 @@ fn every_family_has_fixtures_and_each_is_recognized_as_its_own() {
         assert!(fixtures.len() >= 6, "{} has too few", family.name);
         for Fixture { name, body, .. } in fixtures {
             let recognized = recognize(family.provider(), &body);
-            let found = recognized.family.map(|family| family.name);
+            let found = Family::naming(&recognized.name).map(|family| family.name);
             assert_eq!(found, Some(family.name), "{name}");
             assert_eq!(recognized.unreadable, None, "{name}");
         }
@@ -427,7 +427,8 @@ proptest! {
             mishap.befall(&required, &mut body);
         }
         let recognized = recognize(family.provider(), body.to_string().as_bytes());
-        prop_assert_eq!(recognized.family.map(|family| family.name), Some(family.name));
+        let found = Family::naming(&recognized.name);
+        prop_assert_eq!(found.map(|family| family.name), Some(family.name));
         prop_assert_eq!(recognized.unreadable, None, "{}", body);
         prop_assert!(family.value(body.to_string().as_bytes()).is_ok());
     }

@@ -52,7 +52,7 @@ impl<'a> CloudEvent<'a> {
     }
 
     /// The structured JSON form, in one line and without a line end.
-    pub fn to_line(&self) -> String {
+    pub fn to_line(self) -> String {
         let mut line = String::with_capacity(self.notification.body.len() + 640);
         for (name, value) in self.attributes() {
             line.push(if line.is_empty() { '{' } else { ',' });

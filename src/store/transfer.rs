@@ -26,8 +26,6 @@ const SLICE: usize = 500;
 /// An event with its deliveries, as one store gives it to another.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
-    /// Where it stands in its store: ascends in the order in which events were stored.
-    pub place: i64,
     /// The event.
     pub notification: Notification,
     /// Who gets it, and how that stands; by the names of the handlers.

@@ -229,10 +229,10 @@ fn a_program_that_embeds_the_crate_brings_its_own_kind(engine: Engine) {
     let home = engine.home(&[
         ENDPOINTS,
         r#"
-[handlers.desk]
-kind = "emergency-desk"
+[handlers.addresses]
+kind = "address-list"
 events = ["zoom.number-management.peering-number-emergency-address-updated"]
-ledger = "{dir}/desk.txt"
+path = "{dir}/addresses.txt"
 "#,
     ]);
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_hookswitch"))
@@ -246,7 +246,7 @@ ledger = "{dir}/desk.txt"
     let body = r#"{"event":"number_management.peering_number_emergency_address_updated","event_ts":1,"payload":{"account_id":"a","object":{"carrier_code":1,"phone_numbers":["+12025550199"],"emergency_address":{"address_line1":"1 Example Way"}}}}"#;
     assert_eq!(service.zoom(body).status, 200);
     eventually("the program's own handler has it", || {
-        std::fs::read_to_string(home.path().join("desk.txt")).unwrap_or_default()
-            == "+12025550199 has a new emergency address\n"
+        std::fs::read_to_string(home.path().join("addresses.txt")).unwrap_or_default()
+            == "+12025550199 1 Example Way\n"
     });
 }

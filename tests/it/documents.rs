@@ -5,20 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hookswitch::telemetry::METRICS;
-
-#[test]
-fn every_metric_is_documented() {
-    let operations = include_str!("../../docs/operations.md");
-    for metric in METRICS {
-        let line = format!("| `hookswitch_{}` | {} |", metric.name, metric.help);
-        assert!(
-            operations.contains(&line),
-            "docs/operations.md lacks this line:\n{line}"
-        );
-    }
-}
-
 #[test]
 fn every_link_within_the_project_resolves() {
     let documents = documents();

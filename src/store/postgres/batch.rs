@@ -85,7 +85,7 @@ pub(super) struct Topics {
     pub(super) latest: Vec<Timestamp>,
 }
 
-/// Events whose topics are learnt later (see [`learn`]).
+/// Events whose topics are learnt later (see [`super::topics`]).
 #[derive(Debug, Default)]
 pub(super) struct DeferredTopics {
     pub(super) place: Vec<i32>,

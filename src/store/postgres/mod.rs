@@ -71,7 +71,7 @@
 //! before the rest of a run is made after it. Claims pass over what is in a run, as far as `claims.last`
 //! says: who queued it would make the run's settlements wait.
 //!
-//! An event of more keys than [`MOST_KEYS`](crate::event::MOST_KEYS) has all keys of its scope, so a
+//! An event of more keys than `event::ordering::MOST_KEYS` has all keys of its scope, so a
 //! delivery has at most so many rows of `further_keys`, and a look at it takes at most so many look-ups.
 //! What a whole scope waits for is looked for among all that is open of the scope.
 //!
@@ -176,7 +176,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-pub use self::settings::{DatabaseUrl, DatabaseUrlError, Settings};
+pub use self::settings::Settings;
 use self::{
     append::{AppendQueue, COMMITTERS},
     error::PgError,

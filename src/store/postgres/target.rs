@@ -320,7 +320,6 @@ async fn look(connection: &PgConnection, ids: &[EventId]) -> Result<Vec<StoredEv
     for (notification, day, place) in rows::find(client, ids).await? {
         days.push((day, place));
         let stored = StoredEvent {
-            place,
             notification,
             deliveries: Vec::new(),
         };

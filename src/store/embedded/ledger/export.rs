@@ -65,7 +65,6 @@ impl TransferSource {
             };
             bytes += notification.body.len();
             slice.stored.push(StoredEvent {
-                place,
                 notification,
                 deliveries: deliveries(&self.operator.db, place).map_err(failed)?,
             });

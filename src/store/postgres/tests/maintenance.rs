@@ -190,7 +190,7 @@ fn base_name(url: &str) -> &str {
 fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
     use crate::store::postgres::settings::Tls;
     let read = |url: &str| -> Result<_, String> {
-        let address: crate::store::postgres::DatabaseUrl =
+        let address: crate::store::postgres::settings::DatabaseUrl =
             url.parse().map_err(|error| format!("{error}"))?;
         assert!(!format!("{address:?} {address}").contains("hunter2"));
         Ok((address.tls, address.hosts().len()))
