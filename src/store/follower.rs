@@ -1,10 +1,11 @@
-//! Whether those get on who work behind what is stored: what is taken and never delivered must show.
+//! Watches background tasks for progress, so that events which are stored and not delivered are
+//! noticed.
 //!
-//! A follower stands still when it has had something to do for [`PATIENCE`] and has got nowhere with it,
-//! because it fails again and again, or because it hangs. It is said once when that begins and once when it
-//! ends, and shown as a metric. While one stands still that deliveries wait for, the service is not
-//! ready, so that others get the requests; what comes all the same is stored, since that is no less
-//! possible than before.
+//! A follower is a background task that works behind the append path. It is stalled when it has had
+//! work for [`PATIENCE`] without progress, because it fails again and again or because it hangs. A
+//! stall and its end are logged once each, and shown as a metric. While a critical follower is
+//! stalled, the service reports that it is not ready, so that other replicas get the requests.
+//! Events that arrive all the same are stored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +15,14 @@ use std::{
 
 use crate::telemetry::{ByFollower, Metrics};
 
-/// How long a follower may get nowhere until it counts as standing still: longer than anything takes
-/// that one does at a time, and short enough for a load balancer to act on.
+/// How long a follower may make no progress before it counts as stalled: longer than any single
+/// step of its work takes, and short enough for a load balancer to act on.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether one does.
+/// The interval of the checks.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// All of a store's followers.
+/// All followers of a store.
 #[derive(Clone, Debug, Default)]
 pub struct Followers(Arc<Mutex<State>>);
 
@@ -29,24 +30,24 @@ pub struct Followers(Arc<Mutex<State>>);
 struct State {
     next: u64,
     present: BTreeMap<u64, TaskState>,
-    /// All names that there have been: their gauges have to be set.
+    /// All names that followers have had. Their gauges must be set, also to 0.
     names: BTreeSet<&'static str>,
 }
 
 #[derive(Debug)]
 struct TaskState {
     name: &'static str,
-    /// Whether deliveries wait for it.
+    /// Whether deliveries wait for this task.
     is_critical: bool,
-    /// What it works on.
+    /// A description of the work, for the log.
     what: String,
-    /// Since when there is something to do, and what was in its way last.
+    /// Since when the task has had work without progress, and its last error.
     since: Option<Instant>,
     why: Option<String>,
     is_stalled: bool,
 }
 
-/// One follower. Forgotten when it is dropped.
+/// A handle by which a background task reports its progress. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Follower {
     all: Followers,
@@ -54,12 +55,14 @@ pub struct Follower {
 }
 
 impl Followers {
-    /// One called `name`, which works on `what`, and whom deliveries wait for.
+    /// Watches the task `name`, described by `what`. The service is not ready while the task is
+    /// stalled.
     pub fn critical(&self, name: &'static str, what: impl Into<String>) -> Follower {
         self.add(name, what.into(), true)
     }
 
-    /// One that nothing waits for yet: that it stands still is shown, and no more.
+    /// Watches the task `name`, described by `what`. A stall is logged and shown, and changes
+    /// nothing else.
     pub fn background(&self, name: &'static str, what: impl Into<String>) -> Follower {
         self.add(name, what.into(), false)
     }
@@ -84,14 +87,14 @@ impl Followers {
         }
     }
 
-    /// Whether one stands still that deliveries wait for, as of the last look.
+    /// Whether a critical follower is stalled, as of the last check.
     pub fn any_stalled(&self) -> bool {
         let state = self.lock();
         let mut present = state.present.values();
         present.any(|task| task.is_critical && task.is_stalled)
     }
 
-    /// Looks who stands still, says what has changed, and shows it in `metrics`.
+    /// Checks all followers, logs changes, and sets the gauges in `metrics`.
     pub fn look(&self, metrics: &Metrics) {
         let mut state = self.lock();
         let mut counts: BTreeMap<_, i64> = state.names.iter().map(|name| (*name, 0)).collect();
@@ -120,22 +123,22 @@ impl TaskState {
         let (follower, what) = (self.name, &self.what);
         if is_late {
             let why = self.why.as_deref().unwrap_or("it takes too long");
-            tracing::error!(follower, "{what} has come to a standstill: {why}");
+            tracing::error!(follower, "{what} makes no progress: {why}");
         } else {
-            tracing::info!(follower, "{what} goes on");
+            tracing::info!(follower, "{what} makes progress again");
         }
     }
 }
 
 impl Follower {
-    /// There is something to do.
+    /// The task has work.
     pub fn started(&self) {
         self.change(|task| {
             task.since.get_or_insert_with(Instant::now);
         });
     }
 
-    /// It has got somewhere, or has nothing to do.
+    /// The task has made progress, or has no work.
     pub fn progressed(&self) {
         self.change(|task| {
             task.since = None;
@@ -143,8 +146,8 @@ impl Follower {
         });
     }
 
-    /// It failed, because of `why`. Whether that is the first time since it got on, and worth a line in
-    /// the log.
+    /// The task failed with `why`. Returns whether this is the first failure since the last
+    /// progress, and so worth a log line.
     pub fn failed(&self, why: &impl ToString) -> bool {
         let mut is_first = false;
         self.change(|task| {

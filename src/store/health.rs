@@ -1,4 +1,4 @@
-//! Whether a store takes events, as the parts of its engine find out.
+//! The health of a store, as the tasks of its engine report it.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{AppendError, Followers, Health};
 use crate::telemetry::Metrics;
 
-/// The one place where an engine's health is kept, and reported when it changes.
+/// Keeps an engine's health, and logs and exports its changes. Clones share one state.
 #[derive(Clone)]
 pub(super) struct HealthReporter {
     health: Arc<watch::Sender<Health>>,
@@ -19,7 +19,7 @@ pub(super) struct HealthReporter {
 }
 
 impl HealthReporter {
-    /// Begins as `health`.
+    /// Starts as `health`.
     pub(super) fn new(health: Health, metrics: Arc<Metrics>) -> Self {
         metrics.store_sound.set(i64::from(health == Health::Sound));
         let (health, _) = watch::channel(health);
@@ -30,17 +30,17 @@ impl HealthReporter {
         }
     }
 
-    /// Those who work behind what is stored.
+    /// The engine's background tasks.
     pub(super) const fn followers(&self) -> &Followers {
         &self.followers
     }
 
-    /// As it is now.
+    /// The current health.
     pub(super) fn get(&self) -> Health {
         self.health.borrow().clone()
     }
 
-    /// Whether appends are taken.
+    /// Refuses appends unless the store is sound.
     pub(super) fn check(&self) -> Result<(), AppendError> {
         match self.get() {
             Health::Sound => Ok(()),
@@ -49,18 +49,18 @@ impl HealthReporter {
         }
     }
 
-    /// For whoever wants to know when it changes.
+    /// A receiver of changes.
     pub(super) fn subscribe(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
 
-    /// Takes note of a change. Poison is for ever.
+    /// Changes the health. A poisoned store stays poisoned.
     pub(super) fn set(&self, health: Health) {
         let changed = self.health.send_if_modified(|before| {
             let changes = *before != health && !matches!(before, Health::Poisoned { .. });
             if changes {
                 before.clone_from(&health);
-                // Before anybody hears of it, so that nobody finds the two apart.
+                // The gauge changes before any receiver is woken, so that the two never differ.
                 let sound = matches!(health, Health::Sound);
                 self.metrics.store_sound.set(i64::from(sound));
             }
@@ -70,14 +70,14 @@ impl HealthReporter {
             return;
         }
         match health {
-            Health::Sound => tracing::info!("the store takes events"),
+            Health::Sound => tracing::info!("the store accepts events"),
             Health::Unavailable { why } => tracing::warn!("the store refuses events: {why}"),
             Health::Poisoned { why } => tracing::error!("the store is poisoned: {why}"),
         }
     }
 
-    /// `work` of a thread that the engine cannot do without: a panic in it poisons the store, since
-    /// what is stored would otherwise wait for ever to be delivered.
+    /// Wraps the `work` of a thread that the engine needs. A panic in it poisons the store;
+    /// otherwise stored events would wait for ever.
     pub(super) fn supervised<W: FnOnce() + Send>(
         &self,
         name: &'static str,
@@ -85,7 +85,7 @@ impl HealthReporter {
     ) -> impl FnOnce() + Send + use<W> {
         let condition = self.clone();
         move || {
-            // Nothing that it worked on is used again.
+            // The state that the thread worked on is not used again.
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
                 condition.set(Health::Poisoned {
                     why: format!("the {name} thread has panicked"),

@@ -1,15 +1,17 @@
-//! Floor 3: remember it. What a 200 stands for, and the record of who has had what.
+//! Floor 3: stores events durably, and records what became of each delivery.
 //!
 //! **Invariant:** [`Append::append`] returns `Ok` only when the event would survive the loss of
 //! power at that moment.
 //!
 //! **Invariant:** nothing above this floor knows which engine it has.
 //!
-//! **Invariant:** of all copies of one event, known by any of its dedupe keys, one is delivered.
+//! **Invariant:** of all duplicates of one event, recognized by any of its dedupe keys, one is
+//! delivered.
 //!
-//! **Invariant:** of two deliveries to one ordered handler whose events share an ordering key, the later
-//! one can be claimed only when the earlier one is done, skipped or parked; deliveries that share none
-//! never wait for each other. A retry keeps its place; a parked delivery leaves it.
+//! **Invariant:** two deliveries conflict if they go to the same ordered handler and their events
+//! share an ordering key. Of two conflicting deliveries, the later one can be claimed only when the
+//! earlier one is done, skipped or parked. Deliveries without a shared key never wait for each
+//! other. A retry keeps its place in the order; a parked delivery leaves the order.
 //!
 //! # How to add an engine
 //!
@@ -55,42 +57,42 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// What the methods of a store that is not known by type return.
+/// The return type of the store's async methods, which are called through `dyn` traits.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The service's side of a store, whole.
+/// The service's side of a store.
 pub trait Store: Append + Deliveries + Monitored {
-    /// Writes what is waiting and lets go of everything. Appends after this are refused.
+    /// Writes the appends that wait, and releases all resources. Later appends are refused.
     ///
     /// # Errors
     ///
-    /// When what was waiting could not be written.
+    /// When waiting appends could not be written.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
-/// Where events go.
+/// Takes events.
 pub trait Append: Send + Sync + 'static {
-    /// Puts `event` on stable storage. A second copy of a stored event is taken as readily as the
-    /// first: copies are told apart later, and only one is delivered.
+    /// Puts `event` on stable storage. A duplicate of a stored event is accepted too: duplicates
+    /// are recognized later, and only one is delivered.
     ///
     /// # Errors
     ///
-    /// When it is not on stable storage, or not known to be.
+    /// When the event is not on stable storage, or its state is unknown.
     fn append(&self, event: Verified) -> BoxFuture<'_, Result<(), AppendError>>;
 }
 
-/// Who gets the events, and how that goes.
+/// Hands out deliveries and records their results.
 pub trait Deliveries: Send + Sync + 'static {
-    /// Says which handlers exist, and which events each one gets from now on. Open deliveries of a
-    /// handler that is no longer named are parked.
+    /// Replaces the subscriptions: which handlers exist, and which events each of them gets from
+    /// now on. Open deliveries of a handler without a subscription are parked.
     ///
     /// # Errors
     ///
     /// When the ledger cannot be written.
     fn subscribe(&self, subscriptions: Vec<Subscription>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Takes up to `at_most` deliveries of `handler` that are due at `now`. Each is this caller's
-    /// until it is settled, or until this process ends.
+    /// Claims up to `at_most` deliveries of `handler` that are due at `now`. A claim belongs to the
+    /// caller until the claim is settled or the process ends.
     ///
     /// # Errors
     ///
@@ -102,39 +104,39 @@ pub trait Deliveries: Send + Sync + 'static {
         now: Timestamp,
     ) -> BoxFuture<'_, Result<Claims, StoreError>>;
 
-    /// Records how claimed deliveries went. For each settled delivery the engine may return the next one
-    /// of its ordering key, already claimed; otherwise what waited for the delivery becomes claimable.
+    /// Records how claimed deliveries ended. For each settled delivery the engine may return the
+    /// next one of its ordering key, already claimed; otherwise that delivery becomes claimable.
     ///
     /// # Errors
     ///
-    /// When the ledger cannot be written; the deliveries are then made again.
+    /// When the ledger cannot be written. The deliveries are made again then.
     fn settle(
         &self,
         settlements: Arc<[Settlement]>,
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>>;
 
-    /// Whether a claim is still the caller's, as far as can be told without asking: to be looked at
-    /// before its attempt begins.
+    /// Whether the caller still has the claim, as far as this process knows. To be checked before
+    /// an attempt begins.
     fn holds(&self, _lease: Lease) -> bool {
         true
     }
 
-    /// Changes whenever there may be something new to claim, after a settlement too. A hint: a
-    /// caller looks now and then without one as well, since work may also come from another process.
+    /// Changes when there may be something new to claim, also after a settlement. The signal is a
+    /// hint: work can also come from another process, so callers poll as well.
     fn work(&self) -> watch::Receiver<u64>;
 }
 
-/// How a store is.
+/// Reports how the store is doing.
 pub trait Monitored: Send + Sync + 'static {
-    /// Whether the store takes appends.
+    /// The store's health: whether it accepts appends.
     fn health(&self) -> watch::Receiver<Health>;
 
-    /// Those who work behind what is stored. Whoever works on deliveries joins them.
+    /// The store's background tasks, watched for progress. Dispatch registers its own tasks here.
     fn followers(&self) -> Followers {
         Followers::default()
     }
 
-    /// Brings the gauges of the store in `metrics` up to date.
+    /// Sets the store's gauges in `metrics`.
     ///
     /// # Errors
     ///
@@ -142,8 +144,8 @@ pub trait Monitored: Send + Sync + 'static {
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
-/// The operator's side of a store: usable while a service runs on it, and while none does.
-/// Blocking: it belongs on a thread of its own.
+/// The operator's side of a store. It works with and without a running service. Its methods block,
+/// so they belong on a thread of their own.
 pub trait Operator: Send {
     /// Events, newest first.
     ///
@@ -152,7 +154,7 @@ pub trait Operator: Send {
     /// When the ledger or the journal cannot be read.
     fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError>;
 
-    /// One event with its body and its deliveries; `None` when there is none of that id.
+    /// One event with its body and its deliveries; `None` when no event has this id.
     ///
     /// # Errors
     ///
@@ -166,19 +168,19 @@ pub trait Operator: Send {
     /// When the ledger cannot be read.
     fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError>;
 
-    /// What [`replay`](Self::replay) would do, without doing it.
+    /// Counts what [`replay`](Self::replay) would select, and changes nothing.
     ///
     /// # Errors
     ///
     /// When the ledger cannot be read.
     fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError>;
 
-    /// Makes the selected deliveries due again, marked as replays with `reason`; calls `progress`
-    /// with the number made due so far.
+    /// Makes the selected deliveries due again, marked as replays with `reason`. Calls `progress`
+    /// with the number of deliveries so far.
     ///
     /// # Errors
     ///
-    /// When the ledger cannot be written; what was made due by then stays so.
+    /// When the ledger cannot be written. Deliveries that were made due before the error stay due.
     fn replay(
         &mut self,
         selection: &ReplaySelection,
@@ -187,13 +189,14 @@ pub trait Operator: Send {
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplaySummary, StoreError>;
 
-    /// Does without parked deliveries, for `reason`: they are skipped from now on, and no longer keep
-    /// their events from being deleted. Passes over those that are not parked any more; returns how
-    /// many were.
+    /// Skips parked deliveries for `reason`: they are not attempted again, and retention may delete
+    /// their events. Ignores deliveries that are no longer parked. Returns the number of skipped
+    /// deliveries.
     ///
     /// # Errors
     ///
-    /// When the ledger cannot be written; what was skipped by then stays so.
+    /// When the ledger cannot be written. Deliveries that were skipped before the error stay
+    /// skipped.
     fn skip(
         &mut self,
         parked: &[(EventId, HandlerName)],
@@ -207,105 +210,105 @@ pub trait Operator: Send {
 pub struct Subscription {
     /// The handler.
     pub handler: HandlerName,
-    /// It gets what any of these takes.
+    /// The handler gets events that any of these patterns matches.
     pub patterns: Vec<Pattern>,
-    /// Whether events that share an ordering key reach it one at a time and in order.
+    /// Whether events that share an ordering key reach the handler one at a time and in order.
     pub ordered: bool,
 }
 
 impl Subscription {
-    /// Whether it takes events called `name`.
+    /// Whether the handler gets events called `name`.
     pub fn takes(&self, name: &EventName) -> bool {
         self.patterns.iter().any(|pattern| pattern.matches(name))
     }
 }
 
-/// The answer to [`Deliveries::claim`].
+/// The result of [`Deliveries::claim`].
 #[derive(Debug, Default)]
 pub struct Claims {
-    /// What was claimed, oldest first.
+    /// The claims, oldest delivery first.
     pub claims: Vec<Claim>,
-    /// When to ask again though nothing new arrives: the earliest time at which a delivery that
-    /// waits becomes due.
+    /// The earliest due time of a delivery that is not due yet: when to claim again without a
+    /// wake-up.
     pub next_due: Option<Timestamp>,
 }
 
-/// One delivery that is the caller's to attempt.
+/// A delivery that the caller has claimed and may attempt.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    /// What is delivered.
+    /// The event.
     pub notification: Arc<Notification>,
-    /// The engine's own name for this claim.
+    /// The engine's identifier of this claim.
     pub lease: Lease,
-    /// Which try this is, from 1; a replay starts again at 1.
+    /// The number of the attempt, from 1. A replay starts again at 1.
     pub attempt: u32,
-    /// When the delivery became due for the first time, for the age limit of its retries.
+    /// When the delivery first became due. The age limit of retries counts from here.
     pub since: Timestamp,
-    /// Why this is a replay, if it is one.
+    /// The reason of the replay, if the delivery is one.
     pub replay: Option<String>,
     /// How often the delivery has been replayed.
     pub replays: u32,
-    /// Whether each topic of the event has been reported again, with a later provider time.
+    /// Whether a newer event, by the provider's time, has reported each topic of this one again.
     pub superseded: bool,
 }
 
-/// An engine's name for one claim. Settling a claim that has since become somebody else's changes
+/// An engine's identifier of one claim. To settle a claim that has passed to another owner changes
 /// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Lease(pub u64);
 
-/// How a claimed delivery went.
+/// How a claimed delivery ended.
 #[derive(Clone, Debug)]
 pub struct Settlement {
     /// The handler.
     pub handler: HandlerName,
     /// The claim.
     pub lease: Lease,
-    /// How it went.
+    /// The result.
     pub verdict: Verdict,
     /// When the attempt began.
     pub started_at: Timestamp,
-    /// When it ended.
+    /// When the attempt ended.
     pub finished_at: Timestamp,
 }
 
-/// How one attempt at a delivery ended.
+/// The result of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The handler has it.
+    /// The handler accepted the event.
     Done,
-    /// The handler chose to do without it.
+    /// The handler declined the event.
     Skipped {
-        /// Its reason.
+        /// The handler's reason.
         why: String,
     },
-    /// It is to be tried again.
+    /// The delivery is attempted again.
     Retry {
         /// When.
         due_at: Timestamp,
         /// What went wrong.
         why: String,
     },
-    /// It waits for a person.
+    /// The delivery is not attempted again until a person decides.
     Parked {
         /// What went wrong.
         why: String,
     },
-    /// It was not attempted after all: as if it had not been claimed.
+    /// The delivery was not attempted, and is claimable again as if it had not been claimed.
     Released,
 }
 
-/// Whether a store takes appends.
+/// Whether a store accepts appends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It does.
+    /// The store accepts appends.
     Sound,
-    /// Not now; it may again.
+    /// The store refuses appends for now.
     Unavailable {
-        /// What there is too little of, or who is not there.
+        /// The missing resource, such as disk space or the database.
         why: String,
     },
-    /// Never again in this process.
+    /// The store refuses appends until the process is restarted.
     Poisoned {
         /// The failure.
         why: String,
@@ -315,13 +318,13 @@ pub enum Health {
 /// Why an event is not on stable storage, or not known to be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// There is too little room, or nobody who would store it; that may pass.
-    #[error("the store takes no events: {0}")]
+    /// Disk space or the database is missing. The condition may pass.
+    #[error("the store accepts no events: {0}")]
     Unavailable(String),
-    /// More is waiting to be written than the store takes on.
-    #[error("the store is behind: too many events wait to be written")]
+    /// The queue of unwritten events is full.
+    #[error("the store is overloaded: too many events wait to be written")]
     Overloaded,
-    /// A write or a sync failed, and nothing more is trusted to this process.
+    /// A write or a sync failed. This process trusts its storage no more.
     #[error("the store is poisoned: {0}")]
     Poisoned(String),
     /// The store has been closed.
@@ -329,57 +332,55 @@ pub enum AppendError {
     Closed,
 }
 
-/// Why the record of who has had what could not be read or written.
+/// Why the store could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process has the store open.
     #[error("the store at {0} is in use by another process; stop that one first")]
     Locked(String),
-    /// There is no store where one was looked for.
+    /// There is no store at the configured place.
     #[error("there is no store at {0}; has `hookswitch serve` run with this configuration?")]
     Absent(String),
-    /// A handler was named that is not configured.
-    #[error("no handler called {0:?} is configured; start the service with it first")]
+    /// A replay names a handler that is not configured.
+    #[error("no handler called {0:?} is configured; start the service with this handler first")]
     UnknownHandler(HandlerName),
-    /// It was written by a newer version.
-    #[error("{0}; it was written by a newer hookswitch, so run that one")]
+    /// A newer version wrote the store.
+    #[error("{0}, which only a newer hookswitch can read; run that version")]
     TooNew(String),
-    /// It was written by an older version, and no service of this one has run on it yet.
-    #[error(
-        "{0}; it was written by an older hookswitch: start the service of this one on it first"
-    )]
+    /// An older version wrote the store, and no service of this version has run on it.
+    #[error("{0}, written by an older hookswitch; start this version's service on it first")]
     TooOld(String),
-    /// Stores of this kind have no such way.
+    /// This kind of store cannot be a source, or a target, of a transfer.
     #[error("events cannot be moved {0} a store of that kind")]
     TransferUnsupported(&'static str),
-    /// What was moved is not what is there now.
+    /// The target differs from the source after a transfer.
     #[error(
-        "of {events} events that were moved, {missing} are not there and {altered} are there \
-         otherwise; that is as it should be where a service has run on the new store since, and \
-         elsewhere the new store has to be emptied and the move made again"
+        "of {events} transferred events, the new store lacks {missing} and differs in {altered}; if a \
+         service has run on the new store since, that is expected, otherwise empty the new store \
+         and transfer again"
     )]
     TransferMismatch {
-        /// How many were moved, now or before.
+        /// The number of transferred events, in this and earlier runs.
         events: u64,
-        /// How many of them are not there.
+        /// How many of them the target lacks.
         missing: u64,
-        /// How many are not what they were.
+        /// How many of them differ in the target.
         altered: u64,
     },
     /// A file could not be read or written.
     #[error("{what}: {error}")]
     Io {
-        /// What was being done, with the path.
+        /// The operation, with the path.
         what: String,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
     /// The database could not be read or written.
     #[error("{what}: {error}")]
     Database {
-        /// What was being done.
+        /// The operation.
         what: String,
-        /// What the database said.
+        /// The database's error.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The store has been closed.
@@ -408,42 +409,43 @@ impl StoreError {
 /// What an engine needs besides its settings.
 #[derive(Clone)]
 pub struct Context {
-    /// Where to count.
+    /// The metrics of the service.
     pub metrics: Arc<Metrics>,
-    /// The clock, read by the engine's own threads only: to date segments, what is parked with its
-    /// handler gone, and what is old enough to be deleted.
+    /// The clock. The engine's own threads read it to date segments and parked deliveries, and to
+    /// tell which events are old enough to delete.
     pub clock: fn() -> Timestamp,
-    /// Called with (done, total) while a ledger is rebuilt from the journal.
+    /// Called with (done, total) records while a ledger is rebuilt from the journal.
     pub rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
 }
 
-/// The settings of one engine: what the TOML's `[store]` says besides `kind`.
+/// The settings of one engine: the TOML's `[store]` without `kind`.
 pub trait Engine: Send + std::fmt::Debug {
     /// The credential that these settings send without TLS.
     fn cleartext_warning(&self) -> Option<CleartextWarning> {
         None
     }
 
-    /// Opens the store for a service, creating it where there is none.
+    /// Opens the store for a service, and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it is in use, cannot be read or written, or is of a newer version.
+    /// When the store is in use, cannot be read or written, or was written by a newer version.
     fn open(&self, context: Context) -> Result<Arc<dyn Store>, StoreError>;
 
-    /// Opens the store for an operator. `clock` is for what has to be written of it.
+    /// Opens the store for an operator. `clock` dates what the operator's commands write.
     ///
     /// # Errors
     ///
-    /// When there is none, or it cannot be read.
+    /// When the store does not exist or cannot be read.
     fn operator(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Operator>, StoreError>;
 
-    /// Opens the store for moving its events into another one. `subscriptions` say who gets what of
-    /// events that have not been given to anybody yet.
+    /// Opens the store as the source of a transfer. `subscriptions` decide who gets the events that
+    /// the ledger has not read yet.
     ///
     /// # Errors
     ///
-    /// When there is none, it is in use or cannot be read, or events do not move out of its kind.
+    /// When the store does not exist, is in use, cannot be read, or is of a kind that cannot be a
+    /// source.
     fn source(
         &self,
         _context: Context,
@@ -452,11 +454,11 @@ pub trait Engine: Send + std::fmt::Debug {
         Err(StoreError::TransferUnsupported("out of"))
     }
 
-    /// Opens the store for moving events in, creating it where there is none.
+    /// Opens the store as the target of a transfer, and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it cannot be written, or events do not move into its kind.
+    /// When the store cannot be written, or is of a kind that cannot be a target.
     fn target(&self) -> Result<Box<dyn TransferTarget>, StoreError> {
         Err(StoreError::TransferUnsupported("into"))
     }
@@ -467,11 +469,11 @@ pub trait StoreKind: DeserializeOwned + Engine + 'static {
     /// Its `kind` in the TOML.
     const KIND: &'static str;
 
-    /// Looks for what no setting can tell by itself.
+    /// Checks what involves several settings at once.
     ///
     /// # Errors
     ///
-    /// Says which settings go ill together, and what to do.
+    /// Names the settings that contradict each other, and says what to do.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
@@ -480,9 +482,9 @@ pub trait StoreKind: DeserializeOwned + Engine + 'static {
 /// A [`StoreKind`] with its type erased: one line of [`ENGINES`].
 #[derive(Debug)]
 pub struct Kind {
-    /// [`StoreKind::KIND`].
+    /// The value of `kind` in the TOML: [`StoreKind::KIND`].
     pub kind: &'static str,
-    /// Reads its settings.
+    /// Reads the engine's settings.
     pub read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Engine>, spanned::Error>,
 }
 
@@ -515,14 +517,14 @@ impl Kind {
     }
 }
 
-/// How long events are kept where the TOML does not say.
+/// The default of `retain`: how long events are kept.
 const fn default_retain() -> Duration {
     Duration::from_hours(30 * 24)
 }
 
-/// Why deliveries of a handler that is gone are parked.
+/// The reason of deliveries that are parked since their handler is no longer configured.
 const NO_HANDLER: &str = "no handler of this name is configured";
 
-/// How long an append may take before the server answers 503: well inside the 3 seconds that both
+/// How long an append may take before the server answers 503: well within the 3 seconds that both
 /// providers wait.
 pub const APPEND_BUDGET: Duration = Duration::from_secs(1);

@@ -1,160 +1,160 @@
-//! What an operator sees of a store.
+//! The types of the operator's queries and commands.
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::event::{EndpointName, EventId, EventName, HandlerName, Key, Notification, Pattern};
 
-/// Which events to list.
+/// Selects events to list.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
-    /// Only those whose name this takes.
+    /// Only events whose name matches.
     pub name: Option<Pattern>,
-    /// Only those received at or after this.
+    /// Only events received at or after this time.
     pub since: Option<Timestamp>,
-    /// Only those received before this.
+    /// Only events received before this time.
     pub until: Option<Timestamp>,
-    /// Only those of this partition key.
+    /// Only events with this partition key.
     pub key: Option<Key>,
-    /// At most so many.
+    /// The most events to list.
     pub limit: usize,
 }
 
-/// One line of a list of events. Holds nothing of the body.
+/// One line of a list of events, without the body.
 #[derive(Clone, Debug, Serialize)]
 pub struct EventSummary {
-    /// Its id.
+    /// The event's id.
     pub id: EventId,
-    /// Its name.
+    /// The event's name.
     pub name: EventName,
-    /// Where it arrived.
+    /// The endpoint that received the event.
     pub endpoint: EndpointName,
-    /// The partition key.
+    /// The event's partition key.
     pub key: Option<Key>,
-    /// When the provider says that it happened.
+    /// When the event occurred, by the provider.
     pub occurred_at: Option<Timestamp>,
-    /// When we received it.
+    /// When the event was received.
     pub received_at: Timestamp,
-    /// How many of its deliveries are not finished.
+    /// The number of unfinished deliveries.
     pub open: u64,
-    /// How many are parked.
+    /// The number of parked deliveries.
     pub parked: u64,
 }
 
-/// One event, whole.
+/// One event with its deliveries.
 #[derive(Clone, Debug)]
 pub struct EventDetails {
-    /// What was received.
+    /// The event as received.
     pub notification: Notification,
-    /// Who gets it, and how that stands.
+    /// The deliveries, by handler.
     pub deliveries: Vec<DeliveryDetails>,
 }
 
-/// How one delivery stands.
+/// The state of one delivery.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeliveryDetails {
     /// The handler.
     pub handler: HandlerName,
-    /// How it stands.
+    /// The state.
     pub state: DeliveryState,
-    /// The event whose delivery it waits for, where it is queued: both share an ordering key.
+    /// The event whose delivery a queued delivery waits for. Both events share an ordering key.
     pub waits_for: Option<EventId>,
-    /// How many attempts have ended.
+    /// The number of ended attempts.
     pub attempts: u32,
-    /// When it is tried next, if it is.
+    /// When the next attempt is due, if there is one.
     pub due_at: Option<Timestamp>,
-    /// Why it was replayed last, if it was.
+    /// The reason of the last replay, if there was one.
     pub replay: Option<String>,
-    /// Why it is parked or was skipped.
+    /// Why the delivery is parked or was skipped.
     pub why: Option<String>,
-    /// The attempts that did not end well, oldest first.
+    /// The failed attempts, oldest first.
     pub failures: Vec<Attempt>,
 }
 
-/// How a delivery stands. Tables have the number of a state.
+/// The state of a delivery. Tables store its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeliveryState {
-    /// To be attempted when it is due.
+    /// The delivery is attempted when it is due.
     Ready = 0,
-    /// Behind another one that it shares an ordering key with.
+    /// The delivery waits for an earlier one that shares an ordering key.
     Queued = 1,
-    /// Waits for a person.
+    /// The delivery waits for a person.
     Parked = 2,
-    /// The handler has it.
+    /// The handler accepted the event.
     Done = 3,
-    /// The handler chose to do without it, or an operator did.
+    /// The handler declined the event, or an operator skipped it.
     Skipped = 4,
 }
 
-/// One attempt that did not end well.
+/// One failed attempt.
 #[derive(Clone, Debug, Serialize)]
 pub struct Attempt {
-    /// When it began.
+    /// When the attempt began.
     pub started_at: Timestamp,
-    /// How long it took, in milliseconds.
+    /// How long the attempt took, in milliseconds.
     pub took_ms: u64,
-    /// What went wrong.
+    /// The error.
     pub why: String,
 }
 
-/// Which parked deliveries to list.
+/// Selects parked deliveries to list.
 #[derive(Clone, Debug, Default)]
 pub struct ParkedFilter {
-    /// Only this handler's.
+    /// Only deliveries of this handler.
     pub handler: Option<HandlerName>,
-    /// At most so many.
+    /// The most deliveries to list.
     pub limit: usize,
 }
 
 /// One parked delivery.
 #[derive(Clone, Debug, Serialize)]
 pub struct ParkedDelivery {
-    /// The event.
+    /// The event's id.
     pub id: EventId,
-    /// Its name.
+    /// The event's name.
     pub name: EventName,
-    /// The handler that could not take it.
+    /// The handler.
     pub handler: HandlerName,
-    /// The partition key.
+    /// The event's partition key.
     pub key: Option<Key>,
     /// When the event was received.
     pub received_at: Timestamp,
     /// When the delivery was parked.
     pub parked_at: Timestamp,
-    /// How many attempts there were.
+    /// The number of attempts.
     pub attempts: u32,
-    /// Why it was given up.
+    /// Why the delivery is parked.
     pub why: String,
 }
 
-/// Which deliveries to make again. All conditions hold together.
+/// Selects deliveries to replay. All conditions must hold.
 #[derive(Clone, Debug, Default)]
 pub struct ReplaySelection {
-    /// Only these events; all where empty.
+    /// Only these events; all events where empty.
     pub ids: Vec<EventId>,
-    /// Only to these handlers, which get the events though their patterns do not take them; where
-    /// empty, to each handler that has, or had, a delivery of the event.
+    /// Only these handlers, whether or not their patterns match the events; where empty, each
+    /// handler that has or had a delivery of the event.
     pub handlers: Vec<HandlerName>,
-    /// Only events whose name this takes.
+    /// Only events whose name matches.
     pub name: Option<Pattern>,
-    /// Only events received at or after this.
+    /// Only events received at or after this time.
     pub since: Option<Timestamp>,
-    /// Only events received before this.
+    /// Only events received before this time.
     pub until: Option<Timestamp>,
-    /// Only deliveries that are parked.
+    /// Only parked deliveries.
     pub parked_only: bool,
 }
 
-/// What a replay does, or did.
+/// The result of a replay, or of its plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ReplaySummary {
-    /// Deliveries by handler.
+    /// The number of deliveries, by handler.
     pub deliveries: Vec<(HandlerName, u64)>,
 }
 
 impl DeliveryState {
-    /// The state of that number.
+    /// The state with this number.
     pub(super) const fn numbered(number: i16) -> Self {
         match number {
             0 => Self::Ready,
@@ -165,14 +165,14 @@ impl DeliveryState {
         }
     }
 
-    /// Whether it is to be attempted, now or later.
+    /// Whether the delivery will be attempted, now or later.
     pub(super) const fn is_open(self) -> bool {
         matches!(self, Self::Ready | Self::Queued)
     }
 }
 
 impl EventFilter {
-    /// Whether it takes an event of that name, received then.
+    /// Whether the filter matches an event of this name and time of receipt.
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
         let times = (self.since, self.until);
         takes(self.name.as_ref(), times, name, received_at)
@@ -180,7 +180,7 @@ impl EventFilter {
 }
 
 impl ReplaySelection {
-    /// Whether it takes an event of that name, received then.
+    /// Whether the selection includes an event of this name and time of receipt.
     pub(super) fn takes(&self, name: &EventName, received_at: Timestamp) -> bool {
         let times = (self.since, self.until);
         takes(self.name.as_ref(), times, name, received_at)
@@ -199,23 +199,23 @@ fn takes(
 }
 
 impl ReplaySummary {
-    /// All of them together.
+    /// The number of deliveries to all handlers.
     pub fn total(&self) -> u64 {
         self.deliveries.iter().map(|(_, count)| count).sum()
     }
 }
 
-/// The longest reason that is kept, in bytes: handlers may answer with whole pages.
+/// The longest stored reason, in bytes. Handlers may answer with whole pages.
 const REASON_BYTES: usize = 1024;
 
-/// `text`, or as much of its beginning as is kept.
+/// The beginning of `text` that is stored.
 pub(super) fn shorten(text: &str) -> &str {
     text.get(..text.floor_char_boundary(REASON_BYTES))
         .unwrap_or(text)
 }
 
-/// The ids of events that arrived between two times, to the millisecond, as an open lower and a
-/// closed upper end.
+/// The range of event ids between two times of receipt, to the millisecond: an exclusive lower and
+/// an inclusive upper bound.
 pub(super) fn id_range(since: Option<Timestamp>, until: Option<Timestamp>) -> ([u8; 16], [u8; 16]) {
     let bound = |time: Timestamp, fill: u8| {
         let millis = time.as_millisecond().max(0).cast_unsigned();

@@ -1,22 +1,22 @@
-//! Which deliveries a replay makes again, whatever the engine.
+//! Which deliveries a replay selects, for every engine.
 
 use super::{DeliveryState, ReplaySelection, ReplaySummary, StoreError};
 use crate::event::HandlerName;
 
-/// What a [`ReplaySelection`] means, and how much of that has been found. `H` is what the engine knows a
-/// handler by.
+/// A [`ReplaySelection`] resolved to handlers, with the deliveries counted so far. `H` is the
+/// engine's identifier of a handler.
 pub(super) struct ReplayPlan<'a, H> {
     selection: &'a ReplaySelection,
-    /// The handlers that are meant, each with the number of its deliveries.
+    /// The selected handlers, each with the number of its deliveries.
     handlers: Vec<(H, HandlerName, u64)>,
 }
 
 impl<'a, H: PartialEq> ReplayPlan<'a, H> {
-    /// `configured` are all handlers that are.
+    /// Resolves `selection` among the `configured` handlers.
     ///
     /// # Errors
     ///
-    /// When `selection` names another one.
+    /// When `selection` names a handler that is not configured.
     pub(super) fn new(
         selection: &'a ReplaySelection,
         configured: Vec<(H, HandlerName)>,
@@ -34,13 +34,13 @@ impl<'a, H: PartialEq> ReplayPlan<'a, H> {
         })
     }
 
-    /// The handlers that are meant.
+    /// The selected handlers.
     pub(super) fn handlers(&self) -> impl Iterator<Item = &H> {
         self.handlers.iter().map(|(handler, ..)| handler)
     }
 
-    /// Whether the delivery of an event to one of the handlers is meant. `state` is that of the delivery;
-    /// `None` where there is no such delivery.
+    /// Whether the selection includes a delivery in `state` to one of the handlers; `None` stands
+    /// for an event without a delivery to the handler.
     pub(super) fn means(&self, state: Option<DeliveryState>) -> bool {
         let is_named = !self.selection.handlers.is_empty();
         let is_parked = state == Some(DeliveryState::Parked);
@@ -55,12 +55,12 @@ impl<'a, H: PartialEq> ReplayPlan<'a, H> {
         }
     }
 
-    /// How many deliveries were counted.
+    /// The number of counted deliveries.
     pub(super) fn total(&self) -> u64 {
         self.handlers.iter().map(|(.., count)| count).sum()
     }
 
-    /// What was counted, by the names of the handlers.
+    /// The counts by handler.
     pub(super) fn summary(self) -> ReplaySummary {
         let counted = self.handlers.into_iter().filter(|(.., count)| *count > 0);
         let mut deliveries: Vec<_> = counted.map(|(_, name, count)| (name, count)).collect();

@@ -1,21 +1,21 @@
-//! How much there is to deliver.
+//! Counts of deliveries, for the metrics.
 
 use jiff::Timestamp;
 
 use crate::telemetry::{ByHandler, Metrics};
 
-/// How one handler stands.
+/// The counts of one handler.
 pub(super) struct HandlerStatistics {
     pub(super) handler: String,
-    /// How many of its deliveries are open, and how many are parked.
+    /// The numbers of open and of parked deliveries.
     pub(super) open: i64,
     pub(super) parked: i64,
-    /// When the event of its oldest open delivery was received.
+    /// When the event of the oldest open delivery was received.
     pub(super) oldest: Option<Timestamp>,
 }
 
 impl HandlerStatistics {
-    /// Sets the gauges of the handler, as of `now`.
+    /// Sets the handler's gauges, as of `now`.
     pub(super) fn export(self, metrics: &Metrics, now: Timestamp) {
         let age = self.oldest.map(|at| now.duration_since(at).as_secs_f64());
         let handler = self.handler;

@@ -1,15 +1,15 @@
-//! Moving events from one store to another, with all that is known of them.
+//! Transfers all events and deliveries from one store to another.
 //!
-//! **Invariant:** what was moved is not moved again: a transfer that was cut short is taken up by
-//! running it again, and one that has ended is gone on with behind its last event, whatever the
-//! target has deleted of it since.
+//! **Invariant:** no event is transferred twice. A transfer that was interrupted continues when it
+//! is run again. After a complete transfer, a later one continues behind its last event, whatever
+//! the target has deleted since.
 //!
-//! **Invariant:** nothing is delivered out of a target before all of the source is there: what is
-//! older may still be to come.
+//! **Invariant:** no service delivers from the target before the transfer is complete, since older
+//! events may still be missing.
 //!
-//! **Invariant:** an event that another one has superseded stays superseded, though that one is
-//! damaged and stays behind: when topics were reported last is moved apart from events. What the
-//! source itself has forgotten is not moved: an embedded ledger that was made anew knows nothing of
+//! **Invariant:** a superseded event stays superseded, even if the newer event is damaged and is
+//! not transferred. For this reason the latest report of each topic is transferred apart from
+//! events. What the source has lost is not transferred: a rebuilt embedded ledger knows nothing of
 //! events that were damaged before.
 
 use std::collections::HashSet;
@@ -20,62 +20,63 @@ use sha2::{Digest, Sha256};
 use super::{Attempt, DeliveryState, StoreError, embedded::TransferSource};
 use crate::event::{EventId, HandlerName, Notification, Topic};
 
-/// The most events, or topics, that are moved at once.
+/// The most events, or topics, in one step of a transfer.
 const SLICE: usize = 500;
 
-/// An event with its deliveries, as one store gives it to another.
+/// An event with its deliveries, as one store exports it to another.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
     /// The event.
     pub notification: Notification,
-    /// Who gets it, and how that stands; by the names of the handlers.
+    /// The deliveries, by handler name.
     pub deliveries: Vec<DeliverySnapshot>,
 }
 
-/// A delivery, as one store gives it to another.
+/// The state of a delivery. Stores exchange it, and the journal records it.
 #[derive(Clone, Debug)]
 pub struct DeliverySnapshot {
     /// The handler.
     pub handler: HandlerName,
-    /// Whether order held for it.
+    /// Whether the handler was ordered.
     pub ordered: bool,
-    /// How it stands.
+    /// The state.
     pub state: DeliveryState,
-    /// How many attempts have ended.
+    /// The number of ended attempts.
     pub attempts: u32,
-    /// How often it was replayed.
+    /// The number of replays.
     pub replays: u32,
-    /// When it is due, or, where it is no longer open, when it ended.
+    /// When the delivery is due; for a finished delivery, when it ended.
     pub at: Timestamp,
-    /// When its first attempt began.
+    /// When the first attempt began.
     pub since: Option<Timestamp>,
-    /// Why it was replayed last.
+    /// The reason of the last replay.
     pub replay: Option<String>,
-    /// Why it was parked or skipped.
+    /// Why the delivery was parked or skipped.
     pub why: Option<String>,
-    /// The attempts that did not end well, oldest first.
+    /// The failed attempts, oldest first.
     pub failures: Vec<Attempt>,
 }
 
 impl DeliverySnapshot {
-    /// Whether nothing more is attempted.
+    /// Whether the delivery is finished.
     pub(crate) const fn is_over(&self) -> bool {
         !self.state.is_open()
     }
 }
 
-/// Events that were read together.
+/// Consecutive events of the source.
 #[derive(Clone, Debug)]
 pub struct EventPage {
-    /// The last one, whether it could be read or not.
+    /// The last event of the page, readable or not.
     pub last: Cursor,
-    /// Those that could be read.
+    /// The readable events.
     pub stored: Vec<StoredEvent>,
-    /// Those that are damaged. They stay behind.
+    /// The damaged events, which are not transferred.
     pub damaged: Vec<EventId>,
 }
 
-/// When a topic was reported last. Events do not say it all: the newest one may be damaged.
+/// The latest report of a topic. Events do not contain all of these times: the newest event may be
+/// damaged.
 #[derive(Clone, Debug)]
 pub struct LatestReport {
     /// The topic.
@@ -84,50 +85,50 @@ pub struct LatestReport {
     pub latest: Timestamp,
 }
 
-/// An event, and where it stands in the store that it came from. What comes before it there never
-/// changes, so a store that has this event at this place is the same one, grown.
+/// An event and its position in the source. The events before it never change, so a store with this
+/// event at this position is the same store, grown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Its place in the store that it came from.
+    /// The event's position in the source.
     pub place: i64,
     /// The event.
     pub event: EventId,
 }
 
-/// A store that events are moved into.
+/// The target of a transfer.
 pub trait TransferTarget {
-    /// Begins to move a store in, and keeps services from working until [`end`](Self::end), though
-    /// this process should end before. Returns how far stores were moved in before, the latest
-    /// first.
+    /// Begins a transfer. Services do not work on the target until [`end`](Self::end), even if this
+    /// process dies first. Returns the cursors of earlier transfers, latest first.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     fn begin(&mut self) -> Result<Vec<Cursor>, StoreError>;
 
-    /// Everything was moved, up to `last`, and services may work. `None` where there was nothing.
+    /// Completes the transfer up to `last`, and lets services work. `None` stands for an empty
+    /// source.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     fn end(&mut self, last: Option<Cursor>) -> Result<(), StoreError>;
 
-    /// Adds events in their order, all or none. Passes over those that are there, and over those of
-    /// which there is a copy; returns the ids of the latter.
+    /// Adds events in order, all or none. Ignores events that the target has, and events of which
+    /// the target has a duplicate. Returns the ids of the latter.
     ///
     /// # Errors
     ///
     /// When the store cannot be written.
     fn add(&mut self, events: &[StoredEvent]) -> Result<Vec<EventId>, StoreError>;
 
-    /// The events of these ids that are there, in the order of the ids.
+    /// The events with these ids that the target has, in the order of the ids.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
     fn look(&mut self, ids: &[EventId]) -> Result<Vec<StoredEvent>, StoreError>;
 
-    /// Takes in when topics were reported last, where it does not know of a later time.
+    /// Stores the latest reports of topics, unless the target knows a later time.
     ///
     /// # Errors
     ///
@@ -135,38 +136,38 @@ pub trait TransferTarget {
     fn add_topics(&mut self, topics: &[LatestReport]) -> Result<(), StoreError>;
 }
 
-/// What a transfer is at.
+/// The phase of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferPhase {
-    /// Moving events.
+    /// Events are moved.
     Move,
-    /// Comparing what was moved.
+    /// Both sides are compared.
     Compare,
 }
 
-/// What a transfer came to.
+/// The result of a transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransferSummary {
-    /// Whether the source was moved before, and only what is new there was to be moved.
+    /// Whether an earlier transfer was complete, so that only newer events were moved.
     pub is_incremental: bool,
-    /// Events that are in the target now.
+    /// The number of transferred events that the target has.
     pub events: u64,
-    /// Their deliveries.
+    /// The number of their deliveries.
     pub deliveries: u64,
-    /// Events of which the target had a copy, and which were not moved.
+    /// The number of events that the target had a duplicate of, and that were not moved.
     pub duplicates: u64,
-    /// Events that are damaged in the source, and were not moved.
+    /// The events that are damaged in the source, and were not moved.
     pub damaged: Vec<EventId>,
-    /// A SHA-256 of all that was moved, the same on both sides, in hexadecimal digits.
+    /// A SHA-256 of everything that was moved, equal on both sides, in hexadecimal digits.
     pub checksum: String,
 }
 
-/// Moves everything, and compares both sides after that. Calls `progress` with the number of events
-/// that were moved, or compared, so far, and with their number.
+/// Moves everything, and then compares both sides. Calls `progress` with the phase, the number of
+/// events so far, and the total number of events.
 ///
 /// # Errors
 ///
-/// When one of the stores cannot be read or written, or the two sides differ.
+/// When a store cannot be read or written, or when the two sides differ.
 pub fn transfer(
     source: &TransferSource,
     target: &mut dyn TransferTarget,
@@ -175,7 +176,8 @@ pub fn transfer(
     let before = reached_before(source, &target.begin()?)?;
     let from = before.unwrap_or(i64::MIN);
     let total = source.count(from)?;
-    // First, so that no event is ever there that does not know itself superseded.
+    // Topics come first, so that the target never has an event without knowing that it is
+    // superseded.
     move_topics(source, target)?;
     let (mut done, mut damaged, mut duplicates) = (0, Vec::new(), HashSet::new());
     let mut last = None;
@@ -204,7 +206,7 @@ pub fn transfer(
     Ok(transferred)
 }
 
-/// Up to which place `source` was moved before.
+/// The position up to which `source` was transferred before.
 fn reached_before(
     source: &TransferSource,
     milestones: &[Cursor],
@@ -230,7 +232,7 @@ fn move_topics(source: &TransferSource, target: &mut dyn TransferTarget) -> Resu
     }
 }
 
-/// Gives all events of `source` behind `place` to `look`, in slices.
+/// Passes all events of `source` behind `place` to `look`, page by page.
 fn walk(
     source: &TransferSource,
     mut place: i64,
@@ -249,7 +251,7 @@ impl EventPage {
     }
 }
 
-/// Counts events and compares them.
+/// Counts and compares events.
 #[derive(Default)]
 struct Comparison {
     events: u64,
@@ -260,7 +262,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    /// Compares `ours` with those of them that are there, in the same order.
+    /// Compares `ours` with `theirs`, the ones that the target has, in the same order.
     fn add(&mut self, ours: &[&StoredEvent], theirs: &[StoredEvent]) {
         let mut theirs = theirs.iter().peekable();
         for stored in ours {
@@ -310,7 +312,7 @@ impl Comparison {
     }
 }
 
-/// A hash of an event and its deliveries that is the same in every store.
+/// A hash of an event and its deliveries that is equal in every store.
 fn digest(stored: &StoredEvent) -> [u8; 32] {
     let mut hasher = SnapshotHasher::default();
     // Stores keep times to the microsecond.
@@ -330,9 +332,10 @@ fn digest(stored: &StoredEvent) -> [u8; 32] {
     ));
     hasher.add(&event.body);
     for delivery in &stored.deliveries {
-        // Which of the open ones are ready is for each store to say.
+        // Each store decides which open deliveries are ready.
         let (state, since) = match delivery.is_over() {
-            // Of no use to anybody any more, and not kept everywhere.
+            // The time of the first attempt of a finished delivery has no use, and not every store
+            // keeps it.
             true => (delivery.state, None),
             false => (DeliveryState::Ready, delivery.since),
         };
@@ -359,7 +362,7 @@ fn digest(stored: &StoredEvent) -> [u8; 32] {
 struct SnapshotHasher(Sha256);
 
 impl SnapshotHasher {
-    /// With its length, so that nothing can stand for two things.
+    /// Prefixes the text with its length, so that no two sequences have the same bytes.
     fn add(&mut self, text: &(impl AsRef<[u8]> + ?Sized)) {
         let bytes = text.as_ref();
         self.0.update((bytes.len() as u64).to_le_bytes());

@@ -54,7 +54,7 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
     assert!(took > Duration::from_secs(3), "{took:?}");
     eventually("it is said who", || stalled(&service, follower) >= 1.0);
     eventually("it is said why", || {
-        lines(&service, "come to a standstill", why) > 0
+        lines(&service, "makes no progress", why) > 0
     });
     // What comes all the same is stored.
     assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
@@ -65,7 +65,7 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
     eventually("it is ready again", || is_ready(&service));
     eventually("all are delivered", || archived(&[1, 2, 3]));
     eventually("nobody stands still", || stalled(&service, follower) == 0.0);
-    for line in ["come to a standstill", "goes on"] {
+    for line in ["makes no progress", "makes progress again"] {
         assert_eq!(lines(&service, line, follower), 1, "{line}");
     }
 }

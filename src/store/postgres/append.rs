@@ -1,10 +1,10 @@
-//! Group commit: what is waiting goes out in one transaction; then, and only then, everyone who
-//! waited is told.
+//! Group commit: waiting appends are stored in one transaction, and then acknowledged.
 //!
-//! **Invariant:** nobody is told that an event is stored before the server has said that it is ready
-//! again after the statement that adds it, which is a transaction of its own.
+//! **Invariant:** an append is acknowledged only after the server has reported the end of the
+//! statement that adds its event. That statement is a transaction of its own.
 //!
-//! **Invariant:** no lock waits for us: what takes any is one statement.
+//! **Invariant:** no lock outlives one round trip: all locks are taken and released by one
+//! statement.
 
 use std::{
     collections::HashSet,
@@ -38,20 +38,21 @@ use crate::{
     },
 };
 
-/// Transactions of a replica that can be under way at once.
+/// The most concurrent append transactions of a replica.
 pub(super) const COMMITTERS: usize = 2;
 
-/// The most topics that are learnt in one transaction, besides those of its last event.
+/// The most topics in one append transaction, besides those of its last event.
 const BATCH_TOPICS: usize = 16 << 10;
 
-/// How long a transaction is waited for when nobody waits for its events any more.
+/// How long to wait for a transaction after its appends have timed out.
 const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// Adds a [`InsertBatch`], unless some of its dedupe keys are known: then nothing of it. Gives back those
-/// keys, and the positions of the events. Rows are added in one order by everybody, so that two that
-/// learn the same keys or topics wait for each other and not in a circle.
+/// Adds an [`InsertBatch`], unless the database knows some of its dedupe keys: then it adds
+/// nothing. Returns the known keys and the positions of the added events. All replicas add rows in
+/// the same order, so that transactions with the same keys or topics wait for each other and cannot
+/// deadlock.
 ///
-/// A key that is seen here has been committed, and waited for as its own sender asked.
+/// A known key has been committed, as durably as its own sender asked.
 pub(super) const ADD: &str = "WITH
     known AS MATERIALIZED (SELECT dedupe FROM seen WHERE dedupe = ANY($1::uuid[])),
     drawn AS MATERIALIZED (SELECT ARRAY(SELECT nextval('positions')
@@ -93,16 +94,16 @@ pub(super) const ADD: &str = "WITH
                 topics, first_topic, last_topic, first_dedupe, last_dedupe, body, place))
     SELECT ARRAY(SELECT dedupe FROM known), (SELECT positions FROM drawn)";
 
-/// What became of notifications that were to be added.
+/// The result of adding notifications.
 pub(super) struct Added<'a> {
     pub(super) batch: InsertBatch<'a>,
-    /// Of the batch's events.
+    /// The positions of the batch's events.
     pub(super) positions: Vec<i64>,
 }
 
-/// Adds what is new of `notifications`, each with its ordering keys, by `statement`, which is [`ADD`], and
-/// its deliveries to those of `active` that take it. Where copies are among them that is tried again
-/// without them.
+/// Adds the new ones of `notifications`, each with its ordering keys, and their deliveries to those
+/// of `active` that get them. `statement` is [`ADD`]. If some notifications are duplicates, the
+/// statement is repeated without them.
 pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>>(
     client: &impl GenericClient,
     statement: &Statement,
@@ -122,15 +123,15 @@ pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a Ord
     }
 }
 
-/// The way to the committers.
+/// The queue of waiting appends, shared by the committers.
 pub(super) struct AppendQueue {
-    /// Taken when the store is closed: the committers end when nobody can send any more.
+    /// Taken when the store closes. The committers end when the channel is closed and empty.
     sender: std::sync::Mutex<Option<mpsc::Sender<PendingAppend>>>,
     receiver: Mutex<mpsc::Receiver<PendingAppend>>,
     pending: PendingBytes,
 }
 
-/// One append that has not been answered.
+/// One append that has not been acknowledged.
 pub(super) struct PendingAppend {
     notification: Notification,
     keys: Option<OrderingKeys>,
@@ -147,7 +148,7 @@ impl AppendQueue {
         }
     }
 
-    /// Has `event` stored. The answer comes when it has been, or was not.
+    /// Queues `event`. The acknowledgement follows when the event is stored, or could not be.
     pub(super) fn put(&self, event: Verified) -> Result<Ack, AppendError> {
         let (notification, keys) = event.into_parts();
         let sender = self.sender().clone().ok_or(AppendError::Closed)?;
@@ -163,7 +164,7 @@ impl AppendQueue {
         Ok(answer)
     }
 
-    /// No more is taken; what waits is still handed out.
+    /// Refuses new appends. The queued ones are still stored.
     pub(super) fn close(&self) {
         self.sender().take();
     }
@@ -172,9 +173,10 @@ impl AppendQueue {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What waits, as much as goes into one transaction; nothing once the inbox is closed.
+    /// The next batch: as many waiting appends as fit into one transaction; empty when the queue is
+    /// closed.
     async fn next(&self) -> Vec<PendingAppend> {
-        // Whoever waits for the first event holds the lock: the others wait for their turn.
+        // One committer waits for the first append, and the others wait for the lock.
         let mut receiver = self.receiver.lock().await;
         let mut taken = Vec::new();
         let (mut bytes, mut topics) = (0, 0);
@@ -199,7 +201,7 @@ impl AppendQueue {
     }
 }
 
-/// Stores what waits until the inbox is closed and empty.
+/// Stores batches until the queue is closed and empty.
 pub(super) async fn run(shared: Arc<Shared>) {
     loop {
         let waiting = shared.append_queue.next().await;
@@ -211,7 +213,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Stores all of `waiting` and answers each. Where something in it cannot be stored, the rest is.
+/// Stores and acknowledges all of `waiting`. An event that cannot be stored does not affect the
+/// others.
 async fn store(shared: &Shared, waiting: Vec<PendingAppend>) {
     let mut batches = vec![waiting];
     while let Some(mut waiting) = batches.pop() {
@@ -243,14 +246,14 @@ fn answer(shared: &Shared, waiting: Vec<PendingAppend>, result: &Result<(), Appe
     }
 }
 
-/// Stores all of `waiting` in one transaction, and says how many were copies.
+/// Stores all of `waiting` in one transaction, and returns the number of duplicates.
 async fn commit(shared: &Shared, waiting: &[PendingAppend]) -> Result<u64, PgError> {
     let began = Instant::now();
     loop {
         let mut taken = shared.appends.take().await?;
         let committed = patiently(shared, try_commit(shared, &mut taken, waiting)).await;
         match taken.give_back(committed) {
-            // Somebody else has stored a copy since we looked, or was in the way.
+            // Another replica has stored a duplicate meanwhile, or its transaction was in the way.
             Err(PgError::UniqueViolation(_) | PgError::Conflict(_))
                 if began.elapsed() < APPEND_BUDGET => {}
             Err(PgError::NoPartition(_)) if began.elapsed() < APPEND_BUDGET => {
@@ -262,8 +265,9 @@ async fn commit(shared: &Shared, waiting: &[PendingAppend]) -> Result<u64, PgErr
     }
 }
 
-/// Waits for a transaction longer than those who wait for it do, since it may be waiting for a
-/// standby: to cut it short would have it committed here alone. No more events are taken meanwhile.
+/// Waits for a transaction longer than its appends do: the transaction may be waiting for a
+/// standby, and a cancelled one would be committed here alone. The store accepts no appends
+/// meanwhile.
 async fn patiently<T>(
     shared: &Shared,
     work: impl Future<Output = Result<T, PgError>>,
@@ -289,8 +293,8 @@ async fn try_commit(
             .map(|one| (&one.notification, one.keys.as_ref()))
     };
     let statement = connection.prepare(ADD).await?;
-    // A batch of copies alone is added as well, empty as it is: what they are copies of may have been
-    // committed here, and be on no standby yet.
+    // A batch without new events is committed too: the events that it duplicates may have been
+    // committed here, and not on a standby yet.
     let active = shared.registry.active();
     let Added { batch, .. } = add(&connection.client, &statement, notifications, &active).await?;
     if !batch.deliveries.place.is_empty() {

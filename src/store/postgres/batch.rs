@@ -1,6 +1,6 @@
-//! What one transaction is to add: pure, from a batch of notifications and what is known of their
-//! dedupe keys. The database gives each event its position: until then the others know it by its
-//! place in the batch, from 1.
+//! The rows that one append transaction adds. Pure: computed from a batch of notifications and the
+//! known dedupe keys. The database assigns positions; until then other rows refer to an event by
+//! its place in the batch, from 1.
 
 use std::{
     borrow::Cow,
@@ -18,10 +18,10 @@ use super::{
 };
 use crate::event::{DedupeKey, KeyHash, Notification, OrderingKeys};
 
-/// A line of the tally that changes nothing, so that each transaction has something to write.
+/// A row of `tally` that changes nothing, so that each transaction writes something.
 const NOTHING: (HandlerId, i64) = (0, 0);
 
-/// Rows by column, as the statement takes them.
+/// The rows by column, as the statement's parameters.
 #[derive(Debug, Default)]
 pub(super) struct InsertBatch<'a> {
     pub(super) events: Events<'a>,
@@ -30,7 +30,7 @@ pub(super) struct InsertBatch<'a> {
     pub(super) deferred_topics: DeferredTopics,
     pub(super) deliveries: Deliveries,
     pub(super) tally: Tally,
-    /// Notifications that are copies of others, here or in the database.
+    /// The number of duplicates, of events in this batch or in the database.
     pub(super) duplicates: u64,
 }
 
@@ -50,8 +50,8 @@ pub(super) struct Events<'a> {
     pub(super) body: Vec<&'a [u8]>,
 }
 
-/// Lists of ids, one behind another, with the numbers of the first and the last id of each, from 1
-/// on: an array of arrays cannot be given to the database.
+/// Concatenated lists of ids, with the numbers of the first and the last id of each list, from 1.
+/// PostgreSQL cannot take an array of arrays of different lengths as a parameter.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     ids: Vec<Uuid>,
@@ -60,7 +60,7 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Adds a list, and gives it back.
+    /// Appends a list, and returns it.
     fn push(&mut self, ids: impl Iterator<Item = Uuid>) -> &[Uuid] {
         let count = |ids: &Vec<Uuid>| i32::try_from(ids.len()).unwrap_or(i32::MAX);
         let before = self.ids.len();
@@ -71,28 +71,28 @@ impl Lists {
     }
 }
 
-/// Ascending, so that two transactions that learn the same keys wait for each other in one order.
+/// In ascending order, so that concurrent transactions lock the same keys in the same order.
 #[derive(Debug, Default)]
 pub(super) struct DedupeKeys {
     pub(super) dedupe: Vec<Uuid>,
     pub(super) place: Vec<i32>,
 }
 
-/// Ascending, each once.
+/// In ascending order, without repetition.
 #[derive(Debug, Default)]
 pub(super) struct Topics {
     pub(super) topic: Vec<Uuid>,
     pub(super) latest: Vec<Timestamp>,
 }
 
-/// Events whose topics are learnt later (see [`super::topics`]).
+/// The events whose topics are stored later (see [`super::topics`]).
 #[derive(Debug, Default)]
 pub(super) struct DeferredTopics {
     pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
 }
 
-/// Deliveries by handler.
+/// The number of new deliveries, by handler.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) handler: Vec<HandlerId>,
@@ -105,14 +105,14 @@ pub(super) struct Deliveries {
     pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
     pub(super) keys: ordering::Columns,
-    /// The place of what it is queued behind, where that is in the same batch.
+    /// The place of the delivery that this one is queued behind, if that is in the same batch.
     pub(super) behind: Vec<Option<i32>>,
     pub(super) due_at: Vec<Timestamp>,
 }
 
 impl<'a> InsertBatch<'a> {
-    /// Of notifications, each with its ordering keys. `known` are those of the dedupe keys that the database is
-    /// known to have.
+    /// Computes the rows for notifications with their ordering keys. `known` are the dedupe keys
+    /// that the database is known to have.
     pub(super) fn new(
         notifications: impl Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>,
         mut known: HashSet<DedupeKey>,
@@ -124,8 +124,7 @@ impl<'a> InsertBatch<'a> {
         let mut last = Last::default();
         let mut tally = BTreeMap::from([NOTHING]);
         for (notification, keys) in notifications {
-            // A copy's other keys are not learnt: one of them may come from a part of the request
-            // that nobody has signed.
+            // The other keys of a duplicate are not stored: the provider may not have signed them.
             if notification.dedupe.iter().any(|key| known.contains(key)) {
                 batch.duplicates += 1;
                 continue;
@@ -162,7 +161,7 @@ impl<'a> InsertBatch<'a> {
         batch
     }
 
-    /// In the order of the statement that adds it.
+    /// The parameters, in the order of the statement.
     pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 32] {
         let Self {
             events,
@@ -230,23 +229,23 @@ impl<'a> InsertBatch<'a> {
     }
 }
 
-/// The places of the last deliveries so far of a batch, by what they are ordered by.
+/// The places of the latest deliveries in the batch, by handler and ordering group.
 #[derive(Default)]
 struct Last(HashMap<(HandlerId, KeyHash, OrderingGroup), i32>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum OrderingGroup {
-    /// Of that key.
+    /// Deliveries with this key.
     Key(KeyHash),
-    /// Of all keys of the scope.
+    /// Deliveries with all keys of the scope.
     Whole,
-    /// Of any key of the scope.
+    /// Deliveries with any key of the scope.
     Any,
 }
 
 impl Last {
-    /// The place of the last delivery that one of `keys` at `place` waits for. That is the last one from
-    /// now on.
+    /// Returns the place of the latest delivery that conflicts with a delivery with `keys`, and
+    /// records `place` as the latest.
     fn follow(&mut self, handler: HandlerId, keys: &OrderingKeys, place: i32) -> Option<i32> {
         let at = |group| (handler, keys.scope(), group);
         let own: Vec<_> = match keys.is_whole() {
@@ -276,7 +275,7 @@ impl Last {
 }
 
 impl<'a> Events<'a> {
-    /// Gives back its place, and what its topics are known by.
+    /// Adds an event. Returns its place, and the hashes of its topics.
     fn add(&mut self, notification: &'a Notification) -> (i32, &[Uuid]) {
         let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
         let topic_keys = notification.topics.iter().map(rows::topic_key);

@@ -1,13 +1,14 @@
-//! Handing out deliveries.
+//! Claims deliveries.
 //!
-//! The claims of one handler are made one after the other, by whichever replica: a lock of the database
-//! sees to that. Whoever has the lock looks with a new snapshot, and so sees every claim that was made
-//! before. What is ready is a hint: of each candidate it is looked up whether it has to wait for an open
-//! delivery that is older and shares a key. Where it has to, it is queued behind that one, in a
+//! Claims of one handler are made one at a time, on all replicas: a lock of the database makes sure
+//! of it. A claim takes its snapshot under the lock, and so sees every earlier claim. The state
+//! "ready" is a hint: the claim checks whether each candidate has to wait for an older open
+//! delivery that shares a key. A candidate that has to wait is queued behind that delivery, in a
 //! transaction of its own.
 //!
-//! A candidate is claimed together with those that follow it in its line: a run. The first
-//! one is handed out; each of the others when the one before it is over, by its settlement.
+//! A candidate is claimed together with its successors in its ordering group, as a run. The first
+//! delivery of a run is handed out by the claim. Each of the others is handed out by the settlement
+//! of the one before it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -31,36 +32,36 @@ use super::{
 };
 use crate::store::Claims;
 
-/// The most deliveries of one key that are queued at once, so that no transaction takes long.
+/// The most deliveries of one key that one transaction queues, so that it stays short.
 const QUEUED_AT_ONCE: i64 = 1000;
 
-/// The most deliveries of one run: so many that a claim costs little for each of them, and so few
-/// that what is new waits for its key no longer than it has to.
+/// The most deliveries in a run: enough to share the cost of a claim, and few enough that new
+/// deliveries of the key do not wait long.
 pub(super) const LONGEST_RUN: i64 = 32;
 
-/// The most bytes of bodies of one run that is more than one delivery.
+/// The most bytes of bodies in a run of several deliveries.
 const LARGEST_RUN: i64 = 64 << 10;
 
-/// Makes the claims of a handler wait for each other until the end of the transaction.
+/// Serializes the claims of a handler until the end of the transaction.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.claims'), $1)";
 
-/// What a delivery tells of itself; [`rows::COLUMNS`] follow.
+/// The columns of a claimed delivery. [`rows::COLUMNS`] follow.
 const DELIVERY: &str = "l.position, l.blocker, t.first IS NOT NULL, e.position, e.day, e.attempts,
     e.since, e.replay, e.replays, e.due_at, e.keys IS NOT NULL, f.fence, l.scope, l.key,
     e.occurred_at IS NOT NULL AND e.topic_keys <> '{}' AND NOT EXISTS (
         SELECT FROM unnest(e.topic_keys) AS k (topic) LEFT JOIN topics t ON t.topic = k.topic
         WHERE t.latest IS NULL OR t.latest <= e.occurred_at)";
 
-/// How many columns those are.
+/// The number of columns in [`DELIVERY`].
 const DELIVERY_COLUMNS: usize = 15;
 
-/// Claims what is ready and due, oldest first, and waits for nothing. Passed over is what somebody has,
-/// and what was replayed while a younger one that shares a key with it is under way. One more is looked
-/// at than is claimed. What is in a run that somebody is at is not looked at: to queue it would make the
-/// run's settlements wait.
+/// Claims ready and due deliveries, oldest first, without waiting for locks. It ignores deliveries
+/// that are claimed, and replayed ones while a younger delivery that shares a key is claimed. It
+/// looks at one candidate more than it claims. It also ignores deliveries in a run that is in
+/// progress: to queue them would delay the run's settlements.
 ///
-/// A run is of one key alone: it ends before a delivery of its line that has several keys, and before one
-/// outside of its line that shares the key (`fence`).
+/// A run has a single key: it ends before a delivery of its ordering group with several keys, and
+/// before a delivery outside the group that shares the key (`fence`).
 pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH
@@ -127,18 +128,18 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// When the next one is due that is not due yet.
+/// The due time of the next delivery that is not due yet.
 pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
     WHERE handler = $1 AND state = 0 AND due_at > $2 ORDER BY due_at LIMIT 1";
 
-/// Queues deliveries that looked ready behind those that they wait for, and with the first one of each
-/// line up to so many of those that follow it.
+/// Queues blocked deliveries behind their blockers. With the first delivery of each ordering group,
+/// it queues up to `$4` of its successors.
 ///
-/// What is waited for is locked against its end until the queueing is committed, and what is ending at
-/// that moment is passed over: so its settlement, which wakes what is queued behind it by a statement
-/// after the one that ends it, finds everything that was queued. Nothing of a line can be claimed, and so
-/// end, while that stands before it. (`state < 1` keeps the planner from the index of what is ready, which
-/// does not lead to a position.)
+/// The blocker is locked against its end until the queueing is committed, and blockers that are
+/// ending are skipped. So the settlement of the blocker, which wakes queued deliveries by a later
+/// statement, finds every delivery that was queued. A queued delivery of a group cannot be claimed,
+/// and so cannot end, before the ones in front of it. (`state < 1` keeps the planner from the index
+/// of ready deliveries, which does not lead to a position.)
 pub(super) const QUEUE: &str = "WITH
     told AS MATERIALIZED (SELECT DISTINCT ON (d.scope, d.key, d.keys)
             d.position, t.blocker, d.scope, d.key, d.keys
@@ -162,10 +163,10 @@ pub(super) const QUEUE: &str = "WITH
         AND NOT EXISTS (SELECT FROM claims c WHERE c.handler = d.handler
             AND c.first = d.position AND c.until > clock_timestamp())";
 
-/// Gives claims up of which nothing could be read.
+/// Releases claims whose events could not be read.
 const RELEASE: &str = "DELETE FROM claims WHERE handler = $1 AND token = $2 AND first = ANY($3)";
 
-/// Hands out up to `at_most` deliveries of `handler` that are due at `now`.
+/// Claims up to `at_most` deliveries of `handler` that are due at `now`.
 pub(super) async fn claim(
     shared: &Shared,
     handler: &ActiveHandler,
@@ -192,7 +193,8 @@ pub(super) async fn claim(
         found.add(row, (handler.id, token), since, now)?;
     }
     if let Err(error) = tidy(shared, &found, handler.id, token).await {
-        // What is ours is ours all the same, and what looks ready is looked at again.
+        // The claims are valid all the same, and a later claim looks at the blocked deliveries
+        // again.
         tracing::debug!("deliveries could not be queued: {error}");
         shared.health_check.notify_one();
     }
@@ -211,12 +213,12 @@ pub(super) async fn claim(
             .into_iter()
             .filter_map(|run| shared.leases.hand_out(run))
             .collect(),
-        // There may be more behind what only looked ready.
+        // More deliveries may be behind the blocked ones.
         next_due: if is_short { Some(now) } else { next_due },
     })
 }
 
-/// Claims and reads what was claimed, in one round trip.
+/// Makes the claims and reads the claimed deliveries, in one round trip.
 async fn take(
     shared: &Shared,
     connection: &mut PgConnection,
@@ -258,7 +260,7 @@ async fn take(
     Ok((taken, next_due))
 }
 
-/// Queues what has to wait, and gives up what there is nothing of.
+/// Queues blocked deliveries, and releases claims without an event.
 async fn tidy(
     shared: &Shared,
     found: &Found,
@@ -275,14 +277,14 @@ async fn tidy(
     tidying.await
 }
 
-/// What was found.
+/// What a claim found.
 #[derive(Default)]
 struct Found {
-    /// What was claimed, by the position of its first delivery.
+    /// The claimed runs, by the position of the first delivery.
     runs: BTreeMap<i64, Run>,
-    /// What looked ready, with what it waits for.
+    /// The blocked deliveries, with their blockers.
     blocked: BTreeMap<i64, i64>,
-    /// Claims of which nothing could be read.
+    /// Claims whose events could not be read.
     empty: Vec<i64>,
 }
 
@@ -290,12 +292,12 @@ struct Found {
 #[derive(Default)]
 struct Run {
     prepared: VecDeque<PreparedClaim>,
-    /// Nothing more goes with it: rows come in the order of their positions.
+    /// The run is complete. Rows come in the order of their positions.
     is_over: bool,
 }
 
 impl Found {
-    /// Takes one row in.
+    /// Adds one row.
     fn add(
         &mut self,
         row: &Row,
@@ -316,7 +318,7 @@ impl Found {
         let run = self.runs.entry(first).or_default();
         let due_at: Timestamp = row.try_get(9)?;
         let (several, fence): (bool, Option<i64>) = (row.try_get(10)?, row.try_get(11)?);
-        // Nothing overtakes what is not due.
+        // A delivery that is not due ends the run, so that nothing overtakes it.
         let follows = due_at <= now && !several && fence.is_none_or(|fence| position < fence);
         run.is_over |= position != first && !follows;
         if run.is_over {
@@ -346,7 +348,7 @@ impl Found {
         Ok(())
     }
 
-    /// The positions of events whose topics may be still to be learnt.
+    /// The positions of events whose topics may not have been stored yet.
     fn deferred_topics(&self) -> impl Iterator<Item = i64> {
         let prepared = self.runs.values().flat_map(|run| &run.prepared);
         let has_many =
@@ -365,7 +367,7 @@ impl Found {
         if !self.blocked.is_empty() {
             let positions: Vec<_> = self.blocked.keys().copied().collect();
             let blockers: Vec<_> = self.blocked.values().copied().collect();
-            // Where most of what looks ready is not, there are many of one key.
+            // If most candidates are blocked, many of them have one key.
             let is_crowded = self.blocked.len() > self.runs.len();
             let at_once = if is_crowded {
                 QUEUED_AT_ONCE

@@ -1,4 +1,4 @@
-//! What can go wrong between us and the database, and what to do about each.
+//! Errors of the database, by what to do about them.
 
 use std::{error::Error, io, time::Duration};
 
@@ -7,46 +7,46 @@ use tokio_postgres::error::SqlState;
 
 use crate::store::StoreError;
 
-/// How long something is done again that collides with what others do.
+/// How long to repeat an operation that conflicts with others.
 const AGAIN_FOR: Duration = Duration::from_secs(10);
 
-/// Why something was not done, or is not known to be. Its text holds nothing of what was sent: what
-/// the database says of rows stays out of it.
+/// Why an operation failed, or may have failed. The text contains nothing of what was sent: the
+/// database's details, which quote rows, are left out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PgError {
-    /// Nobody is there who would do it, which may pass.
+    /// The database cannot be reached or does not answer. The condition may pass.
     #[error("{0}")]
     Unavailable(String),
-    /// Another transaction was in the way: to be done again at once.
+    /// Another transaction was in the way. The operation can be repeated at once.
     #[error("{0}")]
     Conflict(String),
-    /// A unique value is there already.
+    /// A unique value exists already.
     #[error("{0}")]
     UniqueViolation(String),
-    /// There is no partition for a row.
+    /// No partition for a row exists.
     #[error("{0}")]
     NoPartition(String),
-    /// Something in what was sent cannot be stored.
+    /// A value cannot be stored.
     #[error("{0}")]
     InvalidData(String),
-    /// It will not be done until a person changes something.
+    /// The operation fails until a person changes something.
     #[error("{0}")]
     Fatal(String),
-    /// There are no tables.
+    /// The tables do not exist.
     #[error("the database has no tables of hookswitch")]
     NoTables,
-    /// The tables are of this version, which needs a newer program.
+    /// The tables have this version, which needs a newer program.
     #[error("the tables of the store are of version {0}")]
     TooNew(i32),
 }
 
 impl PgError {
-    /// There was no answer by the time that it was waited for.
+    /// The database did not answer before the deadline.
     pub(super) fn timed_out() -> Self {
         Self::Unavailable("the database does not answer in time".to_owned())
     }
 
-    /// Whether the connection can be used again.
+    /// Whether the connection is usable after the error.
     pub(super) const fn leaves_connection_usable(&self) -> bool {
         matches!(
             self,
@@ -57,12 +57,12 @@ impl PgError {
         )
     }
 
-    /// Whether what was begun at `began` is to be done again.
+    /// Whether to repeat an operation that began at `began`.
     pub(super) fn is_retryable(&self, began: Instant) -> bool {
         matches!(self, Self::Conflict(_)) && began.elapsed() < AGAIN_FOR
     }
 
-    /// The one of two that a person should hear of.
+    /// The one of two errors that a person should hear of.
     pub(super) fn more_severe(self, other: Self) -> Self {
         if matches!(self, Self::Fatal(_)) {
             self
@@ -71,7 +71,7 @@ impl PgError {
         }
     }
 
-    /// As the error of a command, with what was being done.
+    /// Converts the error of a command that was doing `what`.
     pub(super) fn into_store_error(self, what: &str) -> StoreError {
         match self {
             Self::TooNew(_) => StoreError::TooNew(format!("{what}: {self}")),
@@ -79,7 +79,7 @@ impl PgError {
         }
     }
 
-    /// Why no connection was made.
+    /// Classifies the error of a connection attempt.
     pub(super) fn connecting(error: &tokio_postgres::Error) -> Self {
         if error.as_db_error().is_some() {
             return Self::from(error);
@@ -117,23 +117,23 @@ impl From<&tokio_postgres::Error> for PgError {
         if *code == SqlState::UNIQUE_VIOLATION {
             return Self::UniqueViolation(what);
         }
-        // The tables have no other checks than those of their partitions.
+        // Partitions have the only check constraints of the tables.
         if *code == SqlState::CHECK_VIOLATION {
             return Self::NoPartition(what);
         }
         match code.code().get(..2) {
-            // Serialization failure, deadlock; a lock that was not waited for.
+            // Serialization failures, deadlocks and unavailable locks.
             Some("40" | "55") => Self::Conflict(what),
-            // Data, and limits of it.
+            // Invalid data, and exceeded limits.
             Some("22" | "54") => Self::InvalidData(what),
-            // Who we are, what we may do, which database and what is in it.
+            // Authentication, privileges, the database's name, and missing objects.
             Some("28" | "3D" | "3F" | "42") => Self::Fatal(what),
             _ => Self::Unavailable(what),
         }
     }
 }
 
-/// An error in one line, without the details, which quote rows.
+/// The error in one line, without the details, which quote rows.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(said) = error.as_db_error() {
         return format!("{} (SQLSTATE {})", said.message(), said.code().code());

@@ -1,11 +1,11 @@
-//! Texts as the database can hold them: all but NUL, which is written `\0`, so that a backslash
-//! is written `\\`. Nothing authentic is refused for a character.
+//! Escapes text for PostgreSQL, which cannot store NUL: NUL is written `\0`, and a backslash `\\`.
+//! So no authentic event is refused for a character.
 
 use std::borrow::Cow;
 
 use tokio_postgres::Row;
 
-/// The database's form of `text`.
+/// Escapes `text`.
 pub(super) fn to_sql(text: &str) -> Cow<'_, str> {
     if text.contains(['\0', '\\']) {
         Cow::Owned(text.replace('\\', r"\\").replace('\0', r"\0"))
@@ -14,7 +14,7 @@ pub(super) fn to_sql(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Takes the database's form back.
+/// Reverses [`to_sql`].
 pub(super) fn from_sql(text: String) -> String {
     if !text.contains('\\') {
         return text;
@@ -34,12 +34,12 @@ pub(super) fn from_sql(text: String) -> String {
     plain
 }
 
-/// The text in a column of `row`.
+/// Reads a text column of `row`.
 pub(super) fn get(row: &Row, column: usize) -> Result<String, tokio_postgres::Error> {
     row.try_get(column).map(from_sql)
 }
 
-/// The text in a column of `row` that may hold none.
+/// Reads a nullable text column of `row`.
 pub(super) fn find(row: &Row, column: usize) -> Result<Option<String>, tokio_postgres::Error> {
     let found: Option<String> = row.try_get(column)?;
     Ok(found.map(from_sql))

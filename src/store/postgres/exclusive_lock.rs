@@ -1,6 +1,6 @@
-//! Having the store to oneself, to move events in: no service runs on it, and none that is started
-//! takes part until the move has ended. A lock keeps them away for as long as it is under way, and a
-//! row of `moves` where it was cut short.
+//! Exclusive access to the store, for a transfer into it. No service runs on the store meanwhile,
+//! and a service that is started waits for the end of the transfer. A lock excludes services during
+//! the transfer, and a row of `moves` excludes them after an interrupted one.
 
 use std::time::Duration;
 
@@ -13,14 +13,13 @@ use super::{
 };
 use crate::store::{Cursor, StoreError};
 
-/// How long a store is waited for that somebody has: the server takes a moment to notice that a
-/// process was killed.
+/// How long to wait for the lock: the server needs a moment to notice that a process was killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether nobody has it.
+/// The interval between attempts to take the lock.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Held until the connection ends.
+/// Taken until the connection ends.
 const TAKE: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.move'))";
 
 const BEGIN: &str = "INSERT INTO moves (began_at) SELECT clock_timestamp()
@@ -33,15 +32,15 @@ const END: &str = "UPDATE moves SET ended_at = clock_timestamp(), place = $1, ev
 
 const CUT_SHORT: &str = "SELECT EXISTS (SELECT FROM moves WHERE ended_at IS NULL)";
 
-/// Held for a moment only.
+/// Taken for a moment only.
 const LOOK: &str = "SELECT pg_try_advisory_xact_lock_shared(hashtext('hookswitch.move'))";
 
 impl OperatorConnection {
-    /// Connects to the store in the place of all services, and makes it where there is none.
+    /// Connects to the store exclusively, and creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it cannot be written, or a service has it.
+    /// When the store cannot be written, or a service uses it.
     pub(super) fn create(settings: &Settings) -> Result<Self, StoreError> {
         let making = async |connection: &mut PgConnection| schema::migrate(connection).await;
         let operator = Self::connect(settings, making)?;
@@ -55,7 +54,7 @@ impl OperatorConnection {
     }
 }
 
-/// Whether the store is this connection's alone now. A service has one that does the upkeep.
+/// Tries to take the store exclusively. A service would hold the lock of the maintenance.
 async fn take(connection: &PgConnection) -> Result<bool, PgError> {
     let deadline = Instant::now() + PATIENCE;
     while !(maintenance::elect(connection).await? && ask(connection, TAKE).await?) {
@@ -67,7 +66,7 @@ async fn take(connection: &PgConnection) -> Result<bool, PgError> {
     Ok(true)
 }
 
-/// Notes that a store is being moved in; how far others were before, the latest first.
+/// Records the begin of a transfer. Returns the cursors of earlier ones, latest first.
 pub(super) async fn begin(connection: &PgConnection) -> Result<Vec<Cursor>, PgError> {
     connection.client.execute(BEGIN, &[]).await?;
     let rows = connection.client.query(BEFORE, &[]).await?;
@@ -78,7 +77,7 @@ pub(super) async fn begin(connection: &PgConnection) -> Result<Vec<Cursor>, PgEr
     rows.iter().map(milestone).collect()
 }
 
-/// Notes that everything was moved.
+/// Records the end of a transfer.
 pub(super) async fn end(connection: &PgConnection, last: Option<Cursor>) -> Result<(), PgError> {
     let place = last.map(|last| last.place);
     let event = last.map(|last| rows::uuid(last.event));
@@ -86,16 +85,16 @@ pub(super) async fn end(connection: &PgConnection, last: Option<Cursor>) -> Resu
     Ok(())
 }
 
-/// Looks whether nobody has the store to himself.
+/// Fails while a transfer holds the store exclusively.
 pub(super) async fn check(connection: &PgConnection) -> Result<(), PgError> {
     if ask(connection, LOOK).await? {
         return Ok(());
     }
-    let why = "a store is being moved into the database; events are taken when that has ended";
+    let why = "a store is being moved into the database; events are accepted after the transfer";
     Err(PgError::Unavailable(why.to_owned()))
 }
 
-/// Looks whether all is there of what was being moved in.
+/// Fails after an interrupted transfer.
 pub(super) async fn check_whole(connection: &PgConnection) -> Result<(), PgError> {
     if !ask(connection, CUT_SHORT).await? {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Looks after the way to the database: whether it can be written to, that our handlers are known
-//! there, that our leases do not run out.
+//! Monitors the database: whether it accepts writes, whether it knows this replica's handlers, and
+//! whether leases are renewed in time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,23 +14,24 @@ use super::{
 };
 use crate::store::{Health, StoreError, Subscription};
 
-/// The longest time between two looks while all is well.
+/// The longest interval between checks while the database is available.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// The pauses between two attempts while it is not.
+/// The shortest and the longest interval between checks while it is not.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long the first look may take.
+/// The limit of the first check.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
 
-/// How long a trial of a transaction may wait for a standby.
+/// The limit of a test transaction, which may wait for a standby.
 const TRIAL: Duration = Duration::from_secs(60);
 
-/// Writes something that changes nothing, to see that it can be done.
+/// A write that changes nothing, to test that transactions become durable.
 const TRY: &str = "INSERT INTO tally (handler, open, parked) VALUES (0, 0, 0)";
 
-/// The first look. A database that is away will come; one that is wrong will not mend itself.
+/// The first check. A database that cannot be reached may come back; a configuration error is
+/// final.
 pub(super) async fn begin(shared: &Shared) -> Result<(), StoreError> {
     match within(Instant::now() + FIRST_LOOK, recover(shared)).await {
         Ok(()) => {
@@ -46,10 +47,10 @@ pub(super) async fn begin(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Looks until the store is closed.
+/// Checks until the store is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
     let follower = shared.health.followers();
-    let follower = follower.critical("health-monitor", "looking after the database");
+    let follower = follower.critical("health-monitor", "monitoring the database");
     let mut pause = FIRST_PAUSE;
     loop {
         let rest = if shared.is_sound() {
@@ -62,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = shared.health_check.notified(), if shared.is_sound() => {}
             () = sleep(rest) => {}
         }
-        // While it is away, that is said elsewhere.
+        // While the database is unavailable, the store's health says so.
         if shared.is_sound() {
             follower.started();
         }
@@ -93,8 +94,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Lets events in, unless it has just been asked for handlers that have no rows yet: an event must
-/// find who gets it.
+/// Accepts events, unless new handlers wait to be registered: the deliveries of an event must find
+/// their handlers.
 fn accept_events(shared: &Shared) -> bool {
     let asked = shared.registry.asked();
     if asked.is_none() {
@@ -122,8 +123,7 @@ async fn check_store(shared: &Shared, connection: &mut PgConnection) -> Result<(
     shared.registry.name(connection).await
 }
 
-/// Makes the tables where there are none, our handlers known, and sure that a transaction can be
-/// made to last.
+/// Migrates the tables, registers handlers, and tests that a transaction becomes durable.
 async fn recover(shared: &Shared) -> Result<(), PgError> {
     let mut taken = shared.appends.take().await?;
     let work = async {
@@ -145,8 +145,8 @@ async fn recover(shared: &Shared) -> Result<(), PgError> {
     taken.give_back(done)
 }
 
-/// Puts `subscriptions` in force: at once, or, where the database is away, before it is back for
-/// events.
+/// Registers `subscriptions`: at once, or, while the database is unavailable, before events are
+/// accepted again.
 pub(super) async fn subscribe(
     shared: &Shared,
     subscriptions: Vec<Subscription>,

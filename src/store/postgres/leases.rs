@@ -1,7 +1,7 @@
-//! The claims of this replica: what their settlements have to show, and until when they hold.
+//! The claims of this replica, with what their settlements need and when they expire.
 //!
-//! **Invariant:** a lease that is not renewed in time is nobody's. The database says when that is,
-//! and we say so earlier.
+//! **Invariant:** a lease that is not renewed in time expires. The database decides when; this
+//! replica assumes an earlier time.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,14 +21,14 @@ use crate::{
     store::{Claim, Lease},
 };
 
-/// Keeps claims for another while. Those that somebody else has taken meanwhile stay theirs.
+/// Renews claims, except those that another replica has taken over.
 pub(super) const RENEW: &str =
     "UPDATE claims c SET until = clock_timestamp() + $2::bigint * interval '1 ms'
     FROM unnest($3::bigint[], $4::uuid[]) AS t (first, token)
     WHERE handler = $1 AND c.first = ANY($3) AND c.first = t.first AND c.token = t.token
     RETURNING c.first, c.token";
 
-/// Gives claims up as if they had not been made.
+/// Releases claims as if they had not been made.
 const RELEASE: &str = "WITH freed AS (DELETE FROM claims c
         USING unnest($1::integer[], $2::bigint[], $3::uuid[]) AS t (handler, first, token)
         WHERE c.handler = t.handler AND c.first = t.first AND c.token = t.token
@@ -36,33 +36,33 @@ const RELEASE: &str = "WITH freed AS (DELETE FROM claims c
     UPDATE deliveries d SET state = 0, behind = NULL FROM freed f
     WHERE d.handler = f.handler AND d.position = f.position AND d.state > 0";
 
-/// Gives up what has run out in the middle of a run: what was attempted then is queued behind what was
-/// over before it. What has run out at its first delivery is taken over as it is. (`state > 0` keeps the
-/// planner from the index of what is queued, which does not lead to a position.)
+/// Ends expired claims in the middle of a run: the current delivery of such a run is ready again. A
+/// claim that expires at the first delivery of its run is taken over as it is. (`state > 0` keeps
+/// the planner from the index of queued deliveries, which does not lead to a position.)
 pub(super) const GIVE_UP: &str = "WITH lapsed AS (DELETE FROM claims
         WHERE handler = ANY($1) AND position <> first AND until <= clock_timestamp()
         RETURNING handler, position)
     UPDATE deliveries d SET state = 0, behind = NULL FROM lapsed l
     WHERE d.handler = l.handler AND d.position = l.position AND d.state > 0";
 
-/// What the settlement of a delivery has to show.
+/// A claimed delivery, as its settlement needs it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClaimedDelivery {
     pub(super) handler: HandlerId,
-    /// The position of the delivery that was claimed; a run goes on from there.
+    /// The position of the run's first delivery, which identifies the claim.
     pub(super) first: i64,
     pub(super) token: Uuid,
     pub(super) day: Date,
     pub(super) position: i64,
-    /// Its scope and first key, where order holds.
+    /// The scope and first key, if the handler is ordered.
     pub(super) group: Option<(KeyHash, KeyHash)>,
-    /// How often the delivery had been replayed when it was handed out.
+    /// The number of replays when the delivery was handed out.
     pub(super) replays: i32,
-    /// When the lease began, by our clock, at the latest.
+    /// A local time before which the lease was not renewed last.
     pub(super) since: Instant,
 }
 
-/// A delivery that can be handed out.
+/// A delivery that is ready to be handed out.
 #[derive(Debug)]
 pub(super) struct PreparedClaim {
     pub(super) delivery: ClaimedDelivery,
@@ -77,13 +77,13 @@ pub(super) struct PreparedClaim {
 /// Deliveries of one key that were claimed together, oldest first.
 pub(super) type Run = VecDeque<PreparedClaim>;
 
-/// A claim: the delivery that is attempted, and those that come after it.
+/// A claim: the current delivery of a run, and the deliveries after it.
 struct LeasedRun {
     delivery: ClaimedDelivery,
     rest: Run,
 }
 
-/// All of them.
+/// The claims of this replica.
 pub(super) struct Leases {
     term: Duration,
     holds: Mutex<HashMap<Lease, LeasedRun>>,
@@ -91,7 +91,7 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// None so far. Each holds for `term`, unless it is renewed.
+    /// No claims yet. Each lease lasts for `term` unless it is renewed.
     pub(super) fn new(term: Duration) -> Self {
         Self {
             term,
@@ -100,17 +100,17 @@ impl Leases {
         }
     }
 
-    /// How long a lease holds, in milliseconds.
+    /// The term of a lease, in milliseconds.
     pub(super) fn millis(&self) -> i64 {
         i64::try_from(self.term.as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// How often they are renewed.
+    /// The interval of renewals.
     pub(super) fn period(&self) -> Duration {
         self.term / 3
     }
 
-    /// Hands out the first of `run`, if there is any. The others stay behind it.
+    /// Hands out the first delivery of `run`. The others follow when it is settled.
     pub(super) fn hand_out(&self, mut run: Run) -> Option<Claim> {
         let prepared = run.pop_front()?;
         let lease = Lease(self.last.fetch_add(1, Ordering::Relaxed) + 1);
@@ -127,7 +127,7 @@ impl Leases {
         })
     }
 
-    /// What is attempted under a lease, and the position of what comes after it.
+    /// The current delivery of a claim, and the position of the next one of its run.
     pub(super) fn get(&self, lease: Lease) -> Option<(ClaimedDelivery, Option<i64>)> {
         let holds = self.lock();
         let leased = holds.get(&lease)?;
@@ -137,7 +137,8 @@ impl Leases {
         ))
     }
 
-    /// Hands out what comes after what has been settled, under a lease that began when this one did.
+    /// Hands out the next delivery of a run after a settlement, under a lease that began with this
+    /// one.
     pub(super) fn next_claim(&self, lease: Lease) -> Option<Claim> {
         let mut leased = self.lock().remove(&lease)?;
         if let Some(next) = leased.rest.front_mut() {
@@ -146,19 +147,19 @@ impl Leases {
         self.hand_out(leased.rest)
     }
 
-    /// Forgets a claim that has been settled.
+    /// Forgets a settled claim.
     pub(super) fn remove(&self, lease: Lease) {
         self.lock().remove(&lease);
     }
 
-    /// Whether a claim is still ours, as far as can be told without asking.
+    /// Whether this replica still has the claim, as far as it knows.
     pub(super) fn holds(&self, lease: Lease) -> bool {
         let holds = self.lock();
         let leased = holds.get(&lease);
         leased.is_some_and(|leased| leased.delivery.since.elapsed() < self.term)
     }
 
-    /// Renews what has been held for a while.
+    /// Renews the leases that are older than the interval.
     pub(super) async fn renew(&self, connection: &mut PgConnection) -> Result<(), PgError> {
         let mut old: HashMap<HandlerId, Vec<(Lease, ClaimedDelivery)>> = HashMap::new();
         for (lease, LeasedRun { delivery, .. }) in self.lock().iter() {
@@ -198,7 +199,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Gives every claim up, at the end.
+    /// Releases all claims, when the store closes.
     pub(super) async fn release(&self, connection: &mut PgConnection) -> Result<(), PgError> {
         let all: Vec<ClaimedDelivery> =
             self.lock().values().map(|leased| leased.delivery).collect();

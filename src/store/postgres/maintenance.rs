@@ -1,6 +1,7 @@
-//! What one replica does for all, and would do no harm if two did it: making the partitions of the
-//! days to come, dropping old ones, adding counts up, learning topics, parking what is left of handlers that are
-//! gone, and making ready what was queued of those that have left order behind.
+//! Work that one replica does for all: it creates the partitions of the coming days, drops old
+//! ones, adds up counts, stores deferred topics, parks the deliveries of abandoned handlers, and
+//! makes queued deliveries of unordered handlers ready. It would be harmless if two replicas did it
+//! at once.
 
 use std::{
     collections::HashSet,
@@ -22,32 +23,33 @@ use super::{
 };
 use crate::store::NO_HANDLER;
 
-/// How often counts are added up, and how often a replica tries to become the one that does this.
+/// The interval of adding up counts, and of attempts to be elected.
 const TICK: Duration = Duration::from_secs(5);
 
-/// How often all the rest is done.
+/// The interval of all other work.
 const ROUND: Duration = Duration::from_secs(60);
 
-/// How long the connection may take to be made.
+/// The limit for making the connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// For how many days there are partitions ahead.
+/// The number of days for which partitions are created in advance.
 const DAYS_AHEAD: i64 = 2;
 
-/// The most rows that are changed at once.
+/// The most rows that one statement changes.
 const SLICE: i64 = 1000;
 
-/// Held by the connection of the one replica.
+/// The lock of the elected replica's connection. Its name must not change: replicas of several
+/// versions share it.
 const ELECT: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.upkeep'))";
 
-/// Handlers that nobody has named for a while.
+/// Marks the handlers that no replica has named for a while.
 const MISS: &str = "UPDATE handlers SET configured = false
     WHERE configured AND id <> ALL($1)
         AND named_at < clock_timestamp() - $2::bigint * interval '1 ms'";
 
 const MISSING: &str = "SELECT id FROM handlers WHERE NOT configured";
 
-/// Parks a slice of what is open of a handler that is gone.
+/// Parks a batch of open deliveries of an abandoned handler.
 pub(super) const PARK: &str = "WITH
     gone AS (DELETE FROM deliveries d USING handlers h
         WHERE h.id = $1 AND NOT h.configured AND d.handler = $1 AND d.position IN
@@ -65,9 +67,9 @@ pub(super) const PARK: &str = "WITH
 
 const UNORDERED: &str = "SELECT id FROM handlers WHERE NOT ordered";
 
-/// Makes ready what is queued in a slice of what is open of a handler without order: a replica for
-/// which order still held can have queued it after the others had left order behind, and nobody is
-/// left to say whose turn it is.
+/// Makes the queued deliveries in a batch of an unordered handler's deliveries ready. A replica
+/// that did not know yet that the handler had become unordered may have queued them, and no
+/// settlement would wake them.
 pub(super) const UNQUEUE: &str = "WITH
     slice AS MATERIALIZED (SELECT position, state FROM deliveries
         WHERE handler = $1 AND position > $2 ORDER BY handler, position LIMIT $3),
@@ -75,11 +77,11 @@ pub(super) const UNQUEUE: &str = "WITH
         WHERE slice.state = 1 AND d.handler = $1 AND d.position = slice.position)
     SELECT max(position), count(*) FILTER (WHERE state = 1) FROM slice";
 
-/// The days of which something is open or parked.
+/// The days with open or parked deliveries.
 const NEEDED: &str = "SELECT DISTINCT day FROM deliveries UNION
     SELECT DISTINCT day FROM ended WHERE state = 2";
 
-/// Forgets what a slice of a day's events is known by.
+/// Deletes the dedupe keys and topics of a batch of a day's events.
 pub(super) const FORGET: &str = "WITH
     slice AS MATERIALIZED (SELECT position, dedupe, topic_keys, occurred_at FROM events
         WHERE day = $1 AND position > $2 ORDER BY day, position LIMIT $3),
@@ -92,19 +94,18 @@ pub(super) const FORGET: &str = "WITH
         WHERE t.topic = k.topic AND t.latest <= k.latest)
     SELECT max(position) FROM slice";
 
-/// Whether this connection is now the one of the replica that does it: nobody else's is, until it
-/// ends.
+/// Tries to elect this connection. The election lasts until the connection ends.
 pub(super) async fn elect(connection: &PgConnection) -> Result<bool, PgError> {
     let elected = connection.client.query_one(ELECT, &[]).await?;
     Ok(elected.try_get(0)?)
 }
 
-/// Does it until the store is closed.
+/// Does the work until the store is closed.
 pub(super) async fn run(shared: Arc<Shared>) {
     let follower = shared
         .health
         .followers()
-        .background("upkeep", "the store's upkeep");
+        .background("upkeep", "maintaining the store");
     let mut maintenance = Maintenance {
         connection: None,
         round: None,
@@ -126,7 +127,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     Err(error) => {
                         if follower.failed(&error) {
                             tracing::warn!(
-                                "the store's upkeep was cut short, and will be done again: {error}"
+                                "the store's maintenance failed, and will be repeated: {error}"
                             );
                         }
                         maintenance.connection = None;
@@ -138,9 +139,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 struct Maintenance {
-    /// The connection that makes us the one, if we are.
+    /// The elected connection, if it is ours.
     connection: Option<PgConnection>,
-    /// When the last round was.
+    /// The time of the last full round.
     round: Option<Instant>,
 }
 
@@ -158,7 +159,7 @@ impl Maintenance {
         Ok(())
     }
 
-    /// The connection, if we are the one.
+    /// The connection, if this replica is elected.
     async fn elected(&mut self, shared: &Shared) -> Result<Option<&mut PgConnection>, PgError> {
         if self
             .connection
@@ -213,7 +214,7 @@ async fn park_the_abandoned(
     now: Timestamp,
 ) -> Result<(), PgError> {
     let patience = shared.settings.abandon_after;
-    // Others that were stopped with us need their time to come back too.
+    // Replicas that were stopped together with this one need time to come back.
     if shared.opened.elapsed() < patience {
         return Ok(());
     }
@@ -245,7 +246,7 @@ async fn park_the_abandoned(
     Ok(())
 }
 
-/// Makes ready what is queued of handlers without order, and says whether anything was.
+/// Makes the queued deliveries of unordered handlers ready, and returns whether there were any.
 async fn unqueue(connection: &mut PgConnection) -> Result<bool, PgError> {
     let statement = connection.prepare(UNQUEUE).await?;
     let client = &connection.client;
@@ -266,7 +267,7 @@ async fn unqueue(connection: &mut PgConnection) -> Result<bool, PgError> {
     Ok(found)
 }
 
-/// Drops the partitions of which nothing is needed any more.
+/// Drops the partitions that retention no longer needs.
 pub(super) async fn retain(
     shared: &Shared,
     connection: &mut PgConnection,
@@ -311,8 +312,8 @@ async fn forget(connection: &mut PgConnection, day: Date) -> Result<(), PgError>
     }
 }
 
-/// Drops the partitions of `day`, unless something there is needed after all: nobody can make a
-/// replay of its events once they are locked. Whoever appends waits meanwhile, but not for long.
+/// Drops the partitions of `day`, unless a delivery of that day is open or parked. Once the events
+/// are locked, no replay can select them. Appends wait for the lock, but not for long.
 async fn drop_day(connection: &mut PgConnection, day: Date) -> Result<(), PgError> {
     let names = partition::names(day);
     let [events, ..] = &names;

@@ -1,5 +1,4 @@
-//! Waking the other replicas, and being woken by them. A hint in both directions: everybody looks
-//! for work now and then without one.
+//! Notifies other replicas of work. A notification is a hint: replicas also poll.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, time::Duration};
 
@@ -15,20 +14,20 @@ use super::{
     pool::{PgConnection, on},
 };
 
-/// The channel has our name; what is said on it is who says it.
+/// The payload is the sender's name.
 const ANNOUNCE: &str = "SELECT pg_notify('hookswitch', $1)";
 
-/// The least time between two notices. Each one takes a lock that all of the database share when
-/// it is committed, so there is none for each event, and none within the transactions of events.
+/// The least time between two notifications. A notification takes a lock of the whole database at
+/// its commit, so there is none for each event, and none within append transactions.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a host may take until it is connected to.
+/// The limit for connecting to a host.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long until a lost connection is made again.
+/// The pause before a lost connection is made again.
 const MADE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Tells the others that there is work, now and then, until the store is closed.
+/// Notifies other replicas of work, until the store is closed.
 pub(super) async fn tell(shared: Arc<Shared>) {
     loop {
         tokio::select! {
@@ -49,21 +48,21 @@ async fn notify(shared: &Shared) -> Result<(), PgError> {
     on!(shared.pool, connection => announce(&mut connection, &shared.replica))
 }
 
-/// Tells every replica but `teller` that there is work.
+/// Notifies every replica but `teller`.
 pub(super) async fn announce(connection: &mut PgConnection, teller: &str) -> Result<(), PgError> {
     let statement = connection.prepare(ANNOUNCE).await?;
     connection.client.execute(&statement, &[&teller]).await?;
     Ok(())
 }
 
-/// Listens for the others until the store is closed.
+/// Listens for notifications until the store is closed.
 pub(super) async fn listen(shared: Arc<Shared>) {
     while !shared.stop.is_cancelled() {
         tokio::select! {
             () = shared.stop.cancelled() => return,
             ended = listen_to_any(&shared) => {
                 if let Err(error) = ended {
-                    tracing::debug!("other replicas are not listened to: {error}");
+                    tracing::debug!("notifications of other replicas are not received: {error}");
                 }
             }
         }
@@ -74,7 +73,7 @@ pub(super) async fn listen(shared: Arc<Shared>) {
     }
 }
 
-/// Listens on one connection until it ends: to the host that takes writes.
+/// Listens on one connection, to the host that accepts writes, until the connection ends.
 async fn listen_to_any(shared: &Shared) -> Result<(), PgError> {
     let mut why = Ok(());
     for host in &shared.connector.hosts {
@@ -100,7 +99,7 @@ async fn listen_on(
             done = begin.as_mut(), if !begun => {
                 done?;
                 begun = true;
-                // What came before cannot have been heard.
+                // Notifications before this point were not received.
                 shared.wake_local();
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The operator's side: a connection of its own, beside running services.
+//! The operator's side: a connection of its own, which works beside running services.
 
 use std::sync::LazyLock;
 
@@ -24,16 +24,16 @@ use crate::{
     },
 };
 
-/// Events that are looked at in one go.
+/// The number of events in one query.
 const SLICE: i64 = 500;
 
-/// What a line of a list is made of, of a table or alias `e`.
+/// The columns of a line of a list, from a table or alias `e`.
 const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.received_at,
     (SELECT count(*) FROM handlers h JOIN deliveries d ON d.handler = h.id
         AND d.position = e.position),
     (SELECT count(*) FROM ended x WHERE x.day = e.day AND x.position = e.position AND x.state = 2)";
 
-/// An open one that waits for another is queued, whether anybody has come upon it yet or not.
+/// An open delivery with a blocker is shown as queued, whether or not a claim has queued it.
 static DELIVERIES: LazyLock<String> = LazyLock::new(|| {
     let blocker = ordering::blocker("d");
     format!(
@@ -60,7 +60,7 @@ const PARKED_LIST: &str =
     WHERE x.state = 2 AND ($1::text IS NULL OR h.name = $1)
     ORDER BY x.position, h.name LIMIT $2";
 
-/// Skips those that still are parked.
+/// Skips the deliveries that are still parked.
 const SKIP: &str = "WITH
     skipped AS (UPDATE ended x SET state = 4, ended_at = $3, why = $4
         FROM unnest($1::uuid[], $2::text[]) AS t (id, name)
@@ -82,13 +82,13 @@ impl OperatorConnection {
     ///
     /// # Errors
     ///
-    /// When there is none, or it cannot be read.
+    /// When the store does not exist or cannot be read.
     pub(super) fn open(settings: &Settings) -> Result<Self, StoreError> {
         let looking = async |connection: &mut PgConnection| schema::check(connection).await;
         Self::connect(settings, looking)
     }
 
-    /// Connects to the database and has `prepare` see to the store in it.
+    /// Connects to the database, and has `prepare` check or create the store in it.
     pub(super) fn connect(
         settings: &Settings,
         prepare: impl AsyncFnOnce(&mut PgConnection) -> Result<(), PgError>,
@@ -160,7 +160,7 @@ impl Operator for OperatorConnection {
     }
 }
 
-/// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
+/// Newest first. Ids sort by time of receipt, so a range of times is a range of ids.
 async fn list_events(
     connection: &PgConnection,
     filter: &EventFilter,
@@ -185,7 +185,7 @@ async fn list_events(
         let Some(last) = page.last().filter(|_| found.len() < filter.limit) else {
             return Ok(found);
         };
-        // The range is closed above, and ids are numbers.
+        // The range includes its upper bound, and ids are numbers.
         let last: Uuid = last.try_get(0)?;
         to = Uuid::from_u128(last.as_u128().saturating_sub(1));
     }

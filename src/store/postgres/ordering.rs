@@ -1,11 +1,11 @@
-//! Ordering keys as columns, and which deliveries wait for which.
+//! Ordering keys as columns, and the SQL that finds what a delivery waits for.
 
 use std::fmt::Write;
 
 use crate::event::{KeyHash, OrderingKeys};
 
-/// The columns `scope`, `key` and `keys` of several rows. `keys` is an array of bigint, as text: an
-/// array of arrays cannot be given to the database.
+/// The columns `scope`, `key` and `keys` of several rows. `keys` is an array of bigint in text
+/// form, since PostgreSQL cannot take an array of arrays of different lengths as a parameter.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     pub(super) scope: Vec<Option<KeyHash>>,
@@ -26,17 +26,18 @@ fn array(hashes: &[KeyHash]) -> String {
     let mut text = String::from("{");
     for (place, hash) in hashes.iter().enumerate() {
         let comma = if place == 0 { "" } else { "," };
-        // Writing to a text cannot fail.
+        // Writing to a string cannot fail.
         write!(text, "{comma}{hash}").ok();
     }
     text.push('}');
     text
 }
 
-/// An expression: the position of the open delivery that `d`, a row or an alias of one with the columns
-/// of `deliveries`, waits for; null where it may begin. It is the youngest older one that shares a key,
-/// so that the deliveries of a line wait one for another; for all keys of a scope any older one will do. The
-/// order by all columns of an index makes sure that the index is used.
+/// An SQL expression: the position of the open delivery that blocks `d`, or null. `d` is a row, or
+/// an alias of one, with the columns of `deliveries`. The blocker is the youngest older delivery
+/// that shares a key, so that the deliveries of an ordering group form a chain. For a delivery with
+/// all keys of its scope any older delivery is a blocker. Ordering by all columns of an index makes
+/// the planner use that index.
 pub(super) fn blocker(d: &str) -> String {
     let of_key = |table: &str, key: &str| {
         format!(
@@ -57,7 +58,7 @@ pub(super) fn blocker(d: &str) -> String {
     )
 }
 
-/// Whether `c`, a row of `claims`, and `d` share a key.
+/// An SQL condition: whether `c`, a row of `claims`, and `d` share a key.
 pub(super) fn share_a_key(c: &str, d: &str) -> String {
     format!(
         "{c}.scope = {d}.scope AND ({d}.key = 0 OR {c}.keys[1] = 0

@@ -1,7 +1,7 @@
-//! Partitions: one for each day, made before it is needed, dropped when nothing in it is.
+//! Partitions: one for each day, created in advance, dropped when retention allows.
 //!
-//! There is none for what belongs nowhere: it would fill up unseen, and keep the right one from
-//! being made.
+//! There is no default partition: it would fill up unnoticed, and then prevent the right one from
+//! being created.
 
 use std::collections::BTreeSet;
 
@@ -12,23 +12,23 @@ use super::{
     pool::{PgConnection, Pool, on},
 };
 
-/// The tables that have them.
+/// The partitioned tables.
 const TABLES: [&str; 3] = ["events", "ended", "attempts"];
 
-/// Held while partitions are made, so that two replicas do not make the same ones.
+/// Serializes the creation of partitions by several replicas.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.partitions'))";
 
-/// The partitions that there are.
+/// The existing partitions.
 const LIST: &str = "SELECT to_date(right(relname, 8), 'YYYYMMDD') FROM pg_inherits
     JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'events'::regclass ORDER BY 1";
 
-/// The days that have partitions, oldest first.
+/// The days with partitions, oldest first.
 pub(super) async fn days(connection: &PgConnection) -> Result<Vec<Date>, PgError> {
     let rows = connection.client.query(LIST, &[]).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Makes sure that there are partitions for `days`.
+/// Creates the missing partitions for `days`.
 pub(super) async fn make(pool: &Pool, days: impl Iterator<Item = Date>) -> Result<(), PgError> {
     let days: BTreeSet<_> = days.collect();
     on!(pool, connection => make_on(&mut connection, &days))
@@ -47,8 +47,8 @@ pub(super) async fn make_on(
         .collect::<Result<_, _>>()?;
     for day in days.difference(&there) {
         for table in TABLES {
-            // To attach a table takes a lock that appends can do with; to create a partition in
-            // place takes one that they cannot.
+            // Attaching a table takes a lock that does not block appends. Creating a partition in
+            // place takes one that does.
             let name = name(table, *day);
             change
                 .batch_execute(&format!(

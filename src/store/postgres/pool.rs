@@ -1,10 +1,10 @@
-//! Connections: made, looked at before they are used, kept for the next one, or thrown away.
+//! Connections: made, checked, kept for reuse, or discarded.
 //!
-//! **Invariant:** a connection that is taken from here talks to a server that takes writes, and
-//! has the settings of [`SETTINGS`].
+//! **Invariant:** a connection from the pool talks to a server that accepts writes, and has the
+//! settings of [`SETTINGS`].
 //!
-//! **Invariant:** a connection whose state is not known, since what was done on it was cut short or
-//! failed other than by a plain refusal, is never used again.
+//! **Invariant:** a connection in an unknown state, after work that was cancelled or failed other
+//! than by a refusal of the server, is never reused.
 
 use std::{
     collections::HashMap,
@@ -23,12 +23,12 @@ use tokio_util::task::TaskTracker;
 
 use super::error::PgError;
 
-/// The schema that everything of ours is in.
+/// The schema of all tables.
 pub(super) const SCHEMA: &str = "hookswitch";
 
-/// What every connection is set to, as far as the server knows it. Each statement of ours that is
-/// used often has one good plan, which does not depend on how much there is: the one that follows
-/// indexes. A planner that goes by what an empty table looked like would not find it.
+/// The settings of every connection, as far as the server knows them. Each frequent statement has
+/// one good plan, which follows indexes and does not depend on the number of rows. A planner that
+/// goes by the statistics of an empty table would not choose that plan.
 const SETTINGS: &str = "SELECT set_config(name, wanted, false) FROM (VALUES
     ('search_path', 'hookswitch'), ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),
@@ -36,39 +36,39 @@ const SETTINGS: &str = "SELECT set_config(name, wanted, false) FROM (VALUES
     ('TimeZone', 'UTC')
     ) AS ours (name, wanted) WHERE current_setting(name, true) IS NOT NULL";
 
-/// What [`Connector::set_up`] wants to know.
+/// The query of [`Connector::set_up`].
 const ASK: &str = "SELECT current_setting('synchronous_commit'),
     current_setting('server_encoding'), pg_is_in_recovery()";
 
-/// How long a host may take until a connection to it is ready for use.
+/// The limit for a connection to one host to become usable.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// What the transactions of a connection are waited for.
+/// What the commits of a connection wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
-    /// Stable storage, here and on every standby that the operator has made synchronous.
+    /// Stable storage, here and on every synchronous standby.
     Full,
-    /// Nothing: what a crash of the database takes away is done again.
+    /// Nothing: what a crash of the database loses is done again.
     Lazy,
 }
 
 /// How connections are made.
 #[derive(Clone)]
 pub(super) struct Connector {
-    /// One for each host.
+    /// The configurations, one for each host.
     pub(super) hosts: Vec<Config>,
     pub(super) tls: MakeRustlsConnect,
     pub(super) statement_timeout: Duration,
-    /// Where each connection's own task runs.
+    /// Runs the task of each connection.
     pub(super) tasks: TaskTracker,
 }
 
 impl Connector {
-    /// Makes a connection to the host that takes writes and sets it up.
+    /// Connects to the host that accepts writes.
     pub(super) async fn connect(&self, durability: Durability) -> Result<PgConnection, PgError> {
         let mut why = PgError::Unavailable("the URL names no host".to_owned());
         for host in &self.hosts {
-            // One that hangs must not keep us from the others.
+            // A host that hangs must not prevent attempts on the others.
             let deadline = Instant::now() + CONNECT_PATIENCE;
             match within(deadline, Box::pin(self.connect_to(host, durability))).await {
                 Err(error) => why = why.more_severe(error),
@@ -102,7 +102,7 @@ impl Connector {
         })
     }
 
-    /// Asserts and sets what our promises rest on.
+    /// Checks and sets what durability depends on.
     pub(super) async fn set_up(
         &self,
         client: &Client,
@@ -124,17 +124,17 @@ impl Connector {
         }
         let millis = self.statement_timeout.as_millis();
         match durability {
-            // `remote_write` and `remote_apply` say what is asked of standbys besides.
+            // `remote_write` and `remote_apply` are further demands on standbys.
             Durability::Full if matches!(commit.as_str(), "off" | "local") => {
                 return Err(PgError::Fatal(format!(
                     "synchronous_commit is {commit} for this database or role, so that an \
                      acknowledged event could be lost; set it to on, remote_write or remote_apply"
                 )));
             }
-            // Bringing the tables up to date and reading for an operator take as long as they take.
-            // A COMMIT that waits for a standby is not cut short by any limit: it would be done
-            // here alone, and be answered as if it were not. Who vanishes within a transaction keeps
-            // its locks for that long at most.
+            // Migrations and operators' queries may take any time, and so may a COMMIT that waits
+            // for a standby: a cancelled one would be committed here alone, and be reported as
+            // failed. A replica that vanishes within a transaction keeps its locks for this long at
+            // most.
             Durability::Full => {
                 let settings = format!(
                     "SET statement_timeout = 0; SET lock_timeout = {millis};
@@ -152,14 +152,14 @@ impl Connector {
     }
 }
 
-/// A connection with the statements that it knows.
+/// A connection with its prepared statements.
 pub(super) struct PgConnection {
     pub(super) client: Client,
     statements: HashMap<&'static str, Statement>,
 }
 
 impl PgConnection {
-    /// `sql`, made ready once for this connection.
+    /// Prepares `sql`, once for this connection.
     pub(super) async fn prepare(&mut self, sql: &'static str) -> Result<Statement, PgError> {
         if let Some(known) = self.statements.get(sql) {
             return Ok(known.clone());
@@ -170,19 +170,19 @@ impl PgConnection {
     }
 }
 
-/// A few connections that are used in turn.
+/// A pool of connections.
 #[derive(Clone)]
 pub(super) struct Pool {
     connector: Connector,
     durability: Durability,
     idle: Arc<Mutex<Vec<PgConnection>>>,
     permits: Arc<Semaphore>,
-    /// How long is waited for a connection and for what is done on it.
+    /// The limit of waiting for a connection, and of the work on it.
     patience: Duration,
 }
 
 impl Pool {
-    /// Up to `size` connections.
+    /// A pool of up to `size` connections.
     pub(super) fn new(
         connector: Connector,
         durability: Durability,
@@ -198,8 +198,7 @@ impl Pool {
         }
     }
 
-    /// Does `work` on a connection, which it gives back, and does it again for a while when it
-    /// collides with what others do.
+    /// Does `work` on a connection, and repeats it for a while after conflicts.
     pub(super) async fn with<T, W>(
         &self,
         mut work: impl FnMut(PooledConnection) -> W,
@@ -211,7 +210,8 @@ impl Pool {
         loop {
             let taken = self.take().await?;
             let deadline = taken.deadline;
-            // What is dropped at the deadline has the connection in it, which must not be used again.
+            // At the deadline the future is dropped together with the connection, which must not be
+            // reused.
             let done = match timeout_at(deadline, work(taken)).await {
                 Ok((taken, done)) => taken.give_back(done),
                 Err(_) => Err(PgError::timed_out()),
@@ -223,7 +223,7 @@ impl Pool {
         }
     }
 
-    /// A connection that is idle, or a new one.
+    /// An idle connection, or a new one.
     pub(super) async fn take(&self) -> Result<PooledConnection, PgError> {
         let deadline = Instant::now() + self.patience;
         let permit = timeout_at(deadline, self.permits.clone().acquire_owned()).await;
@@ -254,7 +254,7 @@ impl Pool {
         None
     }
 
-    /// Lets go of every connection that is idle, since one of them was found to be bad.
+    /// Closes all idle connections, since one of them was found broken.
     pub(super) fn forget(&self) {
         self.idle
             .lock()
@@ -262,15 +262,15 @@ impl Pool {
             .clear();
     }
 
-    /// Ends: no connection is given out any more.
+    /// Closes the pool.
     pub(super) fn close(&self) {
         self.permits.close();
         self.forget();
     }
 }
 
-/// Does `$work` with [`Pool::with`], on a connection that is `$connection` meanwhile. A macro, since nothing that
-/// lends the connection to a closure is known to be `Send`.
+/// Does `$work` by [`Pool::with`], with `$connection` bound to the connection. A macro, since the
+/// compiler cannot prove that a closure which borrows the connection is `Send`.
 macro_rules! on {
     ($pool:expr, $connection:ident => $work:expr) => {
         $pool
@@ -283,7 +283,8 @@ macro_rules! on {
 }
 pub(super) use on;
 
-/// A connection in use. Closed when it is dropped, unless it was given back.
+/// A connection in use. Dropping it closes it; [`give_back`](Self::give_back) returns it to the
+/// pool.
 pub(super) struct PooledConnection {
     connection: PgConnection,
     idle: Arc<Mutex<Vec<PgConnection>>>,
@@ -292,7 +293,7 @@ pub(super) struct PooledConnection {
 }
 
 impl PooledConnection {
-    /// Gives it back after `result`, if that leaves it in order.
+    /// Returns the connection to the pool after `result`, if it is still usable.
     pub(super) fn give_back<T>(self, result: Result<T, PgError>) -> Result<T, PgError> {
         let sound = match &result {
             Ok(_) => true,
@@ -320,7 +321,7 @@ impl DerefMut for PooledConnection {
     }
 }
 
-/// Waits for `work` until `deadline`. What it was done on must not be used again after that.
+/// Limits `work` by `deadline`. The connection of cancelled work must not be reused.
 pub(super) async fn within<T>(
     deadline: Instant,
     work: impl Future<Output = Result<T, PgError>>,

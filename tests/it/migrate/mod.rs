@@ -218,7 +218,7 @@ fn a_store_that_a_service_has_worked_on_since_is_not_taken_for_a_bad_copy() {
     database.sql("DELETE FROM hookswitch.moves");
     let again = migrate(&old, &new);
     assert_eq!(again.status.code(), Some(69), "{again:?}");
-    let wanted = "of 5 events that were moved, 0 are not there and 5 are there otherwise";
+    let wanted = "of 5 transferred events, the new store lacks 0 and differs in 5";
     assert!(said(&again).contains(wanted), "{again:?}");
     assert!(!said(&again).contains("run it again"), "{again:?}");
 }
