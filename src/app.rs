@@ -314,8 +314,8 @@ async fn supervise_followers(
 ) {
     let followers = store.followers();
     while !stop.is_cancelled() {
-        followers.look(&metrics);
-        drop(timeout(store::LOOK_EVERY, stop.cancelled()).await);
+        followers.check(&metrics);
+        drop(timeout(store::CHECK_INTERVAL, stop.cancelled()).await);
     }
 }
 

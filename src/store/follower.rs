@@ -2,7 +2,7 @@
 //! noticed.
 //!
 //! A follower is a background task that works behind the append path. It is stalled when it has had
-//! work for [`PATIENCE`] without progress, because it fails again and again or because it hangs. A
+//! work for [`STALLED_AFTER`] without progress, because it fails again and again or because it hangs. A
 //! stall and its end are logged once each, and shown as a metric. While a critical follower is
 //! stalled, the service reports that it is not ready, so that other replicas get the requests.
 //! Events that arrive all the same are stored.
@@ -17,10 +17,10 @@ use crate::telemetry::{ByFollower, Metrics};
 
 /// How long a follower may make no progress before it counts as stalled: longer than any single
 /// step of its work takes, and short enough for a load balancer to act on.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// The interval of the checks.
-pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All followers of a store.
 #[derive(Clone, Debug, Default)]
@@ -95,11 +95,11 @@ impl Followers {
     }
 
     /// Checks all followers, logs changes, and sets the gauges in `metrics`.
-    pub fn look(&self, metrics: &Metrics) {
+    pub fn check(&self, metrics: &Metrics) {
         let mut state = self.lock();
         let mut counts: BTreeMap<_, i64> = state.names.iter().map(|name| (*name, 0)).collect();
         for task in state.present.values_mut() {
-            task.look();
+            task.check();
             *counts.entry(task.name).or_default() += i64::from(task.is_stalled);
         }
         for (follower, count) in counts {
@@ -114,8 +114,10 @@ impl Followers {
 }
 
 impl TaskState {
-    fn look(&mut self) {
-        let is_late = self.since.is_some_and(|since| since.elapsed() >= PATIENCE);
+    fn check(&mut self) {
+        let is_late = self
+            .since
+            .is_some_and(|since| since.elapsed() >= STALLED_AFTER);
         if is_late == self.is_stalled {
             return;
         }

@@ -44,7 +44,7 @@ pub use transfer::{
     TransferTarget, transfer,
 };
 
-pub use follower::{Follower, Followers, LOOK_EVERY};
+pub use follower::{CHECK_INTERVAL, Follower, Followers};
 
 use operator::shorten;
 

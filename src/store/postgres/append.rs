@@ -45,7 +45,7 @@ pub(super) const COMMITTERS: usize = 2;
 const BATCH_TOPICS: usize = 16 << 10;
 
 /// How long to wait for a transaction after its appends have timed out.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
+const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 
 /// Adds an [`InsertBatch`], unless the database knows some of its dedupe keys: then it adds
 /// nothing. Returns the known keys and the positions of the added events. All replicas add rows in
@@ -232,7 +232,7 @@ async fn store(shared: &Shared, waiting: Vec<PendingAppend>) {
                 answer(shared, waiting, &Err(AppendError::Unavailable(why)));
             }
             Err(error) => {
-                shared.lose(&error);
+                shared.mark_unavailable(&error);
                 let why = error.to_string();
                 answer(shared, waiting, &Err(AppendError::Unavailable(why)));
             }
@@ -251,7 +251,7 @@ async fn commit(shared: &Shared, waiting: &[PendingAppend]) -> Result<u64, PgErr
     let began = Instant::now();
     loop {
         let mut taken = shared.appends.take().await?;
-        let committed = patiently(shared, try_commit(shared, &mut taken, waiting)).await;
+        let committed = with_budget(shared, try_commit(shared, &mut taken, waiting)).await;
         match taken.give_back(committed) {
             // Another replica has stored a duplicate meanwhile, or its transaction was in the way.
             Err(PgError::UniqueViolation(_) | PgError::Conflict(_))
@@ -268,7 +268,7 @@ async fn commit(shared: &Shared, waiting: &[PendingAppend]) -> Result<u64, PgErr
 /// Waits for a transaction longer than its appends do: the transaction may be waiting for a
 /// standby, and a cancelled one would be committed here alone. The store accepts no appends
 /// meanwhile.
-async fn patiently<T>(
+async fn with_budget<T>(
     shared: &Shared,
     work: impl Future<Output = Result<T, PgError>>,
 ) -> Result<T, PgError> {
@@ -276,10 +276,10 @@ async fn patiently<T>(
     if let Ok(done) = timeout(APPEND_BUDGET, work.as_mut()).await {
         return done;
     }
-    shared.lose(&PgError::Unavailable(format!(
+    shared.mark_unavailable(&PgError::Unavailable(format!(
         "the database takes longer than {APPEND_BUDGET:?} to store events"
     )));
-    within(tokio::time::Instant::now() + GIVEN_UP_AFTER, work).await
+    within(tokio::time::Instant::now() + ABANDONED_AFTER, work).await
 }
 
 async fn try_commit(

@@ -149,7 +149,7 @@ impl<'a> InsertBatch<'a> {
             }
             let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
             dedupe_keys.extend(dedupe.map(|key| (key, place)));
-            let takes = |handler: &&ActiveHandler| handler.asked.takes(&notification.name);
+            let takes = |handler: &&ActiveHandler| handler.subscription.takes(&notification.name);
             for handler in active.iter().filter(takes) {
                 batch.deliver(handler, notification, place, keys, &mut last);
                 *tally.entry(handler.id).or_default() += 1;
@@ -217,7 +217,7 @@ impl<'a> InsertBatch<'a> {
         keys: Option<&OrderingKeys>,
         last: &mut Last,
     ) {
-        let ordered = keys.filter(|_| handler.asked.ordered);
+        let ordered = keys.filter(|_| handler.subscription.ordered);
         let to = &mut self.deliveries;
         to.handler.push(handler.id);
         to.place.push(place);

@@ -33,14 +33,14 @@ use super::{
 use crate::store::Claims;
 
 /// The most deliveries of one key that one transaction queues, so that it stays short.
-const QUEUED_AT_ONCE: i64 = 1000;
+const MOST_QUEUED: i64 = 1000;
 
 /// The most deliveries in a run: enough to share the cost of a claim, and few enough that new
 /// deliveries of the key do not wait long.
-pub(super) const LONGEST_RUN: i64 = 32;
+pub(super) const MOST_RUN_DELIVERIES: i64 = 32;
 
 /// The most bytes of bodies in a run of several deliveries.
-const LARGEST_RUN: i64 = 64 << 10;
+const MOST_RUN_BYTES: i64 = 64 << 10;
 
 /// Serializes the claims of a handler until the end of the transaction.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.claims'), $1)";
@@ -192,7 +192,7 @@ pub(super) async fn claim(
     for row in ascending.into_values() {
         found.add(row, (handler.id, token), since, now)?;
     }
-    if let Err(error) = tidy(shared, &found, handler.id, token).await {
+    if let Err(error) = queue_blocked(shared, &found, handler.id, token).await {
         // The claims are valid all the same, and a later claim looks at the blocked deliveries
         // again.
         tracing::debug!("deliveries could not be queued: {error}");
@@ -231,7 +231,7 @@ async fn take(
     let take = connection.prepare(&TAKE).await?;
     let look_ahead = connection.prepare(NEXT_DUE).await?;
     let client = &connection.client;
-    let (millis, ordered) = (shared.leases.millis(), handler.asked.ordered);
+    let (millis, ordered) = (shared.leases.millis(), handler.subscription.ordered);
     let locking: &[&(dyn ToSql + Sync)] = &[&handler.id];
     let taking: &[&(dyn ToSql + Sync)] = &[
         &handler.id,
@@ -240,8 +240,8 @@ async fn take(
         &token,
         &millis,
         &ordered,
-        &LONGEST_RUN,
-        &LARGEST_RUN,
+        &MOST_RUN_DELIVERIES,
+        &MOST_RUN_BYTES,
     ];
     let looking: &[&(dyn ToSql + Sync)] = &[&handler.id, &now];
     let (begun, locked, taken, next_due, committed) = tokio::join!(
@@ -261,7 +261,7 @@ async fn take(
 }
 
 /// Queues blocked deliveries, and releases claims without an event.
-async fn tidy(
+async fn queue_blocked(
     shared: &Shared,
     found: &Found,
     handler: HandlerId,
@@ -271,7 +271,7 @@ async fn tidy(
         return Ok(());
     }
     let tidying = shared.pool.with(async |mut taken| {
-        let done = found.tidy(&mut taken, handler, token).await;
+        let done = found.queue_blocked(&mut taken, handler, token).await;
         (taken, done)
     });
     tidying.await
@@ -293,7 +293,7 @@ struct Found {
 struct Run {
     prepared: VecDeque<PreparedClaim>,
     /// The run is complete. Rows come in the order of their positions.
-    is_over: bool,
+    is_complete: bool,
 }
 
 impl Found {
@@ -320,8 +320,8 @@ impl Found {
         let (several, fence): (bool, Option<i64>) = (row.try_get(10)?, row.try_get(11)?);
         // A delivery that is not due ends the run, so that nothing overtakes it.
         let follows = due_at <= now && !several && fence.is_none_or(|fence| position < fence);
-        run.is_over |= position != first && !follows;
-        if run.is_over {
+        run.is_complete |= position != first && !follows;
+        if run.is_complete {
             return Ok(());
         }
         let delivery = ClaimedDelivery {
@@ -358,7 +358,7 @@ impl Found {
             .map(|prepared| prepared.delivery.position)
     }
 
-    async fn tidy(
+    async fn queue_blocked(
         &self,
         connection: &mut PgConnection,
         handler: HandlerId,
@@ -370,9 +370,9 @@ impl Found {
             // If most candidates are blocked, many of them have one key.
             let is_crowded = self.blocked.len() > self.runs.len();
             let at_once = if is_crowded {
-                QUEUED_AT_ONCE
+                MOST_QUEUED
             } else {
-                LONGEST_RUN
+                MOST_RUN_DELIVERIES
             };
             let queue = connection.prepare(QUEUE).await?;
             let queueing: &[&(dyn ToSql + Sync)] = &[&handler, &positions, &blockers, &at_once];

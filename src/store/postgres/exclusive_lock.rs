@@ -17,7 +17,7 @@ use crate::store::{Cursor, StoreError};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The interval between attempts to take the lock.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Taken until the connection ends.
 const TAKE: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.move'))";
@@ -61,7 +61,7 @@ async fn take(connection: &PgConnection) -> Result<bool, PgError> {
         if Instant::now() >= deadline {
             return Ok(false);
         }
-        sleep(LOOK_EVERY).await;
+        sleep(RETRY_INTERVAL).await;
     }
     Ok(true)
 }

@@ -15,25 +15,25 @@ use super::{
 use crate::store::{Health, StoreError, Subscription};
 
 /// The longest interval between checks while the database is available.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The shortest and the longest interval between checks while it is not.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The limit of the first check.
-const FIRST_LOOK: Duration = Duration::from_secs(10);
+const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The limit of a test transaction, which may wait for a standby.
-const TRIAL: Duration = Duration::from_secs(60);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A write that changes nothing, to test that transactions become durable.
-const TRY: &str = "INSERT INTO tally (handler, open, parked) VALUES (0, 0, 0)";
+const PROBE: &str = "INSERT INTO tally (handler, open, parked) VALUES (0, 0, 0)";
 
 /// The first check. A database that cannot be reached may come back; a configuration error is
 /// final.
-pub(super) async fn begin(shared: &Shared) -> Result<(), StoreError> {
-    match within(Instant::now() + FIRST_LOOK, recover(shared)).await {
+pub(super) async fn first_check(shared: &Shared) -> Result<(), StoreError> {
+    match within(Instant::now() + FIRST_CHECK_TIMEOUT, recover(shared)).await {
         Ok(()) => {
             accept_events(shared);
         }
@@ -42,7 +42,7 @@ pub(super) async fn begin(shared: &Shared) -> Result<(), StoreError> {
                 error.into_store_error(&format!("opening the store at {}", shared.settings.url))
             );
         }
-        Err(error) => shared.lose(&error),
+        Err(error) => shared.mark_unavailable(&error),
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut pause = FIRST_PAUSE;
     loop {
         let rest = if shared.is_sound() {
-            LOOK_EVERY.min(shared.leases.period())
+            CHECK_INTERVAL.min(shared.leases.period())
         } else {
             pause
         };
@@ -67,11 +67,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if shared.is_sound() {
             follower.started();
         }
-        let looked = tokio::select! {
+        let checked = tokio::select! {
             () = shared.stop.cancelled() => return,
-            looked = look(&shared) => looked,
+            checked = check(&shared) => checked,
         };
-        match looked {
+        match checked {
             Ok(()) => {
                 follower.progressed();
                 if accept_events(&shared) {
@@ -82,7 +82,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 why: PgError::TooNew(version).to_string(),
             }),
             Err(error) => {
-                shared.lose(&error);
+                shared.mark_unavailable(&error);
                 if shared.is_sound() {
                     follower.failed(&error);
                 } else {
@@ -97,14 +97,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
 /// Accepts events, unless new handlers wait to be registered: the deliveries of an event must find
 /// their handlers.
 fn accept_events(shared: &Shared) -> bool {
-    let asked = shared.registry.asked();
-    if asked.is_none() {
+    let requested = shared.registry.requested();
+    if requested.is_none() {
         shared.health.set(Health::Sound);
     }
-    asked.is_none()
+    requested.is_none()
 }
 
-async fn look(shared: &Shared) -> Result<(), PgError> {
+async fn check(shared: &Shared) -> Result<(), PgError> {
     if !shared.is_sound() {
         recover(shared).await?;
     }
@@ -120,7 +120,7 @@ async fn check_store(shared: &Shared, connection: &mut PgConnection) -> Result<(
         .client
         .execute(leases::GIVE_UP, &[&shared.registry.ids()])
         .await?;
-    shared.registry.name(connection).await
+    shared.registry.heartbeat(connection).await
 }
 
 /// Migrates the tables, registers handlers, and tests that a transaction becomes durable.
@@ -130,18 +130,21 @@ async fn recover(shared: &Shared) -> Result<(), PgError> {
         exclusive_lock::check(&taken).await?;
         schema::migrate(&mut taken).await?;
         exclusive_lock::check_whole(&taken).await?;
-        let asked = shared.registry.asked().take();
-        if let Some(asked) = asked {
-            let enrolled = shared.registry.register(&mut taken, asked.clone()).await;
+        let requested = shared.registry.requested().take();
+        if let Some(requested) = requested {
+            let enrolled = shared
+                .registry
+                .register(&mut taken, requested.clone())
+                .await;
             if enrolled.is_err() {
-                shared.registry.asked().get_or_insert(asked);
+                shared.registry.requested().get_or_insert(requested);
             }
             enrolled?;
         }
-        taken.client.batch_execute(TRY).await?;
+        taken.client.batch_execute(PROBE).await?;
         Ok(())
     };
-    let done = within(Instant::now() + TRIAL, work).await;
+    let done = within(Instant::now() + PROBE_TIMEOUT, work).await;
     taken.give_back(done)
 }
 
@@ -152,9 +155,9 @@ pub(super) async fn subscribe(
     subscriptions: Vec<Subscription>,
 ) -> Result<(), StoreError> {
     {
-        let mut asked = shared.registry.asked();
+        let mut requested = shared.registry.requested();
         if !shared.is_sound() {
-            *asked = Some(subscriptions);
+            *requested = Some(subscriptions);
             return Ok(());
         }
     }
@@ -163,8 +166,8 @@ pub(super) async fn subscribe(
     {
         Ok(()) => {}
         Err(error @ PgError::Unavailable(_)) => {
-            *shared.registry.asked() = Some(subscriptions);
-            shared.lose(&error);
+            *shared.registry.requested() = Some(subscriptions);
+            shared.mark_unavailable(&error);
         }
         Err(error) => return Err(error.into_store_error("subscribing")),
     }

@@ -43,11 +43,11 @@ const SLICE: i64 = 1000;
 const ELECT: &str = "SELECT pg_try_advisory_lock(hashtext('hookswitch.upkeep'))";
 
 /// Marks the handlers that no replica has named for a while.
-const MISS: &str = "UPDATE handlers SET configured = false
+const MARK_ABANDONED: &str = "UPDATE handlers SET configured = false
     WHERE configured AND id <> ALL($1)
         AND named_at < clock_timestamp() - $2::bigint * interval '1 ms'";
 
-const MISSING: &str = "SELECT id FROM handlers WHERE NOT configured";
+const ABANDONED: &str = "SELECT id FROM handlers WHERE NOT configured";
 
 /// Parks a batch of open deliveries of an abandoned handler.
 pub(super) const PARK: &str = "WITH
@@ -111,7 +111,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         round: None,
     };
     loop {
-        let asked = tokio::select! {
+        let requested = tokio::select! {
             () = shared.stop.cancelled() => return,
             () = shared.maintenance.notified() => true,
             () = sleep(TICK) => false,
@@ -121,7 +121,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            done = maintenance.tick(&shared, asked) => {
+            done = maintenance.tick(&shared, requested) => {
                 match done {
                     Ok(()) => follower.progressed(),
                     Err(error) => {
@@ -146,13 +146,13 @@ struct Maintenance {
 }
 
 impl Maintenance {
-    async fn tick(&mut self, shared: &Shared, asked: bool) -> Result<(), PgError> {
+    async fn tick(&mut self, shared: &Shared, requested: bool) -> Result<(), PgError> {
         let Some(connection) = self.elected(shared).await? else {
             return Ok(());
         };
         connection.client.execute(statistics::ADD_UP, &[]).await?;
         topics::store_all_topics(connection).await?;
-        if asked || self.round.is_none_or(|round| round.elapsed() >= ROUND) {
+        if requested || self.round.is_none_or(|round| round.elapsed() >= ROUND) {
             self.round(shared).await?;
             self.round = Some(Instant::now());
         }
@@ -184,9 +184,9 @@ impl Maintenance {
         };
         let now = (shared.context.clock)();
         make_ahead(shared, connection, now).await?;
-        park_the_abandoned(shared, connection, now).await?;
+        park_abandoned(shared, connection, now).await?;
         retain(shared, connection, now).await?;
-        if unqueue(connection).await? {
+        if make_unordered_ready(connection).await? {
             shared.wake_all();
         }
         Ok(())
@@ -208,7 +208,7 @@ async fn make_ahead(
     partition::make(&shared.pool, wanted.into_iter()).await
 }
 
-async fn park_the_abandoned(
+async fn park_abandoned(
     shared: &Shared,
     connection: &PgConnection,
     now: Timestamp,
@@ -221,9 +221,9 @@ async fn park_the_abandoned(
     let client = &connection.client;
     let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
     client
-        .execute(MISS, &[&shared.registry.ids(), &millis])
+        .execute(MARK_ABANDONED, &[&shared.registry.ids(), &millis])
         .await?;
-    for row in client.query(MISSING, &[]).await? {
+    for row in client.query(ABANDONED, &[]).await? {
         let handler: i32 = row.try_get(0)?;
         let mut parked = 0;
         loop {
@@ -247,7 +247,7 @@ async fn park_the_abandoned(
 }
 
 /// Makes the queued deliveries of unordered handlers ready, and returns whether there were any.
-async fn unqueue(connection: &mut PgConnection) -> Result<bool, PgError> {
+async fn make_unordered_ready(connection: &mut PgConnection) -> Result<bool, PgError> {
     let statement = connection.prepare(UNQUEUE).await?;
     let client = &connection.client;
     let mut found = false;

@@ -1,139 +1,138 @@
-//! The PostgreSQL store: one database, and as many replicas on it as there are.
+//! The PostgreSQL store: one database for any number of replicas.
 //!
 //! # Constraints
 //!
-//! A replica can die, freeze and come back, or lose its network, at any moment, and so can the
-//! database's primary. No replica knows of another one but through the database. The clocks of the
-//! replicas differ. An event that was acknowledged is in the database for good; an event that was
-//! not may be there all the same, and then its resend is a copy of it.
+//! A replica can die, freeze and come back, or lose its network at any moment. So can the database's
+//! primary. Replicas know of each other only through the database, and their clocks differ. An
+//! acknowledged event is in the database for good. An event that was not acknowledged may be there all
+//! the same, and then the provider's resend is a duplicate.
 //!
 //! # Tables
 //!
-//! They are in the schema `hookswitch`; `001.sql` and its successors have them with their columns.
+//! The tables are in the schema `hookswitch`. `001.sql` and its successors define them.
 //!
-//! | table | a row is | it changes |
+//! | table | a row is | rows change |
 //! |---|---|---|
-//! | `events` | an event with its body; a partition for each day (UTC) of arrival | never |
-//! | `seen` | a dedupe key; small and apart, since a unique key of `events` would hold for one day only | never |
-//! | `topics` | the latest provider time of a topic, known by a hash | with newer events |
-//! | `unlearnt` | an event whose topics are still to be added to `topics`, since it has very many | comes and goes with the event |
-//! | `handlers` | a handler, and when a replica named it last | every few seconds |
-//! | `deliveries` | a delivery that is open, narrow, with its first ordering key | with each retry; deleted at its end |
-//! | `further_keys` | an ordering key behind the first one of an open delivery | comes and goes with the delivery |
-//! | `claims` | a claim: who is at work on which delivery | comes and goes with each attempt |
-//! | `ended` | a delivery that is parked, done or skipped; by day, as its event | when it is replayed |
-//! | `attempts` | an attempt that did not end well; by day, as its event | never |
+//! | `events` | an event with its body; partitioned by day (UTC) of receipt | never |
+//! | `seen` | a dedupe key; a small table of its own, since a unique key of `events` could span one day only | never |
+//! | `topics` | the latest provider time of a topic, identified by a hash | with newer events |
+//! | `unlearnt` | an event with very many topics, which are not in `topics` yet | with the event |
+//! | `handlers` | a handler, and when a replica last named it | every few seconds |
+//! | `deliveries` | an open delivery, narrow, with its first ordering key | with each retry; deleted at the end |
+//! | `further_keys` | a further ordering key of an open delivery | with the delivery |
+//! | `claims` | a claim of a delivery by a replica | with each attempt |
+//! | `ended` | a parked, done or skipped delivery; partitioned as its event | with a replay |
+//! | `attempts` | a failed attempt; partitioned as its event | never |
 //! | `tally` | a change of the counts of open and parked deliveries | added up every few seconds |
-//! | `moves` | a store that was moved in, or is being moved | with each move |
+//! | `moves` | a transfer into this store | with each transfer |
 //!
-//! So what changes often is small, however much is stored, and old days are dropped whole.
+//! So the rows that change often are few and small, however much is stored, and old days are dropped as
+//! a whole.
 //!
 //! # Appends
 //!
-//! What waits is taken together (see `append`). One statement, a transaction of its own, looks for the
-//! dedupe keys, and where it finds none of them draws a position for each event and adds keys, topics,
-//! events, deliveries and counts. Where it finds some it adds nothing, and is made again without the
-//! copies. Two replicas that store copies at once meet in the unique key of `seen`: the later one fails,
-//! looks again, and finds a copy. Copies are answered behind a commit as well, since what they are
-//! copies of may have been committed here and not on a standby yet.
+//! Waiting appends are stored together (see `append`), by one statement, which is a transaction. The
+//! statement looks for the dedupe keys. If it finds none of them, it draws a position for each event and
+//! adds keys, topics, events, deliveries and counts. If it finds some, it adds nothing, and is repeated
+//! without the duplicates. When two replicas store duplicates at once, the unique key of `seen` makes the
+//! later one fail; its repetition finds the duplicate. Duplicates are acknowledged after a commit too,
+//! since the events that they duplicate may have been committed here, and not on a standby yet.
 //!
-//! A position is drawn after the events before it in their sender's order have been committed, so
-//! an event that was acknowledged before another was sent has the smaller one. Between events that
-//! were under way at the same time any order is right.
+//! If an event was acknowledged before another one was sent, it has the smaller position. Events that
+//! were sent concurrently may be stored in any order.
 //!
 //! # Order
 //!
-//! Two deliveries of one ordered handler conflict if their events share an ordering key. Keys stand in a
-//! scope, and a delivery of all keys of its scope conflicts with every other one of the scope.
+//! Two deliveries of one ordered handler conflict if their events share an ordering key. A key belongs to
+//! a scope, and a delivery with all keys of its scope conflicts with every other one of the scope.
 //!
-//! The claims of one handler are made one after the other, by a lock that a claim holds until its
-//! commit. So a claim, whose snapshot is taken under the lock, sees all claims before it. A delivery may
-//! be claimed if no open delivery conflicts with it that is older, and no claim. What it waits for is
-//! looked up by the index of scope and key: the youngest older delivery for each of its keys, and for
-//! all keys of the scope.
+//! Claims of one handler are serialized by a lock, which a claim holds until its commit. The claim takes
+//! its snapshot under the lock, and so sees all earlier claims. A delivery can be claimed if it conflicts
+//! with no older open delivery and with no claimed one. The claim finds the blocker of a delivery in the
+//! index of scope and key: the youngest older delivery of each of its keys, and of all keys of the scope.
 //!
-//! That a delivery is ready is a hint. Appends add deliveries as ready, but for those that wait for one
-//! of the same batch, and take no lock that a claim or a settlement waits for. A claim that comes upon
-//! one that has to wait has it queued behind what it waits for; a settlement that ends a delivery wakes
-//! what is queued behind it. The deliveries of one scope and first key are a line, and what waits for the
-//! one before it in its line needs no note of that: where a run ends, the oldest of its line is woken.
+//! The state "ready" is a hint. An append adds deliveries as ready, unless they wait for one of the same
+//! batch, and takes no lock that a claim or a settlement waits for. A claim that finds a blocked delivery
+//! queues it behind its blocker. A settlement that ends a delivery wakes the deliveries that are queued
+//! behind it. The deliveries of one scope and first key form an ordering group. A delivery that waits for
+//! its predecessor in the group needs no note of it: when a run ends, the oldest delivery of its group is
+//! woken.
 //!
-//! No wake-up is lost. Who queues a delivery locks the one that it waits for, so that this does not end
-//! before the queueing is committed, and does not queue behind one that is ending at that moment. A
-//! settlement wakes by a statement of its own, after the one that ends deliveries: where that had to
-//! wait for such a lock, the next statement's snapshot has what was queued meanwhile. A claim that ran
-//! out is taken over where it was: its delivery is ready, or made ready.
+//! No wake-up is lost. Whoever queues a delivery locks its blocker, so that the blocker does not end
+//! before the queueing is committed. A blocker that is ending at that moment is skipped. A settlement
+//! wakes queued deliveries by a second statement, whose snapshot includes what was queued while the first
+//! one waited for such a lock. An expired claim is taken over as it is: its delivery is ready, or is made
+//! ready.
 //!
-//! Whoever claims a delivery of one key claims a run: the deliveries that follow it in its line, 16 at
-//! most. The next one of the run is handed out by the settlement of the one before it, in whose
-//! transaction the claim stays. So a claim, which has to wait for the disk, is paid once a run, and
-//! nothing is attempted before the end of what was before it is on record. A replay that comes to stand
-//! before the rest of a run is made after it. Claims pass over what is in a run, as far as `claims.last`
-//! says: who queued it would make the run's settlements wait.
+//! A claim of a delivery with one key takes a run: the delivery and its successors in the ordering group,
+//! 32 at most. The settlement of each delivery of a run hands out the next one, and the claim stays, in
+//! the same transaction. So a claim, which has to wait for the disk, is made once a run, and no delivery
+//! is attempted before the end of its predecessor is recorded. A replayed delivery that precedes the rest
+//! of a run is attempted after the run. Claims ignore the deliveries of a run, up to `claims.last`: to
+//! queue them would delay the run's settlements.
 //!
-//! An event of more keys than `event::ordering::MOST_KEYS` has all keys of its scope, so a
-//! delivery has at most so many rows of `further_keys`, and a look at it takes at most so many look-ups.
-//! What a whole scope waits for is looked for among all that is open of the scope.
+//! An event with more than `event::ordering::MOST_KEYS` keys has all keys of its scope. So a
+//! delivery has a bounded number of rows in `further_keys`, and checking it takes a bounded number of
+//! look-ups. The blocker of a delivery with all keys is searched among all open deliveries of the scope.
 //!
 //! # Leases
 //!
-//! A claim holds until `claims.until`, by the database's clock, and is renewed from a third of that
-//! time on. A settlement carries the claim's token, and everything it changes hangs on deleting the
-//! row that still has it: who was frozen past the lease changes nothing. Before an attempt begins
-//! the process asks its own clock whether the lease can still be good. No transaction is open while
-//! a handler works.
+//! A claim expires at `claims.until`, by the database's clock, and is renewed when a third of its term is
+//! over. A settlement carries the claim's token and depends on the claim's row: a replica that was frozen
+//! past its lease changes nothing. Before an attempt begins, the replica checks by its own clock whether
+//! the lease can still be valid. No transaction is open while a handler works.
 //!
-//! Claims wait for the disk, and for standbys, as appends do: had a crash or a failover forgotten
-//! a claim, its delivery could be under way twice, and the slower one come after the next of its key.
-//! Settlements do not wait. What a crash takes away of them, a second at most, is
-//! made again once their claims have run out: deliveries come twice, in order.
+//! Claims wait for the disk and for standbys, as appends do: if a crash or a failover lost a claim, its
+//! delivery could be attempted twice at once, and the slower attempt could end after the key's next one.
+//! Settlements do not wait. A crash loses at most one second of settlements. Their deliveries are made
+//! again after their claims have expired: twice, and in order.
 //!
 //! # Locks
 //!
-//! In this order: the lock of a handler's claims, dedupe keys and topics, each kind ascending and both
-//! by the one statement that adds them, then rows of `claims`, then deliveries, ascending as well.
-//! What is queued behind a delivery locks it only where nobody else has (`SKIP LOCKED`). Where two
-//! transactions collide in spite of that, one is taken back and made again. A replica that vanishes
-//! within a transaction keeps its locks for `statement_timeout` at most.
+//! Locks are taken in this order: the lock of a handler's claims; dedupe keys and topics, each ascending,
+//! by the one statement that adds them; rows of `claims`; deliveries, ascending. Queueing behind a
+//! delivery skips locked rows (`SKIP LOCKED`). If two transactions conflict all the same, one is rolled
+//! back and repeated. A replica that vanishes within a transaction keeps its locks for
+//! `statement_timeout` at most.
 //!
-//! # What happens when
+//! # Failures
 //!
-//! | failure | what happens |
+//! | failure | effect |
 //! |---|---|
-//! | no server, no primary, disk full, too many connections | appends are refused at once with [`AppendError::Unavailable`], the store is [`Health::Unavailable`]; it is tried again after 0.1 s, then ever more slowly up to 2 s, with a transaction that must become durable |
-//! | a COMMIT takes longer than [`APPEND_BUDGET`](super::APPEND_BUDGET), such as one that waits for a standby | the same; the COMMIT is not cut short, since that would have it done here alone |
-//! | claims or settlements fail or hang for 5 s while the database takes events | the service is not ready until they go on; events are stored all the same |
-//! | the connection is lost in a COMMIT | the outcome is not known: an error for the sender, whose resend is a copy if it was done |
-//! | one event of a batch cannot be stored | the batch is halved until that one is alone; the others are stored |
-//! | no partition for a day | it is made, and the transaction done again |
-//! | a replica dies | its claims run out, and others take them |
-//! | a store is moved in while a service runs | it is refused, by the lock of who does the upkeep |
-//! | a service starts while a store is moved in, or after that was cut short | it answers 503 until all of it is there |
-//! | a replica freezes and comes back | its settlements of claims that ran out change nothing |
-//! | notices do not come through | replicas look for work every second |
-//! | a wrong password, no such database, tables of a newer version, `synchronous_commit` off | at the start: the service ends and says so; later: as if there were no server, or, for newer tables, [`Health::Poisoned`] |
-//! | no server at the start | the service starts, and answers 503 until there is one |
+//! | no server, no primary, disk full, too many connections | appends are refused at once with [`AppendError::Unavailable`], and the store is [`Health::Unavailable`]; it tries a durable transaction again after 0.1 s, and then at intervals of up to 2 s |
+//! | a COMMIT takes longer than [`APPEND_BUDGET`](super::APPEND_BUDGET), for example while it waits for a standby | the same; the COMMIT is not cancelled, since then it would be done here alone |
+//! | claims or settlements fail or hang for 5 s while the database accepts events | the service is not ready until they make progress; events are stored all the same |
+//! | the connection is lost during a COMMIT | the outcome is unknown: the sender gets an error, and its resend is a duplicate if the COMMIT was done |
+//! | one event of a batch cannot be stored | the batch is halved until the event is alone; the others are stored |
+//! | a day has no partition | the partition is created, and the transaction repeated |
+//! | a replica dies | its claims expire, and other replicas make them |
+//! | a transfer begins while a service runs | the transfer is refused, by the lock of the maintenance |
+//! | a service starts during a transfer, or after an interrupted one | it answers 503 until the transfer is complete |
+//! | a replica freezes and comes back | settlements of its expired claims change nothing |
+//! | notifications are lost | replicas poll every second |
+//! | a wrong password, a missing database, newer tables, `synchronous_commit` off | at the start, the service ends with an error; later, as without a server, or, with newer tables, [`Health::Poisoned`] |
+//! | no server at the start | the service starts, and answers 503 until the server is there |
 //!
 //! # Other engines
 //!
-//! What of PostgreSQL is used that an engine which speaks its language may lack. None of them is
-//! part of the tests.
+//! Features of PostgreSQL that other engines with its protocol may lack. The tests cover none of these
+//! engines.
 //!
-//! | feature | used for | without it |
+//! | feature | use | without the feature |
 //! |---|---|---|
-//! | declarative partitions (`PARTITION BY LIST`) | dropping old days | no store can be made: CockroachDB, Aurora DSQL |
+//! | declarative partitions (`PARTITION BY LIST`) | dropping old days | no store can be created: CockroachDB, Aurora DSQL |
 //! | `FOR KEY SHARE SKIP LOCKED` | queueing without a lost wake-up | no claims: Aurora DSQL |
-//! | sequences that ascend over all nodes | order of events of one key | order is lost: YugabyteDB unless sequences are cached on the server, with a cache of 1 |
-//! | `pg_advisory_xact_lock` | claims one after the other; making tables and partitions | no store can be made: Aurora DSQL, older YugabyteDB |
-//! | `pg_try_advisory_lock` | one replica for upkeep | several do it, which is harmless |
-//! | `LISTEN`, `NOTIFY` | waking other replicas | they look every second: Aurora DSQL, YugabyteDB, CockroachDB |
-//! | session settings, session locks | all of it | poolers must be in session mode |
+//! | sequences that ascend over all nodes | order of events of one key | order is lost: YugabyteDB, unless sequences are cached on the server with a cache of 1 |
+//! | `pg_advisory_xact_lock` | serializing claims; creating tables and partitions | no store can be created: Aurora DSQL, older YugabyteDB |
+//! | `pg_try_advisory_lock` | electing one replica for maintenance | several replicas do it, which is harmless |
+//! | `LISTEN`, `NOTIFY` | waking other replicas | replicas poll every second: Aurora DSQL, YugabyteDB, CockroachDB |
+//! | session settings, session locks | everything | a connection pooler must be in session mode |
 //!
-//! **Invariant:** an append is answered `Ok` only after the COMMIT of its transaction has returned
-//! on a connection whose `synchronous_commit` is not off or local.
+//! **Invariant:** an append is acknowledged only after the COMMIT of its transaction has returned, on a
+//! connection whose `synchronous_commit` is neither off nor local.
 //!
-//! **Invariant:** statements that are used often follow indexes, however much is stored and whatever
-//! the planner believes; a test keeps it so.
+//! **Invariant:** frequent statements follow indexes, however much is stored and whatever the planner
+//! assumes. A test checks their plans.
 
 mod append;
 mod batch;
@@ -195,7 +194,7 @@ use crate::{
     cleartext::CleartextWarning, event::HandlerName, provider::Verified, telemetry::Metrics,
 };
 
-/// How long the end of everything may take.
+/// The limit of an orderly end of the store.
 const CLOSING: Duration = Duration::from_secs(5);
 
 impl StoreKind for Settings {
@@ -226,7 +225,7 @@ impl Engine for Settings {
 }
 
 impl Settings {
-    /// How connections are made, with their tasks on `tasks`.
+    /// Makes connections, whose tasks run on `tasks`.
     fn connector(&self, tasks: TaskTracker) -> Result<Connector, StoreError> {
         Ok(Connector {
             hosts: self.url.hosts(),
@@ -237,39 +236,40 @@ impl Settings {
     }
 }
 
-/// An open store. Ends its tasks when it is dropped.
+/// An open store. Dropping it ends its tasks.
 pub(super) struct Postgres {
     shared: Arc<Shared>,
 }
 
-/// What its tasks share.
+/// The state that the tasks share.
 struct Shared {
     settings: Settings,
     context: Context,
     connector: Connector,
-    /// For events that arrive: their transactions are waited for.
+    /// For appends, whose commits are durable.
     appends: Pool,
-    /// For claims, which a crash of the database must not take back: whoever had them goes on.
+    /// For claims, whose commits are durable: a crash of the database must not lose a claim whose
+    /// attempt goes on.
     claims: Pool,
-    /// For everything else.
+    /// For everything else, with lazy commits.
     pool: Pool,
     append_queue: AppendQueue,
     registry: HandlerRegistry,
     leases: Leases,
     health: HealthReporter,
     work: watch::Sender<u64>,
-    /// There is work that other replicas may not know of.
+    /// Other replicas are to be notified of work.
     replica_wakeup: Notify,
-    /// There is something for the steward to look at.
+    /// The database is to be checked at once.
     health_check: Notify,
-    /// There is something for upkeep to do at once.
+    /// Maintenance is to run at once.
     maintenance: Notify,
-    /// Our name among the replicas.
+    /// The name of this replica in notifications.
     replica: String,
     opened: Instant,
-    /// Those that store events, which end by themselves when there are no more.
+    /// The tasks that store appends. They end by themselves when the queue is closed.
     committers: TaskTracker,
-    /// All others, with those of the connections.
+    /// All other tasks, including those of connections.
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -281,11 +281,11 @@ impl Postgres {
         let patience = settings.statement_timeout + Duration::from_secs(1);
         let pool = |durability, size| Pool::new(connector.clone(), durability, size, patience);
         let unseen = Health::Unavailable {
-            why: "the database has not been looked at".to_owned(),
+            why: "the database has not been checked yet".to_owned(),
         };
         let health = HealthReporter::new(unseen, context.metrics.clone());
         let shared = Arc::new(Shared {
-            // One more than there are committers, for who looks after them.
+            // One for each committer, and one for the health monitor.
             appends: pool(Durability::Full, COMMITTERS + 1),
             claims: pool(Durability::Full, settings.connections.div_ceil(2)),
             pool: pool(Durability::Lazy, settings.connections / 2),
@@ -306,7 +306,7 @@ impl Postgres {
             connector,
             tasks,
         });
-        health_monitor::begin(&shared).await?;
+        health_monitor::first_check(&shared).await?;
         for _ in 0..COMMITTERS {
             shared.committers.spawn(append::run(shared.clone()));
         }
@@ -352,7 +352,7 @@ impl Deliveries for Postgres {
                 return Ok(Claims::default());
             };
             let claimed = claim::claim(&self.shared, &handler, at_most, now).await;
-            self.shared.watched(claimed, "claiming deliveries")
+            self.shared.checked_on_error(claimed, "claiming deliveries")
         })
     }
 
@@ -362,7 +362,9 @@ impl Deliveries for Postgres {
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
             let settled = settle::settle(&self.shared, &settlements).await;
-            let next = self.shared.watched(settled, "settling deliveries")?;
+            let next = self
+                .shared
+                .checked_on_error(settled, "settling deliveries")?;
             if next.len() < settlements.len() {
                 self.shared.wake_local();
             }
@@ -391,14 +393,14 @@ impl Monitored for Postgres {
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let measured = self.shared.measure(now).await;
-            self.shared.watched(measured, "measuring")
+            self.shared.checked_on_error(measured, "measuring")
         })
     }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        self.shared.let_go();
+        self.shared.stop_tasks();
     }
 }
 
@@ -407,7 +409,7 @@ impl Shared {
         &self.context.metrics
     }
 
-    /// Has an event stored, if any are taken.
+    /// Queues an event, if the store accepts events.
     fn put(&self, event: Verified) -> Result<Ack, AppendError> {
         if self.stop.is_cancelled() {
             return Err(AppendError::Closed);
@@ -420,19 +422,19 @@ impl Shared {
         self.health.get() == Health::Sound
     }
 
-    /// There may be something to claim, for everybody.
+    /// Wakes workers of all replicas.
     fn wake_all(&self) {
         self.wake_local();
         self.replica_wakeup.notify_one();
     }
 
-    /// There may be something to claim, for us.
+    /// Wakes the workers of this replica.
     fn wake_local(&self) {
         self.work.send_modify(|count| *count += 1);
     }
 
-    /// Takes note of a fault that concerns more than what it was found by.
-    fn lose(&self, error: &PgError) {
+    /// Marks the store unavailable, if `error` concerns more than one operation.
+    fn mark_unavailable(&self, error: &PgError) {
         if !matches!(error, PgError::Unavailable(_) | PgError::Fatal(_)) {
             return;
         }
@@ -445,11 +447,10 @@ impl Shared {
         self.health_check.notify_one();
     }
 
-    /// `result` as the error of what was done, noted where it concerns more than that.
-    fn watched<T>(&self, result: Result<T, PgError>, what: &str) -> Result<T, StoreError> {
+    /// Converts the error of an operation, and has the database checked.
+    fn checked_on_error<T>(&self, result: Result<T, PgError>, what: &str) -> Result<T, StoreError> {
         result.map_err(|error| {
-            // Too few connections for what is asked are no sign of trouble with the database, and
-            // it is asked again by whoever looks.
+            // The error may be a mere lack of free connections: the check decides about the health.
             self.health_check.notify_one();
             error.into_store_error(what)
         })
@@ -459,26 +460,26 @@ impl Shared {
         on!(self.pool, connection => statistics::measure(&mut connection, self.metrics(), now))
     }
 
-    /// Stores what waits, gives every claim up, and ends the tasks.
+    /// Stores waiting appends, releases all claims, and ends the tasks.
     async fn close(&self) {
         self.append_queue.close();
         let closing = async {
             self.committers.wait().await;
             let released = on!(self.pool, connection => self.leases.release(&mut connection));
             if let Err(error) = released {
-                tracing::debug!("claims are left to run out: {error}");
+                tracing::debug!("claims are left to expire: {error}");
             }
         };
         if timeout(CLOSING, closing).await.is_err() {
-            tracing::warn!("the database did not let us close in order");
+            tracing::warn!("the store was not closed in order: the database does not answer");
         }
-        self.let_go();
+        self.stop_tasks();
         if timeout(CLOSING, self.tasks.wait()).await.is_err() {
             tracing::debug!("connections to the database end with the process");
         }
     }
 
-    fn let_go(&self) {
+    fn stop_tasks(&self) {
         self.append_queue.close();
         self.stop.cancel();
         self.tasks.close();

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The pause before a lost connection is made again.
-const MADE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Notifies other replicas of work, until the store is closed.
 pub(super) async fn tell(shared: Arc<Shared>) {
@@ -68,7 +68,7 @@ pub(super) async fn listen(shared: Arc<Shared>) {
         }
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            () = sleep(MADE_AGAIN_AFTER) => {}
+            () = sleep(RECONNECT_PAUSE) => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which handlers there are, and which of them this replica has.
+//! The handlers in the database, and those of this replica.
 
 use std::{
     collections::HashMap,
@@ -11,12 +11,12 @@ use tokio_postgres::Transaction;
 use super::{error::PgError, escape, pool::PgConnection};
 use crate::{event::HandlerName, store::Subscription};
 
-/// A handler's row.
+/// The id of a handler's row.
 pub(super) type HandlerId = i32;
 
-/// What was ready and then queued is all ready again for handlers that come back, or that leave
-/// order behind: nobody may be left to say whose turn it is.
-const REVIVE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
+/// Makes all queued deliveries ready of handlers that return, or that become unordered: no
+/// settlement may be left to wake them.
+const MAKE_READY: &str = "UPDATE deliveries d SET state = 0, behind = NULL
     FROM handlers h, unnest($1::text[], $2::boolean[]) AS n (name, ordered)
     WHERE h.name = n.name AND (NOT h.configured OR h.ordered AND NOT n.ordered)
         AND d.handler = h.id AND d.state = 1";
@@ -28,45 +28,49 @@ const REGISTER: &str = "INSERT INTO handlers (name, ordered)
         named_at = clock_timestamp()
     RETURNING name, id";
 
-/// Says that handlers are still named.
-const NAME: &str = "UPDATE handlers SET named_at = clock_timestamp() WHERE id = ANY($1)
+/// Records that this replica still has these handlers.
+const HEARTBEAT: &str = "UPDATE handlers SET named_at = clock_timestamp() WHERE id = ANY($1)
     RETURNING configured";
 
-/// This replica's handlers.
+/// The handlers of this replica.
 #[derive(Default)]
 pub(super) struct HandlerRegistry {
     active: ArcSwap<Vec<ActiveHandler>>,
-    /// What was asked for last, which may not be in the database yet.
-    asked: Mutex<Option<Vec<Subscription>>>,
+    /// The subscriptions that are not in the database yet.
+    requested: Mutex<Option<Vec<Subscription>>>,
 }
 
-/// A handler that has its row.
+/// A registered handler.
 #[derive(Clone, Debug)]
 pub(super) struct ActiveHandler {
     pub(super) id: HandlerId,
-    pub(super) asked: Subscription,
+    pub(super) subscription: Subscription,
 }
 
 impl HandlerRegistry {
-    /// Those that have their rows.
+    /// The registered handlers.
     pub(super) fn active(&self) -> Arc<Vec<ActiveHandler>> {
         self.active.load_full()
     }
 
-    /// The handler called `name`, if it has its row.
+    /// The registered handler called `name`.
     pub(super) fn find(&self, name: &HandlerName) -> Option<ActiveHandler> {
         let active = self.active.load();
         let mut active = active.iter();
-        active.find(|active| active.asked.handler == *name).cloned()
+        active
+            .find(|active| active.subscription.handler == *name)
+            .cloned()
     }
 
-    /// What was asked for and has no rows yet. Whoever holds this decides alone whether events are
-    /// let in.
-    pub(super) fn asked(&self) -> MutexGuard<'_, Option<Vec<Subscription>>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The subscriptions that wait to be registered. The holder of this lock decides whether the
+    /// store accepts events.
+    pub(super) fn requested(&self) -> MutexGuard<'_, Option<Vec<Subscription>>> {
+        self.requested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives each handler its row, and puts `subscriptions` in force.
+    /// Registers all handlers, and puts `subscriptions` in force.
     pub(super) async fn register(
         &self,
         connection: &mut PgConnection,
@@ -77,29 +81,29 @@ impl HandlerRegistry {
         change.commit().await?;
         let active = subscriptions
             .into_iter()
-            .filter_map(|asked| {
-                let id = *ids.get(&*escape::to_sql(asked.handler.as_str()))?;
-                Some(ActiveHandler { id, asked })
+            .filter_map(|subscription| {
+                let id = *ids.get(&*escape::to_sql(subscription.handler.as_str()))?;
+                Some(ActiveHandler { id, subscription })
             })
             .collect();
         self.active.store(Arc::new(active));
         Ok(())
     }
 
-    /// Their rows.
+    /// The ids of the registered handlers.
     pub(super) fn ids(&self) -> Vec<HandlerId> {
         self.active.load().iter().map(|active| active.id).collect()
     }
 
-    /// Says to everybody that this replica still names its handlers.
-    pub(super) async fn name(&self, connection: &mut PgConnection) -> Result<(), PgError> {
-        let statement = connection.prepare(NAME).await?;
+    /// Records that this replica still has its handlers.
+    pub(super) async fn heartbeat(&self, connection: &mut PgConnection) -> Result<(), PgError> {
+        let statement = connection.prepare(HEARTBEAT).await?;
         let named = connection.client.query(&statement, &[&self.ids()]).await?;
         for row in named {
-            // We have not been heard of for so long that the others gave us up.
+            // Another replica has marked the handlers abandoned, since this one was silent for long.
             if !row.try_get::<_, bool>(0)? {
                 let active = self.active();
-                let subscriptions = active.iter().map(|active| active.asked.clone());
+                let subscriptions = active.iter().map(|active| active.subscription.clone());
                 return self.register(connection, subscriptions.collect()).await;
             }
         }
@@ -113,10 +117,10 @@ async fn register(
 ) -> Result<HashMap<String, HandlerId>, PgError> {
     let names: Vec<_> = subscriptions
         .iter()
-        .map(|asked| escape::to_sql(asked.handler.as_str()))
+        .map(|one| escape::to_sql(one.handler.as_str()))
         .collect();
-    let ordered: Vec<_> = subscriptions.iter().map(|asked| asked.ordered).collect();
-    change.execute(REVIVE, &[&names, &ordered]).await?;
+    let ordered: Vec<_> = subscriptions.iter().map(|one| one.ordered).collect();
+    change.execute(MAKE_READY, &[&names, &ordered]).await?;
     let rows = change.query(REGISTER, &[&names, &ordered]).await?;
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))

@@ -1,4 +1,4 @@
-//! Making deliveries again.
+//! Replays deliveries.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Events looked at in one transaction, so that no service is ever held up long.
+/// The number of events in one transaction, so that no service is delayed for long.
 const SLICE: i64 = 256;
 
 const BY_ID: &str = "SELECT id, name, received_at, day, position FROM events
@@ -26,16 +26,16 @@ const BY_ID: &str = "SELECT id, name, received_at, day, position FROM events
 const BY_TIME: &str = "SELECT id, name, received_at, day, position FROM events
     WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
 
-/// How the deliveries of some events stand: those that are open, and those that have ended.
+/// The states of some events' deliveries, open and ended.
 const STATES: &str = "SELECT handler, position, state FROM deliveries
     WHERE handler = ANY($1) AND position = ANY($3)
     UNION ALL
     SELECT x.handler, x.position, x.state FROM unnest($2::date[], $3::bigint[]) AS t (day, position)
     JOIN ended x ON x.day = t.day AND x.position = t.position WHERE x.handler = ANY($1)";
 
-/// Those of some events that are still there, with what their ordering keys are read from. Large bodies
-/// are read one by one. Their partitions cannot be dropped until the
-/// transaction ends; whoever drops one looks after that whether something of it is open.
+/// The events that still exist, with what their ordering keys are computed from. Large bodies are
+/// read one by one. The query keeps the events' partitions from being dropped until the transaction
+/// ends; retention checks afterwards whether a delivery is open.
 const KEEP: &str = "SELECT e.position, e.name, e.key,
         CASE WHEN octet_length(e.body) <= 65536 THEN e.body END, e.day
     FROM unnest($1::date[], $2::bigint[]) AS t (day, position)
@@ -43,15 +43,15 @@ const KEEP: &str = "SELECT e.position, e.name, e.key,
 
 const BODY: &str = "SELECT body FROM events WHERE day = $1 AND position = $2";
 
-/// Makes open ones due, at their own place: ready, and looked at by the next claim.
-const HURRY: &str =
+/// Makes open deliveries due, in their place. The next claim checks whether they are blocked.
+const MAKE_DUE: &str =
     "UPDATE deliveries d SET state = 0, behind = NULL, attempts = 0, due_at = $3, since = NULL,
         replay = $4, replays = d.replays + 1
     FROM unnest($1::integer[], $2::bigint[]) AS t (handler, position)
     WHERE d.handler = t.handler AND d.position = t.position
     RETURNING d.handler, d.position";
 
-/// Opens ended ones again, ready in their own place: claims look at what each has to wait for.
+/// Opens ended deliveries again, in their place. Claims check whether they are blocked.
 const REOPEN: &str = "WITH
     old AS (DELETE FROM ended x
         USING unnest($1::integer[], $2::bigint[], $3::date[], $4::bigint[], $5::bigint[], $6::text[])
@@ -69,7 +69,7 @@ const REOPEN: &str = "WITH
         SELECT handler, count(*), -count(*) FILTER (WHERE state = 2) FROM old GROUP BY handler)
     SELECT handler, position FROM old";
 
-/// Adds deliveries that nobody asked for when the event came.
+/// Adds deliveries to handlers that did not get the event.
 const ADD: &str = "WITH
     new AS (INSERT INTO deliveries
             (handler, position, day, scope, key, keys, replays, due_at, replay)
@@ -83,13 +83,13 @@ const ADD: &str = "WITH
     INSERT INTO tally (handler, open, parked)
     SELECT handler, count(*), 0 FROM new GROUP BY handler";
 
-/// One event that a replay looks at.
+/// An event that a replay considers.
 struct Event {
     day: Date,
     position: i64,
 }
 
-/// One delivery that a replay makes.
+/// A delivery that a replay makes.
 struct Chosen {
     handler: HandlerId,
     day: Date,
@@ -97,7 +97,7 @@ struct Chosen {
     keys: Option<OrderingKeys>,
 }
 
-/// What a replay would do.
+/// Counts what a replay would select.
 pub(super) async fn plan(
     connection: &PgConnection,
     selection: &ReplaySelection,
@@ -112,7 +112,7 @@ pub(super) async fn plan(
     Ok(plan.summary())
 }
 
-/// Does it.
+/// Makes the selected deliveries due again.
 pub(super) async fn make(
     connection: &mut PgConnection,
     selection: &ReplaySelection,
@@ -137,7 +137,7 @@ pub(super) async fn make(
     Ok(plan.summary())
 }
 
-/// What `selection` means in this store.
+/// Resolves `selection` in this store.
 async fn of<'a>(
     connection: &PgConnection,
     selection: &'a ReplaySelection,
@@ -149,7 +149,7 @@ async fn of<'a>(
     )
 }
 
-/// Makes those of `chosen` again whose events are still there, and leaves the others out.
+/// Replays those of `chosen` whose events still exist, and removes the others.
 async fn apply(
     connection: &mut PgConnection,
     chosen: &mut Vec<Chosen>,
@@ -173,7 +173,7 @@ async fn apply(
     Ok(change.commit().await?)
 }
 
-/// Those of an event, from a row of [`KEEP`].
+/// The ordering keys of an event, from a row of [`KEEP`].
 async fn ordering_keys(
     change: &Transaction<'_>,
     row: &Row,
@@ -191,7 +191,8 @@ async fn ordering_keys(
     Ok(event::ordering_keys(&name, key.as_ref(), &body))
 }
 
-/// Whatever became of each meanwhile, it is made again: what is no longer open has ended.
+/// Replays every delivery, whatever has become of it meanwhile: a delivery that is no longer open
+/// has ended.
 async fn make_again(
     change: &Transaction<'_>,
     chosen: &[Chosen],
@@ -203,10 +204,10 @@ async fn make_again(
         positions,
         ..
     } = Columns::of(chosen.iter());
-    let hurried = change
-        .query(HURRY, &[&handlers, &positions, &now, &reason])
+    let made_due = change
+        .query(MAKE_DUE, &[&handlers, &positions, &now, &reason])
         .await?;
-    let mut made = identities(&hurried)?;
+    let mut made = identities(&made_due)?;
     for (statement, gives_back) in [(REOPEN, true), (ADD, false)] {
         let left = Columns::of(chosen.iter().filter(|c| !made.contains(&c.identity())));
         let rows = change.query(statement, &left.with(&now, &reason)).await?;
@@ -237,7 +238,7 @@ impl Columns {
         columns
     }
 
-    /// What [`REOPEN`] and [`ADD`] take.
+    /// The parameters of [`REOPEN`] and [`ADD`].
     fn with<'a>(&'a self, now: &'a Timestamp, reason: &'a &str) -> [&'a (dyn ToSql + Sync); 8] {
         let ordering::Columns { scope, key, keys } = &self.keys;
         let Self {
@@ -262,7 +263,7 @@ impl Chosen {
     }
 }
 
-/// The deliveries of `events` that are meant.
+/// The selected deliveries of `events`.
 async fn choose(
     connection: &PgConnection,
     plan: &ReplayPlan<'_, HandlerId>,
@@ -305,13 +306,13 @@ async fn configured(connection: &PgConnection) -> Result<Vec<(HandlerId, Handler
     rows.iter().map(handler).collect()
 }
 
-/// All events that are meant, oldest first, in slices.
+/// The selected events, oldest first, page by page.
 struct Pages<'a> {
     selection: &'a ReplaySelection,
     left: Left<'a>,
 }
 
-/// What has not been looked at yet.
+/// The events that have not been read yet.
 enum Left<'a> {
     ByTime { from: Uuid, to: Uuid },
     ById(std::slice::Chunks<'a, crate::event::EventId>),
@@ -331,7 +332,7 @@ impl<'a> Pages<'a> {
         Self { selection, left }
     }
 
-    /// The events of the next slice that are meant; nothing after the last one.
+    /// The selected events of the next page; `None` after the last page.
     async fn next(&mut self, connection: &PgConnection) -> Result<Option<Vec<Event>>, PgError> {
         let found = match &mut self.left {
             Left::Over => return Ok(None),
@@ -361,7 +362,7 @@ impl<'a> Pages<'a> {
         Ok(Some(page))
     }
 
-    /// The event in `row`, if it is meant.
+    /// The event in `row`, if it is selected.
     fn event(&self, row: &Row) -> Result<Option<Event>, PgError> {
         let name = EventName::new(escape::get(row, 1)?);
         if !self.selection.takes(&name, row.try_get(2)?) {

@@ -1,4 +1,4 @@
-//! Notifications as rows, and rows as notifications. The same columns everywhere, in this order.
+//! Converts notifications to rows and back. The columns are the same everywhere, in this order.
 
 use bytes::Bytes;
 use jiff::{Timestamp, civil::Date, tz::Offset};
@@ -13,11 +13,11 @@ use crate::{
     store::Attempt,
 };
 
-/// What [`notification`] reads, of a table or alias `e`.
+/// The columns that [`notification`] reads, of a table or alias `e`.
 pub(super) const COLUMNS: &str = "e.id, e.name, e.endpoint, e.key, e.subject, e.occurred_at,
     e.received_at, e.topics, e.dedupe, e.body";
 
-/// Those of the events of `ids` that are there, each with its day and position.
+/// The events with these ids, each with its day and position.
 pub(super) async fn find(
     client: &Client,
     ids: &[EventId],
@@ -29,7 +29,7 @@ pub(super) async fn find(
     rows.iter().map(event).collect()
 }
 
-/// Reads what stands from column `first` on.
+/// Reads a notification from the columns that begin at `first`.
 pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, tokio_postgres::Error> {
     let topics: Option<String> = row.try_get(first + 7)?;
     let dedupe: Vec<Uuid> = row.try_get(first + 8)?;
@@ -50,7 +50,7 @@ pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, toki
     })
 }
 
-/// Reads an attempt from its begin, its duration and its reason, which stand from column `first` on.
+/// Reads an attempt's begin, duration and error from the columns that begin at `first`.
 pub(super) fn attempt(row: &Row, first: usize) -> Result<Attempt, tokio_postgres::Error> {
     Ok(Attempt {
         started_at: row.try_get(first)?,
@@ -59,11 +59,11 @@ pub(super) fn attempt(row: &Row, first: usize) -> Result<Attempt, tokio_postgres
     })
 }
 
-/// The database's form of topics; nothing where there are none.
+/// The topics as JSON; `None` where there are none.
 pub(super) fn topics(notification: &Notification) -> Option<String> {
     let topics = &notification.topics;
     let written = (!topics.is_empty()).then(|| json::to_string(topics));
-    // Texts can always be written as JSON.
+    // A string can always be written as JSON.
     written.and_then(Result::ok)
 }
 
@@ -71,7 +71,7 @@ fn read_topics(topics: &str) -> Vec<Topic> {
     json::from_str(topics).unwrap_or_default()
 }
 
-/// By what a topic is known: a hash, since topics come from outside and can have any length.
+/// The hash that identifies a topic: topics come from senders and can have any length.
 pub(super) fn topic_key(topic: &Topic) -> Uuid {
     let digest = Sha256::digest(topic.as_str());
     let mut key = [0; 16];
@@ -79,17 +79,17 @@ pub(super) fn topic_key(topic: &Topic) -> Uuid {
     Uuid::from_bytes(key)
 }
 
-/// The database's form of an id.
+/// The id as a UUID.
 pub(super) fn uuid(id: EventId) -> Uuid {
     Uuid::from_bytes(*id.as_bytes())
 }
 
-/// Takes it back.
+/// Reverses [`uuid`].
 pub(super) fn event_id(id: Uuid) -> EventId {
     EventId::from_bytes(*id.as_bytes())
 }
 
-/// The database's form of a dedupe key.
+/// The dedupe key as a UUID.
 pub(super) fn dedupe_key(key: &DedupeKey) -> Uuid {
     Uuid::from_bytes(*key.as_bytes())
 }
@@ -98,7 +98,7 @@ pub(super) fn read_dedupe_key(key: Uuid) -> DedupeKey {
     DedupeKey::from_bytes(*key.as_bytes())
 }
 
-/// The day, by UTC, whose partition an event is in.
+/// The day (UTC) of an event's partition.
 pub(super) fn day(received_at: Timestamp) -> Date {
     Offset::UTC.to_datetime(received_at).date()
 }

@@ -1,8 +1,8 @@
-//! The tables: made, and brought up to date, by whoever comes first.
+//! Creates and migrates the tables. The first replica to come does it.
 //!
-//! A migration is a numbered file of SQL, one line of [`MIGRATIONS`], and a promise: which version
-//! of the tables a program must know at least to go on working beside it. Additive ones leave that
-//! as it was, so that replicas of two versions run side by side during an upgrade.
+//! A migration is a numbered SQL file and one line of [`MIGRATIONS`], which names the least version
+//! that a program must know to work on the migrated tables. An additive migration leaves that
+//! version unchanged, so that replicas of two versions work side by side during an upgrade.
 
 use tokio_postgres::{GenericClient, Transaction};
 
@@ -11,30 +11,30 @@ use super::{
     pool::{PgConnection, SCHEMA},
 };
 
-/// One step from a version of the tables to the next.
+/// A step from one version of the tables to the next.
 struct Migration {
     sql: &'static str,
-    /// The least version that a program must know to work on the tables after it.
+    /// The least version that a program must know to work on the tables after this step.
     needs: i32,
 }
 
-/// All of them; the first one makes version 1.
+/// All migrations. The first one creates version 1.
 const MIGRATIONS: &[Migration] = &[
     Migration {
         sql: include_str!("001.sql"),
         needs: 1,
     },
-    // A program of version 1 does not wait for the end of a move.
+    // A program of version 1 does not wait for the end of a transfer.
     Migration {
         sql: include_str!("002.sql"),
         needs: 1,
     },
-    // A program of version 2 knows of no ordering keys, and would deliver in another order.
+    // A program of version 2 does not know ordering keys, and would deliver in another order.
     Migration {
         sql: include_str!("003.sql"),
         needs: 3,
     },
-    // A program of version 3 does not wake what is queued in a line.
+    // A program of version 3 does not wake queued deliveries of an ordering group.
     Migration {
         sql: include_str!("004.sql"),
         needs: 4,
@@ -52,10 +52,10 @@ const MIGRATIONS: &[Migration] = &[
 /// The version of the tables that this program knows.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// Held while the tables are made, and until the transaction ends.
+/// Serializes migrations until the end of the transaction.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.migrations'))";
 
-/// What stands before version 1.
+/// The state before version 1.
 const BEGINNING: &str = "CREATE TABLE schema_version (
     id integer PRIMARY KEY CHECK (id = 1),
     version integer NOT NULL,
@@ -63,12 +63,12 @@ const BEGINNING: &str = "CREATE TABLE schema_version (
 );
 INSERT INTO schema_version VALUES (1, 0, 0)";
 
-/// Brings the tables up to date, making them where there are none.
+/// Migrates the tables, and creates them if they do not exist.
 pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), PgError> {
     migrate_to(connection, VERSION).await
 }
 
-/// Brings them to a version that this program knows.
+/// Migrates the tables to version `wanted`.
 pub(super) async fn migrate_to(connection: &mut PgConnection, wanted: i32) -> Result<(), PgError> {
     let change = connection.client.transaction().await?;
     change.batch_execute(LOCK).await?;
@@ -90,13 +90,13 @@ pub(super) async fn migrate_to(connection: &mut PgConnection, wanted: i32) -> Re
                 &[&version, &migration.needs],
             )
             .await?;
-        tracing::info!(version, "the tables of the store were brought up to date");
+        tracing::info!(version, "the tables of the store were migrated");
     }
     Ok(change.commit().await?)
 }
 
 async fn make_schema(change: &Transaction<'_>) -> Result<(), PgError> {
-    // Asked first: to make what is there already needs rights that need not be granted.
+    // Creating objects needs privileges, which may be missing where the objects exist already.
     let there = change
         .query_one(
             "SELECT to_regnamespace($1) IS NOT NULL, to_regclass($1 || '.schema_version') IS NOT NULL",
@@ -121,7 +121,7 @@ async fn read(client: &impl GenericClient) -> Result<(i32, i32), PgError> {
     Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
-/// Looks whether this program can work on the tables, without changing anything.
+/// Checks that this program can work on the tables, and changes nothing.
 pub(super) async fn check(connection: &PgConnection) -> Result<(), PgError> {
     let there = connection
         .client
@@ -133,7 +133,7 @@ pub(super) async fn check(connection: &PgConnection) -> Result<(), PgError> {
     if !there.try_get::<_, bool>(0)? {
         return Err(PgError::NoTables);
     }
-    // An older one is brought up to date by the service, not by a command.
+    // Services migrate older tables. Commands do not.
     match read(&connection.client).await? {
         (0, _) => Err(PgError::NoTables),
         (version, needs) if needs > VERSION => Err(PgError::TooNew(version)),

@@ -1,4 +1,4 @@
-//! What the TOML says of a PostgreSQL store.
+//! The settings of a PostgreSQL store.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -13,41 +13,40 @@ use crate::{
     secret::Secret,
 };
 
-/// How long a connection may take to be made to one of the hosts.
+/// The limit for connecting to one of the hosts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a peer may leave sent bytes unacknowledged, and how soon an idle one is asked whether
-/// it is still there: a primary that vanished without a word must be noticed.
+/// How long a peer may leave sent bytes unacknowledged, and the idle time before a keep-alive
+/// probe: a primary that vanishes silently must be noticed.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// What the TOML says of a PostgreSQL store.
+/// The settings of a PostgreSQL store.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where the database is, and who we are there.
+    /// The database and the credentials.
     pub url: DatabaseUrl,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     pub tls: ClientTls,
-    /// The most connections for claims, settlements and upkeep: 2 to 100, half of them for claims.
-    /// Each replica has five more, for events that arrive, for being woken and for upkeep.
+    /// The most connections for claims, settlements and maintenance: 2 to 100, half of them for
+    /// claims. Each replica has five more connections, for appends, notifications and maintenance.
     #[serde(default = "default_connections", deserialize_with = "connections")]
     pub connections: usize,
-    /// How long one statement may take: 1 second to 1 minute.
+    /// The limit of one statement: 1 second to 1 minute.
     #[serde(
         default = "default_statement_timeout",
         deserialize_with = "statement_timeout"
     )]
     pub statement_timeout: Duration,
-    /// How long a claim is kept for a replica that is not heard of: 5 seconds to 1 hour. It is
-    /// renewed while an attempt is under way.
+    /// The term of a claim: 5 seconds to 1 hour. A claim is renewed while its replica lives.
     #[serde(default = "default_lease", deserialize_with = "lease")]
     pub lease: Duration,
-    /// How long events are kept once nothing of them is open or parked. Until then a copy of one
-    /// is known for a copy.
+    /// How long events are kept after their last delivery is finished. Duplicates are recognized
+    /// for as long.
     #[serde(default = "crate::store::default_retain", with = "quantity::duration")]
     pub retain: Duration,
-    /// How long after the last replica that named a handler its open deliveries are parked: at
+    /// How long after the last replica named a handler the handler's open deliveries are parked: at
     /// least 1 minute.
     #[serde(default = "default_abandon_after", deserialize_with = "abandon_after")]
     pub abandon_after: Duration,
@@ -114,7 +113,7 @@ fn abandon_after<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
     between(deserializer, 60, most, "a handler is missed for 1m or more")
 }
 
-/// A length of time within some seconds.
+/// Reads a duration from `least` to `most` seconds.
 fn between<'de, D: Deserializer<'de>>(
     deserializer: D,
     least: u64,
@@ -130,18 +129,18 @@ fn between<'de, D: Deserializer<'de>>(
     )))
 }
 
-/// How much the connection's encryption is to prove.
+/// What TLS must prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tls {
-    /// There is none.
+    /// No TLS.
     Disable,
-    /// It keeps listeners out, and proves nothing of who the server is.
+    /// The connection is encrypted. The server's identity is not verified.
     Require,
-    /// It proves that the server is the one of that name.
+    /// The connection is encrypted, and the server's certificate is verified.
     VerifyFull,
 }
 
-/// A `postgres://` URL, which holds a password. Several hosts can be named; the one that takes
+/// A `postgres://` URL, which contains a password. It may name several hosts; the one that accepts
 /// writes is used.
 #[derive(Clone)]
 pub struct DatabaseUrl {
@@ -156,7 +155,7 @@ impl DatabaseUrl {
         is_exposed.then(|| postgres_url::cleartext_warning(&self.config))?
     }
 
-    /// What to connect with: one for each host, in the order of the URL.
+    /// The configurations of the connections: one for each host, in the order of the URL.
     pub(super) fn hosts(&self) -> Vec<tokio_postgres::Config> {
         let all = &self.config;
         let ports = all.get_ports();
@@ -199,7 +198,7 @@ impl fmt::Debug for DatabaseUrl {
 }
 
 impl fmt::Display for DatabaseUrl {
-    /// The database without who we are there.
+    /// The hosts and the database, without credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts = self.config.get_hosts().iter().map(host_name);
         let database = self.config.get_dbname().unwrap_or_default();
@@ -214,10 +213,10 @@ impl<'de> Deserialize<'de> for DatabaseUrl {
     }
 }
 
-/// Why a text is no address. Holds nothing of the text.
+/// Why a text is not a database URL. The error contains nothing of the text.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseUrlError {
-    /// It is something else.
+    /// The text is something else.
     #[error(
         "the text is not a URL of a database; one looks like \
          \"postgres://user:password@db.example.com:5432/hookswitch\""
@@ -229,7 +228,7 @@ pub enum DatabaseUrlError {
          \"postgres://user:password@db.example.com:5432/hookswitch\""
     )]
     Lacks(&'static str),
-    /// `sslmode` is none that is known.
+    /// The value of `sslmode` is unknown.
     #[error(
         "the URL's sslmode is not known here; it can be \"disable\", \"require\" (encrypted, but \
          whoever answers is believed) or \"verify-full\", which holds where nothing is said, but \
@@ -271,7 +270,7 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// Sets what does not come from the URL.
+/// Sets the options that do not come from the URL.
 fn complete(config: &mut tokio_postgres::Config, tls: Tls) {
     config.ssl_mode(match tls {
         Tls::Disable => SslMode::Disable,

@@ -1,10 +1,11 @@
-//! Taking in how deliveries went.
+//! Settles deliveries.
 //!
-//! A claim whose run goes on stays, for the next delivery of the run. That is handed out when the end of
-//! the one before is on record, and so nothing is attempted twice that could not be before.
+//! If a run continues, its claim stays for the next delivery. That delivery is handed out when the
+//! end of the one before it is recorded. So a crash repeats no attempts beyond those that it would
+//! repeat otherwise.
 //!
-//! **Invariant:** only whoever still has the lease changes anything: all of a settlement hangs on
-//! the row of `claims` that is deleted with it, or changed.
+//! **Invariant:** only the holder of the lease changes anything: the whole settlement depends on
+//! the row of `claims` that it deletes or updates.
 
 use std::{
     cmp::Reverse,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use jiff::{Timestamp, civil::Date};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
@@ -21,19 +22,21 @@ use super::{
 };
 use crate::store::{Claim, Lease, Settlement, Verdict, shorten};
 
-/// Verdicts as the statements number them: those that end a delivery as its state.
+/// The numbers of verdicts in the statements. A verdict that ends a delivery has the number of the
+/// state.
 const RELEASED: i16 = 0;
 const RETRY: i16 = 1;
 pub(super) const PARKED: i16 = 2;
 pub(super) const DONE: i16 = 3;
 pub(super) const SKIPPED: i16 = 4;
 
-/// Settles all of one handler, each claim once. Gives back the number of each whose lease was good,
-/// whether its run is gone on with, and whether its delivery was missed: not there, or not as it was
-/// when it was claimed.
+/// Settles deliveries of one handler, each claim once. For each valid lease it returns the number
+/// of the settlement, whether the run continues, and whether the delivery was missed: it is gone,
+/// or has changed since the claim.
 ///
-/// Claims that are gone on with come before those that are given up. What is told of a claim is found by
-/// its place in the arrays: a join would compare all with all, since the planner takes `claims` for empty.
+/// Claims that continue precede claims that end. The parameters of a claim are found by its index
+/// in the arrays: a join would compare every pair, since the planner assumes that `claims` is
+/// empty.
 pub(super) const SETTLE: &str = "WITH
     kept AS (UPDATE claims SET position = ($4::bigint[])[array_position($2::bigint[], first)]
         WHERE handler = $1 AND first = ANY($2::bigint[])
@@ -76,9 +79,10 @@ pub(super) const SETTLE: &str = "WITH
     SELECT n, goes_on, verdict > 0 AND position NOT IN (SELECT position FROM over)
         AND position NOT IN (SELECT position FROM again) FROM mine";
 
-/// Wakes what is queued behind deliveries that are over, but for those that go on, and the oldest of each
-/// line in which nobody goes on. A statement of its own, after the one that ends them: that may have
-/// waited for the lock of somebody who queued something behind them, and this one sees it.
+/// Wakes the deliveries that are queued behind finished ones, except those that continue a run, and
+/// the oldest of each ordering group without a continuing run. It is a second statement, since the
+/// first one may have waited for the lock of a transaction that queued something: the second one
+/// sees it.
 pub(super) const WAKE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
     WHERE d.handler = $1 AND d.state = 1 AND d.position = ANY(ARRAY(
         SELECT w.position FROM deliveries w
@@ -90,8 +94,9 @@ pub(super) const WAKE: &str = "UPDATE deliveries d SET state = 0, behind = NULL
                 ORDER BY o.handler, o.scope, o.key, o.position LIMIT 1) o
             WHERE o.behind IS NULL))";
 
-/// Ends deliveries that were parked while they were attempted, their handler being gone.
-pub(super) const REDEEM: &str = "WITH
+/// Records the results of deliveries that were parked during the attempt, since their handler was
+/// abandoned.
+pub(super) const SETTLE_PARKED: &str = "WITH
     saved AS (UPDATE ended e SET state = t.verdict, attempts = e.attempts + 1,
             ended_at = t.finished_at, why = t.why
         FROM unnest($2::date[], $3::bigint[], $4::integer[], $5::smallint[], $6::timestamptz[],
@@ -102,11 +107,11 @@ pub(super) const REDEEM: &str = "WITH
     INSERT INTO tally (handler, open, parked)
     SELECT $1, 0, -count(*) FROM saved HAVING count(*) > 0";
 
-/// One settlement as the database takes it.
+/// One settlement, as the statement's parameters.
 struct SettlementRow {
     lease: Lease,
     delivery: ClaimedDelivery,
-    /// The position of what comes next of its run, when the claim stays for it.
+    /// The position of the next delivery of the run, if the claim stays for it.
     next: Option<i64>,
     verdict: i16,
     started_at: Timestamp,
@@ -136,13 +141,13 @@ impl SettlementRow {
         }
     }
 
-    /// The claim, and what shows that it is ours.
+    /// The position and the token that identify the claim.
     const fn claim(&self) -> (i64, Uuid) {
         (self.delivery.first, self.delivery.token)
     }
 }
 
-/// Takes in how claimed deliveries went, and hands out what comes after them.
+/// Settles claimed deliveries, and returns the claims of the next deliveries of their runs.
 pub(super) async fn settle(
     shared: &Shared,
     settlements: &[Settlement],
@@ -151,21 +156,21 @@ pub(super) async fn settle(
     for settlement in settlements {
         if let Some((delivery, next)) = shared.leases.get(settlement.lease) {
             let handler = shared.registry.find(&settlement.handler);
-            let next = next.filter(|_| handler.is_some_and(|handler| handler.asked.ordered));
-            let told = SettlementRow::new(delivery, next, settlement);
-            by_handler.entry(delivery.handler).or_default().push(told);
+            let next = next.filter(|_| handler.is_some_and(|handler| handler.subscription.ordered));
+            let row = SettlementRow::new(delivery, next, settlement);
+            by_handler.entry(delivery.handler).or_default().push(row);
         }
     }
     let mut kept = HashSet::new();
-    for (handler, told) in &mut by_handler {
-        // In one order, so that two that wait for each other do not do so for ever. Of two claims of
-        // one delivery the later one is ours: tokens ascend.
-        told.sort_unstable_by_key(|told| (told.delivery.first, Reverse(told.delivery.token)));
-        told.dedup_by_key(|told| told.delivery.first);
-        told.sort_by_key(|told| told.next.is_none());
-        let (handler, told) = (*handler, told.as_slice());
+    for (handler, rows) in &mut by_handler {
+        // All replicas use one order, so that they cannot deadlock. Of two claims of one delivery
+        // the later one is valid: tokens ascend.
+        rows.sort_unstable_by_key(|row| (row.delivery.first, Reverse(row.delivery.token)));
+        rows.dedup_by_key(|row| row.delivery.first);
+        rows.sort_by_key(|row| row.next.is_none());
+        let (handler, rows) = (*handler, rows.as_slice());
         let settled = shared.pool.with(async |mut taken| {
-            let settled = settle_on(&mut taken, handler, told).await;
+            let settled = settle_on(&mut taken, handler, rows).await;
             (taken, settled)
         });
         kept.extend(settled.await?);
@@ -181,34 +186,73 @@ pub(super) async fn settle(
     Ok(next)
 }
 
-/// Settles all of `told`, and gives back the leases of those that are gone on with.
+/// Settles `rows`, and returns the leases whose runs continue.
 async fn settle_on(
     connection: &mut PgConnection,
     handler: HandlerId,
-    told: &[SettlementRow],
+    rows: &[SettlementRow],
 ) -> Result<Vec<Lease>, PgError> {
-    let (kept, freed) = told.split_at(told.partition_point(|told| told.next.is_some()));
-    let going_on: Vec<_> = kept.iter().filter_map(|told| told.next).collect();
-    let (kept, kept_by): (Vec<_>, Vec<_>) = kept.iter().map(SettlementRow::claim).unzip();
-    let (freed, freed_by): (Vec<_>, Vec<_>) = freed.iter().map(SettlementRow::claim).unzip();
-    let positions: Vec<_> = told.iter().map(|told| told.delivery.position).collect();
-    let replays: Vec<_> = told.iter().map(|told| told.delivery.replays).collect();
-    let verdicts: Vec<_> = told.iter().map(|told| told.verdict).collect();
-    let started: Vec<_> = told.iter().map(|told| told.started_at).collect();
-    let finished: Vec<_> = told.iter().map(|told| told.finished_at).collect();
-    let due: Vec<_> = told.iter().map(|told| told.due_at).collect();
-    let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
-    let over = told.iter().filter(|told| told.verdict >= PARKED);
-    let ends = over.clone().filter(|told| told.next.is_none());
-    let (scopes, keys): (Vec<_>, Vec<_>) = ends.filter_map(|told| told.delivery.group).unzip();
-    let over: Vec<_> = over.map(|told| told.delivery.position).collect();
+    let answers = run_statements(connection, handler, rows).await?;
+    let (mut leases, mut missed) = (Vec::with_capacity(answers.len()), Vec::new());
+    for answer in answers {
+        // Arrays are numbered from 1.
+        let number = usize::try_from(answer.try_get::<_, i32>(0)? - 1).ok();
+        let Some(row) = number.and_then(|number| rows.get(number)) else {
+            continue;
+        };
+        if answer.try_get(1)? {
+            leases.push(row.lease);
+        }
+        if answer.try_get(2)? {
+            missed.push(row);
+        }
+    }
+    if !missed.is_empty() {
+        settle_parked(connection, handler, &missed).await?;
+    }
+    Ok(leases)
+}
+
+/// Runs [`SETTLE`] and [`WAKE`] as one transaction, in one round trip. Returns the answers of the
+/// former.
+async fn run_statements(
+    connection: &mut PgConnection,
+    handler: HandlerId,
+    rows: &[SettlementRow],
+) -> Result<Vec<Row>, PgError> {
+    let (kept, freed) = rows.split_at(rows.partition_point(|row| row.next.is_some()));
+    let next: Vec<_> = kept.iter().filter_map(|row| row.next).collect();
+    let (kept, kept_tokens): (Vec<_>, Vec<_>) = kept.iter().map(SettlementRow::claim).unzip();
+    let (freed, freed_tokens): (Vec<_>, Vec<_>) = freed.iter().map(SettlementRow::claim).unzip();
+    let positions: Vec<_> = rows.iter().map(|row| row.delivery.position).collect();
+    let replays: Vec<_> = rows.iter().map(|row| row.delivery.replays).collect();
+    let verdicts: Vec<_> = rows.iter().map(|row| row.verdict).collect();
+    let started: Vec<_> = rows.iter().map(|row| row.started_at).collect();
+    let finished: Vec<_> = rows.iter().map(|row| row.finished_at).collect();
+    let due: Vec<_> = rows.iter().map(|row| row.due_at).collect();
+    let why: Vec<_> = rows.iter().map(|row| row.why.as_deref()).collect();
+    let over = rows.iter().filter(|row| row.verdict >= PARKED);
+    let ends = over.clone().filter(|row| row.next.is_none());
+    let (scopes, keys): (Vec<_>, Vec<_>) = ends.filter_map(|row| row.delivery.group).unzip();
+    let over: Vec<_> = over.map(|row| row.delivery.position).collect();
     let settle = connection.prepare(SETTLE).await?;
     let wake = connection.prepare(WAKE).await?;
     let settling: &[&(dyn ToSql + Sync)] = &[
-        &handler, &kept, &kept_by, &going_on, &freed, &freed_by, &positions, &replays, &verdicts,
-        &started, &finished, &due, &why,
+        &handler,
+        &kept,
+        &kept_tokens,
+        &next,
+        &freed,
+        &freed_tokens,
+        &positions,
+        &replays,
+        &verdicts,
+        &started,
+        &finished,
+        &due,
+        &why,
     ];
-    let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &going_on, &scopes, &keys];
+    let waking: &[&(dyn ToSql + Sync)] = &[&handler, &over, &next, &scopes, &keys];
     let client = &connection.client;
     let (begun, answers, woken, committed) = tokio::join!(
         biased;
@@ -221,42 +265,26 @@ async fn settle_on(
     let answers = answers?;
     woken?;
     committed?;
-    let (mut leases, mut missed) = (Vec::with_capacity(answers.len()), Vec::new());
-    for row in answers {
-        // Arrays count from 1.
-        let number = usize::try_from(row.try_get::<_, i32>(0)? - 1).ok();
-        let Some(told) = number.and_then(|number| told.get(number)) else {
-            continue;
-        };
-        if row.try_get(1)? {
-            leases.push(told.lease);
-        }
-        if row.try_get(2)? {
-            missed.push(told);
-        }
-    }
-    if !missed.is_empty() {
-        redeem(connection, handler, &missed).await?;
-    }
-    Ok(leases)
+    Ok(answers)
 }
 
-async fn redeem(
+/// Records the results of `rows` whose deliveries were parked during the attempt.
+async fn settle_parked(
     connection: &mut PgConnection,
     handler: HandlerId,
-    told: &[&SettlementRow],
+    rows: &[&SettlementRow],
 ) -> Result<(), PgError> {
-    let days: Vec<Date> = told.iter().map(|told| told.delivery.day).collect();
-    let positions: Vec<_> = told.iter().map(|told| told.delivery.position).collect();
-    let replays: Vec<_> = told.iter().map(|told| told.delivery.replays).collect();
-    let verdicts: Vec<_> = told.iter().map(|told| told.verdict).collect();
-    let finished: Vec<_> = told.iter().map(|told| told.finished_at).collect();
-    let why: Vec<_> = told.iter().map(|told| told.why.as_deref()).collect();
-    let redeem = connection.prepare(REDEEM).await?;
+    let days: Vec<Date> = rows.iter().map(|row| row.delivery.day).collect();
+    let positions: Vec<_> = rows.iter().map(|row| row.delivery.position).collect();
+    let replays: Vec<_> = rows.iter().map(|row| row.delivery.replays).collect();
+    let verdicts: Vec<_> = rows.iter().map(|row| row.verdict).collect();
+    let finished: Vec<_> = rows.iter().map(|row| row.finished_at).collect();
+    let why: Vec<_> = rows.iter().map(|row| row.why.as_deref()).collect();
+    let settle_parked = connection.prepare(SETTLE_PARKED).await?;
     connection
         .client
         .execute(
-            &redeem,
+            &settle_parked,
             &[
                 &handler, &days, &positions, &replays, &verdicts, &finished, &why,
             ],

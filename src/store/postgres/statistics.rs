@@ -1,11 +1,11 @@
-//! How much there is.
+//! Counts of deliveries.
 
 use jiff::Timestamp;
 
 use super::{error::PgError, escape, pool::PgConnection};
 use crate::{store::statistics::HandlerStatistics, telemetry::Metrics};
 
-/// How each handler stands, and when its oldest open delivery was received.
+/// The counts of each handler, and when its oldest open delivery was received.
 pub(super) const STATISTICS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
         coalesce(t.parked, 0)::bigint, o.received_at
     FROM handlers h
@@ -16,13 +16,13 @@ pub(super) const STATISTICS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
             ORDER BY d.handler, d.position LIMIT 1) d
         JOIN events e ON e.day = d.day AND e.position = d.position) o ON true";
 
-/// Adds the changes of the counts up, so that there are few to be added next time.
+/// Adds up the changes of counts, so that few rows are left.
 pub(super) const ADD_UP: &str =
     "WITH changes AS (DELETE FROM tally RETURNING handler, open, parked)
     INSERT INTO tally (handler, open, parked)
     SELECT handler, sum(open), sum(parked) FROM changes WHERE handler <> 0 GROUP BY handler";
 
-/// Brings the gauges up to date.
+/// Sets the gauges.
 pub(super) async fn measure(
     connection: &mut PgConnection,
     metrics: &Metrics,

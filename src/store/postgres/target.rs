@@ -1,4 +1,4 @@
-//! Moving events in from another store.
+//! The target of a transfer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -30,9 +30,9 @@ const HANDLERS: &str = "INSERT INTO handlers (name, ordered)
 
 const IDS: &str = "SELECT name, id FROM handlers WHERE name = ANY($1)";
 
-const THERE: &str = "SELECT id FROM events WHERE id = ANY($1)";
+const PRESENT: &str = "SELECT id FROM events WHERE id = ANY($1)";
 
-/// All that is open comes ready: services may take it before what is older has come.
+/// All open deliveries are added as ready. Claims check whether they are blocked.
 const ADD_OPEN: &str = "WITH
     new AS (INSERT INTO deliveries
             (handler, position, day, scope, key, keys, attempts, replays, due_at, since, replay)
@@ -113,7 +113,7 @@ async fn add(
     let change = connection.client.transaction().await?;
     let handlers = handlers(&change, events).await?;
     let new = absent(&change, events).await?;
-    // Nobody takes them yet: what is known of their deliveries is added below.
+    // The events are added without deliveries, which follow below.
     let notifications = || new.iter().map(|stored| (&stored.notification, None));
     let statement = change.prepare(ADD).await?;
     let added = append::add(&change, &statement, notifications, &[]).await?;
@@ -132,7 +132,7 @@ async fn add(
     Ok(duplicates)
 }
 
-/// The rows of the handlers that `events` name, made where there are none.
+/// The ids of the handlers that `events` name. Missing handlers are created.
 async fn handlers(
     change: &Transaction<'_>,
     events: &[StoredEvent],
@@ -152,7 +152,7 @@ async fn handlers(
     rows.iter().map(handler).collect()
 }
 
-/// Those of `events` that are not there.
+/// The events that the store does not have.
 async fn absent<'a>(
     change: &Transaction<'_>,
     events: &'a [StoredEvent],
@@ -162,7 +162,7 @@ async fn absent<'a>(
         .map(|stored| rows::uuid(stored.notification.id))
         .collect();
     let mut there: HashSet<Uuid> = HashSet::new();
-    for row in change.query(THERE, &[&ids]).await? {
+    for row in change.query(PRESENT, &[&ids]).await? {
         there.insert(row.try_get(0)?);
     }
     let absent = events
@@ -171,7 +171,7 @@ async fn absent<'a>(
     Ok(absent.collect())
 }
 
-/// Deliveries by column.
+/// The deliveries of a page, and the changes of counts.
 #[derive(Default)]
 struct Moved<'a> {
     open: Vec<(HandlerId, i64, &'a Notification, &'a DeliverySnapshot)>,

@@ -1,4 +1,4 @@
-//! Encryption of connections to the database.
+//! TLS connections to the database.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::settings::{Settings, Tls};
 use crate::store::StoreError;
 
-/// What connections are encrypted with, where they are.
+/// The TLS configuration of connections.
 ///
 /// # Errors
 ///
-/// When the system's authorities are needed and it has none.
+/// When the system's CA certificates are needed and there are none.
 pub(super) fn connector(settings: &Settings) -> Result<MakeRustlsConnect, StoreError> {
     let tls = settings.tls().map_err(wrong)?;
     let config = match settings.url.tls {
@@ -30,10 +30,10 @@ pub(super) fn connector(settings: &Settings) -> Result<MakeRustlsConnect, StoreE
 }
 
 fn wrong(why: String) -> StoreError {
-    StoreError::database("preparing the encryption of connections")(why)
+    StoreError::database("preparing TLS")(why)
 }
 
-/// Believes anyone, as `sslmode=require` means it.
+/// Accepts any certificate, as `sslmode=require` demands.
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);
 

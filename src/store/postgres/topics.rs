@@ -1,12 +1,12 @@
-//! Learning the topics of events that have very many.
+//! Stores the topics of events with very many topics.
 //!
-//! Adding 80,000 rows to `topics` takes most of what an append may take. So an append leaves the
-//! topics of such an event in `events.topic_keys`, and notes in `unlearnt` that they are still to be
-//! learnt. Whoever claims the event learns them before it is handed out: what waits for the event in
-//! order, and was superseded by it, is told so. The upkeep learns what nobody claims.
+//! Adding 80,000 rows to `topics` takes most of the time of an append. So an append leaves the
+//! topics of such an event in `events.topic_keys`, and marks the event in `unlearnt`. A claim
+//! stores the topics before it hands out the event, so that `superseded` is right for the
+//! deliveries that wait for the event. Maintenance stores the topics of events that nobody claims.
 //!
-//! They are learnt in slices, each a transaction of its own, so that an append that reports one of
-//! the topics again waits for no longer than a slice takes. Two that learn the same event take turns.
+//! Each slice of topics is a transaction, so that a concurrent append with one of the topics waits
+//! for one slice at most. Two that store the topics of one event take turns.
 
 use tokio_postgres::types::ToSql;
 
@@ -16,13 +16,13 @@ use super::{
     pool::{PgConnection, on},
 };
 
-/// The most topics of an event that its append learns.
+/// The most topics of an event that its append stores.
 pub(super) const MOST_TOPICS: usize = 1024;
 
-/// The most topics that are learnt in one transaction.
+/// The most topics in one transaction.
 const SLICE: i32 = 4096;
 
-/// Learns the next slice of an event's topics; no row once there is none.
+/// Stores the next slice of an event's topics; returns no row when all are stored.
 pub(super) const LEARN: &str = "WITH
     slice AS MATERIALIZED (UPDATE unlearnt u SET learnt = u.learnt + $2::integer FROM events e
         WHERE u.position = $1 AND e.day = u.day AND e.position = u.position
@@ -38,12 +38,12 @@ const LEARNT: &str = "DELETE FROM unlearnt WHERE position = $1";
 
 const UNLEARNT: &str = "SELECT position FROM unlearnt ORDER BY position";
 
-/// Learns the topics of the event at `position`, if that is still to be done.
+/// Stores the topics of the event at `position`, if that has not been done.
 pub(super) async fn store_topics(shared: &Shared, position: i64) -> Result<(), PgError> {
     on!(shared.pool, connection => store_on(&mut connection, position))
 }
 
-/// Learns the topics of all events of which that is still to be done.
+/// Stores the topics of all marked events.
 pub(super) async fn store_all_topics(connection: &mut PgConnection) -> Result<(), PgError> {
     for row in connection.client.query(UNLEARNT, &[]).await? {
         store_on(connection, row.try_get(0)?).await?;

@@ -35,7 +35,7 @@ impl LedgerDatabase {
                 true => Some(
                     self.given()?
                         .into_iter()
-                        .map(|active| active.asked)
+                        .map(|active| active.subscription)
                         .collect(),
                 ),
                 false => None::<Vec<_>>,

@@ -248,15 +248,15 @@ impl LedgerDatabase {
         }
         self.add_topics(notification)?;
         for active in given {
-            if active.asked.takes(&notification.name) {
+            if active.subscription.takes(&notification.name) {
                 let place = (active.id, position);
                 let (db, tally) = (&self.db, &mut self.tally);
-                match updates.get(&(&active.asked.handler, position)) {
+                match updates.get(&(&active.subscription.handler, position)) {
                     Some(snapshot) if snapshot.is_over() => {
                         delivery::add_snapshot(db, tally, place, snapshot)?
                     }
                     _ => {
-                        let keys = keys.as_ref().filter(|_| active.asked.ordered);
+                        let keys = keys.as_ref().filter(|_| active.subscription.ordered);
                         delivery::add(db, tally, place, keys, micros(notification.received_at))?;
                     }
                 }

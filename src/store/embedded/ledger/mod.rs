@@ -346,7 +346,10 @@ impl LedgerDatabase {
         self.queue.begin(Watermark::default(), None);
         self.awaited = Some(self.journal_progress.end());
         self.journal_progress.renewed();
-        let asked = self.subscriptions.iter().map(|active| active.asked.clone());
+        let asked = self
+            .subscriptions
+            .iter()
+            .map(|active| active.subscription.clone());
         let subscriptions = asked.collect();
         self.subscribe(subscriptions)
             .map_err(StoreError::database("writing the new ledger"))

@@ -48,7 +48,7 @@ impl LedgerDatabase {
                 if let Some((_, open)) = open.filter(|(place, _)| *place == position) {
                     let mut active = self.subscriptions.iter();
                     let active = active.find(|active| active.id == handler);
-                    let name = active.map(|active| active.asked.handler.clone());
+                    let name = active.map(|active| active.subscription.handler.clone());
                     let replayed = name.map(|name| (name, position, open));
                     self.intake.replayed.extend(replayed);
                 }
@@ -175,7 +175,7 @@ impl LedgerDatabase {
     /// What a delivery keeps its order by.
     fn keys_for(&mut self, (handler, position): (HandlerId, Position)) -> Option<OrderingKeys> {
         let mut active = self.subscriptions.iter();
-        let ordered = active.any(|active| active.id == handler && active.asked.ordered);
+        let ordered = active.any(|active| active.id == handler && active.subscription.ordered);
         self.ordering_keys(position).filter(|_| ordered)
     }
 }

@@ -24,7 +24,7 @@ const SLICE: usize = 1000;
 #[derive(Clone, Debug)]
 pub(super) struct ActiveHandler {
     pub(super) id: HandlerId,
-    pub(super) asked: Subscription,
+    pub(super) subscription: Subscription,
 }
 
 impl LedgerDatabase {
@@ -41,9 +41,15 @@ impl LedgerDatabase {
         let mut active = Vec::with_capacity(subscriptions.len());
         for asked in subscriptions {
             let id = self.configure(&asked)?;
-            active.push(ActiveHandler { id, asked });
+            active.push(ActiveHandler {
+                id,
+                subscription: asked,
+            });
         }
-        let subscribed: Vec<_> = active.iter().map(|active| active.asked.clone()).collect();
+        let subscribed: Vec<_> = active
+            .iter()
+            .map(|active| active.subscription.clone())
+            .collect();
         self.subscriptions = active;
         self.park_the_abandoned((self.clock)(), &subscribed)?;
         self.queue.subscribe(subscribed);
@@ -57,11 +63,14 @@ impl LedgerDatabase {
         };
         let given = said.into_iter().map(|mut asked| {
             let mut configured = self.subscriptions.iter();
-            let configured = configured.find(|active| active.asked.handler == asked.handler);
+            let configured = configured.find(|active| active.subscription.handler == asked.handler);
             // What nobody asks for needs no order: it is parked.
-            asked.ordered = configured.is_some_and(|active| active.asked.ordered);
+            asked.ordered = configured.is_some_and(|active| active.subscription.ordered);
             let id = id(&self.db, &asked.handler)?;
-            Ok(ActiveHandler { id, asked })
+            Ok(ActiveHandler {
+                id,
+                subscription: asked,
+            })
         });
         given.collect()
     }
@@ -164,7 +173,7 @@ impl LedgerDatabase {
     /// The row of the configured handler called `name`.
     pub(super) fn handler(&self, name: &HandlerName) -> Option<HandlerId> {
         let mut active = self.subscriptions.iter();
-        let found = active.find(|active| active.asked.handler == *name);
+        let found = active.find(|active| active.subscription.handler == *name);
         found.map(|active| active.id)
     }
 

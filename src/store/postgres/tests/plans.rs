@@ -86,7 +86,7 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             ],
         ),
         (leases::GIVE_UP, vec!["deliveries_pkey"]),
-        (settle::REDEEM, vec!["(\"position\" = ANY ($3))"]),
+        (settle::SETTLE_PARKED, vec!["(\"position\" = ANY ($3))"]),
         (
             leases::RENEW,
             vec!["((handler = $1) AND (first = ANY ($3)))"],

@@ -9,13 +9,13 @@ use crate::{
     event::{EventId, Notification},
     store::{
         Claim, Verdict,
-        postgres::claim::LONGEST_RUN,
+        postgres::claim::MOST_RUN_DELIVERIES,
         tests::{at, clock, eventually, ids, keyed, numbered, parked, retry},
     },
 };
 
 /// The most deliveries of one run.
-const LONGEST: usize = LONGEST_RUN as usize;
+const LONGEST: usize = MOST_RUN_DELIVERIES as usize;
 
 /// What `replica` gets of its key, one settlement after the other, until nothing comes with one.
 async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
