@@ -1,9 +1,10 @@
-//! Telling the journal what became of all deliveries, where it does not have that: it is of version 1, or
-//! has lost its end.
+//! Writes the states of all deliveries to a journal that lacks them, since it has version 1 or has
+//! lost its end.
 //!
-//! The ledger has it. It goes into the first segment of version 2, which gets its name when all of it is
-//! on stable storage: so it is there whole, or the next start makes it. Events that the ledger has not read
-//! by then are given to whoever is configured when they are read.
+//! The ledger has the states. They go into the first segment of version 2, which gets its name when
+//! all of them are on stable storage. So the segment is complete, or the next start creates it
+//! again. Events that the ledger has not read by then go to the handlers that are configured when
+//! they are read.
 
 use jiff::Timestamp;
 
@@ -15,8 +16,8 @@ use super::{
 };
 use crate::store::StoreError;
 
-/// Makes sure that the journal has what became of deliveries so far, and that nothing is added to a segment
-/// of an older version.
+/// Makes sure that the journal has the states of all deliveries, and that no record is appended to
+/// a segment of an older version.
 pub(super) fn backfill(
     database: &mut LedgerDatabase,
     directory: &Directory,
@@ -35,7 +36,7 @@ pub(super) fn backfill(
         database.renew("it is damaged")?;
         return backfill(database, directory, tail, now);
     }
-    tracing::info!("the journal is told what became of deliveries");
+    tracing::info!("the states of all deliveries are written to the journal");
     tail.seal().map_err(written())?;
     let header = tail.successor(number, now);
     let tail = Tail::begin_with(directory, header, |segment| {

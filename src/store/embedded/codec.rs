@@ -1,7 +1,7 @@
-//! How values are written in the journal. All integers are little-endian. A time is 8 bytes of seconds
-//! since 1970, signed, and 4 bytes of nanoseconds of the same sign. A text is 4 bytes of length and
-//! UTF-8. An optional value is one byte, 0 or 1, and then, after a 1, the value. A list is 4 bytes of
-//! count and its elements.
+//! The encoding of values in the journal. Integers are little-endian. A time is 8 bytes of seconds
+//! since 1970, signed, and 4 bytes of nanoseconds with the same sign. A text is 4 bytes of length,
+//! and UTF-8. An optional value is one byte, 0 or 1, followed by the value after a 1. A list is 4
+//! bytes of count, and its elements.
 
 use jiff::Timestamp;
 
@@ -10,7 +10,7 @@ pub(super) fn put_time(out: &mut Vec<u8>, time: Timestamp) {
     out.extend_from_slice(&time.subsec_nanosecond().to_le_bytes());
 }
 
-/// Texts and lists end before the limit of a record, which is checked after writing.
+/// The size limit of records, which is checked after encoding, keeps counts below 2^32.
 pub(super) fn put_count(out: &mut Vec<u8>, count: usize) {
     out.extend_from_slice(&(count as u32).to_le_bytes());
 }

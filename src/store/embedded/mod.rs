@@ -479,7 +479,7 @@ fn reconcile(
         database.renew("it is of another moment than the journal, or in itself")?;
     }
     let known = database.through()?;
-    let (tail, lost) = recovery::beyond(directory, tail, known, now)
+    let (tail, lost) = recovery::skip_used_positions(directory, tail, known, now)
         .map_err(StoreError::writing(directory.path()))?;
     if let Some(lost) = lost {
         let end = Watermark {

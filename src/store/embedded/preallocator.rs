@@ -1,11 +1,11 @@
-//! One segment file made ahead of its use: full of zeros, and on stable storage.
+//! Preallocates the next segment's file: filled with zeros, on stable storage.
 //!
-//! A sync of a file that grows makes the file system write its own journal too, and with it
-//! whatever else is dirty, the ledger above all. A sync of zeros overwritten needs none of that and
-//! takes half the time. It is only a faster way: without a spare a segment begins empty, and grows.
+//! Syncing a growing file makes the file system write its own journal too, and with it other dirty
+//! data such as the ledger. Syncing overwritten zeros avoids this and takes half the time. It is
+//! only an optimization: without a preallocated file a segment begins empty, and grows.
 //!
-//! The file is `spare.new` until a segment takes it. One that a crash or a closed store has left is
-//! removed, never used: it may hold anything.
+//! The file is called `spare.new` until a segment takes it. A file that a crash or an earlier
+//! process has left may contain anything, so it is removed and never used.
 
 use std::{
     fs::{self, File},
@@ -19,36 +19,36 @@ use std::{
 use super::{disk, journal::JournalConfig};
 use crate::store::StoreError;
 
-/// How many segments must find room besides the reserve before a spare is made: it must never be
-/// what fills the disk.
-const ROOM_SEGMENTS: u64 = 4;
+/// The number of segments that must fit into the free space, besides the reserve, before one is
+/// preallocated: preallocation must not fill the disk.
+const FREE_SEGMENTS: u64 = 4;
 
-/// How much is zeroed at once, in bytes: little, so that the journal's own syncs never wait long
-/// behind it.
+/// The number of bytes that are zeroed at once: few, so that the journal's own syncs never wait
+/// long behind them.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// The pause between two chunks, for the same reason.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How long to wait when there was no room for a spare, or it could not be made.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause after a lack of space or a failure.
+const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
-/// A segment file that nobody uses yet.
+/// A segment's file that is not in use.
 #[derive(Debug)]
 pub(super) struct PreallocatedSegment {
-    /// It, full of zeros.
+    /// The file, filled with zeros.
     pub(super) file: File,
-    /// Where it is.
+    /// The file's path.
     pub(super) path: PathBuf,
 }
 
-/// The thread that makes spares, one at a time and only when asked to. Dropping this ends it and
-/// removes the spare that nobody took.
+/// A thread that preallocates one segment at a time, on request. Dropping this handle ends the
+/// thread and removes an unused file.
 pub(super) struct Preallocator {
-    /// `None` when the thread is to end.
+    /// `None` ends the thread.
     requests: Option<Sender<()>>,
     made: Receiver<PreallocatedSegment>,
-    /// Whether a spare was ordered that has not been taken.
+    /// Whether a segment was requested and not taken.
     is_requested: bool,
     ready: Option<PreallocatedSegment>,
     path: PathBuf,
@@ -56,7 +56,7 @@ pub(super) struct Preallocator {
 }
 
 impl Preallocator {
-    /// Starts the thread, and removes what an earlier one has left.
+    /// Starts the thread, and removes a file that an earlier process has left.
     pub(super) fn start(config: JournalConfig) -> Result<Self, StoreError> {
         let path = config.directory.path().join("spare.new");
         remove(&path).map_err(StoreError::writing(&path))?;
@@ -78,7 +78,7 @@ impl Preallocator {
         })
     }
 
-    /// Asks for a spare, unless there is one or it has been asked for. Does not wait for it.
+    /// Requests a segment, unless one is ready or requested. Does not wait.
     pub(super) fn request(&mut self) {
         if let Some(requests) = &self.requests
             && !self.is_requested
@@ -87,7 +87,7 @@ impl Preallocator {
         }
     }
 
-    /// Whether [`Preallocator::take`] would give one.
+    /// Whether [`take`](Self::take) returns a segment.
     pub(super) fn is_ready(&mut self) -> bool {
         if self.ready.is_none() {
             self.ready = self.made.try_recv().ok();
@@ -95,7 +95,7 @@ impl Preallocator {
         self.ready.is_some()
     }
 
-    /// The spare, if it is ready.
+    /// The preallocated segment, if it is ready.
     pub(super) fn take(&mut self) -> Option<PreallocatedSegment> {
         if !self.is_ready() {
             return None;
@@ -104,12 +104,12 @@ impl Preallocator {
         self.ready.take()
     }
 
-    /// Removes the spare if it is ready: its room is needed.
+    /// Removes a ready segment, since its space is needed.
     pub(super) fn give_up(&mut self) {
         if self.take().is_some()
             && let Err(error) = remove(&self.path)
         {
-            tracing::warn!("a spare segment of the journal cannot be removed: {error}");
+            tracing::warn!("a preallocated segment cannot be removed: {error}");
         }
     }
 }
@@ -121,25 +121,25 @@ impl Drop for Preallocator {
             thread.join().ok();
         }
         if let Err(error) = remove(&self.path) {
-            tracing::warn!("a spare segment of the journal is left behind: {error}");
+            tracing::warn!("a preallocated segment cannot be removed: {error}");
         }
     }
 }
 
-/// The thread's own part.
+/// The state of the thread.
 struct PreallocatorThread {
     config: JournalConfig,
     path: PathBuf,
     requests: Receiver<()>,
 }
 
-/// Why there is no spare yet.
+/// Why no segment was preallocated.
 enum Unmade {
     /// The thread is to end.
     Stopped,
-    /// There is too little room.
+    /// There is too little space.
     NoSpace,
-    /// The system would not do it.
+    /// The system reported an error.
     Failed(io::Error),
 }
 
@@ -147,7 +147,9 @@ impl PreallocatorThread {
     fn run(self, outbox: &Sender<PreallocatedSegment>) {
         super::lower_priority();
         while self.requests.recv().is_ok() {
-            let Some(file) = self.insist() else { return };
+            let Some(file) = self.make_eventually() else {
+                return;
+            };
             let path = self.path.clone();
             if outbox.send(PreallocatedSegment { file, path }).is_err() {
                 return;
@@ -155,20 +157,23 @@ impl PreallocatorThread {
         }
     }
 
-    /// Makes a spare, however long it takes to find room for it; `None` when the thread is to end.
-    fn insist(&self) -> Option<File> {
+    /// Preallocates a segment, and retries until there is space. Returns `None` when the thread is
+    /// to end.
+    fn make_eventually(&self) -> Option<File> {
         loop {
             match self.make() {
                 Ok(file) => return Some(file),
                 Err(Unmade::Stopped) => return None,
-                Err(Unmade::NoSpace) => tracing::debug!("no room for a spare segment"),
+                Err(Unmade::NoSpace) => {
+                    tracing::debug!("there is too little space to preallocate a segment")
+                }
                 Err(Unmade::Failed(error)) => {
-                    tracing::debug!("a spare segment of the journal could not be made: {error}");
-                    // What a failed write or sync has left of it is not to be trusted.
+                    tracing::debug!("a segment cannot be preallocated: {error}");
+                    // A file after a failed write or sync cannot be trusted.
                     remove(&self.path).ok();
                 }
             }
-            self.wait(PATIENCE).ok()?;
+            self.wait(RETRY_PAUSE).ok()?;
         }
     }
 
@@ -181,7 +186,7 @@ impl PreallocatorThread {
             ..
         } = &self.config;
         let free = disk.free(directory.path())?.saturating_sub(*reserve_bytes);
-        if free < ROOM_SEGMENTS * segment_bytes {
+        if free < FREE_SEGMENTS * segment_bytes {
             return Err(Unmade::NoSpace);
         }
         let file = disk::create_file(&self.path)?;
@@ -201,7 +206,7 @@ impl PreallocatorThread {
     /// Waits for `time`, or until the thread is to end.
     fn wait(&self, time: Duration) -> Result<(), Unmade> {
         match self.requests.recv_timeout(time) {
-            // Nothing is ordered while an order is being carried out.
+            // No request arrives while one is carried out.
             Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(()),
             Err(RecvTimeoutError::Disconnected) => Err(Unmade::Stopped),
         }
@@ -214,7 +219,7 @@ impl From<io::Error> for Unmade {
     }
 }
 
-/// Removes the file at `path` if there is one.
+/// Removes the file at `path`, if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -1,5 +1,5 @@
-//! Opening the journal: what is whole is kept, what is torn is cut, what is damaged is reported, and
-//! zeros that wait to be overwritten are left for that.
+//! Opens the journal: keeps whole records, cuts a torn tail, reports damage, and keeps preallocated
+//! zeros for later records.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,43 +19,43 @@ use super::{
 };
 use crate::store::{StoreError, pending::BATCH_BYTES};
 
-/// The segment that is written to.
+/// The segment that records are appended to.
 #[derive(Debug)]
 pub(super) struct Tail {
-    /// Its file.
+    /// The segment's file.
     pub(super) file: File,
-    /// Its header.
+    /// The segment's header.
     pub(super) header: Header,
-    /// Its length in bytes: where the next record goes.
+    /// The segment's length in bytes: the offset of the next record.
     pub(super) length: u64,
-    /// Records in it.
+    /// The number of records in the segment.
     pub(super) records: u64,
-    /// The size of its file in bytes. Where that is more than its length, the rest is zeros that
-    /// wait to be overwritten.
+    /// The size of the file in bytes. A file that is longer than the segment has preallocated zeros
+    /// at its end.
     pub(super) file_bytes: u64,
 }
 
 impl Tail {
-    /// Where the next record goes.
+    /// The position of the next record.
     pub(super) const fn end(&self) -> Position {
         Position::new(self.header.number, self.length)
     }
 
-    /// Records in this segment and all before it.
+    /// The number of records in this and all earlier segments.
     pub(super) const fn records_through(&self) -> u64 {
         self.header.records_before + self.records
     }
 
-    /// Begins a segment. It gets its name only when its header is on stable storage, so that a
-    /// segment without a header is always damage and never a crash.
+    /// Begins a segment. The file gets its name when the header is on stable storage. So a segment
+    /// without a header is always damage and never the result of a crash.
     pub(super) fn begin(directory: &Directory, header: Header) -> io::Result<Self> {
         let unnamed = directory.segment(header.number).with_extension("new");
         let file = disk::create_file(&unnamed)?;
         Self::begin_in(file, &unnamed, directory, header)
     }
 
-    /// Begins a segment that has what `fill` [adds](Self::add) to it: all of it, or there is no such
-    /// segment.
+    /// Begins a segment with the records that `fill` [adds](Self::add). The segment exists with all
+    /// of them, or not at all.
     pub(super) fn begin_with(
         directory: &Directory,
         header: Header,
@@ -81,7 +81,7 @@ impl Tail {
         })
     }
 
-    /// Adds a record to a segment that has no name yet.
+    /// Adds a record to an unnamed segment.
     pub(super) fn add(&mut self, record: &Record) -> io::Result<()> {
         let mut bytes = Vec::new();
         record.write_to(&mut bytes, self.end());
@@ -91,7 +91,7 @@ impl Tail {
         Ok(())
     }
 
-    /// Begins a segment in a file that was made ahead.
+    /// Begins a segment in a preallocated file.
     pub(super) fn begin_preallocated(
         preallocated: PreallocatedSegment,
         directory: &Directory,
@@ -118,12 +118,12 @@ impl Tail {
         })
     }
 
-    /// Whether writing to it makes its file grow.
+    /// Whether the next record makes the file grow.
     pub(super) const fn grows(&self) -> bool {
         self.length >= self.file_bytes
     }
 
-    /// Gives up what it has not used of its file, before another segment follows it.
+    /// Removes the unused end of the file, before another segment follows.
     pub(super) fn seal(&mut self) -> io::Result<()> {
         if self.grows() {
             return Ok(());
@@ -133,7 +133,7 @@ impl Tail {
         self.file.sync_all()
     }
 
-    /// The header of the segment after this one.
+    /// The header of the next segment.
     pub(super) const fn successor(&self, number: u32, begun_at: Timestamp) -> Header {
         Header {
             version: VERSION,
@@ -145,12 +145,12 @@ impl Tail {
     }
 }
 
-/// Opens the journal in `directory`, creating it where there is none. `known` is how far the ledger
-/// has read it.
+/// Opens the journal in `directory`, and creates it if it does not exist. `known` is the position
+/// up to which the ledger has read.
 ///
 /// # Errors
 ///
-/// When it cannot be read or written, or is of a newer version.
+/// When the journal cannot be read or written, or has a newer version.
 pub(super) fn recover(
     directory: &Directory,
     known: Position,
@@ -178,7 +178,7 @@ pub(super) fn recover(
     Ok(tail)
 }
 
-/// Compares what each header says of the segment before it with what is there.
+/// Compares each header's statement on the segment before it with that segment.
 fn check_headers(
     directory: &Directory,
     numbers: &[u32],
@@ -211,11 +211,11 @@ fn check_end(said: (u32, u64), found: (u32, u64), known: Position, damage: &Dama
     let (number, length) = found;
     let (said_number, said_length) = said;
     if said_number != number {
-        // Retention deletes segments from between others too, but only what the ledger has read.
+        // Retention may have deleted any segment that the ledger has read.
         if known == Position::default() {
             tracing::warn!(
                 segment = said_number,
-                "a segment of the journal is not there; it may have been deleted when it was old"
+                "a segment of the journal is missing; retention may have deleted it"
             );
         } else if said_number >= known.segment() {
             let position = Position::new(said_number, 0);
@@ -231,7 +231,7 @@ fn check_end(said: (u32, u64), found: (u32, u64), known: Position, damage: &Dama
     }
 }
 
-/// Opens the last segment for writing.
+/// Opens the last segment for appending.
 fn reopen(
     directory: &Directory,
     number: u32,
@@ -244,7 +244,7 @@ fn reopen(
     let write = || -> io::Result<File> {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         cut_torn_tail(&file, &path, &scanned)?;
-        renew(&file, scanned.last, scanned.end)?;
+        rewrite_last_batch(&file, scanned.last, scanned.end)?;
         file.sync_all()?;
         Ok(file)
     };
@@ -266,7 +266,7 @@ fn reopen(
     if header.is_some() {
         return Ok(tail);
     }
-    // Nothing more is put under a damaged header.
+    // No record is appended under a damaged header.
     follow(directory, tail, number + 1, now).map_err(StoreError::writing(directory.path()))
 }
 
@@ -282,11 +282,11 @@ pub(super) fn follow(
 }
 
 struct Scanned {
-    /// Where the last whole record ends.
+    /// The end of the last whole record.
     end: u64,
-    /// Where it begins.
+    /// The begin of the last whole record.
     last: u64,
-    /// Bytes after the last whole record that are neither one nor zeros to the end of the file.
+    /// The number of bytes after the last whole record that are not preallocated zeros.
     torn: u64,
     records: u64,
 }
@@ -302,7 +302,7 @@ fn scan(directory: &Directory, number: u32, damage: &DamageLog) -> io::Result<Sc
     let (mut damaged, mut broken) = (None, 0);
     while let Some(step) = scan.next()? {
         match step {
-            // Of the last write before a crash anything may have arrived.
+            // A crash may have left any part of the last write.
             ScanItem::Record { position, bytes } if !record::is_whole(&bytes, position) => {
                 let (begin, before) = damaged.unwrap_or((position, 0));
                 damaged = Some((begin, before + bytes.len() as u64));
@@ -316,7 +316,7 @@ fn scan(directory: &Directory, number: u32, damage: &DamageLog) -> io::Result<Sc
                 found.last = position.offset();
                 found.end = scan.position().offset();
             }
-            // Damage with nothing valid after it is a torn tail, and no loss.
+            // Damage without a valid record after it is a torn tail, and not a loss.
             ScanItem::Damage { position, bytes } => {
                 let (begin, before) = damaged.unwrap_or((position, 0));
                 damaged = Some((begin, before + bytes));
@@ -327,9 +327,9 @@ fn scan(directory: &Directory, number: u32, damage: &DamageLog) -> io::Result<Sc
     Ok(found)
 }
 
-/// Cuts the segment behind its last record, and keeps what was torn in a file beside it: it was
-/// never acknowledged, unless the disk has lied. A segment of which nothing is torn keeps the zeros
-/// that wait to be overwritten.
+/// Cuts the segment after its last record, and keeps the torn bytes in a file beside it. They were
+/// not acknowledged, unless the disk has lied. A segment without a torn tail keeps its preallocated
+/// zeros.
 fn cut_torn_tail(file: &File, path: &Path, scanned: &Scanned) -> io::Result<()> {
     let &Scanned { end, torn, .. } = scanned;
     if torn == 0 {
@@ -345,14 +345,14 @@ fn cut_torn_tail(file: &File, path: &Path, scanned: &Scanned) -> io::Result<()> 
     tracing::warn!(
         bytes = torn,
         kept = %kept.display(),
-        "the journal had a torn tail, as after a crash; it was cut, and kept in a file of its own"
+        "a crash left an incomplete write at the end of the journal; it was moved to a file of its own"
     );
     Ok(())
 }
 
-/// Writes the last batch again. After a failed sync the system may hold pages that it takes for
-/// written though the disk never had them; a sync of unchanged pages would prove nothing.
-fn renew(file: &File, last: u64, end: u64) -> io::Result<()> {
+/// Writes the last batch again. After a failed sync the system may consider pages clean that never
+/// reached the disk, and a sync of unchanged pages would prove nothing.
+fn rewrite_last_batch(file: &File, last: u64, end: u64) -> io::Result<()> {
     let mut at = last
         .saturating_sub(BATCH_BYTES as u64)
         .max(HEADER_BYTES as u64);
@@ -367,10 +367,10 @@ fn renew(file: &File, last: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes sure that no position is used twice, even if the journal has lost its end: the next record is
-/// put beyond `known`, which is how far the ledger has read. Also says where the journal ended, if that
-/// was before it, at this opening or at one that was cut short.
-pub(super) fn beyond(
+/// Makes sure that no position is used twice, even if the journal has lost its end: the next record
+/// goes beyond `known`, the position up to which the ledger has read. Returns where the journal
+/// ended, if that is before `known`, at this start or an interrupted earlier one.
+pub(super) fn skip_used_positions(
     directory: &Directory,
     tail: Tail,
     known: Position,

@@ -1,8 +1,9 @@
-//! Deletes segments that are old enough and of which nothing is needed any more. Before the first look,
-//! its thread has the ledger checked.
+//! Deletes old segments that are no longer needed. Before its first pass, the thread has the ledger
+//! checked.
 //!
-//! A segment also says what became of deliveries of events in older ones. Where one of those is kept, for
-//! something parked in it, the journal is told all of that again before.
+//! A segment may also contain states of deliveries whose events are in older segments. If such an
+//! older segment is kept, since one of its deliveries is parked, the states are written to the
+//! journal again before the newer segment is deleted.
 
 use std::{
     collections::HashMap,
@@ -33,14 +34,13 @@ use crate::{
     store::{Follower, StoreError},
 };
 
-/// How often to look for what may go.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// The interval of passes.
+const PASS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The most events that are forgotten in one transaction of the ledger: a large one would hold
-/// up deliveries.
-const SLICE: usize = 200;
+/// The most events that one transaction of the ledger deletes. A larger one would delay deliveries.
+const TRANSACTION_EVENTS: usize = 200;
 
-/// The thread that deletes.
+/// The thread that deletes segments.
 pub(super) struct Retention {
     pub(super) directory: Directory,
     pub(super) ledger: Arc<Ledger>,
@@ -49,18 +49,18 @@ pub(super) struct Retention {
     pub(super) follower: Follower,
     pub(super) clock: fn() -> Timestamp,
     pub(super) journal_sender: JournalSender,
-    /// In which segment the journal has been told again what became of the deliveries of a kept one.
+    /// For each kept segment, the segment that has the states of its deliveries again.
     pub(super) restated_in: HashMap<u32, u32>,
 }
 
 impl Retention {
-    /// Looks now and then, until the other end of `stop` is dropped.
+    /// Makes passes until the other end of `stop` is dropped.
     pub(super) fn run(mut self, stop: &Receiver<()>) {
         super::lower_priority();
         if let Err(error) = self.ledger.check() {
             tracing::warn!("{error}");
         }
-        while stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+        while stop.recv_timeout(PASS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             self.follower.started();
             match self.pass() {
                 Ok(_) => self.follower.progressed(),
@@ -72,7 +72,7 @@ impl Retention {
         }
     }
 
-    /// Deletes what may go, and says how many segments that was.
+    /// Deletes the segments that may go, and returns their number.
     pub(super) fn pass(&mut self) -> Result<usize, StoreError> {
         let path = self.directory.path();
         let numbers = self.directory.segments();
@@ -88,7 +88,7 @@ impl Retention {
             let [number, next] = *pair else { continue };
             let is_read = through.segment() > number;
             let is_written = self.progress.end().segment() > number;
-            // Everything in a segment is older than the one after it.
+            // All of a segment is older than the next segment.
             let header = self.directory.header(next)?;
             let is_old = header.is_some_and(|next| now.duration_since(next.begun_at) >= retain);
             if is_read && is_written && is_old && self.delete(number, &kept)? {
@@ -100,9 +100,9 @@ impl Retention {
         Ok(deleted)
     }
 
-    /// Deletes segment `number`, unless it is needed; those in `kept` are older.
+    /// Deletes segment `number` unless it is needed. The segments in `kept` are older.
     fn delete(&mut self, number: u32, kept: &[u32]) -> Result<bool, StoreError> {
-        let all = of(number);
+        let all = positions_of(number);
         if self.is_needed(all)? || !self.forget(number)? || self.is_needed(all)? {
             return Ok(false);
         }
@@ -111,7 +111,7 @@ impl Retention {
                 return Ok(false);
             }
         }
-        // The ledger first: should the power fail now, the file is found and deleted later.
+        // The ledger goes first: after a crash in between, a later pass deletes the file.
         let path = self.directory.segment(number);
         fs::remove_file(&path).map_err(StoreError::writing(&path))?;
         disk::sync_dir(self.directory.path()).map_err(StoreError::writing(&path))?;
@@ -128,8 +128,8 @@ impl Retention {
         Ok(true)
     }
 
-    /// Has the journal say behind segment `deleted` what became of the deliveries of the events in `kept`.
-    /// `false` when that is not known: the ledger is made anew.
+    /// Writes the states of the deliveries of segment `kept` behind segment `deleted`. Returns
+    /// `false` if they are unknown, since the ledger is being rebuilt.
     fn restate(&mut self, kept: u32, deleted: u32) -> Result<bool, StoreError> {
         if self
             .restated_in
@@ -141,7 +141,7 @@ impl Retention {
         let restated_in = self
             .ledger
             .run_blocking("reading deliveries", move |database| {
-                let (mut records, (from, to)) = (Vec::new(), of(kept));
+                let (mut records, (from, to)) = (Vec::new(), positions_of(kept));
                 if database.watermark()?.through >= to {
                     database.inventory(from, to, |record| records.push(record))?;
                 }
@@ -154,7 +154,7 @@ impl Retention {
             .into_iter()
             .map(|record| self.journal_sender.put_durably(record))
             .collect();
-        // All before the last are on stable storage when that is.
+        // Earlier records are on stable storage when the last one is.
         let answer = answers.pop().map(oneshot::Receiver::blocking_recv);
         if !matches!(answer, Some(Ok(Ok(())))) {
             return Err(StoreError::Closed);
@@ -170,7 +170,8 @@ impl Retention {
             })
     }
 
-    /// Removes from the ledger what segment `number` holds; `false` when it is needed after all.
+    /// Deletes the content of segment `number` from the ledger. Returns `false` if the segment is
+    /// needed after all.
     fn forget(&self, number: u32) -> Result<bool, StoreError> {
         let path = self.directory.segment(number);
         let mut from = Position::new(number, 0);
@@ -196,16 +197,15 @@ impl Retention {
     }
 }
 
-/// From where to where the positions of a segment go.
-const fn of(number: u32) -> (Position, Position) {
+/// The range of positions in a segment.
+const fn positions_of(number: u32) -> (Position, Position) {
     (Position::new(number, 0), Position::new(number + 1, 0))
 }
 
-/// The next notifications, without their bodies. Damage is passed over: it was reported when it was
-/// read first.
+/// The next notifications, without their bodies. Damage is skipped: the indexer has reported it.
 fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
     let mut slice = Vec::new();
-    while slice.len() < SLICE
+    while slice.len() < TRANSACTION_EVENTS
         && let Some(step) = scan.next()?
     {
         let ScanItem::Record { position, bytes } = step else {

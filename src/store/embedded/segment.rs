@@ -2,17 +2,17 @@
 //!
 //! # Constraints
 //!
-//! Nothing is changed in place but zeros, and the personal part of a record, which may become zeros. A
-//! record is written once, at the end, and is whole or was never acknowledged. What can happen to it:
-//! the last write before a crash arrives in part and out of order; a disk returns other bytes than it was
-//! given; a file loses its end. Each of these must be noticed, must cost only the records it touches, and
-//! must never bring a wrong record back.
+//! Two things are overwritten in place: preallocated zeros, and the personal part of a record, with
+//! zeros. A record is appended once, and is whole or was never acknowledged. Three failures can
+//! occur: the last write before a crash arrives in part and out of order; a disk returns other
+//! bytes than were written; a file loses its end. Each failure must be noticed, must affect only
+//! the records it touches, and must never produce a wrong record.
 //!
 //! # Segments
 //!
-//! The journal is a directory of segments, numbered upwards from 1; a number is never used twice.
-//! Only the segment with the highest number is written to. The file of segment 7 is
-//! `0000000007.segment`. Values are written as [`codec`](super::codec) says.
+//! The journal is a directory of segments, numbered from 1. A number is never used twice. Records
+//! are appended only to the segment with the highest number. The file of segment 7 is
+//! `0000000007.segment`. [`codec`](super::codec) specifies the encoding of values.
 //!
 //! ```text
 //! header, 64 bytes
@@ -27,52 +27,52 @@
 //!   52  8  zero
 //!   60  4  CRC32C of bytes 0 to 59
 //! ```
-//!
-//! Magic, version and checksum stay at their places in every version to come. A segment of version 1
-//! differs in its records alone. Nothing is added to one: a service begins a segment of version 2 first.
+//! Magic, version and checksum have these offsets in every later version. A segment of version 1
+//! differs in its records only. No record is appended to it: a service begins a segment of version
+//! 2 first.
 //!
 //! # Records
 //!
-//! The header is followed by [records](super::record) without gaps. After the last record of the last
-//! segment there may be zeros to the end of the file, which wait to be overwritten: they are neither
-//! records nor damage. A segment loses them when the next one is begun, so that the length which that
-//! one's header gives is the end of the last record, and zeros before it are damage.
+//! [Records](super::record) follow the header without gaps. In the last segment, preallocated zeros
+//! may follow the last record, up to the end of the file. They are neither records nor damage. They
+//! are removed before the next segment begins. So the length in the next segment's header is the
+//! end of the last record, and zeros before that end are damage.
 //!
 //! # Recovery
 //!
-//! Only the last segment can have a torn end. Where there are only zeros up to the end of its file,
-//! its records end, and the next one is written there. Where else no valid record begins, the next
-//! one is searched by its marker. If there is one, the bytes between are damage: reported, skipped,
-//! never cut. If there is none, they are a torn tail: cut, with the zeros after them, and kept in a
-//! file beside the segment, without those. Records at the end whose personal part did not arrive belong to
-//! the torn tail. Records that were written but not acknowledged may
-//! survive; that is harmless, since they are authentic.
+//! Only the last segment can have a torn tail. If only zeros follow up to the end of the file, the
+//! segment ends there, and the next record is written there. Where no valid record begins
+//! otherwise, the next one is searched by its marker. If there is one, the bytes in between are
+//! damage: they are reported, skipped, and never cut. If there is none, the bytes are a torn tail:
+//! it is cut, together with zeros after it, and kept in a file beside the segment. Records at the
+//! end with an incomplete personal part belong to the torn tail. Records that were written and not
+//! acknowledged may survive, which is harmless, since they are authentic.
 //!
 //! # Not promised
 //!
-//! Nothing is encrypted yet: a segment with the number of a key is refused. Damage is found when it is
-//! read, not before. A disk that returns zeros for the last records of the last segment is noticed only
-//! if the ledger had read them.
+//! Encryption is not implemented: a segment with the number of a key is refused. Damage is found
+//! when it is read. If a disk returns zeros for the last records of the last segment, this is
+//! noticed only if the ledger had read them.
 
 use bytes::Buf;
 use jiff::Timestamp;
 
 use super::codec::{put_time, take, take_integer, take_time, take_u32};
 
-/// The version of the format that is written here, and the highest that can be read.
+/// The version of the format that this program writes, and the highest that it reads.
 pub(super) const VERSION: u32 = 2;
 
-/// Size of a segment's header, and the offset of its first record.
+/// The size of a segment's header, and the offset of its first record.
 pub(super) const HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 8] = *b"hookswch";
 
-/// A place in the journal. Later records have greater ones.
+/// A position in the journal. Later records have greater positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Position(u64);
 
 impl Position {
-    /// Behind all others.
+    /// Greater than the position of any record.
     pub(super) const LAST: Self = Self(u64::MAX);
 
     /// `offset` bytes into segment `number`. Segments are far smaller than 4 GiB.
@@ -80,7 +80,7 @@ impl Position {
         Self(((number as u64) << 32) | (offset & 0xffff_ffff))
     }
 
-    /// The number of the segment.
+    /// The segment's number.
     pub(super) const fn segment(self) -> u32 {
         (self.0 >> 32) as u32
     }
@@ -90,51 +90,50 @@ impl Position {
         self.0 & 0xffff_ffff
     }
 
-    /// The next one: nothing is between the two.
+    /// The following position: no position is between the two.
     pub(super) const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// The form in which the ledger holds it. Ordered as positions are, since segment numbers stay
-    /// below 2^31.
+    /// The position as SQL integer. The order is kept, since segment numbers stay below 2^31.
     pub(super) const fn to_sql(self) -> i64 {
         self.0.cast_signed()
     }
 
-    /// Takes the ledger's form back.
+    /// Reverses [`to_sql`](Self::to_sql).
     pub(super) const fn from_sql(value: i64) -> Self {
         Self(value.cast_unsigned())
     }
 }
 
-/// What a segment says of itself.
+/// A segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// The version of its format.
+    /// The version of the segment's format.
     pub(super) version: u32,
-    /// Its number.
+    /// The segment's number.
     pub(super) number: u32,
-    /// Number and final length, in bytes, of the segment before it.
+    /// The number and the final length, in bytes, of the segment before it.
     pub(super) previous: Option<(u32, u64)>,
-    /// Records in all the segments before it.
+    /// The number of records in all earlier segments.
     pub(super) records_before: u64,
-    /// When it was begun.
+    /// When the segment was begun.
     pub(super) begun_at: Timestamp,
 }
 
 /// Why a header could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadHeader {
-    /// Its checksum is wrong, or it is not one at all.
+    /// The checksum is wrong, or the bytes are not a header.
     Damaged,
-    /// It is of this later version.
+    /// The segment has this later version.
     TooNew(u32),
-    /// Its records are encrypted under the key of this number.
+    /// The records are encrypted under the key with this number.
     Encrypted(u32),
 }
 
 impl Header {
-    /// Its 64 bytes.
+    /// Encodes the header.
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let (previous, length) = self.previous.unwrap_or((0, 0));
         let mut out = Vec::with_capacity(HEADER_BYTES);
@@ -154,11 +153,11 @@ impl Header {
         bytes
     }
 
-    /// Reads it.
+    /// Decodes a header.
     ///
     /// # Errors
     ///
-    /// When it is damaged, of a later version, or its records are encrypted.
+    /// When the header is damaged or of a later version, or when the records are encrypted.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, BadHeader> {
         let (covered, mut checksum) = bytes.split_at(HEADER_BYTES - 4);
         if crc32c::crc32c(covered) != checksum.get_u32_le() {
