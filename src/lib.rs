@@ -54,11 +54,18 @@
 //! | partition key | the one key that brokers get: a number's id, an extension's id, account and carrier |
 //! | topic | what a newer event replaces: one kind of change of one number |
 //! | journal | the append-only log on disk; its sync is what a 200 stands for |
+//! | segment | one file of the journal |
 //! | position | a place in the journal |
-//! | ledger | the database of who has had what |
-//! | window | the open deliveries of one handler, as far as they are in memory |
-//! | follower | who works behind what is stored: the indexer, the ledger, a handler's claims |
-//! | handler | a named consumer in the TOML; its kind is a Rust type |
+//! | watermark | the position up to which a view has read the journal |
+//! | ledger | the database of events and deliveries; a view of the journal |
+//! | deduplication index | the table by which duplicates are recognized; a view of the journal |
+//! | window | the open deliveries of one handler in memory; a view of the journal |
+//! | transfer | moving all events from one store to another |
+//! | follower | a background task behind the append path, watched for progress: the indexer, the ledger, a handler's claims |
+//! | handler | a named receiver of events in the TOML; its kind is a Rust type |
+//! | subscription | the patterns of a handler, and whether it is ordered |
+//! | claim, lease | a delivery that a worker may attempt; the proof and the term of that |
+//! | settlement | the result of a claimed delivery, as the store records it |
 //! | delivery, attempt | one event for one handler; one attempt to deliver it |
 //! | park | stop retrying a delivery and keep it with its reason until a person decides (a dead letter) |
 //! | replay | deliver again on request, with a reason, marked as a replay |

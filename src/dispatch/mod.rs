@@ -1,14 +1,13 @@
-//! Floor 4b: at least once, in order per number.
+//! Floor 4b: delivers events at least once, in order per number.
 //!
-//! Each handler has a worker of its own, which claims deliveries from the store, attempts
-//! a bounded number of them at once, and settles them. Order is the store's doing: of two deliveries
-//! whose events share an ordering key, it gives out the later one when the earlier one is settled for
-//! good.
+//! Each handler has its own worker, which claims deliveries from the store, attempts a bounded
+//! number of them concurrently, and settles them. The store keeps the order: of two deliveries
+//! whose events share an ordering key, it hands out the later one when the earlier one is finished.
 //!
-//! **Invariant:** every delivery that is claimed is settled (done, skipped, due again, parked or
-//! released), or is lost together with this process, and then claimed again by the next one.
+//! **Invariant:** every claimed delivery is settled (done, skipped, due again, parked or released),
+//! or is lost with this process and claimed again by the next one.
 //!
-//! **Invariant:** one handler, slow or broken, holds up no other.
+//! **Invariant:** a slow or broken handler delays no other handler.
 
 mod retry;
 #[cfg(test)]
@@ -38,25 +37,25 @@ use crate::{
 };
 use worker::Worker;
 
-/// How long [`Dispatcher::drain`] waits past its deadline for attempts that it has just given up.
-/// Dropping one takes no time, unless it blocks its thread.
+/// How long [`Dispatcher::drain`] waits, after its deadline, for the attempts that it has
+/// abandoned. Dropping an attempt takes no time, unless the attempt blocks its thread.
 const ABANDON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delivers what the store holds to the handlers that there are at the time.
+/// Delivers the store's events to the configured handlers.
 pub struct Dispatcher {
     context: WorkerContext,
     tasks: TaskTracker,
-    /// Workers that have not been seen to end, also those that have been told to.
+    /// The workers that have not ended, including those that were told to stop.
     workers: Mutex<Vec<RunningWorker>>,
-    /// Tells every worker to stop, those that are started later too.
+    /// Stops all workers, including later ones.
     stop: CancellationToken,
-    /// Tells every worker to give up the attempts that are under way.
+    /// Makes all workers abandon their attempts.
     abandon: CancellationToken,
-    /// Cancelled when a worker has ended by a panic.
+    /// Cancelled when a worker has panicked.
     broken: CancellationToken,
 }
 
-/// What every worker needs.
+/// The context that all workers share.
 #[derive(Clone)]
 struct WorkerContext {
     store: Arc<dyn Deliveries>,
@@ -65,15 +64,15 @@ struct WorkerContext {
     clock: fn() -> Timestamp,
 }
 
-/// A worker that has been started.
+/// A started worker.
 struct RunningWorker {
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Dispatcher {
-    /// A dispatcher without handlers. Its workers are among `followers`, and are spawned on `tasks`, all of
-    /// which [`drain`](Self::drain) ends.
+    /// A dispatcher without handlers. Its workers report their progress to `followers`, and run on
+    /// `tasks`. [`drain`](Self::drain) ends them.
     pub fn new(
         store: Arc<dyn Deliveries>,
         followers: Followers,
@@ -96,19 +95,18 @@ impl Dispatcher {
         }
     }
 
-    /// Completes when a worker has panicked, which no handler can make it do: its handler would get
-    /// nothing more from this process.
+    /// Completes when a worker has panicked. Handlers cannot cause this. The worker's handler would
+    /// get no more events from this process.
     pub async fn broken(&self) {
         self.broken.cancelled().await;
     }
 
-    /// Delivers to `handlers` and to nobody else from now on. Attempts that are under way are
-    /// finished by the handlers that they were begun by; what those had claimed and not begun is
-    /// released, and claimed by their successors.
+    /// Replaces the handlers. Attempts in flight are finished by the old handlers. Claims that have
+    /// not been attempted are released, and the new handlers' workers claim them again.
     ///
     /// # Errors
     ///
-    /// When the store cannot take the new subscriptions; everything stays as it was.
+    /// When the store cannot take the new subscriptions. The old handlers stay.
     pub async fn replace(&self, handlers: Vec<ConfiguredHandler>) -> Result<(), StoreError> {
         let mut workers = self.workers.lock().await;
         let subscriptions = handlers
@@ -138,15 +136,14 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Ends all deliveries: nothing more is begun, what is under way has until `deadline`, and what
-    /// is not over then is dropped, to be delivered again by the next process. Returns whether
-    /// nothing had to be dropped.
+    /// Ends all deliveries. No attempt begins, and attempts in flight have until `deadline`. Later
+    /// ones are dropped, and the next process makes them again. Returns whether none was dropped.
     pub async fn drain(&self, deadline: Instant) -> bool {
         self.stop.cancel();
         let mut workers = self.workers.lock().await;
         let mut late = Vec::new();
         for mut worker in workers.drain(..) {
-            // An `Err` of the task itself leaves nothing to be waited for either.
+            // A failed task has ended too.
             if timeout_at(deadline, &mut worker.task).await.is_err() {
                 late.push(worker.task);
             }
@@ -155,7 +152,7 @@ impl Dispatcher {
         self.abandon.cancel();
         let deadline = Instant::now() + ABANDON_TIMEOUT;
         for task in late {
-            // What blocks its thread even now ends with the process.
+            // A task that blocks its thread ends with the process.
             timeout_at(deadline, task).await.ok();
         }
         in_time
@@ -168,19 +165,19 @@ impl std::fmt::Debug for Dispatcher {
     }
 }
 
-/// A handler with what the TOML says of it.
+/// A handler with its settings.
 #[derive(Debug)]
 pub struct ConfiguredHandler {
-    /// Its name in the TOML.
+    /// The handler's name in the TOML.
     pub name: HandlerName,
-    /// Its settings.
+    /// The settings that all kinds have.
     pub settings: Settings,
-    /// Its implementation.
+    /// The handler itself.
     pub implementation: AnyHandler,
 }
 
 impl ConfiguredHandler {
-    /// What it asks of the store.
+    /// The handler's subscription.
     pub fn subscription(&self) -> Subscription {
         Subscription {
             handler: self.name.clone(),
@@ -190,42 +187,42 @@ impl ConfiguredHandler {
     }
 }
 
-/// What the TOML says of a handler besides its kind and what only its kind knows.
+/// The settings that all kinds of handlers have.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Which events it gets.
+    /// The events that the handler gets.
     pub events: Vec<Pattern>,
-    /// Whether events that share an ordering key reach it one at a time and in order.
+    /// Whether events that share an ordering key reach the handler one at a time and in order.
     #[serde(default)]
     pub order: Order,
-    /// How many deliveries may be under way at once.
+    /// The most concurrent attempts.
     #[serde(default = "default_concurrency")]
     pub concurrency: NonZeroUsize,
-    /// How long one attempt may take: up to a day, since a delivery that is under way is no longer
-    /// seen as one that waits.
+    /// The limit of one attempt: up to a day. Monitoring does not see a delivery in flight as one
+    /// that waits.
     #[serde(default = "default_timeout", deserialize_with = "timeout_up_to_a_day")]
     pub timeout: Duration,
-    /// What happens after a failed attempt.
+    /// What follows a failed attempt.
     #[serde(default)]
     pub retry: Retry,
 }
 
 impl Settings {
-    /// The keys that are read here: the others are the kind's.
+    /// The keys of these settings. All other keys belong to the kind.
     pub const KEYS: &'static [&'static str] =
         &["events", "order", "concurrency", "timeout", "retry"];
 }
 
-/// In which order events reach a handler.
+/// The order of a handler's events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Those that share an ordering key one at a time, as they were stored; a delivery that is retried
-    /// holds up those that share a key with it, a parked one does not.
+    /// Events that share an ordering key are delivered one at a time, as they were stored. A
+    /// delivery that is retried delays later ones with a shared key; a parked one does not.
     #[default]
     Key,
-    /// Any.
+    /// Any order.
     None,
 }
 
@@ -241,7 +238,7 @@ fn timeout_up_to_a_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     let time = quantity::duration::deserialize(deserializer)?;
     if time.is_zero() || time > Duration::from_secs(24 * 3600) {
         return Err(de::Error::custom(
-            "a timeout is more than nothing and at most a day, such as \"10s\"",
+            "a timeout must be more than 0 and at most a day, such as \"10s\"",
         ));
     }
     Ok(time)

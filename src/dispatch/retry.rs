@@ -1,5 +1,5 @@
-//! When a failed delivery is tried again, and when it is parked. Pure: the time and the chance are
-//! passed in.
+//! When a failed delivery is attempted again, and when it is parked. Pure: time and randomness are
+//! arguments.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -8,27 +8,27 @@ use serde::Deserialize;
 
 use crate::quantity;
 
-/// When a failed delivery is tried again, and when it is parked.
+/// When a failed delivery is attempted again, and when it is parked.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// The number of attempts after which a delivery is parked.
+    /// The most attempts before a delivery is parked.
     pub attempts: NonZeroU32,
-    /// The pause after the first failure; each further one is twice as long, less a random part of
-    /// up to half.
+    /// The pause after the first failure. Each further pause is twice as long, less a random part
+    /// of up to half.
     #[serde(with = "quantity::duration")]
     pub first: Duration,
-    /// The longest pause, also where the receiver asks for a longer one.
+    /// The longest pause, even if the receiver asks for a longer one.
     #[serde(with = "quantity::duration")]
     pub ceiling: Duration,
-    /// The age at which a delivery is parked whatever its attempts. It is tried once more when it
-    /// reaches that age.
+    /// The age at which a delivery is parked, whatever the number of attempts. A last attempt is
+    /// made at that age.
     #[serde(with = "quantity::duration")]
     pub age: Duration,
 }
 
 impl Default for Retry {
-    /// Two to four hours of attempts: about three, as chance has it.
+    /// Attempts over two to four hours, three on average.
     fn default() -> Self {
         Self {
             attempts: NonZeroU32::new(16).unwrap_or(NonZeroU32::MIN),
@@ -39,32 +39,32 @@ impl Default for Retry {
     }
 }
 
-/// An attempt that failed in a way that may pass.
+/// A failed attempt whose cause may pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failure {
-    /// Which try it was, from 1.
+    /// The number of the attempt, from 1.
     pub(super) attempt: u32,
-    /// When the delivery became due for the first time.
+    /// When the delivery first became due.
     pub(super) since: Timestamp,
     /// When the attempt ended.
     pub(super) now: Timestamp,
-    /// The pause that the receiver asked for, if it did.
+    /// The pause that the receiver asked for.
     pub(super) after: Option<Duration>,
     /// A random number from 0 to 1.
     pub(super) jitter: f64,
 }
 
-/// What follows a failure.
+/// What follows a failed attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Next {
     /// Another attempt at this time.
     At(Timestamp),
-    /// None: this limit has been reached.
+    /// No attempt, since this limit is reached.
     Never(String),
 }
 
 impl Retry {
-    /// What follows `failure`.
+    /// Decides what follows `failure`.
     pub(super) fn next(&self, failure: Failure) -> Next {
         let attempts = self.attempts.get();
         if failure.attempt >= attempts {
@@ -81,8 +81,8 @@ impl Retry {
         Next::At(later(failure.now, pause).min(old_at))
     }
 
-    /// The pause after attempt number `attempt`: between half and all of its full length, so that
-    /// deliveries that failed together do not come back together.
+    /// The pause after attempt number `attempt`: between half and all of the full pause, so that
+    /// deliveries that failed together are not attempted together.
     fn pause(&self, attempt: u32, jitter: f64) -> Duration {
         let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
         let full = self.first.saturating_mul(doubled).min(self.ceiling);
@@ -92,7 +92,7 @@ impl Retry {
     }
 }
 
-/// `pause` after `time`; the end of time where that is too far away to be written.
+/// `pause` after `time`, or the latest representable time.
 fn later(time: Timestamp, pause: Duration) -> Timestamp {
     let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
     time.checked_add(pause).unwrap_or(Timestamp::MAX)

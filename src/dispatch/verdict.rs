@@ -1,4 +1,4 @@
-//! What an attempt comes to, and who hears of it.
+//! Turns the outcome of an attempt into a verdict, and reports it.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::{
     telemetry::{ByHandler, ByOutcome, Metrics, label_enum},
 };
 
-/// How much of a reason is stored, in characters: reasons are for people to read.
+/// The longest stored reason, in characters. Reasons are for people to read.
 const LONGEST_REASON: usize = 1000;
 
 label_enum! {
-    /// How attempts end, as metrics and logs say it.
+    /// How attempts end, as the label of metrics and logs.
     pub(super) enum End {
         Done = "done",
         Skipped = "skipped",
@@ -31,10 +31,11 @@ label_enum! {
     }
 }
 
-/// What the outcome of an attempt comes to, and how it is counted. An attempt that makes its delivery
-/// parked is counted as that, whatever it failed of.
+/// The verdict on an attempt, and the label it is counted under. An attempt whose delivery is
+/// parked counts as parked, whatever the error.
 ///
-/// `None` is an attempt that took too long; `jitter` is a random number from 0 to 1.
+/// An `outcome` of `None` stands for an attempt that took too long. `jitter` is a random number
+/// from 0 to 1.
 pub(super) fn judge(
     settings: &Settings,
     claim: &Claim,
@@ -84,10 +85,10 @@ pub(super) fn judge(
     }
 }
 
-/// Tells of the attempts of one handler, with its metrics, which are looked up once.
+/// Reports the attempts of one handler. It looks up the handler's metrics once.
 pub(super) struct Reporter {
     handler: HandlerName,
-    /// For each [`End`].
+    /// One counter for each [`End`].
     deliveries: [Counter; End::ALL.len()],
     delivery_seconds: Histogram,
 }
@@ -109,7 +110,7 @@ impl Reporter {
         }
     }
 
-    /// Counts an attempt, and logs it at the level of what an operator has to do about it.
+    /// Counts an attempt, and logs it at a level that fits what an operator has to do.
     pub(super) fn report(&self, claim: &Claim, verdict: &Verdict, end: End, took: Duration) {
         #[expect(clippy::indexing_slicing, reason = "there is a counter for each end")]
         self.deliveries[end as usize].inc();

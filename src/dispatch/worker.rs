@@ -1,8 +1,8 @@
-//! One handler's worker: claims, attempts, settles.
+//! The worker of one handler: claims, attempts and settles deliveries.
 //!
-//! The store is asked for more, and told what has ended, while attempts are under way: neither waits
-//! for the other. Of each kind one question at a time is put to it, and what comes up meanwhile goes
-//! into the next one.
+//! Claims and settlements are made concurrently with attempts, so that neither waits for the other.
+//! One claim and one settlement are in flight at a time. What comes up meanwhile goes into the next
+//! one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,63 +31,61 @@ use crate::{
     store::{BoxFuture, Claim, Claims, Follower, Settlement, StoreError, Verdict},
 };
 
-/// How often the store is asked for deliveries though nothing says that there are any, and how long
-/// it is left alone after it has failed.
+/// The interval of claims without a wake-up, and the pause after an error of the store.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The shortest pause between two questions that come to nothing, should a store name a time in the
-/// past for something that it does not hand out.
+/// The least pause after a claim without deliveries, in case a store gives a due time in the past.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// One handler's worker. All that it knows is in the store as well, but for what it has claimed.
+/// The worker of one handler. Everything that it knows is in the store too, except its claims.
 pub(super) struct Worker {
     handler: Arc<ConfiguredHandler>,
     context: WorkerContext,
     reporter: Reporter,
     stop: CancellationToken,
     abandon: CancellationToken,
-    /// Claimed and not begun, oldest first: so that no attempt waits for the store.
+    /// Claims that have not been attempted, oldest first, so that no attempt waits for the store.
     waiting: VecDeque<Claim>,
-    /// What is under way. Each attempt is a task of its own, so that one that blocks its thread
-    /// holds up neither this worker nor the others.
+    /// The attempts in flight. Each one is a task, so that an attempt that blocks its thread delays
+    /// neither this worker nor others.
     attempts: JoinSet<Ended>,
-    /// What each task of `attempts` is about.
+    /// The claim of each attempt.
     begun: HashMap<task::Id, Begun>,
-    /// What has ended, and the store has not been told.
+    /// Settlements that have not been sent to the store.
     unsettled: Vec<Settlement>,
-    /// What the store has been told, and has not taken in yet.
+    /// Settlements that were sent, and are not confirmed.
     settling: Arc<[Settlement]>,
     settle_call: PendingCall<Result<Vec<Claim>, StoreError>>,
-    /// How many deliveries the store is being asked for.
+    /// The claim in flight, with the number of requested deliveries.
     claim_call: PendingCall<(usize, Result<Claims, StoreError>)>,
-    /// The store did not take what it was told the last time.
+    /// Whether the last settlement failed.
     has_settle_failed: bool,
-    /// When the store is asked again though nothing says that there is anything.
+    /// When to claim without a wake-up.
     next_poll: Instant,
-    /// Who sees whether the store answers what it is asked, and takes what it is told.
+    /// Reports whether claims and settlements make progress.
     claims: Follower,
     settlements: Follower,
-    /// Until when the store is left alone, after it has failed.
+    /// The end of the pause after an error of the store.
     backoff_until: Option<Instant>,
-    /// Where chance comes from. Nobody gains anything by guessing it.
+    /// The source of random numbers. They need not be unpredictable.
     jitter_source: RandomState,
 }
 
-/// A claim that is being attempted.
+/// A claim whose attempt is in flight.
 struct Begun {
     claim: Claim,
     at: Timestamp,
 }
 
-/// How an attempt ended.
+/// The end of an attempt.
 struct Ended {
-    /// `None` when it took too long.
+    /// `None` if the attempt took too long.
     outcome: Option<Outcome>,
     at: Timestamp,
     took: Duration,
 }
 
-/// Something that the store may be working on.
+/// A call of the store that may be in flight.
 struct PendingCall<T>(Option<BoxFuture<'static, T>>);
 
 impl<T> PendingCall<T> {
@@ -99,7 +97,7 @@ impl<T> PendingCall<T> {
         self.0 = Some(Box::pin(question));
     }
 
-    /// The answer, if there is a question. It may be waited for anew after this was dropped.
+    /// The result of the call, if there is one. The future can be dropped and created again.
     async fn result(&mut self) -> T {
         let Some(question) = &mut self.0 else {
             return pending().await;
@@ -145,7 +143,7 @@ impl Worker {
         }
     }
 
-    /// Works until it is told to stop, and then until everything that it claimed is settled.
+    /// Works until it is stopped, and then until all claims are settled.
     pub(super) async fn run(mut self) {
         let mut work = self.context.store.work();
         while !self.stop.is_cancelled() {
@@ -166,7 +164,7 @@ impl Worker {
         self.finish().await;
     }
 
-    /// Releases what was not begun, and waits for what was.
+    /// Releases claims that have not been attempted, and waits for attempts in flight.
     async fn finish(mut self) {
         loop {
             self.release_waiting();
@@ -196,7 +194,7 @@ impl Worker {
         }
     }
 
-    /// Has the store take a claim back that was not attempted.
+    /// Releases a claim that has not been attempted.
     fn release(&mut self, claim: &Claim) {
         let now = (self.context.clock)();
         let released = self.settlement(claim, Verdict::Released, now, now);
@@ -207,21 +205,22 @@ impl Worker {
         self.handler.settings.concurrency.get()
     }
 
-    /// How many deliveries may wait to be begun.
+    /// The most claims that wait for their attempt.
     fn ahead(&self) -> usize {
         self.concurrency().div_ceil(2)
     }
 
-    /// How many more deliveries may be in hand: those under way, and a few more to go on with. What
-    /// has ended is in hand as well until that is on record: it comes again if this process dies.
+    /// How many more deliveries to claim: enough for the concurrency, and some in advance. Ended
+    /// deliveries count until their settlements are confirmed, since they are made again if this
+    /// process dies.
     fn room(&self) -> usize {
         let ended = self.settling.len() + self.unsettled.len();
         let held = self.waiting.len() + self.attempts.len() + ended;
         (self.concurrency() + self.ahead()).saturating_sub(held)
     }
 
-    /// Whether it is worth asking for more: not for each one that ends, but once half of what was
-    /// claimed ahead has been begun; and not while the store takes none back.
+    /// Whether to claim more: when half of the advance claims have been attempted, and not while
+    /// settlements fail.
     fn has_room(&self) -> bool {
         !self.is_backing_off()
             && !self.has_settle_failed
@@ -235,7 +234,7 @@ impl Worker {
             .is_some_and(|until| Instant::now() < until)
     }
 
-    /// Notes that the store failed, and leaves it alone for a while. `is_first` says whether that is new.
+    /// Pauses after an error of the store, and logs it if `is_first`.
     fn back_off(&mut self, what: &str, error: &StoreError, is_first: bool) {
         if is_first {
             tracing::error!(
@@ -248,7 +247,7 @@ impl Worker {
         self.backoff_until = Some(Instant::now() + POLL_INTERVAL);
     }
 
-    /// Begins to tell the store what has ended since the last time, in one batch, if anything has.
+    /// Sends the settlements that have come up to the store, in one batch.
     fn start_settle(&mut self) {
         if self.settle_call.is_pending() || self.is_backing_off() {
             return;
@@ -271,7 +270,7 @@ impl Worker {
                 self.settlements.progressed();
                 self.settling = Arc::default();
                 self.has_settle_failed = false;
-                // What goes on comes before what would begin.
+                // Deliveries that continue a run come before others.
                 for claim in next.into_iter().rev() {
                     self.waiting.push_front(claim);
                 }
@@ -284,9 +283,8 @@ impl Worker {
         }
     }
 
-    /// Begins to ask the store for as much as there is room for, if there is any, and if there may be
-    /// something. Where nothing is in hand, what has ended is told first: what comes next may be
-    /// waiting for it.
+    /// Claims as many deliveries as there is room for, if there may be some. If the worker is idle,
+    /// it first waits for the settlements in flight: the next deliveries may depend on them.
     fn start_claim(&mut self, work: &mut watch::Receiver<u64>) {
         let is_idle = self.waiting.is_empty() && self.attempts.is_empty();
         if !self.has_room()
@@ -296,7 +294,7 @@ impl Worker {
             return;
         }
         self.claims.started();
-        // Before the claim: what arrives during it must wake us again.
+        // Events that arrive during the claim must wake the worker again.
         work.borrow_and_update();
         let (store, handler) = (self.context.store.clone(), self.handler.name.clone());
         let (room, now) = (self.room(), (self.context.clock)());
@@ -329,7 +327,7 @@ impl Worker {
         Duration::try_from(pause).unwrap_or_default()
     }
 
-    /// Until when to wait where nothing happens.
+    /// When to wake up if nothing happens.
     fn pause_ends(&self) -> Instant {
         let now = Instant::now();
         match self.backoff_until {
@@ -339,13 +337,13 @@ impl Worker {
         }
     }
 
-    /// Begins as many attempts as may be under way at once.
+    /// Begins attempts, up to the concurrency.
     fn start_attempts(&mut self) {
         while self.attempts.len() < self.concurrency() {
             let Some(claim) = self.waiting.pop_front() else {
                 return;
             };
-            // This process may have stood still for so long that somebody else has it by now.
+            // If this process was suspended for long, the lease may have expired.
             if !self.context.store.holds(claim.lease) {
                 self.release(&claim);
                 continue;
@@ -370,7 +368,7 @@ impl Worker {
         }
     }
 
-    /// Takes in an attempt that has ended, and with it all others that have, for one batch.
+    /// Handles an ended attempt and all others that have ended, in one batch.
     fn end_all(&mut self, joined: Result<(task::Id, Ended), JoinError>) {
         self.end(joined);
         while let Some(joined) = self.attempts.try_join_next_with_id() {
@@ -381,7 +379,8 @@ impl Worker {
     fn end(&mut self, joined: Result<(task::Id, Ended), JoinError>) {
         let (id, ended) = match joined {
             Ok((id, ended)) => (id, ended),
-            // The handler's panics are caught below us; this is one while its future was dropped.
+            // A panic of the handler is caught elsewhere. This one occurred while its future was
+            // dropped.
             Err(error) => (error.id(), Ended::in_a_panic((self.context.clock)())),
         };
         let Some(Begun { claim, at }) = self.begun.remove(&id) else {
@@ -398,7 +397,7 @@ impl Worker {
     /// A random number from 0 to 1.
     fn jitter(&self, claim: &Claim) -> f64 {
         let hash = self.jitter_source.hash_one((claim.lease, claim.attempt));
-        // Half of the bits are as many as a float of this size tells apart in good conscience.
+        // A `u32` has enough bits for a jitter.
         f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
     }
 
@@ -430,7 +429,7 @@ impl Ended {
     }
 }
 
-/// One attempt. Its future is dropped at the deadline, before the time of its end is taken.
+/// Makes one attempt. At the deadline its future is dropped, before the end is timed.
 async fn attempt(
     handler: Arc<ConfiguredHandler>,
     notification: Arc<Notification>,

@@ -195,7 +195,7 @@ fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>, before: &BTr
     for line in [
         "ends before",
         "set aside",
-        "of another moment than the journal; it",
+        "does not match the journal, and is rebuilt",
     ] {
         assert!(log.matches(line).count() <= 1, "{what}: {log}");
     }

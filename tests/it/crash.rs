@@ -329,10 +329,12 @@ fn only_new_ones_come(home: &Home, service: &Service, count: u64) {
     archive_holds(home, &(count..2 * count).collect());
     assert_eq!(home.archived().len() - before, count as usize);
     let log = service.log();
-    let lines = log.lines().filter(|line| line.contains("table of copies"));
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("deduplication index"));
     let lines: Vec<_> = lines.collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains("is made anew"), "{lines:?}");
+    assert!(lines[0].contains("is rebuilt"), "{lines:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! By what copies of events are known: a hash table in a file.
+//! The deduplication index: a hash table in a file, from dedupe keys to events.
 //!
-//! Each event is looked up and added at a few places that are random by nature. A database page
-//! would be read, logged and written for each of them; here it is 16 bytes in the system's cache.
+//! Each event is looked up and added at a few random places. A database would read, log and write a
+//! page for each of them. This table needs 16 bytes in the system's cache.
 //!
 //! # Format, version 2
 //!
@@ -12,7 +12,7 @@
 //!    0  8  magic: the letters "hookseen"
 //!    8  4  version of the format: 2
 //!   12  4  n: there are 2^n slots, and [`OVERFLOW`] more, up to the end of the file
-//!   16  8  mark: the position of an event up to which, with it, all are in the table; 0 for none
+//!   16  8  watermark: the table has all events up to and with this position; 0 for none
 //!   24  4  check: CRC32C of bytes 0 to 23
 //!   28  .  not used
 //! slots, 16 bytes each
@@ -22,49 +22,49 @@
 //!          in a free slot only ones
 //! ```
 //!
-//! The upper n bits of a hash are the number of its slot, and where that is taken, the next free
-//! one is its own. Slots are never freed one by one: an entry whose event has been deleted is
-//! dropped when the table is renewed, which it is once some slot is too far from where it should be.
+//! The upper n bits of a hash are the number of its slot. If that slot is taken, the next free one
+//! is used. Slots are never freed individually: an entry of a deleted event is dropped when the
+//! table is rebuilt, which happens when an entry is too far from its slot.
 //!
-//! Magic and version stay at their places in every version to come. A table of any other version is made
-//! anew, and none is converted.
+//! Magic and version have these offsets in every later version. A table of another version is
+//! rebuilt, not converted.
 //!
 //! # Constraints
 //!
-//! A hash that is found is a hint: whoever asks reads the event in the journal and compares. So
-//! neither a hash that two keys share nor a slot that was lost with the power can make an event
-//! disappear. What was lost is learnt again from the journal, from the mark on.
+//! A matching hash is a hint: the caller reads the event in the journal and compares its keys. So
+//! neither two keys with one hash nor a slot that a loss of power has lost can make an event
+//! disappear. Lost entries are restored from the journal, from the watermark on.
 //!
-//! The mark is in the table itself, so that it is right in whatever copy of the file there is. It is
-//! written after a sync of all that it speaks for. A table gets its name when all of it is on stable
-//! storage.
+//! The watermark is in the table itself, so that it fits in every copy of the file. It is written
+//! after a sync of all entries that it covers. A new table gets its name when all of it is on
+//! stable storage.
 //!
-//! 36 bits of hash are enough to tell the slot in a table of any size, and let one lookup in 64 read one
-//! event in vain where there are a billion entries. 60 bits of position are enough for 2^28 segments,
-//! which are 256 TiB where a segment has 1 MiB; behind these the table refuses to learn.
+//! 36 bits of hash suffice to find the slot in a table of any size. With a billion entries, one
+//! lookup in 64 reads an event in vain. 60 bits of position suffice for 2^28 segments, which are
+//! 256 TiB of segments of 1 MiB. The table refuses positions beyond.
 //!
 //! # Damage
 //!
-//! A slot with other bytes than it was given fails its check: noise all but once in 2^32 slots, zeros always,
-//! since a free slot is not zero, and so does a block of slots that belongs elsewhere. A slot lies
-//! within one sector, so that neither a crash nor the loss of power leaves half of one. What cannot be read
-//! is damage too, and so is a file that has lost its end.
+//! A damaged slot fails its check: random bytes in all but one of 2^32 cases, zeros always, since a
+//! free slot is not zero, and a block of slots of another place always. A slot lies within one
+//! sector, so that neither a crash nor a loss of power can leave half of one. A read error and a
+//! file of the wrong length are damage too.
 //!
-//! Damage is noticed when it is come upon, not before: while a key is looked up, while the table is renewed,
-//! or in the header when the table is opened. The lookup of a key that was added goes over each slot from the
-//! hash's own to the entry's, so no copy gets past damage. The table is then
-//! [made anew](super::deduplicator).
+//! Damage is noticed when it is read: by the lookup of a key, when the table is rebuilt, or in the
+//! header when the table is opened. The lookup of an existing key reads each slot from the hash's
+//! own slot to the entry's, so no duplicate gets past damage. The table is then
+//! [rebuilt](super::deduplicator).
 //!
-//! Not noticed is a block that is back in an older state of its own: its checks are right. What was added
-//! there since is forgotten, and copies of these events are taken for new. The next start learns again what is
-//! behind the mark, which is what the loss of power takes; what is forgotten from before the mark stays
-//! forgotten until the table is made anew.
+//! Damage is not noticed if a block returns to an earlier state of its own, since its checks are
+//! right. Entries that were added since are lost, and duplicates of their events are delivered. The
+//! next start restores what is behind the watermark, which covers a loss of power. What is lost
+//! before the watermark stays lost until the table is rebuilt.
 //!
 //! # Costs
 //!
-//! For each key one read of [`WINDOW`] slots, mostly, and for a new key one write of its slot; a check
-//! for each slot up to the first free one, some nanoseconds each. To make or renew a table is to write and
-//! sync all of it: 1 MiB at first.
+//! A lookup mostly takes one read of [`WINDOW`] slots, and a new key one write of its slot.
+//! Checking a slot takes some nanoseconds. To create or rebuild a table is to write and sync all of
+//! it: 1 MiB at first.
 
 use std::{
     fmt::Display,
@@ -87,47 +87,48 @@ const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 4096;
 const SLOT_BYTES: u64 = 16;
 
-/// What is used of the header.
+/// The used bytes of the header.
 const USED_BYTES: usize = 28;
 
-/// The bits of a slot's content: its check, and then what that is of.
+/// The bits of a slot: its check, the position, the hash.
 const CHECK_BITS: u32 = 32;
 const POSITION_BITS: u32 = 60;
 const HASH_BITS: u32 = 36;
 
-/// What a free slot holds. No position is all ones, since segments are far smaller than 4 GiB.
+/// The content of a free slot. No position has only ones, since segments are far smaller than 4
+/// GiB.
 const FREE: u128 = (1 << (POSITION_BITS + HASH_BITS)) - 1;
 
-/// Segments with lower numbers have positions of so many bits.
+/// The number of segments whose positions fit into the bits.
 const SEGMENTS: u32 = 1 << (POSITION_BITS - u32::BITS);
 
-/// Slots behind the last one that a hash can be the number of.
+/// The number of slots after the last one that a hash can point to.
 const OVERFLOW: u64 = 4096;
 
 /// The size of a new table: 2^16 slots, 1 MiB, for some 20,000 events.
 const FIRST_BITS: u32 = 16;
 
-/// The sizes that a table can have, as powers of two.
+/// The possible sizes of a table, as powers of two.
 const SIZES: RangeInclusive<u32> = FIRST_BITS..=HASH_BITS;
 
-/// How far from its own slot an entry may be before the table is crowded. With hashes that are
-/// spread evenly it is so when it is about three quarters full.
+/// The distance from an entry to its slot at which the table is crowded. With evenly distributed
+/// hashes, the table is about three quarters full then.
 const FARTHEST: u64 = 128;
 
-/// How much is read or written at once when the table is made or renewed.
+/// The buffer for creating or rebuilding the table, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// How many slots are read at once: mostly enough to come upon a free one.
+/// The number of slots in one read: mostly enough to find a free one.
 const WINDOW: usize = 16;
 
-/// The table.
+/// The deduplication index.
 #[derive(Debug)]
 pub(super) struct DedupIndex {
     file: File,
     path: PathBuf,
-    /// The number of slots that hashes can be the number of, as a power of two.
+    /// The number of slots that hashes can point to, as a power of two.
     bits: u32,
-    /// Up to which event all are in the table, as its header says.
+    /// The watermark in the header.
     watermark: Position,
 }
 
@@ -137,36 +138,36 @@ pub(super) type Slot = u64;
 /// Why a table cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum IndexError {
-    /// It is not what was written, or of another version: only a new one helps. The message goes on from
-    /// "since".
+    /// The table is damaged or of another version, and must be rebuilt. The text continues a
+    /// sentence after "since".
     #[error("{0}")]
     Damaged(String),
-    /// The system refused something else.
+    /// Another error of the system.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 impl IndexError {
     fn unread(error: impl Display) -> Self {
-        Self::Damaged(format!("it is not readable ({error})"))
+        Self::Damaged(format!("it cannot be read ({error})"))
     }
 }
 
-/// What [`DedupIndex::find`] came upon.
+/// The result of [`DedupIndex::find`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// An entry that was accepted.
+    /// The position of an accepted entry.
     Known(Position),
-    /// Where there is none such, the slot that is free for one.
+    /// No entry was accepted. The key can be added in this slot.
     Free(Slot),
 }
 
 impl DedupIndex {
-    /// Opens the table at `path`; `None` where there is none.
+    /// Opens the table at `path`; `None` if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it is damaged, of another version, or cannot be opened.
+    /// When the table is damaged or of another version, or cannot be opened.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, IndexError> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -190,12 +191,12 @@ impl DedupIndex {
         Ok(Some(index))
     }
 
-    /// Makes an empty table at `path`, in place of any that is there.
+    /// Creates an empty table at `path`, and replaces any other.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         Builder::begin(path, FIRST_BITS, Position::default())?.finish()
     }
 
-    /// Looks for an entry of `key` that `accept` takes for one.
+    /// Searches an entry of `key` that `accept` confirms.
     pub(super) fn find(
         &self,
         key: &DedupeKey,
@@ -208,7 +209,7 @@ impl DedupIndex {
             let left = self.slots().saturating_sub(slot).min(WINDOW as u64);
             let bytes = window.split_at_mut((left * SLOT_BYTES) as usize).0;
             if bytes.is_empty() {
-                return Err(io::Error::other("the table of copies is full").into());
+                return Err(io::Error::other("the deduplication index is full").into());
             }
             let read = self.file.read_exact_at(bytes, offset(slot));
             read.map_err(IndexError::unread)?;
@@ -224,12 +225,11 @@ impl DedupIndex {
         }
     }
 
-    /// Adds an entry for `key` in the slot that is free for it, and says whether the table has become
-    /// crowded.
+    /// Adds an entry for `key` in its free slot. Returns whether the table has become crowded.
     pub(super) fn add(&self, key: &DedupeKey, slot: Slot, position: Position) -> io::Result<bool> {
         if position.segment() >= SEGMENTS {
             return Err(io::Error::other(
-                "the table of copies has no room for so many segments",
+                "the deduplication index cannot refer to segments of such high numbers",
             ));
         }
         let hash = hash(key);
@@ -239,16 +239,15 @@ impl DedupIndex {
         Ok(slot - home(hash, self.bits) >= FARTHEST)
     }
 
-    /// Puts all that was added on stable storage, and then says so in the table: `watermark` is the last
-    /// event that it holds for.
+    /// Syncs all entries, and then writes the watermark: the position of the last event that is in
+    /// the table.
     pub(super) fn sync(&mut self, watermark: Position) -> io::Result<()> {
         self.file.sync_data()?;
         self.watermark = watermark;
         self.file.write_all_at(&header(self.bits, watermark), 0)
     }
 
-    /// What the table says of itself: up to which event all are in it. It is believed only once that
-    /// event has been looked at.
+    /// The watermark in the header. The caller must verify it by reading the event there.
     pub(super) const fn watermark(&self) -> Position {
         self.watermark
     }
@@ -257,8 +256,8 @@ impl DedupIndex {
         (1 << self.bits) + OVERFLOW
     }
 
-    /// Moves to a table that has room, without what is before `oldest`. Entries are in the order of
-    /// their hashes in both, all but, so that both are gone through from end to end.
+    /// Moves the entries from `oldest` on to a new table with enough slots. Entries are ordered by
+    /// hash in both tables, except within runs, so that both are processed sequentially.
     pub(super) fn rebuild(&mut self, oldest: Position) -> Result<(), IndexError> {
         let mut live = 0;
         self.each_run(oldest, |run| {
@@ -271,7 +270,7 @@ impl DedupIndex {
         Ok(())
     }
 
-    /// Goes through the entries from `oldest` on, by the runs in which they stand together.
+    /// Passes the entries from `oldest` on to `take`, by runs of occupied slots.
     fn each_run(
         &self,
         oldest: Position,
@@ -296,7 +295,7 @@ impl DedupIndex {
     }
 }
 
-/// What is in a slot that is taken.
+/// The content of an occupied slot.
 #[derive(Clone, Copy)]
 struct Entry {
     hash: u64,
@@ -304,11 +303,11 @@ struct Entry {
 }
 
 impl Entry {
-    /// What slot number `slot` has; `None` if it is free.
+    /// Decodes slot number `slot`; `None` if it is free.
     fn read(bytes: &[u8], slot: Slot) -> Result<Option<Self>, IndexError> {
         let bytes = bytes.first_chunk().copied().unwrap_or_default();
         let content = u128::from_le_bytes(bytes) >> CHECK_BITS;
-        // In one slot of 2^32 zeros would be their own check.
+        // In one of 2^32 slots zeros would pass the check.
         if content == 0 || bytes != sealed(content, slot) {
             return Err(IndexError::Damaged(format!("slot {slot} fails its check")));
         }
@@ -326,13 +325,13 @@ impl Entry {
     }
 }
 
-/// What slot number `slot` is with `content`, and with its check.
+/// Encodes `content` with the check of slot number `slot`.
 fn sealed(content: u128, slot: Slot) -> [u8; SLOT_BYTES as usize] {
     let with = |lower: u32| (content << CHECK_BITS | u128::from(lower)).to_le_bytes();
     with(crc32c::crc32c(&with(slot as u32)))
 }
 
-/// The header of a table of 2^`bits` slots, as far as it is used.
+/// The used part of the header of a table of 2^`bits` slots.
 fn header(bits: u32, watermark: Position) -> Vec<u8> {
     let mut header = Vec::with_capacity(USED_BYTES);
     header.extend(MAGIC);
@@ -344,7 +343,7 @@ fn header(bits: u32, watermark: Position) -> Vec<u8> {
     header
 }
 
-/// The size that a header tells, as a power of two, and the mark.
+/// Decodes a header: the size as a power of two, and the watermark.
 fn read_header(bytes: &[u8; USED_BYTES]) -> Result<(u32, Position), IndexError> {
     let problem = match fields(bytes) {
         Some((VERSION, bits, watermark))
@@ -358,7 +357,7 @@ fn read_header(bytes: &[u8; USED_BYTES]) -> Result<(u32, Position), IndexError> 
     Err(IndexError::Damaged(problem))
 }
 
-/// Version, size and mark, where a header begins as one.
+/// Version, size and watermark, if the bytes begin as a header.
 fn fields(mut bytes: &[u8]) -> Option<(u32, u32, Position)> {
     let bytes = &mut bytes;
     let is_ours = take(bytes, MAGIC.len())? == MAGIC;
@@ -367,18 +366,18 @@ fn fields(mut bytes: &[u8]) -> Option<(u32, u32, Position)> {
     is_ours.then_some((version, bits, watermark))
 }
 
-/// Writes a table from its first slot to its last, beside the one that it takes the place of.
+/// Writes a new table sequentially, beside the one that it replaces.
 struct Builder {
     file: BufWriter<File>,
     path: PathBuf,
     bits: u32,
     watermark: Position,
-    /// The next slot to be written.
+    /// The number of the next slot.
     next: Slot,
 }
 
 impl Builder {
-    /// Begins the table that is to be at `path`.
+    /// Begins a table for `path`.
     fn begin(path: &Path, bits: u32, watermark: Position) -> io::Result<Self> {
         let file = disk::create_file(&beside(path))?;
         file.write_all_at(&header(bits, watermark), 0)?;
@@ -393,7 +392,7 @@ impl Builder {
         })
     }
 
-    /// Adds entries that stood together. Only within such a run are they out of order.
+    /// Adds a run of entries. Only within a run are entries out of order.
     fn add(&mut self, run: &mut [Entry]) -> io::Result<()> {
         run.sort_unstable_by_key(|entry| entry.hash);
         for entry in run {
@@ -416,11 +415,11 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts the table on stable storage, and then at its place.
+    /// Syncs the table, and moves it to its path.
     fn finish(mut self) -> io::Result<DedupIndex> {
         let slots = (1 << self.bits) + OVERFLOW;
         if self.next > slots {
-            return Err(io::Error::other("its hashes are not spread evenly"));
+            return Err(io::Error::other("the hashes of the deduplication index are not evenly distributed"));
         }
         self.pad(slots)?;
         let file = self.file.into_inner()?;
@@ -436,12 +435,12 @@ impl Builder {
     }
 }
 
-/// Where the table is made that is to be at `path`.
+/// The path of a new table, until it replaces the one at `path`.
 fn beside(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
 
-/// The size of a table in which `entries` take at most three eighths of the slots.
+/// The size at which `entries` take at most three eighths of the slots.
 fn bits_for(entries: u64) -> u32 {
     let slots = (entries * 8 / 3).max(1 << FIRST_BITS);
     slots.next_power_of_two().ilog2().min(HASH_BITS)
@@ -452,12 +451,12 @@ fn hash(key: &DedupeKey) -> u64 {
     u64::from_le_bytes(first.copied().unwrap_or_default()) >> (u64::BITS - HASH_BITS)
 }
 
-/// The number of the slot that is a hash's own, in a table of 2^`bits`.
+/// The slot that a hash points to in a table of 2^`bits` slots.
 const fn home(hash: u64, bits: u32) -> Slot {
     hash >> (HASH_BITS - bits)
 }
 
-/// Where slot number `slot` is in the file, in bytes.
+/// The offset of a slot in the file, in bytes.
 const fn offset(slot: Slot) -> u64 {
     HEADER_BYTES + slot * SLOT_BYTES
 }

@@ -1,23 +1,23 @@
-//! Tells copies of events from events.
+//! Recognizes duplicates of events.
 //!
-//! The table is a hint, and the journal decides. Of another moment than the journal, as in a store that
-//! was copied file by file while a service ran, the table does no harm: an entry that points behind the
-//! event in question, or at a record that is not what it was, is passed over. What it lacks is learnt
-//! from the journal: from its mark on, or from the beginning if the event at the mark is not the one
-//! that the table knows.
+//! The [deduplication index](super::dedup_index) is a hint, and the journal decides. An index of
+//! another time than the journal does no harm, for example after a running store was copied file by
+//! file: an entry is ignored if it points behind the event in question, or at a record that has
+//! changed. Entries that the index lacks are restored from the journal: from the watermark on, or
+//! from the beginning if the event at the watermark is not the one that the index knows.
 //!
 //! # Damage
 //!
-//! A table that turns out to be [damaged](super::dedup_index) is replaced by an empty one at once, whether it is
-//! being opened or in use, and all of the journal is learnt again, just as if the table had been missing at
-//! the start. The question that came upon the damage is asked again when that is done.
+//! If the index turns out to be damaged, an empty one replaces it at once, and the whole journal is
+//! read again, as if the index had not existed at the start. The lookup that found the damage is
+//! repeated afterwards.
 //!
-//! To learn is the [indexer](super::indexer)'s work, and makes no deliveries. Meanwhile events are accepted and
-//! stored as ever, and what is in the [queue](super::queue) or in the ledger already is delivered and tried
-//! again. What waits is what came since: these events are delivered, and shown to operators, when all before
-//! them is learnt; and replays, which may wait as long. That takes as long as a start without a table, by the
-//! size of the journal: 300,000 events took 6 seconds on two busy cores. The log says every few seconds how
-//! far it is.
+//! Rebuilding is done by the [indexer](super::indexer), and causes no deliveries. Meanwhile events
+//! are accepted and stored, and deliveries that are in the [queue](super::queue) or the ledger go
+//! on. New events wait until all earlier ones are in the index: their deliveries, their appearance
+//! in operators' lists, and replays. This takes as long as a start without an index, depending on
+//! the size of the journal: 300,000 events took 6 seconds on two busy cores. The log reports the
+//! progress every few seconds.
 
 use std::{
     io,
@@ -32,26 +32,27 @@ use super::{
 };
 use crate::event::{DedupeKey, Notification};
 
-/// How many events may be learnt before what was learnt is put on stable storage: after the loss of
-/// power so many are read again, which takes a few seconds.
+/// The number of events after which the index is synced. After a loss of power, this many events
+/// are read again, which takes a few seconds.
 const UNSYNCED: u64 = 1 << 20;
 
-/// What is known of the events so far.
+/// Recognizes duplicates by the index and the journal.
 pub(super) struct Deduplicator {
     index: DedupIndex,
     path: PathBuf,
     journal: Directory,
     event_reader: EventReader,
-    /// The last event that was asked about. The table has all up to it.
+    /// The last event that was looked up. The index has all events up to it.
     last: Position,
-    /// From where on the table may lack what is in the journal, until somebody has set out to learn that.
+    /// The position from which on the index may lack events, until a caller takes it.
     gap: Option<Position>,
-    /// Events learnt since the last sync.
+    /// The number of events that were added since the last sync.
     unsynced: u64,
 }
 
 impl Deduplicator {
-    /// Opens the table at `path` over `journal`. What it may lack is its [gap](Self::take_gap).
+    /// Opens the index at `path` for `journal`. See [`take_gap`](Self::take_gap) for what it may
+    /// lack.
     pub(super) fn open(path: &Path, journal: &Directory) -> io::Result<Self> {
         let index = match DedupIndex::open(path) {
             Ok(Some(index)) => index,
@@ -71,7 +72,7 @@ impl Deduplicator {
         match deduplicator.contains_event(watermark) {
             Ok(true) => (deduplicator.last, deduplicator.gap) = (watermark, Some(watermark)),
             Ok(false) if watermark != Position::default() => tracing::warn!(
-                "the table of copies is of another moment than the journal; it is learnt again"
+                "the deduplication index does not match the journal, and is rebuilt"
             ),
             Ok(false) => {}
             Err(error) => deduplicator.reset(error)?,
@@ -79,7 +80,7 @@ impl Deduplicator {
         Ok(deduplicator)
     }
 
-    /// Puts an empty table in place of a damaged one, which leaves all of the journal to be learnt again.
+    /// Replaces a damaged index by an empty one. The whole journal is to be read again.
     fn reset(&mut self, error: IndexError) -> io::Result<()> {
         self.index = replace(&self.path, error)?;
         self.last = Position::default();
@@ -88,18 +89,17 @@ impl Deduplicator {
         Ok(())
     }
 
-    /// From where on the journal is to be read again, to learn what the table may lack, before anything
-    /// else is asked.
+    /// The position from which on the journal must be read again, before any other lookup.
     pub(super) const fn take_gap(&mut self) -> Option<Position> {
         self.gap.take()
     }
 
-    /// Whether there is a gap that nobody has taken.
+    /// Whether there is a gap that was not taken.
     pub(super) const fn has_gap(&self) -> bool {
         self.gap.is_some()
     }
 
-    /// Whether the event at `position` of the journal is in the table.
+    /// Whether the index has the event at `position` of the journal.
     fn contains_event(&mut self, position: Position) -> Result<bool, IndexError> {
         let Ok(event) = self.event_reader.read_public(position) else {
             return Ok(false);
@@ -119,16 +119,16 @@ impl Deduplicator {
         Ok(false)
     }
 
-    /// Whether the event at `position` has any dedupe key of an earlier one. If it has none, it is
-    /// learnt; asking again changes nothing.
+    /// Whether the event at `position` has a dedupe key of an earlier event. An event that has none
+    /// is added to the index. The call can be repeated.
     ///
-    /// A copy's other keys are not learnt: one of them may come from a part of the request that
-    /// nobody has signed. An earlier event that cannot be read has no copies, since it can no
+    /// The other keys of a duplicate are not added: the provider may not have signed them. An
+    /// earlier event that cannot be read has no duplicates, since it cannot be delivered itself.
     /// longer be delivered itself.
     ///
     /// # Errors
     ///
-    /// When the table cannot be used. If it was damaged, there is a [gap](Self::has_gap) now.
+    /// When the index cannot be used. After damage there is a [gap](Self::has_gap).
     pub(super) fn is_duplicate(
         &mut self,
         position: Position,
@@ -136,7 +136,7 @@ impl Deduplicator {
     ) -> io::Result<bool> {
         self.look_up(position, notification).or_else(|error| {
             self.reset(error)?;
-            Err(io::Error::other("the table of copies has to be learnt"))
+            Err(io::Error::other("the deduplication index has to be rebuilt"))
         })
     }
 
@@ -148,8 +148,9 @@ impl Deduplicator {
         let mut unknown = Vec::with_capacity(notification.dedupe.len());
         for key in &notification.dedupe {
             let event_reader = &mut self.event_reader;
-            // An entry for this very position is no proof that there is no earlier event: a table that
-            // is ahead of the journal has one from before the journal lost its end.
+            // An entry with this position does not prove that no earlier event has the key: an
+            // index that is newer than the journal has entries from before the journal lost its
+            // end.
             let mut is_indexed = false;
             let found = self.index.find(key, |known| {
                 is_indexed |= known == position;
@@ -174,7 +175,7 @@ impl Deduplicator {
         Ok(false)
     }
 
-    /// Adds keys with the slots that were free for them.
+    /// Adds keys in their free slots.
     fn insert(
         &mut self,
         position: Position,
@@ -199,12 +200,12 @@ impl Deduplicator {
         Ok(())
     }
 
-    /// Whether it is time for [`sync`](Self::sync).
+    /// Whether it is time to [`sync`](Self::sync).
     pub(super) const fn is_due(&self) -> bool {
         self.unsynced >= UNSYNCED
     }
 
-    /// Returns when all that was learnt would survive the loss of power.
+    /// Syncs the index.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         self.index.sync(self.last)?;
         self.unsynced = 0;
@@ -212,19 +213,19 @@ impl Deduplicator {
     }
 }
 
-/// Puts an empty table in place of one that is damaged.
+/// Replaces a damaged index by an empty one.
 fn replace(path: &Path, error: IndexError) -> io::Result<DedupIndex> {
     let problem = match error {
         IndexError::Damaged(problem) => problem,
         IndexError::Io(error) => return Err(error),
     };
     let index = DedupIndex::create(path)?;
-    tracing::warn!("the table of copies is made anew from the journal, since {problem}");
+    tracing::warn!("the deduplication index is rebuilt from the journal, since {problem}");
     Ok(index)
 }
 
-/// Whether `event` is known by `key`. One that is damaged is known by none, since it can no longer be
-/// delivered; one that was erased on purpose is.
+/// Whether `event` has the dedupe key `key`. A damaged event has no duplicates, since it cannot be
+/// delivered; an erased one has.
 fn is_of(event: &Event, key: &DedupeKey) -> bool {
     event.personal != Personal::Damaged && event.notification.dedupe.contains(key)
 }

@@ -1,5 +1,5 @@
-//! Reads behind the journal's writer: what it finds goes to the queue at once, and to the ledger in large
-//! batches.
+//! Indexes the journal: reads what the writer has synced, and passes it to the queue at once and to
+//! the ledger in large batches.
 
 use std::{
     fmt::Display,
@@ -22,61 +22,62 @@ use super::{
 };
 use crate::store::Follower;
 
-/// The most records that are read at one go.
+/// The most records of one batch.
 const BATCH_RECORDS: usize = 4096;
 
-/// The most bytes.
+/// The most bytes of one batch.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// How often the ledger is looked at though nothing comes: commands leave word there.
+/// The interval of transactions without new records: the outbox may have changes of commands.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How often the log says how far a view is that is made anew.
+/// The interval of log lines on the progress of a rebuild.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The thread that indexes.
+/// The indexer's thread.
 pub(super) struct Indexer {
     pub(super) directory: Directory,
     pub(super) ledger: Arc<Ledger>,
     pub(super) queue: Arc<Queue>,
-    /// What the ledger knows of topics, while that can be asked.
+    /// Reads the ledger's topics, while that is possible.
     pub(super) topic_reader: Option<TopicReader>,
-    /// Where the ledger is.
+    /// The path of the ledger.
     pub(super) path: PathBuf,
     pub(super) progress: Arc<Progress>,
     pub(super) damage: DamageLog,
-    /// What copies are told by.
+    /// Recognizes duplicates.
     pub(super) deduplicator: Deduplicator,
-    /// Called with (done, total) while a ledger is rebuilt.
+    /// Called with (done, total) records while a ledger is rebuilt.
     pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
-    /// Where the journal ended when the ledger was opened: the ledger knows what is said of deliveries behind
-    /// that, since this process has said it. Nowhere, once the ledger has been made anew.
+    /// The end of the journal when the ledger was opened. The ledger already has the states of
+    /// deliveries behind it, since this process has written them. `None` after the ledger was
+    /// reset.
     pub(super) own: Option<Position>,
-    /// How far the journal has been read.
+    /// The position up to which the journal has been read.
     pub(super) through: Position,
-    /// How many records that was.
+    /// The number of records up to there.
     pub(super) records: u64,
     /// The segment that is being read.
     pub(super) scan: Option<Scan>,
-    /// The rebuild that is under way.
+    /// The rebuild in progress.
     pub(super) rebuilding: Option<Rebuilding>,
-    /// Who sees whether this gets on.
+    /// Reports the thread's progress.
     pub(super) follower: Follower,
 }
 
-/// A ledger that is being made anew.
+/// The rebuild of a ledger.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rebuilding {
-    /// Records before the oldest segment that is still there.
+    /// The number of records before the oldest segment.
     base: u64,
-    /// Records in the journal when it began.
+    /// The number of records in the journal when the rebuild began.
     total: u64,
-    /// When somebody was told how far it is.
+    /// The time of the last log line.
     logged_at: Instant,
 }
 
 impl Indexer {
-    /// Indexes until told to stop.
+    /// Indexes until the store is closed.
     pub(super) fn run(mut self) {
         super::lower_priority();
         self.progress.indexed(self.records);
@@ -97,7 +98,7 @@ impl Indexer {
             });
             match done {
                 Ok(()) => self.follower.progressed(),
-                // The next attempt has a whole table.
+                // The deduplicator now has an empty index, which has to be rebuilt first.
                 Err(_) if self.deduplicator.has_gap() => self.rebuild_deduplicator(),
                 Err(problem) => drop(self.failed("the journal cannot be indexed", &problem)),
             }
@@ -106,12 +107,12 @@ impl Indexer {
             }
         }
         if let Err(problem) = self.deduplicator.sync() {
-            tracing::warn!("events will be read again to know their copies: {problem}");
+            tracing::warn!("the deduplication index could not be synced, and will be completed at the next start: {problem}");
         }
     }
 
-    /// Learns again what copies of the events before this place would be told by, as far as the table of
-    /// copies lacks that: it was lost with the power, or the table is new.
+    /// Restores the deduplication index up to the present position, as far as it may lack events
+    /// after a loss of power or damage.
     fn rebuild_deduplicator(&mut self) {
         let (through, records) = (self.through, self.records);
         while let Some(gap) = self.deduplicator.take_gap() {
@@ -122,7 +123,7 @@ impl Indexer {
         (self.through, self.records, self.scan) = (through, records, None);
     }
 
-    /// Learns up to `through`, unless indexing is to end before, or the table has a gap again.
+    /// Reads the journal up to `through`, unless the store closes or the index is damaged again.
     fn index_until(&mut self, through: Position) {
         let mut logged_at = Instant::now();
         while self.through < through && !self.progress.is_stopped() {
@@ -136,21 +137,21 @@ impl Indexer {
                 }
                 Err(_) if self.deduplicator.has_gap() => break,
                 Err(problem) => {
-                    self.failed("events cannot be read to know their copies", &problem);
+                    self.failed("the deduplication index cannot be completed", &problem);
                 }
             }
             if logged_at.elapsed() >= LOG_INTERVAL {
                 tracing::info!(
                     journal.segment = self.through.segment(),
                     journal.last = through.segment(),
-                    "the table of copies is brought up to date"
+                    "the deduplication index is being completed"
                 );
                 logged_at = Instant::now();
             }
         }
     }
 
-    /// Notes a failure and waits a little; `false` when indexing is to end.
+    /// Reports a failure, and pauses. Returns `false` when indexing is to end.
     fn failed(&mut self, what: &str, problem: &impl Display) -> bool {
         if self.follower.failed(problem) {
             tracing::warn!("{what}: {problem}");
@@ -159,7 +160,7 @@ impl Indexer {
         self.progress.pause()
     }
 
-    /// Takes in what comes next in the journal before `end`, if there is one.
+    /// Indexes the next batch before `end`, if there is one.
     fn advance(&mut self, end: Option<Position>) -> Result<(), super::StoreError> {
         let mut expected = self.through;
         if let Some(end) = end.filter(|end| self.through < *end) {
@@ -178,15 +179,15 @@ impl Indexer {
         }
         (self.through, self.records) = (watermark.through, watermark.records);
         if back {
-            // The ledger is made anew.
+            // The ledger has been reset.
             (self.own, self.topic_reader) = (None, None);
             self.notice_rebuild();
         }
         Ok(())
     }
 
-    /// When topics of `batch` were reported last of which the queue knows nothing, as far as that can be
-    /// told: the queue has what it needs of the others read later.
+    /// The ledger's times of topics in `batch` that the queue does not know. Without access to the
+    /// ledger the result is empty, and the queue gets the times later.
     fn topic_times(&mut self, batch: &JournalBatch) -> Vec<TopicTime> {
         if !self.queue.is_live() {
             return Vec::new();
@@ -213,7 +214,7 @@ impl Indexer {
         }
     }
 
-    /// Has the ledger take in what it lacks.
+    /// Has the ledger ingest what it lacks.
     fn bring_up_to_date(&mut self) -> Result<(), super::StoreError> {
         let watermark = self
             .ledger
@@ -222,9 +223,10 @@ impl Indexer {
         Ok(())
     }
 
-    /// What comes next: as the writer has handed it over or, where it has not, from the disk.
+    /// The next batch, as the writer passed it on, or else from the disk.
     fn next(&mut self, end: Position) -> io::Result<JournalBatch> {
-        // What was handed over has only events. Of its own notes the ledger knows.
+        // The writer passes events only. The ledger has this process's own states of deliveries
+        // already.
         if self.own.is_none_or(|own| self.through < own) {
             return self.read(end);
         }
@@ -288,7 +290,7 @@ impl Indexer {
         Ok(batch)
     }
 
-    /// Adds what a record holds to `batch`, unless the ledger knows it.
+    /// Adds the content of a record to `batch`, unless the ledger has it.
     fn ingest(
         &mut self,
         batch: &mut JournalBatch,
@@ -325,7 +327,7 @@ impl Indexer {
         self.damage.report(position, bytes.len() as u64, what);
     }
 
-    /// The next step at `batch.through`, which it moves. `None` when the batch cannot go on.
+    /// The next step of the scan, which moves `batch.through`. `None` when the batch is complete.
     fn step(&mut self, batch: &mut JournalBatch, end: Position) -> io::Result<Option<ScanItem>> {
         loop {
             let scan = match &mut self.scan {
@@ -340,11 +342,11 @@ impl Indexer {
                 return Ok(Some(step));
             }
             if scan.position().segment() >= end.segment() {
-                // Past the header of a segment that holds nothing yet: it need not be read again.
+                // Behind the header of an empty segment, which need not be read again.
                 batch.through = scan.position();
                 return Ok(None);
             }
-            // It may have grown since, before the next one was begun.
+            // The segment may have grown before the next one was begun.
             if scan.extend()? {
                 continue;
             }
@@ -363,7 +365,7 @@ impl Indexer {
             let base = header.map_or(0, |header| header.records_before);
             tracing::info!(
                 records = total - base,
-                "the ledger is made from the journal"
+                "the ledger is being rebuilt from the journal"
             );
             self.rebuilding = Some(Rebuilding {
                 base,
@@ -386,17 +388,17 @@ impl Indexer {
         let done = records.saturating_sub(*base).min(all);
         (self.rebuild)(done, all);
         if done >= all {
-            tracing::info!("the ledger is complete");
+            tracing::info!("the ledger has been rebuilt");
             self.rebuilding = None;
         } else if logged_at.elapsed() >= LOG_INTERVAL {
-            tracing::info!(done, all, "the ledger is being made");
+            tracing::info!(done, all, "the ledger is being rebuilt");
             *logged_at = Instant::now();
         }
     }
 }
 
-/// Opens the segment in which `batch` goes on: the one it is in, or the first after it that is
-/// there.
+/// Opens the segment in which `batch` continues: the present one, or the first existing one after
+/// it.
 fn open(directory: &Directory, batch: &mut JournalBatch) -> io::Result<Scan> {
     let wanted = batch.through.segment();
     let numbers = directory.segments()?;

@@ -1,29 +1,30 @@
 //! The embedded store: a journal and a ledger in one directory, for one service on one machine.
 //!
-//! The [`journal`] is the truth: an append-only log whose sync is what a 200 stands for. It has the
-//! events, who was to get them, and what became of each delivery. The [`queue`] that dispatch works from, the
-//! [`ledger`] and the table of copies are views of it. The [`indexer`] takes what the journal's writer hands
-//! over and brings them up to date, so they may lag, may lose their last moments, and may be deleted. Where
-//! the ledger is of another moment than the journal, the journal decides when the store is opened.
+//! The [`journal`] is the source of truth: an append-only log whose sync is what a 200 stands for.
+//! It contains the events, the subscriptions, and the states of deliveries. The [`queue`] that
+//! dispatch works from, the [`ledger`] and the deduplication index are views of the journal. The
+//! [`indexer`] keeps them up to date with what the journal's writer passes on. So a view may lag,
+//! may lose its last moments, and may be deleted. If the ledger and the journal disagree when the
+//! store is opened, the journal decides.
 //!
-//! What becomes of a delivery is handed to the journal's writer at once, and is on stable storage within a
-//! second (see [`journal`]). So nothing that was done is done again but what had ended in the last moments
-//! before the process was killed, or in the last second before the power failed.
+//! The state of a delivery goes to the journal's writer at once, and is on stable storage within a
+//! second (see [`journal`]). So deliveries are repeated only if they ended in the last moments
+//! before the process was killed, or in the last second before a loss of power.
 //!
 //! ```text
-//! <path>/lock                            held by the one service
+//! <path>/lock                            locked by the running service
 //! <path>/journal/0000000001.segment      see `segment`
-//! <path>/journal/<segment>.torn-<n>      what recovery has cut
+//! <path>/journal/<segment>.torn-<n>      a torn tail that recovery has cut
 //! <path>/journal/spare.new               see `preallocator`
 //! <path>/ledger.db                       see `ledger/schema.sql`
-//! <path>/ledger.db.damaged-<n>           what was set aside
+//! <path>/ledger.db.damaged-<n>           a damaged ledger
 //! <path>/seen.table                      see `dedup_index`
-//! <path>/seen.new                        the same, while one is made
+//! <path>/seen.new                        the index while it is rebuilt
 //! ```
 //!
-//! **Invariant:** nothing on the way of an append waits for the ledger.
+//! **Invariant:** an append never waits for the ledger.
 //!
-//! **Invariant:** blocking work is done on threads of the engine's own.
+//! **Invariant:** blocking work is done on the engine's own threads.
 
 mod backfill;
 mod codec;
@@ -80,22 +81,21 @@ use super::{
 };
 use crate::{event::HandlerName, provider::Verified, quantity};
 
-/// What the TOML says of an embedded store.
+/// The settings of an embedded store.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The directory it lives in.
+    /// The directory of the store.
     pub path: PathBuf,
-    /// How long events are kept once nothing of them is open or parked. Until then a copy of one
-    /// is known for a copy.
+    /// How long events are kept after their last delivery is finished. Duplicates are recognized
+    /// for as long.
     #[serde(default = "super::default_retain", with = "quantity::duration")]
     pub retain: Duration,
-    /// Free space in bytes under which new events are refused, so that what is stored can still be
-    /// worked on.
+    /// The free space in bytes below which new events are refused, so that deliveries of stored
+    /// events can go on.
     #[serde(default = "default_reserve", with = "quantity::bytes")]
     pub reserve: u64,
-    /// The size in bytes of a segment of the journal, the unit in which it is deleted: 1 to 1024
-    /// MiB.
+    /// The size of a journal segment in bytes: 1 MiB to 1 GiB. Segments are deleted as a whole.
     #[serde(default = "default_segment", deserialize_with = "segment_size")]
     pub segment: u64,
 }
@@ -114,7 +114,7 @@ fn segment_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64
         return Ok(bytes);
     }
     Err(serde::de::Error::custom(format!(
-        "a segment of {bytes} bytes is out of range; it can have 1MiB to 1GiB"
+        "a segment of {bytes} bytes is out of range; 1MiB to 1GiB is allowed"
     )))
 }
 
@@ -154,7 +154,7 @@ impl Settings {
     }
 }
 
-/// An open store. Ends its threads when it is dropped.
+/// An open store. Dropping it ends its threads.
 struct Embedded {
     shared: Arc<Shared>,
 }
@@ -172,12 +172,12 @@ struct Shared {
     threads: Mutex<Option<Threads>>,
 }
 
-/// What ends before the ledger does.
+/// The threads that end before the ledger's.
 struct Threads {
     indexer: JoinHandle<()>,
     retention: JoinHandle<()>,
     stop_retention: mpsc::Sender<()>,
-    /// Given back last.
+    /// Unlocked last.
     lock: File,
 }
 
@@ -245,7 +245,7 @@ impl Embedded {
             rebuilding: None,
             follower: health
                 .followers()
-                .critical("indexer", "bringing the ledger up to date"),
+                .critical("indexer", "indexing the journal"),
         };
         let retention = Retention {
             directory: directory.clone(),
@@ -291,11 +291,11 @@ impl Embedded {
 }
 
 impl Embedded {
-    /// Tells the journal what commands have changed, where no service has the store.
+    /// Writes the changes of commands to the journal, while no service runs on the store.
     ///
     /// # Errors
     ///
-    /// When one has, or the store cannot be read or written.
+    /// When a service runs, or the store cannot be read or written.
     fn flush_outbox(settings: &Settings, clock: fn() -> Timestamp) -> Result<(), StoreError> {
         let context = Context {
             metrics: Arc::default(),
@@ -303,9 +303,9 @@ impl Embedded {
             rebuild: Arc::new(|_, _| {}),
         };
         let store = Self::open(settings, context, Arc::new(SystemDisk))?;
-        // Each transaction of the ledger does.
+        // Each transaction of the ledger flushes the outbox.
         let ledger = &store.shared.ledger;
-        ledger.run_blocking("telling the journal", |_| Ok(()))
+        ledger.run_blocking("writing changes to the journal", |_| Ok(()))
     }
 }
 
@@ -314,7 +314,7 @@ impl Store for Embedded {
         let shared = self.shared.clone();
         Box::pin(async move {
             let (sender, closed) = oneshot::channel();
-            // Joining threads would hold up the caller's, which has other work.
+            // Joining threads would block the caller's thread.
             start("close", move || {
                 shared.close();
                 sender.send(()).ok();
@@ -339,7 +339,8 @@ impl Deliveries for Embedded {
                 let ledger = &self.shared.ledger;
                 ledger.run("subscribing", |database| database.subscribe(asked))
             };
-            // Whoever is the first to come upon damage has the ledger made anew: then it works.
+            // The first error may be damage, after which the ledger is rebuilt: then the second
+            // attempt succeeds.
             match subscribe().await {
                 Err(StoreError::Database { .. }) => subscribe().await?,
                 subscribed => subscribed?,
@@ -379,7 +380,8 @@ impl Deliveries for Embedded {
     ) -> BoxFuture<'_, Result<Vec<Claim>, StoreError>> {
         Box::pin(async move {
             self.shared.queue.settle(&settlements);
-            // What comes next is a claim like any other: nothing is far away here.
+            // The next delivery of a key is claimed like any other: claims are cheap in this
+            // engine.
             Ok(Vec::new())
         })
     }
@@ -422,14 +424,14 @@ impl Monitored for Embedded {
 }
 
 impl Drop for Embedded {
-    /// Waits for what is under way, so that the store can be opened again at once.
+    /// Waits for work in progress, so that the store can be opened again at once.
     fn drop(&mut self) {
         self.shared.close();
     }
 }
 
 impl Shared {
-    /// Ends the threads in the order in which they need each other. Blocks.
+    /// Ends the threads in the order of their dependencies. Blocks.
     fn close(&self) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(threads) = threads.take() {
@@ -438,37 +440,37 @@ impl Shared {
             threads.indexer.join().ok();
             threads.retention.join().ok();
             self.ledger.close();
-            // Behind the ledger, which tells it what has become of deliveries.
+            // After the ledger, whose last transaction writes to the journal.
             self.journal.close();
-            // Not just closed: a process that is being started at this moment has the file open
-            // too, for as long as it is not yet another program.
+            // Closing the file would not suffice: a process that is being spawned inherits it until
+            // its `exec`.
             if let Err(error) = threads.lock.unlock() {
-                tracing::warn!(%error, "the lock of the store is given back by closing its file");
+                tracing::warn!(%error, "the store's lock could not be released explicitly");
             }
         }
     }
 
-    /// Has the journal say who gets the events from here on.
+    /// Writes the subscriptions that are in force from here on to the journal.
     fn announce(&self, subscriptions: &[Subscription]) -> Result<(), StoreError> {
         let now = (self.context.clock)();
         let record = Record::subscriptions(now, subscriptions);
         let record = record.map_err(|TooLarge(bytes)| {
-            let what = format!("{bytes} bytes of subscriptions are too many");
+            let what = format!("the subscriptions take {bytes} bytes, more than a record can have");
             StoreError::io(&what)(io::ErrorKind::FileTooLarge.into())
         })?;
         self.journal_sender.head(record);
         Ok(())
     }
 
-    /// The size of what is written of the journal and the free space on its disk, in bytes.
+    /// The size of the journal and the free space on its disk, in bytes.
     fn space(&self) -> io::Result<(u64, u64)> {
         let free = self.disk.free(self.directory.path())?;
         Ok((self.directory.bytes(self.progress.end())?, free))
     }
 }
 
-/// Makes sure that the ledger is one of the journal that ends with `tail`, and that the journal goes on
-/// where the ledger has nothing. To be killed at any point does no harm: what was done is found done.
+/// Makes sure that the ledger matches the journal, which ends with `tail`, and that new records get
+/// positions that the ledger has not seen. Interrupted at any point, this can be repeated.
 fn reconcile(
     database: &mut LedgerDatabase,
     directory: &Directory,
@@ -476,7 +478,7 @@ fn reconcile(
     now: Timestamp,
 ) -> Result<Tail, StoreError> {
     if !database.is_consistent(directory, tail.end())? {
-        database.renew("it is of another moment than the journal, or in itself")?;
+        database.renew("it does not match the journal, or is inconsistent")?;
     }
     let known = database.through()?;
     let (tail, lost) = recovery::skip_used_positions(directory, tail, known, now)
@@ -494,14 +496,14 @@ fn reconcile(
             ledger.offset = known.offset(),
             events = truncate.events,
             parked = truncate.parked,
-            "the journal ends before what the ledger has read of it: stored events are lost; what was \
-             not delivered of them is parked"
+            "the journal ends before the ledger's watermark: stored events are lost, and their \
+             unfinished deliveries are parked"
         );
     }
     Ok(tail)
 }
 
-/// Makes sure that no other service has the store.
+/// Makes sure that no other service runs on the store.
 fn lock(path: &Path) -> Result<File, StoreError> {
     let file = disk::create_file(&path.join("lock")).map_err(StoreError::writing(path))?;
     match file.try_lock() {
@@ -518,13 +520,13 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
         .map_err(StoreError::io("starting a thread of the store"))
 }
 
-/// Lowers the priority of the calling thread, so that under overload events are still taken, at
-/// the cost of being delivered later. On Linux a priority is a thread's own; elsewhere it may be
-/// the whole process's, and nothing is done.
+/// Lowers the priority of the calling thread, so that under overload events are still accepted, and
+/// deliveries take longer. On Linux each thread has a priority. Elsewhere the priority may be the
+/// process's, and this does nothing.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(19) {
-        tracing::debug!("a thread of the store keeps its priority: {error}");
+        tracing::debug!("the priority of a thread could not be lowered: {error}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! How far the journal has been written, and what is new there, for the one who reads behind the writer.
+//! How far the journal is written and indexed, and the records that its writer passes to the
+//! indexer.
 
 use std::{
     collections::VecDeque,
@@ -11,46 +12,46 @@ use std::{
 
 use super::{ledger::JournalBatch, segment::Position};
 
-/// How long the indexer waits after a failure.
+/// The pause of the indexer after a failure.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The least time from one look to the next, unless there is enough. Under load there are many records each
-/// time then, which cost far less together; an event that comes alone does not wait.
+/// The least time between two steps of the indexer, unless many records wait. Under load each step
+/// has many records, which costs less per record. A single event does not wait.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// How many records are enough.
+/// The number of waiting records that makes the next step begin at once.
 const ENOUGH: u64 = 1024;
 
-/// How many events are handed over at one go, and how many and how many bytes of them wait, besides the last
-/// ones. What finds no room is read from the journal.
+/// The most records of one step, and the most records and bytes that wait for the indexer, besides
+/// the last batch. The indexer reads what exceeds these limits from the journal.
 const BATCH_RECORDS: usize = 4096;
 const HANDED_RECORDS: usize = 2048;
 const HANDED_BYTES: usize = 2 << 20;
 
-/// Shared by the journal's writer and the indexer.
+/// The state shared by the journal's writer and the indexer.
 #[derive(Default)]
 pub(super) struct Progress {
     state: Mutex<State>,
     changed: Condvar,
-    /// Records that the ledger knows.
+    /// The number of records that the ledger has.
     indexed: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
-    /// Where what is on stable storage ends.
+    /// The end of the synced journal.
     end: Position,
-    /// Records up to there.
+    /// The number of records up to there.
     records: u64,
-    /// What was written last, as far as there is room for it.
+    /// The latest records, within the limits.
     handed: VecDeque<JournalBatch>,
-    /// How many contents and bytes that is.
+    /// The number of their contents, and their bytes.
     handed_size: (usize, usize),
-    /// Whether the indexer waits to be told of a write. Telling it costs the writer a system call.
+    /// Whether the indexer waits for a write. Waking it costs the writer a system call.
     awaited: bool,
-    /// Whether it is known who gets what.
+    /// Whether the subscriptions are known.
     subscribed: bool,
-    /// Whether the ledger was made anew since it was looked at last.
+    /// Whether the ledger has been reset since the last step.
     renewed: bool,
     stopped: bool,
 }
@@ -78,8 +79,8 @@ impl State {
 }
 
 impl Progress {
-    /// What is on stable storage now ends at `end` after `records`; `batch` is what is new of it, unless it
-    /// has to be read.
+    /// Records that the synced journal ends at `end` after `records`. `batch` has the new records,
+    /// unless the indexer must read them.
     pub(super) fn written(&self, end: Position, records: u64, batch: Option<JournalBatch>) {
         let mut state = self.lock();
         state.end = end;
@@ -94,8 +95,8 @@ impl Progress {
         }
     }
 
-    /// What was handed over behind `position`; or else up to where, or to the end, the journal has to be read
-    /// from there on.
+    /// The records that were passed on behind `position`. An error says up to where the journal
+    /// must be read from there on; `None` stands for its end.
     pub(super) fn handed(&self, position: Position) -> Result<JournalBatch, Option<Position>> {
         let mut state = self.lock();
         while state
@@ -118,19 +119,19 @@ impl Progress {
         Ok(all)
     }
 
-    /// It is known who gets what: indexing may begin.
+    /// The subscriptions are known, and indexing may begin.
     pub(super) fn subscribed(&self) {
         self.lock().subscribed = true;
         self.changed.notify_all();
     }
 
-    /// The ledger was made anew and is empty: indexing has to begin again.
+    /// The ledger has been reset, and indexing must begin again.
     pub(super) fn renewed(&self) {
         self.lock().renewed = true;
         self.changed.notify_all();
     }
 
-    /// Indexing is to end.
+    /// Ends indexing.
     pub(super) fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
@@ -141,30 +142,30 @@ impl Progress {
         self.lock().stopped
     }
 
-    /// The ledger knows the first `records` records.
+    /// The ledger has the first `records` records.
     pub(super) fn indexed(&self, records: u64) {
         self.indexed.store(records, Ordering::Relaxed);
     }
 
-    /// Stored records that the ledger does not know.
+    /// The number of stored records that the ledger does not have.
     pub(super) fn lag(&self) -> u64 {
         let records = self.lock().records;
         records.saturating_sub(self.indexed.load(Ordering::Relaxed))
     }
 
-    /// Where what is on stable storage ends.
+    /// The end of the synced journal.
     pub(super) fn end(&self) -> Position {
         self.lock().end
     }
 
-    /// Records in the journal.
+    /// The number of records in the journal.
     pub(super) fn records(&self) -> u64 {
         self.lock().records
     }
 
-    /// Waits until there is something to read after the place that was `watermark`, or the ledger is no longer
-    /// what it was, or until `until` at most; and a moment longer, unless much is there by now. Says where
-    /// what is on stable storage ends; `None` when indexing is to end.
+    /// Waits until there is something to index behind `watermark`, or the ledger has been reset, or
+    /// `until` is over; and a moment longer, unless many records wait. Returns the end of the
+    /// synced journal; `None` when indexing is to end.
     pub(super) fn beyond(
         &self,
         (position, records): (Position, u64),
@@ -194,7 +195,7 @@ impl Progress {
         })
     }
 
-    /// Waits a little after a failure; `false` when indexing is to end.
+    /// Pauses after a failure. Returns `false` when indexing is to end.
     pub(super) fn pause(&self) -> bool {
         !self.rest(self.lock(), PATIENCE).stopped
     }

@@ -1,5 +1,5 @@
-//! Reading segments: from the beginning on, over damage, up to the zeros that nothing was written
-//! over yet, or one record at a known position.
+//! Reads the journal: segments sequentially, across damage and up to preallocated zeros, or one
+//! record at a known position.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,36 +18,36 @@ use super::{
 };
 use crate::{store::StoreError, telemetry::Metrics};
 
-/// How much of a segment is read at once, in bytes. A larger record is read whole.
+/// The size of one read of a segment, in bytes. A larger record is read as a whole.
 const WINDOW_BYTES: usize = 256 << 10;
 
-/// How much is read at once, in bytes, in search of where the zeros at the end of a segment begin.
+/// The size of one read, in bytes, in the search for the zeros at the end of a segment.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// What is compared at once there: far faster than byte by byte.
+/// Zeros that are compared at once, which is far faster than byte by byte.
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// How many segments are kept open for [`EventReader::read`].
+/// The most files that [`EventReader::read`] keeps open.
 const OPEN_FILES: usize = 16;
 
 const EXTENSION: &str = "segment";
 
-/// The directory in which the journal lives.
+/// The directory of the journal.
 #[derive(Clone, Debug)]
 pub(super) struct Directory(Arc<Path>);
 
 impl Directory {
-    /// The one at `path`.
+    /// The directory at `path`.
     pub(super) fn new(path: &Path) -> Self {
         Self(path.into())
     }
 
-    /// Where it is.
+    /// The directory's path.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The file of segment `number`.
+    /// The path of segment `number`.
     pub(super) fn segment(&self, number: u32) -> PathBuf {
         self.0.join(format!("{number:010}.{EXTENSION}"))
     }
@@ -66,8 +66,7 @@ impl Directory {
         Ok(numbers)
     }
 
-    /// The size in bytes of all segments up to `end`, behind which the last one may hold zeros that
-    /// wait to be overwritten.
+    /// The size in bytes of all segments up to `end`, without preallocated zeros.
     pub(super) fn bytes(&self, end: Position) -> io::Result<u64> {
         let mut bytes = 0;
         for number in self.segments()? {
@@ -77,7 +76,7 @@ impl Directory {
             }
             match fs::metadata(self.segment(number)) {
                 Ok(metadata) => bytes += metadata.len(),
-                // Retention may have been faster.
+                // Retention may have deleted the file meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -85,8 +84,8 @@ impl Directory {
         Ok(bytes)
     }
 
-    /// The final length of segment `number` in bytes, as the one after it says; `None` while there
-    /// is none, or if it cannot tell.
+    /// The final length of segment `number` in bytes, from the next segment's header; `None` if
+    /// there is no next segment, or it does not say.
     fn final_length(&self, number: u32) -> io::Result<Option<u64>> {
         let Some(next) = self.segments()?.into_iter().find(|next| *next > number) else {
             return Ok(None);
@@ -100,7 +99,7 @@ impl Directory {
         Ok(previous.and_then(|(said, length)| (said == number).then_some(length)))
     }
 
-    /// The header of segment `number`; `None` for a damaged one.
+    /// The header of segment `number`; `None` if it is damaged.
     pub(super) fn header(&self, number: u32) -> Result<Option<Header>, StoreError> {
         let path = self.segment(number);
         let mut bytes = [0; HEADER_BYTES];
@@ -124,32 +123,32 @@ impl Directory {
     }
 }
 
-/// Records by position.
+/// Reads events by position.
 #[derive(Debug)]
 pub(super) struct EventReader {
     directory: Directory,
     open: HashMap<u32, File>,
 }
 
-/// Why no record could be read at a position.
+/// Why no event could be read at a position.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
-    /// Its segment is not there.
+    /// The segment does not exist.
     #[error("the event's segment of the journal is missing")]
     Missing,
-    /// What is there is not the record that was written.
+    /// The record is damaged.
     #[error("the event fails its checksum in the journal")]
     Damaged,
-    /// What it said was erased on purpose.
+    /// The record's personal part was erased on purpose.
     #[error("the event has been erased")]
     Erased,
-    /// The system could not read it.
+    /// The system reported an error.
     #[error("the journal cannot be read: {0}")]
     Io(#[from] io::Error),
 }
 
 impl EventReader {
-    /// Those in `directory`.
+    /// A reader of the journal in `directory`.
     pub(super) fn new(directory: Directory) -> Self {
         Self {
             directory,
@@ -157,7 +156,7 @@ impl EventReader {
         }
     }
 
-    /// The event at `position`, verified, all of it.
+    /// The event at `position`, verified completely.
     pub(super) fn read(&mut self, position: Position) -> Result<Event, ReadError> {
         let event = self.read_public(position)?;
         match event.personal {
@@ -167,7 +166,7 @@ impl EventReader {
         }
     }
 
-    /// The event at `position`, with its public part verified.
+    /// The event at `position`, with a verified public part.
     pub(super) fn read_public(&mut self, position: Position) -> Result<Event, ReadError> {
         let file = self.file(position.segment())?;
         let mut begin = [0; LENGTH_BYTES];
@@ -182,7 +181,7 @@ impl EventReader {
         }
     }
 
-    /// Lets go of segment `number`, which has been deleted.
+    /// Closes the file of segment `number`, which has been deleted.
     pub(super) fn forget(&mut self, number: u32) {
         self.open.remove(&number);
     }
@@ -211,29 +210,29 @@ fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), ReadErro
     }
 }
 
-/// What [`Scan::next`] came upon.
+/// One step of [`Scan::next`].
 #[derive(Debug)]
 pub(super) enum ScanItem {
-    /// A valid record, whole but for its personal part, which is not checked.
+    /// A valid record. Its personal part is not verified.
     Record {
-        /// Where.
+        /// The record's position.
         position: Position,
-        /// All of it.
+        /// The record's bytes.
         bytes: Bytes,
     },
-    /// Bytes that are no valid record. The next step is a record or the end.
+    /// Bytes that are not a valid record. A record or the end follows.
     Damage {
-        /// Where they begin.
+        /// The position of the first of them.
         position: Position,
-        /// How many.
+        /// Their number.
         bytes: u64,
     },
 }
 
-/// Reads one segment from some offset on, over damage.
+/// Reads one segment sequentially, across damage.
 ///
-/// Zeros are damage where a record must be, that is before an end that is known. Where no more is
-/// known than the size of the file, zeros up to there are the end.
+/// Zeros before a known end of the segment are damage. If only the size of the file is known, zeros
+/// up to the end of the file are the end of the segment.
 #[derive(Debug)]
 pub(super) struct Scan {
     directory: Directory,
@@ -241,15 +240,15 @@ pub(super) struct Scan {
     number: u32,
     at: u64,
     end: u64,
-    /// From where on there are only zeros, once that is known; `end` if that is one at which a
-    /// record ends.
+    /// The offset after which there are only zeros, once known; equal to `end` if that is the end
+    /// of a record.
     zeros: Option<u64>,
     window: Vec<u8>,
     window_at: u64,
 }
 
 impl Scan {
-    /// Begins at `from`, which is where a record begins, or 0 for the first one.
+    /// Begins at `from`: the position of a record, or offset 0 for the first one.
     pub(super) fn open(directory: &Directory, from: Position) -> io::Result<Self> {
         let mut scan = Self {
             directory: directory.clone(),
@@ -265,13 +264,13 @@ impl Scan {
         Ok(scan)
     }
 
-    /// Where the next step begins.
+    /// The position of the next step.
     pub(super) const fn position(&self) -> Position {
         Position::new(self.number, self.at)
     }
 
-    /// Reads as far as `end`, an offset in bytes at which a record ends, or as far as the file goes if
-    /// it has lost its end.
+    /// Limits the scan to `end`, the offset of the end of a record, or to the size of a file that
+    /// has lost its end.
     pub(super) fn set_end(&mut self, end: u64) -> io::Result<()> {
         if end > self.end {
             self.end = end.min(self.file.metadata()?.len());
@@ -282,7 +281,7 @@ impl Scan {
         Ok(())
     }
 
-    /// Reads as far as the segment goes by now. Whether that is further than before.
+    /// Extends the scan to the present end of the segment. Returns whether there is more to read.
     pub(super) fn extend(&mut self) -> io::Result<bool> {
         self.find_end()?;
         Ok(self.at < self.zeros()?)
@@ -316,7 +315,7 @@ impl Scan {
         Ok(Some(ScanItem::Damage { position, bytes }))
     }
 
-    /// The offset of the first valid record at or after `at` and before `end`, or `end`.
+    /// The offset of the first valid record between `at` and `end`; `end` if there is none.
     fn search(&mut self, mut at: u64, end: u64) -> io::Result<u64> {
         while at < end {
             let window = self.window(at, LENGTH_BYTES.min((self.end - at) as usize))?;
@@ -331,16 +330,16 @@ impl Scan {
                     }
                     at += 1;
                 }
-                // A marker may stand across the edge of the window.
+                // A marker may cross the border of the window.
                 None => at += (window.len().saturating_sub(MARKER_BEGIN.len() - 1)).max(1) as u64,
             }
         }
         Ok(end)
     }
 
-    /// The offset, not before `self.at`, from which on there are only zeros. It is looked for from
-    /// the end, in large chunks, since a segment that was made ahead is mostly zeros at first. A
-    /// record may reach beyond it, with zeros of its own.
+    /// The offset, at least `self.at`, after which there are only zeros. The search begins at the
+    /// end, in large chunks, since a new preallocated segment is mostly zeros. The last record may
+    /// reach beyond the offset, with zeros of its own.
     fn zeros(&mut self) -> io::Result<u64> {
         let mut zeros = self.zeros.unwrap_or(self.end);
         let mut chunk = Vec::new();
@@ -373,8 +372,7 @@ impl Scan {
         Ok(is_valid.then(|| Bytes::copy_from_slice(bytes)))
     }
 
-    /// What the segment holds from `at` on: at least `least` bytes, which must not go beyond its
-    /// end.
+    /// The segment's bytes from `at` on: at least `least` bytes, which must exist.
     fn window(&mut self, at: u64, least: usize) -> io::Result<&[u8]> {
         let held = at
             .checked_sub(self.window_at)
@@ -382,7 +380,7 @@ impl Scan {
         if !held {
             let left = (self.end - at) as usize;
             self.window.resize(left.min(least.max(WINDOW_BYTES)), 0);
-            // What an earlier read left is not taken for the segment's if this one fails.
+            // If this read fails, the window must not be taken for the segment's bytes.
             self.window_at = u64::MAX;
             self.file.read_exact_at(&mut self.window, at)?;
             self.window_at = at;
@@ -404,8 +402,8 @@ fn used(bytes: &[u8]) -> usize {
     last.map_or(0, |last| last + 1)
 }
 
-/// The damage that has been found so far. Shared by all who read the journal, so that none of it
-/// is reported or counted twice.
+/// The damage that has been found. All readers of the journal share it, so that none is reported or
+/// counted twice.
 #[derive(Clone)]
 pub(super) struct DamageLog {
     found: Arc<Mutex<BTreeMap<Position, u64>>>,
@@ -413,7 +411,7 @@ pub(super) struct DamageLog {
 }
 
 impl DamageLog {
-    /// None so far.
+    /// No damage yet.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             found: Arc::default(),
@@ -421,7 +419,7 @@ impl DamageLog {
         }
     }
 
-    /// Reports `bytes` at `position`, unless that has been done.
+    /// Reports damage of `bytes` at `position`, unless it has been reported.
     pub(super) fn report(&self, position: Position, bytes: u64, what: &'static str) {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if found.insert(position, bytes).is_none() {

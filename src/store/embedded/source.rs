@@ -1,34 +1,34 @@
-//! Moving everything out of an embedded store.
+//! The source of a transfer.
 
 use std::{sync::Arc, thread, time::Duration};
 
 use super::{Embedded, Settings, Shared, disk::SystemDisk, ledger::OperatorConnection};
 use crate::store::{Context, Health, StoreError, Subscription};
 
-/// How often it is looked whether the ledger knows the whole journal.
+/// The interval of checks whether the ledger is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A store that events are moved out of. Nobody else has it meanwhile.
+/// A store that is the source of a transfer. No service runs on it meanwhile.
 pub struct TransferSource {
     pub(super) operator: OperatorConnection,
-    /// Keeps others away.
+    /// Keeps services away.
     _store: Embedded,
 }
 
 impl TransferSource {
-    /// Opens the store as a service would, and waits until its ledger knows all of its journal.
-    /// `subscriptions` say who gets what of events that it does not know yet.
+    /// Opens the store as a service does, and waits until the ledger has the whole journal.
+    /// `subscriptions` decide who gets the events that the ledger does not have yet.
     pub(super) fn open(
         settings: &Settings,
         context: Context,
         subscriptions: Vec<Subscription>,
     ) -> Result<Self, StoreError> {
-        // What is not there must not be made.
+        // A store that does not exist must not be created.
         let ledger = settings.ledger();
         if !ledger.exists() {
             return Err(StoreError::Absent(settings.path.display().to_string()));
         }
-        // Nothing may be deleted before it has been moved.
+        // Retention must not delete events before they are transferred.
         let settings = &Settings {
             retain: Duration::MAX,
             ..settings.clone()
@@ -49,7 +49,7 @@ impl TransferSource {
     }
 }
 
-/// Waits until the ledger knows the whole journal.
+/// Waits until the ledger has the whole journal.
 fn until_known(shared: &Shared) -> Result<(), StoreError> {
     loop {
         let watermark = shared
@@ -58,9 +58,9 @@ fn until_known(shared: &Shared) -> Result<(), StoreError> {
         if watermark.through >= shared.progress.end() {
             return Ok(());
         }
-        // Nobody reads the journal any more.
+        // The indexer has ended.
         if let Health::Poisoned { why } = shared.health.get() {
-            return Err(StoreError::database("bringing the ledger up to date")(why));
+            return Err(StoreError::database("indexing the journal")(why));
         }
         thread::sleep(LOOK_EVERY);
     }

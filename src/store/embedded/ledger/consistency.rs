@@ -1,20 +1,19 @@
-//! Whether the ledger is one of this journal, and what to do with what the journal has no longer.
+//! Checks that the ledger belongs to the journal, and truncates it where the journal has lost events.
 //!
-//! The two are of different moments where a store was copied file by file while a service ran, was put
-//! together from several copies, or where a disk has lost the journal's end. The journal decides:
+//! The two may be of different times if a running store was copied file by file, if a store was put
+//! together from several copies, or if a disk has lost the journal's end. The journal decides:
 //!
-//! | the ledger | what becomes of it |
+//! | the ledger | consequence |
 //! |---|---|
-//! | is behind the journal | it reads on |
-//! | has read beyond the journal's end | it is [cut](LedgerDatabase::truncate) there; all else that it knows stays |
-//! | says otherwise than the journal, or than itself | it is set aside, and a new one is made |
+//! | is behind the journal | it reads the rest |
+//! | has read beyond the journal's end | it is [truncated](LedgerDatabase::truncate) there; everything else stays |
+//! | contradicts the journal or itself | it is set aside, and a new one is created |
 //!
-//! One look is enough to tell: an event's id is made once, for one record at one place, and a record is
-//! written behind all that came before it. So if the last event that the ledger has before the journal's
-//! end is in the journal at its place, so is everything before it. Where that record cannot be read, the
-//! journal must be known to be damaged or to miss its segment there, and then the event before that is
-//! looked at. Itself, a ledger has nothing from where it says that it has read to: where it has, it was
-//! put together from pieces of the database's files.
+//! One comparison suffices. An event's id is unique to one record at one position, and a record is
+//! written after all earlier ones. So if the journal has the ledger's last event at its position, it has
+//! everything before it too. If that record cannot be read, the journal must be known to be damaged or
+//! to lack the segment there, and then the event before it is compared. A ledger contradicts itself if it
+//! has rows at or behind its watermark: then it was put together from files of different times.
 
 use std::io;
 
@@ -36,20 +35,20 @@ use crate::{
     },
 };
 
-/// Why deliveries of events are parked that the journal has lost.
+/// Why the deliveries of lost events are parked.
 const LOST: &str = "the event is not in the journal any more";
 
-/// What [`LedgerDatabase::truncate`] did.
+/// The result of [`LedgerDatabase::truncate`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(in super::super) struct Truncation {
-    /// Events that are lost.
+    /// The number of lost events.
     pub(in super::super) events: u64,
-    /// Deliveries that nobody can make any more.
+    /// The number of deliveries that can no longer be made.
     pub(in super::super) parked: u64,
 }
 
 impl LedgerDatabase {
-    /// Whether the ledger agrees with itself, and with the journal up to its `end`.
+    /// Whether the ledger is consistent in itself, and with the journal up to its `end`.
     pub(in super::super) fn is_consistent(
         &mut self,
         journal: &Directory,
@@ -86,7 +85,7 @@ impl LedgerDatabase {
         Ok(Ok(true))
     }
 
-    /// Whether it has anything from where it has read the journal to.
+    /// Whether the ledger has rows at or behind its own watermark.
     fn is_beyond_itself(&self) -> rusqlite::Result<bool> {
         self.db.query_row(
             "SELECT EXISTS (SELECT 1 FROM events WHERE position >= through)
@@ -111,13 +110,14 @@ impl LedgerDatabase {
             .optional()
     }
 
-    /// Reads the whole ledger, and says whether its parts fit.
+    /// Whether the whole database is intact.
     pub(in super::super) fn is_sound(&self) -> Result<bool, StoreError> {
         sqlite::is_sound(&self.path)
     }
 
-    /// Forgets what is finished of the events from `lost` on, which the journal has lost, and parks what
-    /// is not, where a person can see it. The journal goes on at `end`, where nothing of the ledger is.
+    /// Removes the finished deliveries of the events from `lost` on, which the journal has lost,
+    /// and parks the others, where a person can see them. The journal continues at `end`, of which
+    /// the ledger has nothing.
     pub(in super::super) fn truncate(
         &mut self,
         lost: Position,
@@ -130,7 +130,7 @@ impl LedgerDatabase {
                 self.renew("it is damaged")?;
                 Ok(Truncation::default())
             }
-            truncate => truncate.map_err(StoreError::database("cutting the ledger")),
+            truncate => truncate.map_err(StoreError::database("truncating the ledger")),
         }
     }
 
@@ -162,7 +162,7 @@ impl LedgerDatabase {
         for forget in FORGET {
             change.execute(forget, [from])?;
         }
-        // What the journal has lost may also have said what became of older ones.
+        // The lost records may have included states of older deliveries.
         change.execute(
             "UPDATE progress SET through = ?1, records = ?2, journaled = 0",
             params![end.through.to_sql(), end.records.cast_signed()],
@@ -175,7 +175,7 @@ impl LedgerDatabase {
     }
 }
 
-/// Forgets what is finished from a position on.
+/// Deletes what is finished from a position on.
 const FORGET: &[&str] = &[
     "DELETE FROM attempts WHERE handler IN (SELECT id FROM handlers) AND position >= ?1
         AND EXISTS (SELECT 1 FROM deliveries d WHERE d.handler = attempts.handler
@@ -187,8 +187,8 @@ const FORGET: &[&str] = &[
             ON handler = id AND deliveries.position = events.position)",
 ];
 
-/// Where the damage begins that is at `position` in the journal, or the lack of a segment's end.
-/// `None` when whole records are there, which begin elsewhere.
+/// The begin of the damage at `position`, or of the missing end of the segment. `None` if there are
+/// intact records that begin elsewhere.
 fn damage_at(journal: &Directory, position: Position) -> io::Result<Option<Position>> {
     let mut scan = Scan::open(journal, Position::new(position.segment(), 0))?;
     loop {

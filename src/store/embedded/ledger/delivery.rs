@@ -1,6 +1,6 @@
-//! What becomes of deliveries: the rules of states, on one connection. Used by the service's ledger and
-//! by the operator's commands alike. Which of the open ones can be attempted is up to the
-//! [queue](crate::store::embedded::queue).
+//! The rows of deliveries and their changes of state, on one connection. The service and the
+//! operator's commands use them. The [queue](crate::store::embedded::queue) decides which open
+//! deliveries can be attempted.
 //!
 //! **Invariant:** each change of a state is counted in the [`Tally`] of its transaction.
 
@@ -17,7 +17,7 @@ use crate::{
     store::{Attempt, DeliverySnapshot, DeliveryState, embedded::segment::Position, shorten},
 };
 
-/// A handler's row.
+/// The id of a handler's row.
 pub(super) type HandlerId = i64;
 
 impl ToSql for DeliveryState {
@@ -32,12 +32,12 @@ impl FromSql for DeliveryState {
     }
 }
 
-/// By how much a transaction changes the counts of open and parked deliveries.
+/// The changes of the counts of open and parked deliveries in one transaction.
 #[derive(Debug, Default)]
 pub(super) struct Tally(BTreeMap<HandlerId, (i64, i64)>);
 
 impl Tally {
-    /// A delivery went from state `before`, or from nothing, to `after`, or to nothing.
+    /// Counts a change from state `before` to `after`. `None` stands for no row.
     pub(super) fn count(
         &mut self,
         handler: HandlerId,
@@ -51,7 +51,7 @@ impl Tally {
         }
     }
 
-    /// Adds it to the counts. To be done last in the transaction.
+    /// Adds the changes to the counts. To be called at the end of the transaction.
     pub(super) fn write(&mut self, db: &Connection) -> Result<()> {
         for (handler, (open, parked)) in std::mem::take(&mut self.0) {
             if (open, parked) != (0, 0) {
@@ -64,25 +64,26 @@ impl Tally {
         Ok(())
     }
 
-    /// Forgets it, with the transaction that it belongs to.
+    /// Drops the changes, with their transaction.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
 }
 
-/// One delivery's row.
+/// A delivery's row.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) handler: HandlerId,
     pub(super) position: Position,
     pub(super) state: DeliveryState,
     pub(super) attempts: u32,
-    /// How often it has been replayed.
+    /// The number of replays.
     pub(super) replays: u32,
 }
 
 impl Row {
-    /// Whether `snapshot` says more of it: of two with as many replays and attempts, what is further on.
+    /// Whether `snapshot` is newer: it has more replays, or else more attempts, or else a later
+    /// state.
     pub(super) fn is_behind(&self, snapshot: &DeliverySnapshot) -> bool {
         let rank = |state| (state as i64).min(DeliveryState::Done as i64);
         let own = (self.replays, self.attempts, rank(self.state));
@@ -90,7 +91,7 @@ impl Row {
     }
 }
 
-/// Looks one delivery up.
+/// Finds a delivery.
 pub(super) fn find(db: &Connection, handler: HandlerId, position: Position) -> Result<Option<Row>> {
     db.prepare_cached(
         "SELECT state, attempts, replays FROM deliveries
@@ -108,7 +109,7 @@ pub(super) fn find(db: &Connection, handler: HandlerId, position: Position) -> R
     .optional()
 }
 
-/// Adds the delivery of an event to `handler`.
+/// Adds an open delivery of an event to `handler`.
 pub(super) fn add(
     db: &Connection,
     tally: &mut Tally,
@@ -134,7 +135,7 @@ pub(super) fn add(
     Ok(())
 }
 
-/// Adds the delivery of an event to `handler` of which something has become already.
+/// Adds a delivery in the state of `snapshot`.
 pub(super) fn add_snapshot(
     db: &Connection,
     tally: &mut Tally,
@@ -149,8 +150,7 @@ pub(super) fn add_snapshot(
     Ok(())
 }
 
-/// Adds a delivery that nobody asked for when the event came, as if it had been made: so that it
-/// can be made again.
+/// Adds a delivery to a handler that did not get the event, as done, so that it can be replayed.
 pub(super) fn insert_done(
     db: &Connection,
     (handler, position): (HandlerId, Position),
@@ -163,7 +163,7 @@ pub(super) fn insert_done(
     Ok(())
 }
 
-/// Gives a delivery ordering keys, or takes them away.
+/// Sets or removes the ordering keys of a delivery.
 pub(super) fn place(
     db: &Connection,
     (handler, position): (HandlerId, Position),
@@ -178,7 +178,7 @@ pub(super) fn place(
     Ok(())
 }
 
-/// Forgets a delivery, as if nobody had asked for it.
+/// Deletes a delivery.
 pub(super) fn forget(db: &Connection, tally: &mut Tally, row: &Row) -> Result<()> {
     db.prepare_cached("DELETE FROM deliveries WHERE handler = ?1 AND position = ?2")?
         .execute((row.handler, row.position.to_sql()))?;
@@ -186,7 +186,7 @@ pub(super) fn forget(db: &Connection, tally: &mut Tally, row: &Row) -> Result<()
     Ok(())
 }
 
-/// Adds an attempt that did not end well.
+/// Adds a failed attempt.
 pub(super) fn add_failure(
     db: &Connection,
     (handler, position): (HandlerId, Position),
@@ -230,7 +230,7 @@ pub(super) fn end(
     Ok(())
 }
 
-/// The statement by which a delivery stands otherwise, on a condition.
+/// The statement that updates a delivery, with a condition.
 macro_rules! update {
     ($condition:literal) => {
         concat!(
@@ -242,7 +242,7 @@ macro_rules! update {
     };
 }
 
-/// Has a delivery stand as `snapshot`.
+/// Updates a delivery to the state of `snapshot`.
 pub(super) fn change(
     db: &Connection,
     tally: &mut Tally,
@@ -254,7 +254,8 @@ pub(super) fn change(
     Ok(())
 }
 
-/// The same of one that is open and was not made again meanwhile, as almost all are; `false` when it is not.
+/// The same for the usual case of an open delivery without a newer replay. Returns `false` in other
+/// cases.
 pub(super) fn advance(
     db: &Connection,
     tally: &mut Tally,
@@ -269,7 +270,7 @@ pub(super) fn advance(
     Ok(is_changed)
 }
 
-/// Writes how a delivery stands by `statement`; whether that has written anything.
+/// Runs `statement` with the state of `snapshot`. Returns whether it changed a row.
 fn write(
     db: &Connection,
     statement: &str,
@@ -290,7 +291,7 @@ fn write(
     Ok(changed > 0)
 }
 
-/// Makes a delivery again, for `reason`. Makes an open one due.
+/// Replays a delivery for `reason`. An open delivery becomes due.
 pub(super) fn replay(
     db: &Connection,
     tally: &mut Tally,
@@ -317,7 +318,7 @@ pub(super) fn replay(
     Ok(())
 }
 
-/// Lists a delivery as changed by a command, for the service to tell the journal.
+/// Adds a delivery to the outbox, since a command has changed it.
 pub(super) fn list(db: &Connection, handler: HandlerId, position: Position) -> Result<()> {
     db.prepare_cached("INSERT OR IGNORE INTO outbox (handler, position) VALUES (?1, ?2)")?
         .execute((handler, position.to_sql()))?;

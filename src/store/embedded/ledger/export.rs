@@ -1,4 +1,4 @@
-//! Everything that is known of events, for another store.
+//! Exports events and deliveries to another store.
 
 use std::sync::Arc;
 
@@ -13,12 +13,11 @@ use crate::{
     },
 };
 
-/// The most bytes of bodies that are read at once, besides the last one: an event can have a large
-/// one, and many have to be in memory together.
+/// The most bytes of bodies in one page, besides the last one. A page is in memory as a whole.
 const SLICE_BYTES: usize = 4 << 20;
 
 impl TransferSource {
-    /// How many events there are behind `place`.
+    /// The number of events behind `place`.
     pub(in crate::store) fn count(&self, place: i64) -> std::result::Result<u64, StoreError> {
         let count = "SELECT count(*) FROM events WHERE position > ?1";
         let counted: Result<i64> = self.operator.db.query_row(count, [place], |row| row.get(0));
@@ -26,8 +25,7 @@ impl TransferSource {
         Ok(counted.cast_unsigned())
     }
 
-    /// Some of the events behind `place`, in the order in which they were stored; `None` when there are
-    /// none.
+    /// The next page of events behind `place`, in the order of storage; `None` at the end.
     pub(in crate::store) fn read(
         &self,
         place: i64,
@@ -58,7 +56,7 @@ impl TransferSource {
                     continue;
                 }
                 Err(ReadError::Io(error)) => {
-                    return Err(StoreError::io("reading an event that is to be moved")(
+                    return Err(StoreError::io("reading an event")(
                         error,
                     ));
                 }
@@ -72,7 +70,7 @@ impl TransferSource {
         Ok(Some(slice))
     }
 
-    /// Some of the topics behind `last`, in the order of their texts; none when there are no more.
+    /// The next topics behind `last`, in the order of their texts; empty at the end.
     pub(in crate::store) fn topics(
         &self,
         last: &str,
@@ -107,7 +105,7 @@ fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<(i64, Ev
     rows.collect()
 }
 
-/// The statement that gives deliveries to [`read`].
+/// The query of deliveries for [`read`].
 macro_rules! deliveries {
     ($which:literal) => {
         concat!(
@@ -124,7 +122,7 @@ fn deliveries(db: &Connection, position: i64) -> Result<Vec<DeliverySnapshot>> {
     rows.map(|row| Ok(row?.1)).collect()
 }
 
-/// The first deliveries to a handler of the events from one position on, before another one.
+/// The first deliveries to a handler of the events in a range of positions.
 pub(super) fn of_handler(
     db: &Connection,
     handler: HandlerId,
@@ -144,7 +142,7 @@ pub(super) fn of_handler(
 fn read(db: &Connection, row: &Row<'_>) -> Result<(Position, DeliverySnapshot)> {
     let (state, attempts, replays) = (row.get(2)?, row.get(3)?, row.get(4)?);
     let position: i64 = row.get(10)?;
-    // What was done at the first attempt has seen no other.
+    // A delivery that was done at the first attempt has no failures.
     let failures = match (state, attempts, replays) {
         (DeliveryState::Done, 1, 0) | (_, 0, 0) => Vec::new(),
         _ => failures(db, row.get(9)?, position)?,

@@ -1,4 +1,4 @@
-//! From the ledger and the journal into the windows of the queue.
+//! Fills the windows of the queue from the ledger and the journal.
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Result};
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// How many deliveries are read at once.
+/// The number of deliveries in one query.
 const SLICE: usize = 4096;
 
 /// Open deliveries, oldest first.
@@ -22,8 +22,8 @@ pub(super) const OPEN: &str =
     WHERE handler = ?1 AND state = 0 AND state < 3 AND position >= ?2 ORDER BY position LIMIT ?3";
 
 impl LedgerDatabase {
-    /// Fills the window of `handler`, if it lacks something, and reads the events of what it hands out
-    /// next.
+    /// Fills the window of `handler` as far as it needs, and loads the events of its next
+    /// deliveries.
     pub(in super::super) fn fill(&mut self, handler: &HandlerName, now: Timestamp) -> Result<()> {
         let Some(id) = self.handler(handler) else {
             return Ok(());
@@ -73,7 +73,7 @@ impl LedgerDatabase {
         rows.collect()
     }
 
-    /// Reads the event of a delivery. Whether there is room for more.
+    /// Loads the event of a delivery. Returns whether there is room for more.
     fn load(&mut self, handler: &HandlerName, position: Position, now: Timestamp) -> Result<bool> {
         match self.event_reader.read(position) {
             Ok(event) => {
@@ -95,7 +95,7 @@ impl LedgerDatabase {
     }
 }
 
-/// When each of `topics` was reported last.
+/// The latest report of each of `topics`.
 pub(super) fn topic_times(db: &rusqlite::Connection, topics: Vec<Topic>) -> Result<Vec<TopicTime>> {
     let mut look = db.prepare_cached("SELECT latest FROM topics WHERE topic = ?1")?;
     let latest = |topic: Topic| {

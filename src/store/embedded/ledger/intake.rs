@@ -1,4 +1,4 @@
-//! From the journal into the ledger.
+//! Ingests the journal and the updates of deliveries into the ledger.
 
 use std::{collections::HashMap, path::Path};
 
@@ -17,23 +17,23 @@ use crate::{
     },
 };
 
-/// What was read of the journal at one go.
+/// Consecutive records of the journal.
 #[derive(Debug, Default)]
 pub(in super::super) struct JournalBatch {
-    /// Where it begins.
+    /// The position of the first record.
     pub(in super::super) from: Position,
-    /// Where it ends.
+    /// The position behind the last record.
     pub(in super::super) through: Position,
-    /// Records of the journal up to there.
+    /// The number of records in the journal up to there.
     pub(in super::super) records: u64,
-    /// What is in it, without copies.
+    /// The contents, without duplicates.
     pub(in super::super) contents: Vec<(Position, Content)>,
-    /// How many copies there were.
+    /// The number of duplicates.
     pub(in super::super) duplicates: u64,
 }
 
 impl JournalBatch {
-    /// An empty one that begins at `from`.
+    /// An empty batch that begins at `from`.
     pub(in super::super) fn behind(from: Position) -> Self {
         Self {
             from,
@@ -42,14 +42,14 @@ impl JournalBatch {
         }
     }
 
-    /// Adds what was read behind it.
+    /// Appends the batch that follows.
     pub(in super::super) fn append(&mut self, mut next: Self) {
         (self.through, self.records) = (next.through, next.records);
         self.contents.append(&mut next.contents);
         self.duplicates += next.duplicates;
     }
 
-    /// The events in it.
+    /// The events.
     pub(in super::super) fn events(&self) -> impl Iterator<Item = &Notification> {
         let contents = self.contents.iter();
         contents.filter_map(|(_, content)| match content {
@@ -58,26 +58,26 @@ impl JournalBatch {
         })
     }
 
-    /// How many bytes of bodies are in it.
+    /// The number of bytes of the events' bodies.
     pub(in super::super) fn bytes(&self) -> usize {
         self.events().map(|event| event.body.len()).sum()
     }
 }
 
-/// What becomes of deliveries whose events the ledger does not have yet.
+/// The states of deliveries whose events the ledger does not have yet.
 type Updates<'a> = HashMap<(&'a HandlerName, Position), &'a DeliverySnapshot>;
 
 /// How far the journal has been read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in super::super) struct Watermark {
-    /// Up to where the ledger knows it.
+    /// The position up to which the journal has been read.
     pub(in super::super) through: Position,
-    /// How many records that is.
+    /// The number of records up to there.
     pub(in super::super) records: u64,
 }
 
 impl LedgerDatabase {
-    /// How far the journal has been read.
+    /// The ledger's watermark.
     pub(in super::super) fn watermark(&self) -> Result<Watermark> {
         self.db
             .prepare_cached("SELECT through, records FROM progress")?
@@ -90,15 +90,15 @@ impl LedgerDatabase {
             })
     }
 
-    /// Up to where the ledger knows the journal, while no thread works on it yet.
+    /// The position of the watermark, before the ledger's thread runs.
     pub(in super::super) fn through(&self) -> std::result::Result<Position, StoreError> {
         let watermark = self.watermark();
         let watermark = watermark.map_err(StoreError::database("reading the ledger"))?;
         Ok(watermark.through)
     }
 
-    /// Has nothing handed out before the journal has been read up to `end`: it may say of something that
-    /// it is done.
+    /// Keeps the queue from handing out deliveries until the journal has been indexed up to `end`:
+    /// a record there may say that one of them is done.
     pub(in super::super) fn wait_for(&mut self, end: Position) -> Result<Watermark> {
         let (watermark, said) = (self.watermark()?, self.said()?);
         self.awaited = (watermark.through < end).then_some(end);
@@ -106,21 +106,22 @@ impl LedgerDatabase {
         Ok(watermark)
     }
 
-    /// Whether the journal has what became of deliveries.
+    /// Whether the journal has the states of all deliveries.
     pub(in super::super) fn is_journaled(&self) -> std::result::Result<bool, StoreError> {
         let query = "SELECT journaled FROM progress";
         let is_journaled = self.db.query_row(query, [], |row| row.get(0));
         is_journaled.map_err(StoreError::database("reading the ledger"))
     }
 
-    /// Notes that it has.
+    /// Records that it has.
     pub(in super::super) fn set_journaled(&self) -> std::result::Result<(), StoreError> {
         let noted = self.db.execute("UPDATE progress SET journaled = 1", []);
         noted.map_err(StoreError::database("writing the ledger"))?;
         Ok(())
     }
 
-    /// Takes in what the queue has for the ledger: a piece of the journal, and what became of deliveries.
+    /// Ingests what the queue has for the ledger: a batch of the journal, and updates of
+    /// deliveries.
     pub(super) fn ingest(&mut self) -> Result<()> {
         let batch = self.queue.next();
         let through = match &batch {
@@ -145,7 +146,7 @@ impl LedgerDatabase {
             self.apply_snapshot(*position, snapshot)?;
         }
         if let Some(batch) = batch {
-            // Of several the last one holds.
+            // Of several updates of one delivery the last one is valid.
             let place = |(position, snapshot): &&'a DeliveryUpdate| (&snapshot.handler, *position);
             let last = new
                 .iter()
@@ -153,7 +154,7 @@ impl LedgerDatabase {
                 .collect();
             self.index(batch, &last)?;
         }
-        // What has failed before is told as well.
+        // Earlier failures are recorded too.
         for (position, snapshot) in new
             .into_iter()
             .filter(|(_, snapshot)| !snapshot.failures.is_empty())
@@ -163,7 +164,7 @@ impl LedgerDatabase {
         Ok(())
     }
 
-    /// What there is to do when the transaction has been committed.
+    /// Completes the intake after the commit.
     pub(super) fn finish_ingest(&mut self, taken: Intake) {
         for (handler, position, open) in taken.replayed {
             self.queue.replay(&handler, position, open);
@@ -183,7 +184,7 @@ impl LedgerDatabase {
         }
     }
 
-    /// Adds `batch` if it begins where the journal has been read to.
+    /// Adds `batch` if it begins at the watermark.
     fn index(&mut self, batch: &JournalBatch, updates: &Updates<'_>) -> Result<()> {
         if self.watermark()?.through != batch.from {
             return Ok(());
@@ -216,7 +217,8 @@ impl LedgerDatabase {
         Ok(())
     }
 
-    /// Adds an event with its deliveries to those it is `given` to; `false` when its id is known.
+    /// Adds an event with its deliveries to the handlers in `given`. Returns `false` if the id is
+    /// known.
     fn add(
         &mut self,
         position: Position,
@@ -281,12 +283,12 @@ impl LedgerDatabase {
     }
 }
 
-/// What the ledger knows of topics, on a connection of its own: it is asked for events that their handlers
-/// get before the ledger has them.
+/// Reads the ledger's topics on a connection of its own, for events that handlers get before the
+/// ledger has them.
 pub(in super::super) struct TopicReader(Connection);
 
 impl TopicReader {
-    /// Those of the ledger at `path`.
+    /// A reader of the ledger at `path`.
     pub(in super::super) fn open(path: &Path) -> std::result::Result<Self, StoreError> {
         let db = sqlite::open(path, false)?;
         let small = db.pragma_update(None, "cache_size", -1024); // KiB
@@ -294,7 +296,7 @@ impl TopicReader {
         Ok(Self(db))
     }
 
-    /// When each of `topics` was reported last.
+    /// The latest report of each of `topics`.
     pub(in super::super) fn topic_times(
         &self,
         topics: Vec<Topic>,

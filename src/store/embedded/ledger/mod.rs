@@ -1,12 +1,13 @@
-//! Who has had what: a SQLite database behind one thread, a projection of the journal.
+//! The ledger: a SQLite database of events and deliveries behind one thread. It is a view of the
+//! journal.
 //!
-//! **Invariant:** the append path never waits for anything here.
+//! **Invariant:** an append never waits for the ledger.
 //!
-//! **Invariant:** a transaction that adds events also moves the place to which the journal has been
-//! read, so that each event is added once.
+//! **Invariant:** a transaction that adds events also advances the watermark, so that each event is
+//! added once.
 //!
-//! **Invariant:** what can be attempted, and what is being attempted, is known to the
-//! [queue](super::queue) alone. The store's lock makes this process the only one that has one.
+//! **Invariant:** only the [queue](super::queue) knows which deliveries can be attempted, and which
+//! are in flight. The store's lock makes sure that one process has a queue.
 
 mod consistency;
 mod delivery;
@@ -54,65 +55,65 @@ pub(super) use self::{
 /// The most jobs in one transaction, and the most that wait.
 const JOBS: usize = 64;
 
-/// The way to the ledger's thread.
+/// A handle to the ledger's thread.
 pub(super) struct Ledger {
-    /// The thread, and the way to it. Taken when the ledger is closed: the thread ends when nobody can send
-    /// any more.
+    /// The thread and the channel to it. Taken when the ledger is closed: the thread ends when the
+    /// channel is closed.
     running: Mutex<Option<(mpsc::Sender<Job>, JoinHandle<()>)>>,
     path: PathBuf,
-    /// Whether it was not closed in order the last time.
+    /// Whether the ledger was not closed in order the last time.
     is_suspect: bool,
 }
 
-/// Something to be done in a transaction; `None` when that has failed already, so that there is
-/// nothing to do but to reply.
+/// A job in a transaction. It gets `None` if the transaction has failed already: then it only
+/// replies.
 type Job = Box<dyn FnOnce(Option<&mut LedgerDatabase>) -> (rusqlite::Result<()>, Reply) + Send>;
 
-/// Says how the transaction ended: with its problem, if there was one.
+/// Reports the end of the transaction, with its error if there was one.
 type Reply = Box<dyn FnOnce(Option<String>) + Send>;
 
-/// What the thread works on.
+/// The state of the ledger's thread.
 pub(super) struct LedgerDatabase {
     path: PathBuf,
     is_suspect: bool,
-    /// Who sees whether this gets on.
+    /// Reports the thread's progress.
     follower: Follower,
     db: Connection,
     event_reader: EventReader,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
-    /// To be told when the ledger has to be made anew.
+    /// Notified when the ledger is reset.
     journal_progress: Arc<Progress>,
     subscriptions: Vec<ActiveHandler>,
-    /// What dispatch works from.
+    /// The queue that dispatch works from.
     queue: Arc<Queue>,
-    /// What the transaction under way takes in from there.
+    /// What the present transaction ingests.
     intake: Intake,
     tally: Tally,
-    /// Whether a damaged ledger has been set aside and no new one could be made yet.
+    /// Whether a damaged ledger was set aside, and no new one could be created yet.
     lost: bool,
-    /// Copies that the transaction under way has dropped.
+    /// The number of duplicates in the present transaction.
     duplicates: u64,
-    /// Where the journal is told what becomes of deliveries.
+    /// The channel for states of deliveries that go to the journal.
     journal: JournalSender,
-    /// Up to where the journal has to be read before anything is handed out: it may say of something that
-    /// it is done.
+    /// The position up to which the journal must be indexed before the queue hands out deliveries:
+    /// a record there may say that one of them is done.
     awaited: Option<Position>,
 }
 
-/// What one transaction takes in.
+/// What one transaction ingests.
 #[derive(Default)]
 struct Intake {
     batch: Option<JournalBatch>,
     updates: Vec<DeliveryUpdate>,
-    /// Deliveries that commands have made again.
+    /// The deliveries that commands have replayed.
     replayed: Vec<(HandlerName, Position, OpenDelivery)>,
-    /// Whether it has filled a window.
+    /// Whether the transaction has filled a window.
     has_filled: bool,
 }
 
 impl Ledger {
-    /// Starts the thread that works on `database`.
+    /// Starts the thread that owns `database`.
     pub(super) fn start(
         database: LedgerDatabase,
         health: &HealthReporter,
@@ -128,7 +129,7 @@ impl Ledger {
         })
     }
 
-    /// Does `job` in a transaction, and returns when it has been committed.
+    /// Runs `job` in a transaction, and returns after its commit.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -140,7 +141,7 @@ impl Ledger {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Does `job` sooner or later, if not too much is to be done already.
+    /// Runs `job` later, unless too many jobs wait.
     pub(super) fn ask(
         &self,
         job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<()> + Send + 'static,
@@ -150,7 +151,7 @@ impl Ledger {
         }
     }
 
-    /// [`run`](Self::run) for a thread of the engine's own.
+    /// The same as [`run`](Self::run), for the engine's own threads.
     pub(super) fn run_blocking<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -162,12 +163,12 @@ impl Ledger {
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
     }
 
-    /// Reads the whole database if it was not closed in order, and has it made anew if its parts do not
-    /// fit: its files may have been copied one after the other while a service wrote to them. Deliveries
-    /// go on meanwhile. Blocks.
+    /// Checks the whole database if it was not closed in order, and resets it if it is
+    /// inconsistent: its files may have been copied one by one while a service ran. Deliveries go
+    /// on meanwhile. Blocks.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         if self.is_suspect && !sqlite::is_sound(&self.path)? {
-            // What any other job would come upon sooner or later.
+            // The same error that any other job would meet sooner or later.
             self.run_blocking("checking the ledger", |_| Err::<(), _>(sqlite::damage()))
                 .ok();
         }
@@ -180,7 +181,7 @@ impl Ledger {
         sender.ok_or(StoreError::Closed)
     }
 
-    /// Does what is waiting and ends the thread. Blocks.
+    /// Runs the waiting jobs, and ends the thread. Blocks.
     pub(super) fn close(&self) {
         let running = self.running().take();
         if let Some((sender, thread)) = running {
@@ -194,7 +195,7 @@ impl Ledger {
     }
 }
 
-/// `job` with its result sent to whoever asked.
+/// `job` with a channel for its result.
 fn with_reply<T: Send + 'static>(
     what: &'static str,
     job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
@@ -210,7 +211,7 @@ fn with_reply<T: Send + 'static>(
                 (Some(done), None) => Ok(done),
                 (_, problem) => Err(StoreError::database(what)(problem.unwrap_or_default())),
             };
-            // Whoever asked may have gone; what was done stays done.
+            // The caller may have gone. What was done stays done.
             sender.send(answer).ok();
         };
         (outcome, Box::new(reply) as Reply)
@@ -219,11 +220,11 @@ fn with_reply<T: Send + 'static>(
 }
 
 impl LedgerDatabase {
-    /// Opens the ledger at `path` over the journal in `journal`.
+    /// Opens the ledger at `path`, for the journal in `journal`.
     ///
     /// # Errors
     ///
-    /// When it cannot be read or written, or is of a later version.
+    /// When the ledger cannot be read or written, or is of a later version.
     pub(super) fn open(
         path: &Path,
         journal: Directory,
@@ -259,13 +260,13 @@ impl LedgerDatabase {
         while inbox.blocking_recv_many(&mut jobs, JOBS) > 0 {
             self.transact(jobs.drain(..));
         }
-        // The write-ahead log is folded into the database when the last connection closes.
+        // SQLite merges the write-ahead log into the database when the last connection is closed.
         if let Err((_, error)) = self.db.close() {
             tracing::warn!("the ledger was not closed cleanly: {error}");
         }
     }
 
-    /// Does all of `jobs` in one transaction, or none of them.
+    /// Runs all of `jobs` in one transaction, or none of them.
     fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
         self.follower.started();
         let mut replies = Vec::new();
@@ -309,12 +310,12 @@ impl LedgerDatabase {
         self.db.execute_batch("COMMIT")
     }
 
-    /// After a failed transaction: takes it back, and makes the ledger anew if it is damaged.
+    /// Rolls a failed transaction back, and resets the ledger if it is damaged.
     fn recover(&mut self, error: &rusqlite::Error) {
         if !self.db.is_autocommit()
             && let Err(error) = self.db.execute_batch("ROLLBACK")
         {
-            tracing::warn!("a transaction of the ledger could not be taken back: {error}");
+            tracing::warn!("a transaction of the ledger could not be rolled back: {error}");
         }
         let is_broken = sqlite::is_corruption(error)
             || self.is_suspect && sqlite::is_constraint_violation(error);
@@ -326,20 +327,20 @@ impl LedgerDatabase {
         }
         self.lost = true;
         match self.renew("it is damaged") {
-            // A new one fits, so that no failure has it made anew without end.
+            // A new ledger is consistent. The next failure must not reset it again.
             Ok(()) => (self.lost, self.is_suspect) = (false, false),
             Err(error) if self.follower.failed(&error) => {
-                tracing::error!("no new ledger could be made: {error}");
+                tracing::error!("no new ledger could be created: {error}");
             }
             Err(_) => {}
         }
     }
 
-    /// Sets the ledger aside, because `why`, and begins a new one.
+    /// Sets the ledger aside because of `why`, and creates a new one.
     pub(super) fn renew(&mut self, why: &str) -> Result<(), StoreError> {
         let memory = Connection::open_in_memory()
             .map_err(StoreError::database("setting the ledger aside"))?;
-        // Closed first: a database must not be renamed under an open connection.
+        // A database must not be renamed under an open connection.
         drop(std::mem::replace(&mut self.db, memory));
         sqlite::set_aside(&self.path, why)?;
         self.db = sqlite::open(&self.path, true)?;
@@ -356,12 +357,12 @@ impl LedgerDatabase {
     }
 }
 
-/// The ledger's form of a time.
+/// The time in microseconds since 1970, as the tables have it.
 fn micros(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
-/// Takes the ledger's form of a time back.
+/// Reverses [`micros`].
 fn time(micros: i64) -> Timestamp {
     Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
 }

@@ -1,4 +1,5 @@
-//! The operator's side: the same database on a connection of its own, beside a running service.
+//! The operator's side: a connection to the ledger of its own, which works beside a running
+//! service.
 
 use std::{
     sync::Arc,
@@ -25,13 +26,13 @@ use crate::{
     },
 };
 
-/// Deliveries that are skipped in one transaction, so that the service is never held up long.
+/// The most deliveries that one transaction skips, so that the service is not delayed for long.
 const SLICE: usize = 256;
 
-/// How long a command waits for the service to tell the journal what the command has changed.
+/// How long a command waits until the service has written its changes to the journal.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it looks.
+/// The interval of checks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// An operator's connection to a store.
@@ -42,11 +43,11 @@ pub(in super::super) struct OperatorConnection {
 }
 
 impl OperatorConnection {
-    /// Opens the ledger of the store that `settings` tell of.
+    /// Opens the ledger of the store.
     ///
     /// # Errors
     ///
-    /// When there is none, or it cannot be read.
+    /// When the store does not exist or cannot be read.
     pub(in super::super) fn open(
         settings: &Settings,
         clock: fn() -> Timestamp,
@@ -62,13 +63,13 @@ impl OperatorConnection {
         })
     }
 
-    /// The events in the journal.
+    /// A reader of the journal.
     pub(super) fn event_reader(&self) -> EventReader {
         EventReader::new(self.settings.journal())
     }
 
-    /// Returns when the journal has been told what this command has changed: by the service that has the
-    /// store, or by this process where there is none.
+    /// Waits until this command's changes are in the journal. The running service writes them, or
+    /// this process if there is none.
     fn flush_outbox(&self) -> Result<(), StoreError> {
         let began = Instant::now();
         while self.has_unwritten_changes()? {
@@ -78,8 +79,8 @@ impl OperatorConnection {
                 }
                 Err(StoreError::Locked(_)) => {
                     tracing::warn!(
-                        "the service that has the store has not told its journal of this yet; it will \
-                         when it can"
+                        "the running service has not written this change to its journal yet, and \
+                         will do so later"
                     );
                     return Ok(());
                 }
@@ -153,7 +154,7 @@ impl Operator for OperatorConnection {
     }
 }
 
-/// Newest first. Ids sort by time of arrival, so a range of times is a range of ids.
+/// Newest first. Ids sort by time of receipt, so a range of times is a range of ids.
 fn list_events(db: &Connection, filter: &EventFilter) -> Result<Vec<EventSummary>> {
     let (from, to) = id_range(filter.since, filter.until);
     let key = filter.key.as_ref().map(Key::as_str);
@@ -237,7 +238,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
     )))
 }
 
-/// The event whose delivery another one of the handler waits for.
+/// The event whose delivery blocks a delivery of the same handler.
 fn blocker(
     db: &Connection,
     (handler, position): (HandlerId, Position),
@@ -294,7 +295,7 @@ fn list_parked(db: &Connection, filter: &ParkedFilter) -> Result<Vec<ParkedDeliv
     rows.collect()
 }
 
-/// Skips those of `parked` that still are.
+/// Skips the deliveries in `parked` that are still parked.
 fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i64) -> Result<u64> {
     let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     let (mut skipped, mut tally) = (0, Tally::default());

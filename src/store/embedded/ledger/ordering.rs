@@ -1,6 +1,6 @@
-//! The ordering keys of deliveries as the ledger has them, on one connection: for the windows of the
-//! [queue](crate::store::embedded::queue), which knows what can be attempted, and for operators, who ask what
-//! a delivery waits for.
+//! The ordering keys of deliveries in the ledger. The windows of the
+//! [queue](crate::store::embedded::queue) are filled with them, and operators see what a delivery
+//! waits for.
 
 use rusqlite::{Connection, Result, Row, types::Type};
 
@@ -10,7 +10,7 @@ use crate::{
     store::embedded::segment::Position,
 };
 
-/// Reads the columns `scope`, `key` and `keys` of a delivery, from column `first` on.
+/// Reads the columns `scope`, `key` and `keys`, of which the first is column `first`.
 pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<OrderingKeys>> {
     let Some(scope) = row.get(first)? else {
         return Ok(None);
@@ -33,7 +33,7 @@ pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<OrderingKeys>> 
     Ok(Some(OrderingKeys::from_hashes(scope, keys)))
 }
 
-/// What is written to `scope`, `key` and `keys`.
+/// The values of `scope`, `key` and `keys`.
 pub(super) fn columns(keys: Option<&OrderingKeys>) -> (Option<KeyHash>, KeyHash, Option<Vec<u8>>) {
     let Some(keys) = keys else {
         return (None, 0, None);
@@ -44,17 +44,16 @@ pub(super) fn columns(keys: Option<&OrderingKeys>) -> (Option<KeyHash>, KeyHash,
     (Some(keys.scope()), first, several)
 }
 
-/// How far back is looked for what a delivery waits for, in open deliveries of its handler: a look that takes
-/// some 50 ms.
+/// The most open deliveries that are searched for a blocker, which takes about 50 ms.
 const REACH: i64 = 64 << 10;
 
-/// Open deliveries before one, youngest first.
+/// The open deliveries before a position, youngest first.
 pub(super) const BEFORE: &str = "SELECT position, scope, key, keys
     FROM deliveries INDEXED BY unfinished
     WHERE handler = ?1 AND state = 0 AND state < 3 AND position < ?2 ORDER BY position DESC LIMIT ?3";
 
-/// The youngest open delivery of `handler` before `position` that shares one of `keys`, unless very many are
-/// between the two.
+/// The youngest open delivery of `handler` before `position` that shares one of `keys`; `None` also
+/// if the search is too long.
 pub(super) fn blocker(
     db: &Connection,
     handler: HandlerId,

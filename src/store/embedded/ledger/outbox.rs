@@ -1,12 +1,13 @@
-//! What has become of deliveries: as the [queue](crate::store::embedded::queue) says, as the journal says
-//! where the ledger is made anew, and what the ledger tells the journal.
+//! Applies the states of deliveries to the ledger, and writes the changes of commands to the
+//! journal.
 //!
-//! Both tell [how a delivery stands](crate::store::embedded::record) and not what happened, so that the
-//! ledger can be told twice and in any order.
+//! States come from the [queue](crate::store::embedded::queue) and, during a rebuild, from the
+//! journal. Both contain [states](crate::store::embedded::record) and not changes, so that they can
+//! be applied repeatedly and in any order.
 //!
-//! Commands change the ledger themselves, beside a running service or without one. They leave a list of
-//! what they have changed, the outbox, from which the next transaction of a service takes it into the
-//! journal, and it stays on the list until it is on stable storage there.
+//! Commands change the ledger themselves, with or without a running service, and list the changed
+//! deliveries in the outbox. The next transaction of a service writes these to the journal. They
+//! stay in the outbox until the journal is synced.
 
 use rusqlite::Result;
 
@@ -27,7 +28,7 @@ use crate::{
 const AT_ONCE: usize = 1024;
 
 impl LedgerDatabase {
-    /// Takes what commands have changed into the journal.
+    /// Writes the changes of commands to the journal.
     pub(super) fn flush_outbox(&mut self) -> Result<()> {
         loop {
             let listed = self.outbox()?;
@@ -35,7 +36,7 @@ impl LedgerDatabase {
                 return Ok(());
             }
             for record in self.snapshot(&listed)? {
-                // Where the journal takes nothing any more the list stays.
+                // If the journal accepts no records, the outbox stays as it is.
                 if !matches!(self.journal.put_durably(record).blocking_recv(), Ok(Ok(()))) {
                     return Ok(());
                 }
@@ -75,7 +76,7 @@ impl LedgerDatabase {
                     let mut found =
                         export::of_handler(&self.db, handler, (position, position.next()), 1)?;
                     for (_, delivery) in &mut found {
-                        // Those before are told already.
+                        // Earlier failures are in the journal already.
                         let before = delivery.failures.len().saturating_sub(1);
                         delivery.failures.drain(..before);
                     }
@@ -87,7 +88,7 @@ impl LedgerDatabase {
         Ok(records)
     }
 
-    /// Everything of the events between two positions: an inventory, and how each delivery stands.
+    /// An inventory of the events between two positions, and the state of each of their deliveries.
     pub(in super::super) fn inventory(
         &self,
         from: Position,
@@ -112,7 +113,8 @@ impl LedgerDatabase {
         Ok(())
     }
 
-    /// Forgets what nothing has become of yet of the deliveries of the events between two positions.
+    /// Deletes the deliveries of the events between two positions that have never been attempted or
+    /// replayed.
     pub(super) fn forget_untouched(&mut self, from: Position, to: Position) -> Result<()> {
         for (handler, delivery) in self.untouched(from, to)? {
             if let Some(row) = delivery::find(&self.db, handler, delivery)? {
@@ -134,7 +136,7 @@ impl LedgerDatabase {
         rows.collect()
     }
 
-    /// Takes in how a delivery stands, unless more is known of it, or its event is gone.
+    /// Applies the state of a delivery, unless the ledger has a newer one or the event is gone.
     pub(super) fn apply_snapshot(
         &mut self,
         position: Position,
@@ -172,7 +174,7 @@ impl LedgerDatabase {
             .exists([position.to_sql()])
     }
 
-    /// What a delivery keeps its order by.
+    /// The ordering keys of a delivery.
     fn keys_for(&mut self, (handler, position): (HandlerId, Position)) -> Option<OrderingKeys> {
         let mut active = self.subscriptions.iter();
         let ordered = active.any(|active| active.id == handler && active.subscription.ordered);

@@ -1,4 +1,4 @@
-//! Making deliveries again.
+//! Replays deliveries.
 
 use jiff::Timestamp;
 use rusqlite::{
@@ -19,13 +19,13 @@ use crate::{
     },
 };
 
-/// Events looked at in one transaction, so that the service is never held up long.
+/// The number of events in one transaction, so that the service is not delayed for long.
 const SLICE: usize = 256;
 
 /// A handler, and whether it is ordered.
 type Handler = (HandlerId, bool);
 
-/// What a replay would do.
+/// Counts what a replay would select.
 pub(super) fn plan(
     db: &Connection,
     selection: &ReplaySelection,
@@ -43,7 +43,7 @@ pub(super) fn plan(
     Ok(plan.summary())
 }
 
-/// Does it. `journal` is where the events are.
+/// Makes the selected deliveries due again. `journal` has the events.
 pub(super) fn make(
     db: &Connection,
     mut journal: EventReader,
@@ -71,7 +71,7 @@ pub(super) fn make(
     Ok(plan.summary())
 }
 
-/// What `selection` means in this ledger.
+/// Resolves `selection` in this ledger.
 fn of<'a>(
     db: &Connection,
     selection: &'a ReplaySelection,
@@ -80,11 +80,11 @@ fn of<'a>(
     ReplayPlan::new(selection, handlers)
 }
 
-/// One delivery that a replay makes.
+/// A delivery that a replay makes.
 struct Chosen {
     handler: Handler,
     position: Position,
-    /// Whether there is no such delivery yet.
+    /// Whether the delivery does not exist yet.
     is_new: bool,
 }
 
@@ -106,8 +106,8 @@ impl Chosen {
             return Ok(());
         };
         if !row.state.is_open() {
-            // Whether the handler is ordered may have changed since. What cannot be read is parked
-            // when its turn comes.
+            // The handler may have become ordered or unordered since. An unreadable event is parked
+            // when its delivery is next.
             let event = journal.read(self.position).ok();
             let keys = event.and_then(|event| event.keys).filter(|_| ordered);
             delivery::place(db, place, keys.as_ref())?;
@@ -117,7 +117,7 @@ impl Chosen {
     }
 }
 
-/// The deliveries of the event at `position` that are meant.
+/// The selected deliveries of the event at `position`.
 fn choose(
     db: &Connection,
     plan: &ReplayPlan<'_, Handler>,
@@ -137,7 +137,7 @@ fn choose(
     Ok(chosen)
 }
 
-/// Gives all events that are meant to `look`, oldest first, in slices.
+/// Passes the selected events to `look`, oldest first, page by page.
 fn walk(
     db: &Connection,
     selection: &ReplaySelection,
@@ -175,7 +175,7 @@ fn walk(
     Ok(())
 }
 
-/// The position of the event in `row`, if it is meant.
+/// The position of the event in `row`, if it is selected.
 fn event(selection: &ReplaySelection, row: &Row<'_>) -> Result<Option<Position>> {
     let name = EventName::new(row.get::<_, String>(1)?);
     let is_meant = selection.takes(&name, time(row.get(2)?));

@@ -1,4 +1,4 @@
-//! The database file: opened, created, or set aside when it is damaged.
+//! The database file: opened, created, upgraded, or set aside if it is damaged.
 
 use std::{
     fs, io,
@@ -13,19 +13,19 @@ use crate::store::{StoreError, embedded::disk};
 /// The version of `schema.sql`.
 const VERSION: i64 = 4;
 
-/// How long to wait for the other process that writes: the service, or a command. Less than what makes a
-/// standstill, so that its reason is known by then.
+/// How long to wait for the other process that writes: the service, or a command. Less than the
+/// time after which a task counts as stalled, so that the log has the reason by then.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Opens the ledger at `path`. `create` says whether to make one where there is none, to set a damaged
-/// one aside, and to bring an older one up to date.
+/// Opens the ledger at `path`. `create` allows to create a missing one, to replace a damaged one,
+/// and to upgrade an older one.
 ///
 /// # Errors
 ///
-/// When it cannot be read or written, or is of another version.
+/// When the ledger cannot be read or written, or is of another version.
 pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> {
     if create {
-        // The database's other files take its permissions.
+        // SQLite gives its other files the same permissions.
         disk::ensure_file(path).map_err(StoreError::writing(path))?;
     }
     match try_open(path, create) {
@@ -46,7 +46,7 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
     })
 }
 
-/// Whether the database itself is broken, so that it must be made anew.
+/// Whether the database is corrupt, and must be replaced.
 pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -54,17 +54,18 @@ pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Whether a constraint failed, as happens where the database's pages are of different moments.
+/// Whether a constraint failed, which also happens if the database's pages are of different times.
 pub(super) fn is_constraint_violation(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation)
 }
 
-/// Whether the ledger at `path` was not closed in order, so that its files may be of different moments.
+/// Whether the ledger at `path` was not closed in order, so that its files may be of different
+/// times.
 pub(super) fn is_suspect(path: &Path) -> bool {
     fs::metadata(with_suffix(path, "-wal")).is_ok_and(|wal| wal.len() > 0)
 }
 
-/// Reads all of the ledger at `path`, and says whether its parts fit.
+/// Whether the whole ledger at `path` is intact.
 pub(super) fn is_sound(path: &Path) -> Result<bool, StoreError> {
     look_through(path).map_err(StoreError::database("checking the ledger"))
 }
@@ -78,15 +79,15 @@ fn look_through(path: &Path) -> rusqlite::Result<bool> {
     }
 }
 
-/// Whether handlers have as many deliveries as they are said to have: both are changed in one
-/// transaction, so pages of different moments show here although each of them is sound.
+/// Whether the counts of handlers match their deliveries. Both change in one transaction, so that
+/// pages of different times show here, even if each of them is intact.
 const TALLIES_HOLD: &str = "SELECT NOT EXISTS (SELECT 1 FROM handlers h
     WHERE open <> (SELECT count(*) FROM deliveries INDEXED BY unfinished
             WHERE handler = h.id AND state = 0 AND state < 3)
         OR parked <> (SELECT count(*) FROM deliveries INDEXED BY unfinished
             WHERE handler = h.id AND state = 2 AND state < 3))";
 
-/// What the database says when it is damaged.
+/// The error of a corrupt database.
 pub(super) const fn damage() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(
         rusqlite::ffi::Error {
@@ -97,8 +98,7 @@ pub(super) const fn damage() -> rusqlite::Error {
     )
 }
 
-/// Renames a ledger that is not to be used, because `why`, so that a new one can be made and the old one
-/// looked at.
+/// Renames an unusable ledger because of `why`, and keeps it for inspection.
 pub(super) fn set_aside(path: &Path, why: &str) -> Result<(), StoreError> {
     let kept = disk::kept_path(path, "damaged");
     for suffix in ["", "-wal", "-shm"] {
@@ -109,34 +109,34 @@ pub(super) fn set_aside(path: &Path, why: &str) -> Result<(), StoreError> {
     }
     tracing::error!(
         kept = %kept.display(),
-        "the ledger was set aside, since {why}; a new one is made from the journal, which has \
-         what became of each delivery but for the last moments"
+        "the ledger was set aside, since {why}; a new one is created from the journal, which has the \
+         state of each delivery except for the last moments"
     );
     Ok(())
 }
 
-/// What brings each version to the next one, from version 1 on.
+/// The upgrades from each version to the next, from version 1 on.
 const UPGRADES: &[&str] = &[
     include_str!("from_1.sql"),
     include_str!("from_2.sql"),
     include_str!("from_3.sql"),
 ];
 
-/// The ledger at `path`, or the version that it is of, where that cannot be used.
+/// The ledger at `path`, or its version if this program cannot use it.
 fn try_open(path: &Path, upgrade: bool) -> rusqlite::Result<Result<Connection, i64>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(PATIENCE)?;
     db.set_prepared_statement_cache_capacity(64);
-    // A statement keeps its plan whatever its parameters are; it would be planned anew for many of them.
+    // A statement keeps its plan for all parameters. Otherwise many would be planned again.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.pragma_update(None, "journal_mode", "wal")?;
-    // A projection may lose its last transactions with the power: they are made again.
+    // A loss of power may lose the last transactions. They are made again from the journal.
     db.pragma_update(None, "synchronous", "normal")?;
     db.pragma_update(None, "cache_size", -8192)?; // KiB
     db.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    // In pages of 4 KiB. More at once costs less in all, and stalls the journal on the same disk
-    // for longer.
+    // In pages of 4 KiB. A larger number would cost less in total, and stall the journal on the
+    // same disk for longer.
     db.pragma_update(None, "wal_autocheckpoint", 400)?;
     let change = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     match change.pragma_query_value(None, "user_version", |row| row.get(0))? {
@@ -149,7 +149,7 @@ fn try_open(path: &Path, upgrade: bool) -> rusqlite::Result<Result<Connection, i
         }
         version => return Ok(Err(version)),
     }
-    // Reads a page or two of what is always needed, so that the grossest damage shows now.
+    // Reads a few pages that are always needed, so that coarse damage shows now.
     change.query_row("SELECT through FROM progress", [], |_| Ok(()))?;
     change.query_row("SELECT count(*) FROM handlers", [], |_| Ok(()))?;
     change.commit()?;

@@ -1,4 +1,4 @@
-//! Who is configured, what is to be forgotten, and how much there is.
+//! Subscriptions, retention and statistics.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Result, params};
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// How many deliveries get or lose their ordering keys at once.
+/// The number of deliveries in one step of a change of ordering.
 const SLICE: usize = 1000;
 
-/// A handler that gets events.
+/// A handler with a subscription.
 #[derive(Clone, Debug)]
 pub(super) struct ActiveHandler {
     pub(super) id: HandlerId,
@@ -28,10 +28,10 @@ pub(super) struct ActiveHandler {
 }
 
 impl LedgerDatabase {
-    /// Takes `subscriptions` in the place of those so far.
+    /// Replaces the subscriptions.
     pub(in super::super) fn subscribe(&mut self, subscriptions: Vec<Subscription>) -> Result<()> {
         self.queue.retain(&subscriptions);
-        // What was settled before is not of a handler that is gone.
+        // Updates of removed handlers are applied while their rows are active.
         let updates = self.queue.updates(self.watermark()?.through);
         for (position, snapshot) in &updates {
             self.apply_snapshot(*position, snapshot)?;
@@ -56,7 +56,7 @@ impl LedgerDatabase {
         Ok(())
     }
 
-    /// Who gets the events at the place up to which the journal has been read.
+    /// The subscriptions at the watermark.
     pub(super) fn given(&self) -> Result<Vec<ActiveHandler>> {
         let Some(said) = self.said()? else {
             return Ok(self.subscriptions.clone());
@@ -64,7 +64,7 @@ impl LedgerDatabase {
         let given = said.into_iter().map(|mut asked| {
             let mut configured = self.subscriptions.iter();
             let configured = configured.find(|active| active.subscription.handler == asked.handler);
-            // What nobody asks for needs no order: it is parked.
+            // A handler without a configuration needs no order: its deliveries are parked.
             asked.ordered = configured.is_some_and(|active| active.subscription.ordered);
             let id = id(&self.db, &asked.handler)?;
             Ok(ActiveHandler {
@@ -75,7 +75,7 @@ impl LedgerDatabase {
         given.collect()
     }
 
-    /// What the journal says of that.
+    /// The subscriptions at the watermark that the journal has recorded.
     pub(super) fn said(&self) -> Result<Option<Vec<Subscription>>> {
         let said: Option<Vec<u8>> = self
             .db
@@ -84,7 +84,7 @@ impl LedgerDatabase {
         Ok(said.and_then(|bytes| record::take_subscriptions(&mut bytes.as_slice())))
     }
 
-    /// Takes in what the journal says of who gets the events behind, since `since`.
+    /// Records the subscriptions that are in force from `since` on.
     pub(super) fn give(&mut self, since: Timestamp, subscriptions: &[Subscription]) -> Result<()> {
         let mut said = Vec::new();
         record::put_subscriptions(&mut said, subscriptions);
@@ -97,7 +97,7 @@ impl LedgerDatabase {
         self.park_the_abandoned(since, subscriptions)
     }
 
-    /// The row of a handler, with its order as `asked`.
+    /// Configures the row of a handler, and returns its id.
     fn configure(&mut self, asked: &Subscription) -> Result<HandlerId> {
         let id = id(&self.db, &asked.handler)?;
         let ordered: bool = self
@@ -114,7 +114,7 @@ impl LedgerDatabase {
         Ok(id)
     }
 
-    /// Gives the open deliveries of a handler ordering keys, or takes them away, when its order has
+    /// Sets or removes the ordering keys of a handler's open deliveries, after its order has
     /// changed.
     fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
         let mut next = Position::default();
@@ -134,20 +134,20 @@ impl LedgerDatabase {
         }
     }
 
-    /// Those of an event in the journal. One that cannot be read has none: it is parked when its turn
-    /// comes.
+    /// The ordering keys of an event. An unreadable event has none: it is parked when its delivery
+    /// is next.
     pub(super) fn ordering_keys(&mut self, position: Position) -> Option<OrderingKeys> {
         self.event_reader.read(position).ok()?.keys
     }
 
-    /// Parks what is open of the handlers that are not among `subscriptions`.
+    /// Parks the open deliveries of handlers without a subscription.
     fn park_the_abandoned(
         &mut self,
         since: Timestamp,
         subscriptions: &[Subscription],
     ) -> Result<()> {
         let is_gone = |name: &str| !subscriptions.iter().any(|one| one.handler.as_str() == name);
-        // The counts of the transaction under way.
+        // The counts of the present transaction so far.
         self.tally.write(&self.db)?;
         let mut with_open = self
             .db
@@ -170,20 +170,19 @@ impl LedgerDatabase {
         Ok(())
     }
 
-    /// The row of the configured handler called `name`.
+    /// The id of the configured handler called `name`.
     pub(super) fn handler(&self, name: &HandlerName) -> Option<HandlerId> {
         let mut active = self.subscriptions.iter();
         let found = active.find(|active| active.subscription.handler == *name);
         found.map(|active| active.id)
     }
 
-    /// The row of any handler called `name`, made where there is none.
+    /// The id of any handler called `name`. A missing row is created.
     pub(super) fn any_handler(&self, name: &HandlerName) -> Result<HandlerId> {
         self.handler(name).map_or_else(|| id(&self.db, name), Ok)
     }
 
-    /// Whether anything between the two positions is not finished, or may not be: a ledger that is made anew
-    /// does not know.
+    /// Whether a delivery in the range is unfinished, or may be, since the ledger is being rebuilt.
     pub(in super::super) fn is_needed(&self, from: Position, to: Position) -> Result<bool> {
         if self.watermark()?.through < to {
             return Ok(true);
@@ -192,7 +191,8 @@ impl LedgerDatabase {
         look.exists((from.to_sql(), to.to_sql()))
     }
 
-    /// Forgets a slice of what is between the two positions, where `notifications` were read. `false`, with nothing forgotten, when something is not finished after all.
+    /// Deletes a range of positions, whose events are `notifications`. Returns `false`, and deletes
+    /// nothing, if a delivery is unfinished after all.
     pub(in super::super) fn forget(
         &mut self,
         (from, to): (Position, Position),
@@ -231,12 +231,12 @@ impl LedgerDatabase {
         Ok(())
     }
 
-    /// Lets go of the file of segment `number`, which has been deleted.
+    /// Closes the file of segment `number`, which has been deleted.
     pub(in super::super) fn forget_segment(&mut self, number: u32) {
         self.event_reader.forget(number);
     }
 
-    /// How each handler stands.
+    /// The statistics of all handlers.
     pub(in super::super) fn statistics(&self) -> Result<Vec<HandlerStatistics>> {
         let mut handlers = self
             .db
@@ -256,23 +256,23 @@ impl LedgerDatabase {
     }
 }
 
-/// Whether anything between two positions is not finished.
+/// Whether a delivery in a range of positions is unfinished.
 pub(super) const UNFINISHED: &str = "SELECT 1
     FROM handlers CROSS JOIN deliveries INDEXED BY unfinished
     ON handler = id AND state IN (0, 2) AND state < 3 AND position >= ?1 AND position < ?2
     LIMIT 1";
 
-/// When the oldest open delivery of a handler was received.
+/// When the event of a handler's oldest open delivery was received.
 pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
     (SELECT position FROM deliveries INDEXED BY unfinished
      WHERE handler = ?1 AND state = 0 AND state < 3 ORDER BY position LIMIT 1)";
 
-/// Parks what is open of a handler that is no longer configured.
+/// Parks the open deliveries of a handler that is no longer configured.
 pub(super) const ABANDON: &str = "UPDATE deliveries INDEXED BY unfinished
     SET state = ?1, due_at = ?2, why = ?3
     WHERE handler = ?4 AND state = 0 AND state < 3";
 
-/// The row of the handler called `name`, made where there is none.
+/// The id of the handler called `name`. A missing row is created.
 pub(super) fn id(db: &Connection, name: &HandlerName) -> Result<HandlerId> {
     let known = db
         .prepare_cached("SELECT id FROM handlers WHERE name = ?1")?
