@@ -11,7 +11,6 @@
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::cloud_event::{CloudEvent, encode};
 
@@ -51,7 +50,7 @@ impl Message {
             },
             Format::Binary => Self {
                 content_type: event.body_content_type(),
-                attributes: event.attributes().into_iter().map(as_text).collect(),
+                attributes: texts(event),
                 body: event.body(),
             },
             Format::Raw => Self {
@@ -72,12 +71,11 @@ impl Message {
     }
 }
 
-fn as_text((name, value): (&'static str, Value)) -> (&'static str, String) {
-    let text = match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    };
-    (name, text)
+fn texts(event: &CloudEvent<'_>) -> Vec<(&'static str, String)> {
+    let attributes = event.attributes().into_iter();
+    attributes
+        .map(|(name, value)| (name, value.into_text()))
+        .collect()
 }
 
 /// An attribute's text as a header of HTTP or NATS holds it: all but printable ASCII is
@@ -91,6 +89,7 @@ pub fn to_header(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::*;
     use crate::{event::Notification, handler::sample};

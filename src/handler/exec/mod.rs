@@ -131,7 +131,9 @@ impl Handler for Exec {
             Err(error) => return Outcome::retry(format!("cannot start {program:?}: {error}")),
         };
         let event = CloudEvent::new(delivery.notification, delivery.context);
-        let (status, tail) = run.until_exit(event.to_line() + "\n").await;
+        let mut line = event.to_line();
+        line.push(b'\n');
+        let (status, tail) = run.until_exit(line).await;
         if !tail.is_empty() {
             tracing::debug!(
                 handler = %delivery.context.handler,

@@ -51,7 +51,7 @@ impl Run {
 
     /// Feeds the program `input` until it exits, whether or not it reads. Returns how it exited,
     /// and the end of its standard error.
-    pub(super) async fn until_exit(mut self, input: String) -> (io::Result<ExitStatus>, Vec<u8>) {
+    pub(super) async fn until_exit(mut self, input: Vec<u8>) -> (io::Result<ExitStatus>, Vec<u8>) {
         let mut tail = Vec::new();
         let feed = feed(self.stdin.take(), input);
         let status = {
@@ -80,10 +80,10 @@ impl Run {
 }
 
 /// Writes `input` and closes the pipe. A program need not read what it has no use for.
-async fn feed(stdin: Option<ChildStdin>, input: String) {
+async fn feed(stdin: Option<ChildStdin>, input: Vec<u8>) {
     if let Some(mut stdin) = stdin {
         // The one error there is says that the program has closed its end.
-        stdin.write_all(input.as_bytes()).await.ok();
+        stdin.write_all(&input).await.ok();
     }
 }
 

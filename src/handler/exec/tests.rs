@@ -133,7 +133,7 @@ async fn the_end_of_the_standard_error_is_kept() {
     let mut command = Command::new("sh");
     command.args(["-c", "head -c 9000 /dev/zero >&2; echo the end >&2"]);
     let run = Run::start(&mut command).unwrap();
-    let (status, tail) = run.until_exit(String::new()).await;
+    let (status, tail) = run.until_exit(Vec::new()).await;
     assert!(status.unwrap().success());
     assert_eq!(tail.len(), LONGEST_TAIL);
     assert!(tail.ends_with(b"\0the end\n"));

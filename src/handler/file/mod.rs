@@ -96,7 +96,7 @@ struct Waiting(Mutex<Vec<Line>>);
 #[derive(Debug)]
 struct Line {
     /// With its line end.
-    text: String,
+    text: Vec<u8>,
     /// When its attempt began.
     at: Timestamp,
     written: oneshot::Sender<Result<(), Arc<io::Error>>>,
@@ -107,9 +107,10 @@ impl Handler for Lines {
 
     async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
         let (written, mut answer) = oneshot::channel();
-        let event = CloudEvent::new(delivery.notification, delivery.context);
+        let mut text = CloudEvent::new(delivery.notification, delivery.context).to_line();
+        text.push(b'\n');
         self.waiting.add(Line {
-            text: event.to_line() + "\n",
+            text,
             at: delivery.context.started_at,
             written,
         });
@@ -173,8 +174,8 @@ impl Waiting {
 /// Writes `batch` and tells each of its attempts how that went.
 fn write(writer: &mut Writer, batch: Vec<Line>) {
     let now = batch.iter().map(|line| line.at).max().unwrap_or_default();
-    let text: String = batch.iter().map(|line| line.text.as_str()).collect();
-    let result = writer.append(text.as_bytes(), now).map_err(Arc::new);
+    let text: Vec<_> = batch.iter().map(|line| line.text.as_slice()).collect();
+    let result = writer.append(&text.concat(), now).map_err(Arc::new);
     for line in batch {
         // An attempt that has been dropped meanwhile does without its answer.
         line.written.send(result.clone()).ok();
