@@ -5,6 +5,8 @@
 //! in a scope, such as a customer's account, and an event can have all keys of its scope: it then
 //! shares one with every event of the scope.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 /// The most keys that an event has one by one.
@@ -23,17 +25,15 @@ pub type KeyHash = i64;
 pub struct OrderingKeys {
     /// What the keys stand in.
     scope: KeyHash,
-    /// Ascending, each once; none where the event has all keys of the scope.
-    keys: Vec<KeyHash>,
+    /// Ascending, each once; none where the event has all keys of the scope. Shared, since each delivery of
+    /// the event has them.
+    keys: Arc<[KeyHash]>,
 }
 
 impl OrderingKeys {
     /// All keys of `scope`.
-    pub const fn whole(scope: KeyHash) -> Self {
-        Self {
-            scope,
-            keys: Vec::new(),
-        }
+    pub fn whole(scope: KeyHash) -> Self {
+        Self::from_hashes(scope, Vec::new())
     }
 
     /// `keys` of `scope`; all keys of the scope where there are none, or more than [`MOST_KEYS`].
@@ -47,15 +47,15 @@ impl OrderingKeys {
                 return Self::whole(scope);
             }
         }
-        Self {
-            scope,
-            keys: sorted,
-        }
+        Self::from_hashes(scope, sorted)
     }
 
     /// The keys whose hashes these are: ascending, each once; none for all keys of the scope.
-    pub const fn from_hashes(scope: KeyHash, keys: Vec<KeyHash>) -> Self {
-        Self { scope, keys }
+    pub fn from_hashes(scope: KeyHash, keys: Vec<KeyHash>) -> Self {
+        Self {
+            scope,
+            keys: keys.into(),
+        }
     }
 
     /// What the keys stand in.
@@ -69,7 +69,7 @@ impl OrderingKeys {
     }
 
     /// Whether these are all keys of the scope.
-    pub const fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.keys.is_empty()
     }
 

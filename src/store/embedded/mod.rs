@@ -364,11 +364,11 @@ impl Deliveries for Embedded {
                 move |database: &mut LedgerDatabase| database.fill(&handler, now)
             };
             if queue.is_short_of(&handler, at_most, now) {
-                ledger.run("reading deliveries", fill(&handler)).await?;
+                ledger.read("reading deliveries", fill(&handler)).await?;
             }
             let claims = queue.claim(&handler, at_most, now);
             if queue.wants_prefetch(&handler) {
-                ledger.ask(fill(&handler));
+                ledger.read_ahead(fill(&handler));
             }
             Ok(claims)
         })

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
-    io,
+    io, mem,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -26,6 +26,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// Zeros that are compared at once, which is far faster than byte by byte.
 const ZEROS: [u8; 4096] = [0; 4096];
+
+/// The size of one read of [`EventReader::read`], in bytes. Handlers get events in nearly the order of the
+/// journal, so the next events are mostly in the same read.
+const READ_AHEAD_BYTES: usize = 32 << 10;
 
 /// The most files that [`EventReader::read`] keeps open.
 const OPEN_FILES: usize = 16;
@@ -128,6 +132,10 @@ impl Directory {
 pub(super) struct EventReader {
     directory: Directory,
     open: HashMap<u32, File>,
+    /// The bytes of the last read, and their position. An event that is not whole in them is read again: it
+    /// may have been written since.
+    ahead: Vec<u8>,
+    ahead_at: Position,
 }
 
 /// Why no event could be read at a position.
@@ -153,6 +161,8 @@ impl EventReader {
         Self {
             directory,
             open: HashMap::new(),
+            ahead: Vec::new(),
+            ahead_at: Position::default(),
         }
     }
 
@@ -168,17 +178,47 @@ impl EventReader {
 
     /// The event at `position`, with a verified public part.
     pub(super) fn read_public(&mut self, position: Position) -> Result<Event, ReadError> {
-        let file = self.file(position.segment())?;
-        let mut begin = [0; LENGTH_BYTES];
-        read_exact(file, &mut begin, position.offset())?;
-        let length = record::length(&begin).map_err(|Invalid| ReadError::Damaged)?;
-        let mut bytes = vec![0; length];
-        read_exact(file, &mut bytes, position.offset())?;
-        record::check(&bytes, position).map_err(|Invalid| ReadError::Damaged)?;
-        match record::content(&bytes.into(), position) {
-            Ok(Content::Event(event)) => Ok(*event),
-            Ok(_) | Err(Invalid) => Err(ReadError::Damaged),
+        let event = self.read_from_memory(position).ok();
+        if let Some(event) = event.filter(|event| event.personal == Personal::Whole) {
+            return Ok(event);
         }
+        self.read_ahead(position)?;
+        let event = self.read_from_memory(position);
+        event.map_err(|Invalid| ReadError::Damaged)
+    }
+
+    fn read_from_memory(&self, position: Position) -> Result<Event, Invalid> {
+        let skip = match self.ahead_at.segment() == position.segment() {
+            true => position.offset().checked_sub(self.ahead_at.offset()),
+            false => None,
+        };
+        let bytes = skip.and_then(|skip| self.ahead.get(skip as usize..));
+        let bytes = bytes.ok_or(Invalid)?;
+        let length = record::length(bytes.get(..LENGTH_BYTES).ok_or(Invalid)?)?;
+        let bytes = bytes.get(..length).ok_or(Invalid)?;
+        record::check(bytes, position)?;
+        match record::content(&Bytes::copy_from_slice(bytes), position)? {
+            Content::Event(event) => Ok(*event),
+            _ => Err(Invalid),
+        }
+    }
+
+    /// Reads the record at `position` and some of the records behind it.
+    fn read_ahead(&mut self, position: Position) -> Result<(), ReadError> {
+        let mut bytes = mem::take(&mut self.ahead);
+        let file = self.file(position.segment())?;
+        bytes.resize(READ_AHEAD_BYTES, 0);
+        let read = read_up_to(file, &mut bytes, position.offset())?;
+        bytes.truncate(read);
+        if let Some(Ok(length)) = bytes.get(..LENGTH_BYTES).map(record::length)
+            && length > read
+        {
+            bytes.resize(length, 0);
+            let read = read_up_to(file, &mut bytes, position.offset())?;
+            bytes.truncate(read);
+        }
+        (self.ahead, self.ahead_at) = (bytes, position);
+        Ok(())
     }
 
     /// Closes the file of segment `number`, which has been deleted.
@@ -203,11 +243,18 @@ impl EventReader {
     }
 }
 
-fn read_exact(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), ReadError> {
-    match file.read_exact_at(bytes, offset) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ReadError::Damaged),
-        read => Ok(read?),
+/// Fills `bytes` as far as the file goes. Returns how many were read.
+fn read_up_to(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while let Some(rest) = bytes.get_mut(read..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(read)
 }
 
 /// One step of [`Scan::next`].

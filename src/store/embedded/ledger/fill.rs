@@ -15,6 +15,9 @@ use crate::{
 /// The number of deliveries in one query.
 const SLICE: usize = 4096;
 
+/// The number of events that are loaded at once: up to 16 MiB with bodies of 1 MiB.
+const EVENTS: usize = 16;
+
 /// Open deliveries, oldest first.
 pub(super) const OPEN: &str =
     "SELECT position, scope, key, keys, attempts, replays, due_at, since, replay
@@ -42,8 +45,8 @@ impl LedgerDatabase {
             };
             self.queue.fill(handler, open, given.as_deref());
         }
-        for position in self.queue.unloaded(handler, now) {
-            if !self.load(handler, position, now)? {
+        for positions in self.queue.unloaded(handler, now).chunks(EVENTS) {
+            if !self.load(handler, positions, now)? {
                 break;
             }
         }
@@ -73,25 +76,31 @@ impl LedgerDatabase {
         rows.collect()
     }
 
-    /// Loads the event of a delivery. Returns whether there is room for more.
-    fn load(&mut self, handler: &HandlerName, position: Position, now: Timestamp) -> Result<bool> {
-        match self.event_reader.read(position) {
-            Ok(event) => {
-                let unknown = self.queue.unreported([&*event.notification]);
-                let topic_times = topic_times(&self.db, unknown)?;
-                let event = event.notification;
-                Ok(self.queue.load(handler, position, event, &topic_times))
-            }
-            Err(unread) => {
-                tracing::error!(
-                    segment = position.segment(),
-                    offset = position.offset(),
-                    "a delivery is parked: {unread}"
-                );
-                self.queue.park(handler, position, &unread.to_string(), now);
-                Ok(true)
+    /// Loads the events of deliveries. Returns whether there is room for more.
+    fn load(
+        &mut self,
+        handler: &HandlerName,
+        positions: &[Position],
+        now: Timestamp,
+    ) -> Result<bool> {
+        let mut events = Vec::with_capacity(positions.len());
+        for &position in positions {
+            match self.event_reader.read(position) {
+                Ok(event) => events.push((position, event.notification)),
+                Err(unread) => {
+                    tracing::error!(
+                        segment = position.segment(),
+                        offset = position.offset(),
+                        "a delivery is parked: {unread}"
+                    );
+                    self.queue.park(handler, position, &unread.to_string(), now);
+                }
             }
         }
+        let notifications = events.iter().map(|(_, event)| &**event);
+        let unknown = self.queue.unreported(notifications);
+        let topic_times = topic_times(&self.db, unknown)?;
+        Ok(self.queue.load(handler, events, &topic_times))
     }
 }
 

@@ -24,6 +24,7 @@ mod subscriptions;
 mod tests;
 
 use std::{
+    mem,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
@@ -65,9 +66,21 @@ pub(super) struct Ledger {
     is_suspect: bool,
 }
 
-/// A job in a transaction. It gets `None` if the transaction has failed already: then it only
-/// replies.
-type Job = Box<dyn FnOnce(Option<&mut LedgerDatabase>) -> (rusqlite::Result<()>, Reply) + Send>;
+/// A job in a transaction.
+struct Job {
+    access: Access,
+    work: Work,
+}
+
+/// Whether a job changes the database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+}
+
+/// The work of a job. It gets `None` if the transaction has failed already: then it only replies.
+type Work = Box<dyn FnOnce(Option<&mut LedgerDatabase>) -> (rusqlite::Result<()>, Reply) + Send>;
 
 /// Reports the end of the transaction, with its error if there was one.
 type Reply = Box<dyn FnOnce(Option<String>) + Send>;
@@ -135,19 +148,31 @@ impl Ledger {
         what: &'static str,
         job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = with_reply(what, job);
+        let (job, answer) = with_reply(Access::Write, what, job);
         let sent = self.sender()?.send(job).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Runs `job` later, unless too many jobs wait.
-    pub(super) fn ask(
+    /// Runs `job`, which changes nothing in the database, before all waiting jobs that do.
+    pub(super) async fn read(
+        &self,
+        what: &'static str,
+        job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<()> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let (job, answer) = with_reply(Access::Read, what, job);
+        let sent = self.sender()?.send(job).await;
+        sent.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Runs a job like [`read`](Self::read) later, unless too many jobs wait.
+    pub(super) fn read_ahead(
         &self,
         job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<()> + Send + 'static,
     ) {
         if let Ok(sender) = self.sender() {
-            sender.try_send(with_reply("", job).0).ok();
+            sender.try_send(with_reply(Access::Read, "", job).0).ok();
         }
     }
 
@@ -157,7 +182,7 @@ impl Ledger {
         what: &'static str,
         job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = with_reply(what, job);
+        let (job, answer) = with_reply(Access::Write, what, job);
         let sent = self.sender()?.blocking_send(job);
         sent.map_err(|_| StoreError::Closed)?;
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
@@ -197,11 +222,12 @@ impl Ledger {
 
 /// `job` with a channel for its result.
 fn with_reply<T: Send + 'static>(
+    access: Access,
     what: &'static str,
     job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
 ) -> (Job, oneshot::Receiver<Result<T, StoreError>>) {
     let (sender, answer) = oneshot::channel();
-    let job = move |database: Option<&mut LedgerDatabase>| {
+    let work = move |database: Option<&mut LedgerDatabase>| {
         let (done, outcome) = match database.map(job).transpose() {
             Ok(done) => (done, Ok(())),
             Err(error) => (None, Err(error)),
@@ -216,7 +242,8 @@ fn with_reply<T: Send + 'static>(
         };
         (outcome, Box::new(reply) as Reply)
     };
-    (Box::new(job), answer)
+    let work = Box::new(work);
+    (Job { access, work }, answer)
 }
 
 impl LedgerDatabase {
@@ -258,7 +285,11 @@ impl LedgerDatabase {
         super::lower_priority();
         let mut jobs = Vec::with_capacity(JOBS);
         while inbox.blocking_recv_many(&mut jobs, JOBS) > 0 {
-            self.transact(jobs.drain(..));
+            // Handlers wait for reads, and no read needs a write that waits.
+            let reads = jobs.extract_if(.., |job| job.access == Access::Read);
+            let reads = reads.collect();
+            self.transact(Access::Read, reads);
+            self.transact(Access::Write, mem::take(&mut jobs));
         }
         // SQLite merges the write-ahead log into the database when the last connection is closed.
         if let Err((_, error)) = self.db.close() {
@@ -267,10 +298,13 @@ impl LedgerDatabase {
     }
 
     /// Runs all of `jobs` in one transaction, or none of them.
-    fn transact(&mut self, jobs: impl Iterator<Item = Job>) {
+    fn transact(&mut self, access: Access, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
         self.follower.started();
         let mut replies = Vec::new();
-        let outcome = self.attempt(jobs, &mut replies);
+        let outcome = self.attempt(access, jobs, &mut replies);
         self.tally.clear();
         let intake = std::mem::take(&mut self.intake);
         let duplicates = std::mem::take(&mut self.duplicates);
@@ -294,19 +328,27 @@ impl LedgerDatabase {
 
     fn attempt(
         &mut self,
-        jobs: impl Iterator<Item = Job>,
+        access: Access,
+        jobs: Vec<Job>,
         replies: &mut Vec<Reply>,
     ) -> rusqlite::Result<()> {
-        let mut outcome = self.db.execute_batch("BEGIN IMMEDIATE");
-        outcome = outcome.and_then(|()| self.ingest());
+        let mut outcome = match access {
+            Access::Read => self.db.execute_batch("BEGIN"),
+            Access::Write => self.db.execute_batch("BEGIN IMMEDIATE"),
+        };
+        if access == Access::Write {
+            outcome = outcome.and_then(|()| self.ingest());
+        }
         for job in jobs {
-            let (own, reply) = job(outcome.is_ok().then_some(self));
+            let (own, reply) = (job.work)(outcome.is_ok().then_some(self));
             outcome = outcome.and(own);
             replies.push(reply);
         }
         outcome?;
-        self.tally.write(&self.db)?;
-        self.flush_outbox()?;
+        if access == Access::Write {
+            self.tally.write(&self.db)?;
+            self.flush_outbox()?;
+        }
         self.db.execute_batch("COMMIT")
     }
 

@@ -22,7 +22,8 @@
 //! than it has room for it is so no longer: what comes is in the ledger only, and a cursor says up to where
 //! the window has it. When little is left that can be attempted, the ledger's thread fills the window from
 //! there on, thousands at once, in the order of the journal, with the events of those that come next; at
-//! the end of the ledger and of the tail the window is live again.
+//! the end of the ledger and of the tail the window is live again. A fill reads and changes nothing: it comes
+//! before the transactions that wait, and begins while half of what was read before has yet to be handed out.
 //!
 //! One bad number holds up no other: with a full window only those come in that wait for no other, and the
 //! rest is [passed over](deferred::Deferred), by its keys. When nothing of such a key is left in the window, the
@@ -98,6 +99,13 @@ const TAIL_BYTES: usize = 4 << 20;
 /// How many outcomes may wait for the ledger.
 const MOST_OUTCOMES: usize = 32 << 10;
 
+/// How many updates are so many that the ledger takes them in without waiting.
+const MANY_UPDATES: usize = 8 << 10;
+
+/// How long the first update waits for the ledger where no event comes: the more are taken in together, the
+/// fewer pages of the database are written for each.
+const UPDATES_REST: Duration = Duration::from_millis(200);
+
 /// How long the first event of the tail waits for the ledger: so long that its deliveries are mostly done by
 /// then, and so short that operators see it at once.
 const REST: Duration = Duration::from_millis(40);
@@ -127,6 +135,8 @@ struct State {
     configured: Vec<Subscription>,
     tail: Tail,
     updates: Vec<DeliveryUpdate>,
+    /// When the first of them came.
+    updated_since: Option<Instant>,
     /// Notes for which the writer had no room.
     unwritten: Vec<Record>,
     topic_cache: TopicCache,
@@ -297,12 +307,17 @@ impl Queue {
         self.wake();
     }
 
-    /// When the ledger is to take in the tail; `None` when there is nothing in it.
+    /// When the ledger is to take in the tail and the updates; `None` when there are none.
     pub(super) fn is_due_at(&self) -> Option<Instant> {
         let state = self.lock();
-        let since = state.tail.since?;
         let is_full = state.tail.contents >= TAIL_RECORDS || state.tail.bytes >= TAIL_BYTES;
-        Some(if is_full { since } else { since + REST })
+        let are_many = state.updates.len() >= MANY_UPDATES;
+        let tail = (state.tail.since, is_full, REST);
+        let updates = (state.updated_since, are_many, UPDATES_REST);
+        let due_at = |(since, at_once, rest): (Option<Instant>, bool, Duration)| {
+            since.map(|since| if at_once { since } else { since + rest })
+        };
+        [tail, updates].into_iter().filter_map(due_at).min()
     }
 
     // For the ledger.
@@ -344,6 +359,7 @@ impl Queue {
             state.tail.give_back(batch);
         }
         updates.append(&mut state.updates);
+        state.updated_since = (!updates.is_empty()).then(Instant::now);
         state.updates = updates;
     }
 
@@ -361,13 +377,18 @@ impl Queue {
         }
     }
 
-    /// The outcomes of events before `through`.
+    /// The updates of deliveries of events before `through`, in the order of the events.
     pub(super) fn updates(&self, through: Position) -> Vec<DeliveryUpdate> {
         let mut state = self.lock();
-        state
-            .updates
+        let updates = &mut state.updates;
+        let mut taken: Vec<_> = updates
             .extract_if(.., |(position, _)| *position < through)
-            .collect()
+            .collect();
+        state.updated_since = (!state.updates.is_empty()).then(Instant::now);
+        drop(state);
+        // One page of the database after the other is changed, and each once.
+        taken.sort_by_key(|(position, _)| *position);
+        taken
     }
 
     /// What the journal is still to be told.
@@ -432,7 +453,9 @@ impl Queue {
         };
         // What has become of them meanwhile.
         let mut told: HashMap<Position, Vec<&DeliverySnapshot>> = HashMap::new();
-        for (position, outcome) in updates.iter().filter(|(_, told)| told.handler == *handler) {
+        let first = open.first().map_or(window.next(), |(first, _)| *first);
+        let known = updates.iter().filter(|(position, _)| *position >= first);
+        for (position, outcome) in known.filter(|(_, told)| told.handler == *handler) {
             told.entry(*position).or_default().push(outcome);
         }
         let offer = |window: &mut Window, position, open: OpenDelivery| {
@@ -487,19 +510,21 @@ impl Queue {
         }
     }
 
-    /// Takes in the event of a delivery, with what the ledger knows of its topics. Whether there is room for
+    /// Takes in the events of deliveries, with what the ledger knows of their topics. Whether there is room for
     /// more.
     pub(super) fn load(
         &self,
         handler: &HandlerName,
-        position: Position,
-        event: Arc<Notification>,
+        events: Vec<(Position, Arc<Notification>)>,
         topic_times: &[TopicTime],
     ) -> bool {
         let mut state = self.lock();
         state.topic_cache.insert(topic_times);
-        let window = state.windows.get_mut(handler);
-        window.is_some_and(|window| window.load(position, event))
+        let Some(window) = state.windows.get_mut(handler) else {
+            return false;
+        };
+        let mut events = events.into_iter();
+        events.all(|(position, event)| window.load(position, event))
     }
 
     /// Parks a delivery whose event cannot be read, because `why`.
@@ -568,6 +593,9 @@ impl State {
     fn tell(&mut self, mut told: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
         for record in Record::of_deliveries(&told) {
             self.unwritten.extend(journal_sender.try_put(record));
+        }
+        if !told.is_empty() {
+            self.updated_since.get_or_insert_with(Instant::now);
         }
         self.updates.append(&mut told);
     }

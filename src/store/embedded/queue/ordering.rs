@@ -3,7 +3,9 @@
 //! **Invariant:** a delivery is free when no older one that shares a key with it is here, and none that
 //! shares a key with it is being attempted.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+
+use foldhash::HashMap;
 
 use crate::{
     event::{KeyHash, OrderingKeys},

@@ -6,11 +6,12 @@
 //! **Invariant:** what is ready is here, is not being attempted, and is free by its ordering keys.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
 };
 
+use foldhash::HashMap;
 use jiff::Timestamp;
 
 use super::{
@@ -37,6 +38,9 @@ const ENOUGH: usize = 1024;
 
 /// Of how many deliveries the events are read at once.
 const AHEAD: usize = 4096;
+
+/// How many events in a window make it likely that the ledger has more.
+const MANY: usize = 256;
 
 /// What part of the room they are where they are enough though it is full.
 const FEW: usize = 128;
@@ -69,8 +73,8 @@ pub(super) struct Window {
     /// How many events are here, and how many bytes of them.
     loaded: usize,
     bytes: usize,
-    /// Whether many were read at once the last time, so that more may be.
-    is_prefetched: bool,
+    /// With how many events left more are read ahead; 0 when none are.
+    refill_below: usize,
 }
 
 #[derive(Debug)]
@@ -93,12 +97,12 @@ impl Window {
             ready: BTreeSet::new(),
             deferred: Deferred::default(),
             is_unblocked: false,
-            leases: HashMap::new(),
-            in_flight: HashMap::new(),
+            leases: HashMap::default(),
+            in_flight: HashMap::default(),
             absent: 0,
             loaded: 0,
             bytes: 0,
-            is_prefetched: false,
+            refill_below: 0,
         }
     }
 
@@ -320,15 +324,21 @@ impl Window {
                     .is_some_and(|head| head.open.due_at <= now)
             })
         };
-        let oldest = self
-            .entries
-            .iter()
-            .take(AHEAD)
-            .filter(|(_, entry)| moves(entry));
-        let oldest = oldest.map(|(position, _)| *position);
-        let next = self.due(now).take(ENOUGH).chain(oldest);
-        next.filter(|position| !self.is_loaded(*position) && !self.in_flight.contains_key(position))
-            .collect()
+        let lacks = |position: &Position, entry: &Entry| {
+            entry.event.is_none() && !self.in_flight.contains_key(position)
+        };
+        let due = self.due(now).take(ENOUGH).filter(|position| {
+            let entry = self.entries.get(position);
+            entry.is_some_and(|entry| lacks(position, entry))
+        });
+        let mut due: Vec<_> = due.collect();
+        due.sort_unstable();
+        let oldest = self.entries.iter().take(AHEAD);
+        let oldest = oldest.filter(|(position, entry)| {
+            lacks(position, entry) && due.binary_search(position).is_err() && moves(entry)
+        });
+        let oldest: Vec<_> = oldest.map(|(position, _)| *position).collect();
+        [due, oldest].concat()
     }
 
     /// Makes room for the events of those that are attempted next, where what waits for them has taken it.
@@ -344,12 +354,18 @@ impl Window {
 
     /// Whether it is time to read more events ahead, though enough are here for the moment.
     pub(super) fn wants_prefetch(&mut self) -> bool {
-        self.is_prefetched && self.loaded < AHEAD / 4 && mem::take(&mut self.is_prefetched)
+        let is_time = self.loaded < self.refill_below;
+        if is_time {
+            self.refill_below = 0;
+        }
+        is_time
     }
 
-    /// Notes that events were read.
+    /// Notes that events were read. Where many were, there may be more: these are read while the first half
+    /// of them is handed out, so that handlers do not wait for the ledger.
     pub(super) fn filled(&mut self) {
-        self.is_prefetched = self.loaded >= AHEAD / 4;
+        let are_many = self.loaded >= MANY;
+        self.refill_below = if are_many { self.loaded / 2 } else { 0 };
     }
 
     /// Takes in the event of a delivery. Whether there is room for more.

@@ -1,6 +1,6 @@
 //! The bytes of the journal.
 
-use std::path::Path;
+use std::{fs, os::unix::fs::FileExt, path::Path};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -371,6 +371,32 @@ fn the_frozen_journals_are_still_read() {
             );
         }
         assert!(scan.next().unwrap().is_none());
+    }
+}
+
+/// A reader reads ahead, and so may have read a record before all of it was written.
+#[test]
+fn an_event_that_was_written_since_is_read_whole() {
+    let place = tempfile::tempdir().unwrap();
+    let journal = Directory::new(place.path());
+    let [first, second, ..] = &frozen_notifications()[..] else {
+        panic!("too few events");
+    };
+    let begin = Position::new(1, HEADER_BYTES as u64);
+    let first_bytes = encode(first, begin);
+    let next = Position::new(1, begin.offset() + first_bytes.len() as u64);
+    let second_bytes = encode(second, next);
+    let segment = fs::File::create(journal.segment(1)).unwrap();
+    segment.set_len(1 << 20).unwrap();
+    segment.write_all_at(&first_bytes, begin.offset()).unwrap();
+    let mut event_reader = EventReader::new(journal);
+    for so_far in [0, second_bytes.len() - 8] {
+        let mut bytes = second_bytes.to_vec();
+        bytes[so_far..].fill(0);
+        segment.write_all_at(&bytes, next.offset()).unwrap();
+        assert_eq!(*event_reader.read(begin).unwrap().notification, *first);
+        segment.write_all_at(&second_bytes, next.offset()).unwrap();
+        assert_eq!(*event_reader.read(next).unwrap().notification, *second);
     }
 }
 
