@@ -175,8 +175,8 @@ async fn no_command_works_on_a_ledger_of_version_1_before_a_service_has() {
     let refused = place.settings.operator(clock).err().unwrap();
     assert!(matches!(refused, StoreError::TooOld(_)), "{refused}");
     let text = format!(
-        "{} is of ledger version 1; it was written by an older hookswitch: start the service of \
-         this one on it first",
+        "{} is of ledger version 1, written by an older hookswitch; start this version's service \
+         on it first",
         place.settings.ledger().display()
     );
     assert_eq!(refused.to_string(), text);
