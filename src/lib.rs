@@ -48,6 +48,8 @@
 //! | admission, refusal | the provider floor's verdict on a request |
 //! | notification | one authenticated message, with its bytes exactly as received |
 //! | family | a group of events with one typed shape: `zoom.number-management` |
+//! | facts | what the floors above need of an event: its name, its keys, its subject, its time, its topics |
+//! | unrecognized, unreadable | an authentic event that no family knows; one that its family cannot parse |
 //! | event name | `<family>.<change>`: `ringcentral.phone-number.created` |
 //! | ordering keys | the set of keys that order an event: a phone number, an extension's id |
 //! | scope | the namespace of ordering keys, such as a Zoom account; an event can have all keys of its scope |
@@ -83,8 +85,8 @@ pub use app::{App, Builder, End, Error};
 pub use cli::main;
 pub use config::{Config, Report};
 pub use event::{
-    DedupeKey, E164, EndpointName, EventId, EventName, Given, HandlerName, Key, Notification, Text,
-    Topic, Unreadable, ringcentral, zoom,
+    DedupeKey, E164, EndpointName, EventId, EventName, HandlerName, Key, LenientString,
+    Notification, Topic, TriState, Unreadable, ringcentral, zoom,
 };
 pub use handler::{
     AnyEvent, BuildContext, BuildError, Delivery, DeliveryContext, Error as HandlerError, Event,

@@ -199,7 +199,7 @@ fn body(event: &Notification) -> Value {
 
 /// The body as parsed by its family's model, or why it cannot be parsed.
 fn parsed(event: &Notification) -> Result<Value, String> {
-    match Family::naming(&event.name) {
+    match Family::of_event(&event.name) {
         Some(family) => family
             .value(&event.body)
             .map_err(|problem| problem.to_string()),

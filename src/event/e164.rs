@@ -1,4 +1,4 @@
-//! Telephone numbers in the one form in which two of them can be compared.
+//! Telephone numbers in a form that can be compared.
 
 use std::fmt;
 
@@ -7,38 +7,38 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct E164(Box<str>);
 
-/// Country code and subscriber number together have no more digits than this.
-const MOST_DIGITS: usize = 15;
+/// The most digits of country code and subscriber number together.
+const MAX_DIGITS: usize = 15;
 
-/// The shortest international numbers have this many digits, those of Niue among them.
-const FEWEST_DIGITS: usize = 7;
+/// The digits of the shortest international numbers, such as those of Niue.
+const MIN_DIGITS: usize = 7;
 
-/// Seven digits without a `+` are a local number more often than an international one.
-const FEWEST_DIGITS_WITHOUT_PLUS: usize = 8;
+/// Seven digits without a `+` are more often a local number than an international one.
+const MIN_DIGITS_WITHOUT_PLUS: usize = 8;
 
 impl E164 {
-    /// Reads a number that may have separators in it and may lack its `+`, as Zoom's and
-    /// RingCentral's sometimes do.
+    /// Reads a number that may have separators and may lack its `+`, as some of Zoom's and RingCentral's
+    /// do.
     ///
-    /// `None` for anything else: letters, extensions, short codes, national numbers that start
-    /// with 0, and `+44 (0)20 ...`, whose 0 belongs to no international number. A national number
-    /// of 8 digits or more cannot be told from an international one without its `+`.
+    /// `None` for anything else: letters, extensions, short codes, national numbers that start with 0, and
+    /// `+44 (0)20 ...`, whose 0 belongs to no international number. A national number of 8 or more digits
+    /// looks like an international one without its `+`, and is read as one.
     pub fn read(text: &str) -> Option<Self> {
-        // Most numbers are written in that form.
-        if is_sound(text, FEWEST_DIGITS) {
+        // Most numbers are in that form already.
+        if is_e164(text, MIN_DIGITS) {
             return Some(Self(text.into()));
         }
         if text.contains("(0)") {
             return None;
         }
-        let (digits, fewest) = match text.trim_start_matches(is_separator).strip_prefix('+') {
-            Some(digits) => (digits, FEWEST_DIGITS),
-            None => (text, FEWEST_DIGITS_WITHOUT_PLUS),
+        let (digits, min) = match text.trim_start_matches(is_separator).strip_prefix('+') {
+            Some(digits) => (digits, MIN_DIGITS),
+            None => (text, MIN_DIGITS_WITHOUT_PLUS),
         };
         let mut number = String::with_capacity(1 + digits.len());
         number.push('+');
         number.extend(digits.chars().filter(|c| !is_separator(*c)));
-        is_sound(&number, fewest).then(|| Self(number.into()))
+        is_e164(&number, min).then(|| Self(number.into()))
     }
 
     /// The number: `+` and digits.
@@ -47,17 +47,16 @@ impl E164 {
     }
 }
 
-/// Whether `number` is a `+`, then `fewest` digits or more, of which the first is not 0.
-fn is_sound(number: &str, fewest: usize) -> bool {
+/// Whether `number` is a `+`, then at least `min` digits, of which the first is not 0.
+fn is_e164(number: &str, min: usize) -> bool {
     number.strip_prefix('+').is_some_and(|digits| {
-        (fewest..=MOST_DIGITS).contains(&digits.len())
+        (min..=MAX_DIGITS).contains(&digits.len())
             && digits.bytes().all(|byte| byte.is_ascii_digit())
             && !digits.starts_with('0')
     })
 }
 
-/// What people put between digits: spaces of all kinds, hyphens and dashes, dots, slashes, and
-/// parentheses.
+/// Separators of digits: spaces of all kinds, hyphens and dashes, dots, slashes, parentheses.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, '-' | '.' | '/' | '(' | ')' | '\u{2010}'..='\u{2015}')
 }
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn separators_go_and_a_missing_plus_comes() {
+    fn separators_are_removed_and_a_missing_plus_is_added() {
         for text in [
             "+12025550143",
             "12025550143",
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_international_number_is_refused() {
+    fn anything_but_an_international_number_is_refused() {
         for text in [
             "",
             "+",
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_and_the_longest_are_taken() {
+    fn the_shortest_and_the_longest_numbers_are_read() {
         assert_eq!(read("+6834000").as_deref(), Some("+6834000"));
         assert_eq!(read("29021234").as_deref(), Some("+29021234"));
         assert_eq!(
@@ -131,7 +130,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_reads_as_nothing_or_as_a_plus_and_digits(text in any::<String>()) {
+        fn any_text_is_read_as_none_or_as_a_plus_and_digits(text in any::<String>()) {
             if let Some(number) = read(&text) {
                 let digits = number.strip_prefix('+').expect("a plus comes first");
                 prop_assert!((7..=15).contains(&digits.len()));

@@ -1,4 +1,4 @@
-//! The part of an envelope that both providers share, read by itself.
+//! The `event` member, which the envelopes of both providers have, parsed by itself.
 
 use std::{borrow::Cow, fmt};
 
@@ -18,16 +18,16 @@ pub(super) fn event(body: &[u8]) -> Option<Cow<'_, str>> {
     Some(envelope.event)
 }
 
-/// The first `event` member of `body`. What stands behind it is not looked at, and may be anything.
+/// The first `event` member of `body`. The rest of the body is not parsed, and may be anything.
 pub(super) fn first_event(body: &[u8]) -> Option<Cow<'_, str>> {
     let mut found = None;
     let mut json = serde_json::Deserializer::from_slice(body);
-    // The object is left before its end, which is an error to the reader and of no interest here.
+    // The parser reports an error, since the visitor stops before the end of the object.
     json.deserialize_map(Search(&mut found)).ok();
     found
 }
 
-/// Looks through an object and stops where it has found what it looks for.
+/// Visits an object up to its first `event` member.
 struct Search<'a, 'de>(&'a mut Option<Cow<'de, str>>);
 
 #[derive(Deserialize)]

@@ -1,11 +1,11 @@
-//! Bodies, read as JSON.
+//! Bodies, parsed as JSON.
 
 use serde::Deserialize;
 
-/// Reads the whole of `body`.
+/// Parses the whole of `body`.
 ///
-/// A body that is UTF-8 throughout, as each is that a provider sends, is checked once and not text by
-/// text. One that is not may still be read, where nobody asks for the texts that are not.
+/// A UTF-8 body, as the providers send it, is checked once, which is faster than string by string. Another
+/// body can still be parsed if `T` ignores the strings that are not UTF-8.
 pub(super) fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
     match str::from_utf8(body) {
         Ok(text) => serde_json::from_str(text),

@@ -1,11 +1,11 @@
-//! Floor 1: what was said. Pure data: the typed shape of each event family, and the facts
-//! (name, key, subject, time) that the floors above need of one.
+//! Floor 1: parses events. Pure data: the typed shape of each event family, and the facts of an event
+//! (its name, its keys, its subject, its time) that the floors above need.
 //!
-//! **Invariant:** nothing here does I/O, reads a clock, or knows who asked.
+//! **Invariant:** this floor does no I/O, reads no clock, and does not know its caller.
 //!
-//! **Invariant:** reading never refuses. A body that no family claims is `<provider>.unrecognized`;
-//! a body that its own family cannot read is `<family>.unreadable`; a change that its family does
-//! not know is `<family>.unrecognized`.
+//! **Invariant:** every body has a name. A body that no family claims is `<provider>.unrecognized`. A
+//! body that its family cannot read is `<family>.unreadable`. A change that its family does not know is
+//! `<family>.unrecognized`.
 //!
 //! # How to add a family
 //!
@@ -15,15 +15,15 @@
 
 mod e164;
 mod envelope;
-mod given;
 mod json;
-mod list;
+mod lenient_string;
 mod name;
 mod notification;
+mod one_or_many;
 mod open_enum;
 mod ordering;
 mod pattern;
-mod text;
+mod tri_state;
 
 #[cfg(test)]
 mod tests;
@@ -36,62 +36,62 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 
 pub use e164::E164;
-pub use given::Given;
+pub use lenient_string::LenientString;
 pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Topic};
 pub use notification::Notification;
 pub use ordering::{KeyHash, OrderingKeys, key_hash};
 pub use pattern::Pattern;
-pub use text::Text;
+pub use tri_state::TriState;
 
 use crate::entries::entries;
 
 /// A group of events with one typed shape.
 ///
-/// The type is lenient: it reads every body that the provider has been seen or documented to send,
-/// and keeps what it does not understand.
+/// The type is lenient: it reads every body that the provider is known or documented to send, and keeps
+/// the members that it does not know.
 pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync + 'static {
-    /// `<provider>.<family>`, the one string that names it in TOML, fixtures, metrics and logs.
+    /// `<provider>.<family>`: the name in TOML, fixtures, metrics and logs.
     const NAME: &'static str;
 
-    /// Every change that an event of this family can report: the last part of its event name.
+    /// Every change that an event of this family can report: the last parts of its event names.
     const CHANGES: &'static [&'static str];
 
-    /// One event of this family, as the provider would send it.
+    /// An event of this family, as the provider would send it.
     const EXAMPLE: &'static str;
 
-    /// Whether the envelope's own `event` field belongs to this family.
+    /// Whether an `event` member of this value belongs to this family.
     fn claims(event: &str) -> bool;
 
-    /// Which of [`CHANGES`](Self::CHANGES) this event reports; `None` for one that the provider
-    /// added since.
+    /// Which of [`CHANGES`](Self::CHANGES) this event reports; `None` for a change that the family does not
+    /// know.
     fn change(&self) -> Option<&'static str>;
 
-    /// The partition key: the one key that brokers get.
+    /// The partition key: the one key that brokers get. It starts with the family's name.
     fn key(&self) -> Option<Key>;
 
-    /// The ordering keys of an event, of which `key` is known as its partition key: all keys of that
-    /// unless the family says otherwise. Told from the body, so that one which the model cannot read
-    /// keeps its place as well, as far as the body tells it. `None` where nothing does: no order
-    /// holds.
-    fn ordering_keys(key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
+    /// The ordering keys; `None` for an event without order. By default they are all keys of the scope that
+    /// the partition key names.
+    fn ordering_keys(&self) -> Option<OrderingKeys> {
+        all_keys_of(self.key().as_ref())
+    }
+
+    /// The ordering keys of the event in `body`, whose partition key is `key`. The same as
+    /// [`ordering_keys`](Self::ordering_keys) of a body that the family can read. A body that it cannot
+    /// read keeps its order too, as far as its keys can be found.
+    fn ordering_keys_of(key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
         let _ = body;
-        whole(key)
+        all_keys_of(key)
     }
 
-    /// The same of an event that was read.
-    fn own_ordering_keys(&self) -> Option<OrderingKeys> {
-        whole(self.key().as_ref())
-    }
-
-    /// The thing the event is about, as a reader would name it: an E.164 number, an extension id.
+    /// What the event is about, as an operator would name it: an E.164 number, an extension id.
     fn subject(&self) -> Option<String>;
 
-    /// When the provider says that it happened.
+    /// The time of the event, by the provider's clock.
     fn occurred_at(&self) -> Option<Timestamp>;
 
-    /// What a newer event would replace, given the event's own key and change: an event without
-    /// either replaces nothing and is not asked. An event is superseded when each of its topics has
-    /// been reported again with a later provider time; one with no topics never is.
+    /// What a newer event would replace. An event is superseded when each of its topics has been reported
+    /// again with a later provider time; an event without topics never is. `key` and `change` are the
+    /// event's own: an event without one of them has no topics.
     fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic>;
 }
 
@@ -106,7 +106,7 @@ pub struct Family {
     #[cfg(test)]
     pub example: &'static str,
     claims: fn(&str) -> bool,
-    ordering_keys: fn(Option<&Key>, &[u8]) -> Option<OrderingKeys>,
+    ordering_keys_of: fn(Option<&Key>, &[u8]) -> Option<OrderingKeys>,
     facts: fn(&[u8]) -> Result<Facts, Unreadable>,
     value: fn(&[u8]) -> Result<serde_json::Value, Unreadable>,
     schema: fn() -> Schema,
@@ -125,7 +125,7 @@ pub fn families() -> impl Iterator<Item = &'static Family> + Clone {
     FAMILIES.iter().copied().flatten()
 }
 
-/// What the floors above need to know of an event, whatever its family.
+/// What the floors above need of an event, whatever its family.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// See [`EventFamily::change`].
@@ -152,7 +152,7 @@ impl Facts {
         Self {
             change,
             key,
-            ordering_keys: event.own_ordering_keys(),
+            ordering_keys: event.ordering_keys(),
             subject: event.subject(),
             occurred_at: event.occurred_at(),
             topics,
@@ -160,28 +160,28 @@ impl Facts {
     }
 }
 
-/// A body that its family's model cannot read. Says what is wrong and where, and nothing of what
-/// the body holds.
+/// A body that its family cannot read. The text says what is wrong and where, and quotes nothing of the
+/// body.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a readable {family} event: {problem} at line {line}, column {column}; the body is kept \
+    "not a readable {family} event: {defect} at line {line}, column {column}; the body is kept \
      as it came"
 )]
 pub struct Unreadable {
     family: &'static str,
-    problem: Problem,
+    defect: Defect,
     line: usize,
     column: usize,
 }
 
 /// What is wrong with a body.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum Problem {
+enum Defect {
     #[error("it is not JSON")]
     Syntax,
     #[error("it ends too soon")]
     End,
-    /// The text names a member of the model, not of the body.
+    /// The text names a member of the type, not of the body.
     #[error("{0}")]
     Missing(String),
     #[error("a member is of another type")]
@@ -189,37 +189,37 @@ enum Problem {
 }
 
 impl Unreadable {
-    /// Takes over what may be told of `error`. Its own text is left behind, since it quotes values
-    /// from the body: addresses and phone numbers.
+    /// Keeps what may be logged of `error`. Its text may not: it quotes values of the body, such as
+    /// addresses and phone numbers.
     fn new(family: &'static str, error: &serde_json::Error) -> Self {
         let text = error.to_string();
-        let problem = match error.classify() {
-            Category::Io | Category::Syntax => Problem::Syntax,
-            Category::Eof => Problem::End,
+        let defect = match error.classify() {
+            Category::Io | Category::Syntax => Defect::Syntax,
+            Category::Eof => Defect::End,
             Category::Data => match text.split_once(" at line ") {
                 Some((text, _)) if text.starts_with("missing field `") => {
-                    Problem::Missing(text.to_owned())
+                    Defect::Missing(text.to_owned())
                 }
-                _ => Problem::Shape,
+                _ => Defect::Shape,
             },
         };
         Self {
             family,
-            problem,
+            defect,
             line: error.line(),
             column: error.column(),
         }
     }
 }
 
-/// The verdict of [`recognize`] on one authentic body.
+/// What [`recognize`] finds out about an authentic body.
 #[derive(Debug)]
 pub struct Recognized {
     /// The event name.
     pub name: EventName,
-    /// What is known of it; but for ordering keys empty for a body that could not be read.
+    /// The facts. A body that could not be read has at most ordering keys.
     pub facts: Facts,
-    /// Why it could not be read, where it could not.
+    /// Why the body could not be read.
     #[cfg_attr(
         not(test),
         expect(
@@ -230,18 +230,18 @@ pub struct Recognized {
     pub unreadable: Option<Unreadable>,
 }
 
-/// Names an authentic body of `provider` and collects its facts. Never fails: see the module's
-/// second invariant.
+/// Names an authentic body of `provider` and collects its facts.
 pub fn recognize(provider: &str, body: &[u8]) -> Recognized {
-    // Whatever a family can read is sound as an envelope too, and need not be read as one first.
+    // A body that a family can read is also an envelope, so the envelope is not parsed first.
     envelope::first_event(body)
         .and_then(|event| Family::claiming(provider, &event))
         .and_then(|family| Some(family.recognized((family.facts)(body).ok()?)))
-        .unwrap_or_else(|| examine(provider, body))
+        .unwrap_or_else(|| recognize_slowly(provider, body))
 }
 
-/// What [`recognize`] says, found out the long way: what nobody can read is told apart.
-fn examine(provider: &str, body: &[u8]) -> Recognized {
+/// The same as [`recognize`], with the envelope parsed first: it tells a body that no family claims from a
+/// body that its family cannot read.
+fn recognize_slowly(provider: &str, body: &[u8]) -> Recognized {
     let family = envelope::event(body).and_then(|event| Family::claiming(provider, &event));
     let Some(family) = family else {
         return Recognized {
@@ -255,7 +255,7 @@ fn examine(provider: &str, body: &[u8]) -> Recognized {
         Err(unreadable) => Recognized {
             name: family.event_name(UNREADABLE),
             facts: Facts {
-                ordering_keys: (family.ordering_keys)(None, body),
+                ordering_keys: (family.ordering_keys_of)(None, body),
                 ..Facts::default()
             },
             unreadable: Some(unreadable),
@@ -263,17 +263,17 @@ fn examine(provider: &str, body: &[u8]) -> Recognized {
     }
 }
 
-/// The ordering keys of an event that was named `name`, with `key` for its partition key; `None` where
-/// no order holds.
+/// The ordering keys of the event in `body`, with its name and its partition key; `None` for an event
+/// without order.
 pub fn ordering_keys(name: &EventName, key: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
-    match Family::naming(name) {
-        Some(family) => (family.ordering_keys)(key, body),
-        None => whole(key),
+    match Family::of_event(name) {
+        Some(family) => (family.ordering_keys_of)(key, body),
+        None => all_keys_of(key),
     }
 }
 
-/// All keys of the scope that a partition key is.
-fn whole(key: Option<&Key>) -> Option<OrderingKeys> {
+/// All keys of the scope that `key` names.
+fn all_keys_of(key: Option<&Key>) -> Option<OrderingKeys> {
     let scope = key_hash(&[key?.as_str()]);
     Some(OrderingKeys::whole(scope))
 }
@@ -282,15 +282,15 @@ fn whole(key: Option<&Key>) -> Option<OrderingKeys> {
 ///
 /// # Errors
 ///
-/// When the body is not JSON, or not of the family's shape.
+/// When the body is not JSON, or not of the family's type.
 pub fn decode<F: EventFamily>(body: &[u8]) -> Result<F, Unreadable> {
     json::read(body).map_err(|error| Unreadable::new(F::NAME, &error))
 }
 
-/// The last part of the name of an event that nobody claims, or that reports an unknown change.
+/// The last part of the name of an event that no family claims, or whose change is not known.
 pub const UNRECOGNIZED: &str = "unrecognized";
 
-/// The last part of the name of an event that its own family could not read.
+/// The last part of the name of an event that its family cannot read.
 pub const UNREADABLE: &str = "unreadable";
 
 impl Family {
@@ -301,7 +301,7 @@ impl Family {
             #[cfg(test)]
             example: F::EXAMPLE,
             claims: F::claims,
-            ordering_keys: F::ordering_keys,
+            ordering_keys_of: F::ordering_keys_of,
             facts: |body| {
                 let event = decode::<F>(body)?;
                 Ok(Facts::of(&event))
@@ -323,8 +323,8 @@ impl Family {
         families().find(|family| family.name == name)
     }
 
-    /// The family that events called `name` are of.
-    pub fn naming(name: &EventName) -> Option<&'static Self> {
+    /// The family of the events called `name`.
+    pub fn of_event(name: &EventName) -> Option<&'static Self> {
         let (family, _) = name.as_str().rsplit_once('.')?;
         Self::named(family)
     }
@@ -338,7 +338,7 @@ impl Family {
         families().find(|family| is_sent_by(family) && (family.claims)(event))
     }
 
-    /// The verdict on a body of this family that could be read.
+    /// What is found out about a body of this family that could be read.
     fn recognized(&'static self, facts: Facts) -> Recognized {
         Recognized {
             name: self.event_name(facts.change.unwrap_or(UNRECOGNIZED)),
@@ -365,7 +365,7 @@ impl Family {
         EventName::of(&[self.name, ".", change])
     }
 
-    /// Every name that an event of this family can have.
+    /// Every event name of this family.
     pub fn event_names(&self) -> impl Iterator<Item = EventName> {
         self.changes
             .iter()
@@ -378,28 +378,28 @@ impl Family {
     ///
     /// # Errors
     ///
-    /// When the model cannot read it.
+    /// When the family cannot read it.
     #[cfg(test)]
     pub fn facts(&self, body: &[u8]) -> Result<Facts, Unreadable> {
         (self.facts)(body)
     }
 
-    /// The typed value of `body`, written back as JSON: what the model understood of it.
+    /// The typed value of `body`, written back as JSON.
     ///
     /// # Errors
     ///
-    /// When the model cannot read it.
+    /// When the family cannot read it.
     pub fn value(&self, body: &[u8]) -> Result<serde_json::Value, Unreadable> {
         (self.value)(body)
     }
 
-    /// The JSON Schema of the family's model.
+    /// The JSON Schema of the family's type.
     pub fn schema(&self) -> Schema {
         (self.schema)()
     }
 }
 
-/// Every event name that can occur: what a handler's patterns are checked against.
+/// Every event name that can occur. A handler's patterns are checked against them.
 pub fn event_names() -> Vec<EventName> {
     let mut names: Vec<_> = families().flat_map(Family::event_names).collect();
     let providers: BTreeSet<_> = families().map(Family::provider).collect();

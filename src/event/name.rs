@@ -1,4 +1,4 @@
-//! The small values that identify things: ids, names, keys.
+//! Identifiers: ids, names, keys.
 
 use std::{fmt, sync::Arc};
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// Declares a cheap-to-clone piece of text with a meaning of its own.
-macro_rules! text {
+/// Declares a newtype of a string that is cheap to clone.
+macro_rules! string_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -16,17 +16,17 @@ macro_rules! text {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Takes the text as it is.
+            /// Wraps the string.
             pub fn new(text: impl Into<Arc<str>>) -> Self {
                 Self(text.into())
             }
 
-            /// The text that `parts` make, with nothing between them.
+            /// The concatenated `parts`.
             pub fn of(parts: &[&str]) -> Self {
                 Self::new(parts.concat())
             }
 
-            /// The text.
+            /// The string.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -52,25 +52,23 @@ macro_rules! text {
     };
 }
 
-text! {
-    /// `<provider>.<family>.<change>`, or one of the two names for what could not be told.
+string_type! {
+    /// `<provider>.<family>.<change>`, or `<provider>.unrecognized`.
     EventName
 }
-text! {
+string_type! {
     /// The name of an endpoint in the TOML.
     EndpointName
 }
-text! {
+string_type! {
     /// The name of a handler in the TOML.
     HandlerName
 }
-text! {
-    /// What events are told apart by where order matters: the partition key of an event, or one of
-    /// its ordering keys. A partition key starts with the family's name, so that those of two families
-    /// never meet.
+string_type! {
+    /// A partition key. It starts with the family's name, so that two families never share one.
     Key
 }
-text! {
+string_type! {
     /// What a newer event replaces: see [`EventFamily::topics`](super::EventFamily::topics).
     Topic
 }
@@ -82,7 +80,7 @@ impl EventName {
     }
 }
 
-/// The identity of one stored event: a UUID of version 7, so that ids sort by time of arrival.
+/// The id of a stored event: a UUID of version 7, so that ids sort by time of arrival.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EventId(Uuid);
@@ -96,7 +94,7 @@ impl EventId {
         Self(Uuid::new_v7(time))
     }
 
-    /// The id whose bytes these are.
+    /// The id with these bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
@@ -127,15 +125,15 @@ impl std::str::FromStr for EventId {
     }
 }
 
-/// One of the values by which a second copy of an event is known: 128 bits of a SHA-256 over the
-/// provider, what the value is, and the value.
+/// A value by which a duplicate of an event is recognized: 128 bits of a SHA-256 over the provider, the
+/// name of the value, and the value.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct DedupeKey([u8; 16]);
 
 impl DedupeKey {
-    /// The key for `value`, which is a `what` (such as `uuid` or `body`) of `provider`.
+    /// The key for `value`, which is the `what` (such as `uuid` or `body`) of a request of `provider`.
     pub fn new(provider: &str, what: &str, value: &[u8]) -> Self {
-        // Neither name holds a NUL, so no two triples are ever the same bytes.
+        // Neither name holds a NUL, so two triples never have the same bytes.
         let digest = Sha256::new()
             .chain_update(provider)
             .chain_update([0])
@@ -148,7 +146,7 @@ impl DedupeKey {
         Self(key)
     }
 
-    /// The key whose bytes these are.
+    /// The key with these bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }

@@ -1,30 +1,30 @@
-//! One authentic message.
+//! An authentic event as it was received.
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{DedupeKey, EndpointName, EventId, EventName, Key, OrderingKeys, Topic};
 
-/// One authenticated message, its bytes exactly as they arrived.
+/// An authenticated message, with its bytes exactly as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notification {
-    /// Ours, given on arrival; a replay keeps it.
+    /// The id, assigned on arrival. A replay has the same one.
     pub id: EventId,
-    /// The endpoint that it arrived at.
+    /// The endpoint that received it.
     pub endpoint: EndpointName,
-    /// What was said, as far as it could be told.
+    /// The event name.
     pub name: EventName,
     /// The partition key: the one key that brokers get.
     pub key: Option<Key>,
-    /// What it is about: a phone number, an extension id.
+    /// What the event is about: a phone number, an extension id.
     pub subject: Option<String>,
-    /// When the provider says that it happened.
+    /// The time of the event, by the provider's clock.
     pub occurred_at: Option<Timestamp>,
-    /// When we received it.
+    /// The time of arrival, by our clock.
     pub received_at: Timestamp,
-    /// What it reports on, for `superseded`.
+    /// What a newer event would replace: see [`EventFamily::topics`](super::EventFamily::topics).
     pub topics: Vec<Topic>,
-    /// How a second copy of it is known: any one of these is enough.
+    /// A duplicate has one of these keys, or more.
     pub dedupe: Vec<DedupeKey>,
     /// The body, byte for byte.
     pub body: Bytes,
@@ -36,7 +36,7 @@ impl Notification {
         self.name.provider()
     }
 
-    /// What it keeps its order by; `None` where no order holds. Reads the body.
+    /// The ordering keys, parsed from the body; `None` for an event without order.
     pub fn ordering_keys(&self) -> Option<OrderingKeys> {
         super::ordering_keys(&self.name, self.key.as_ref(), &self.body)
     }

@@ -1,7 +1,7 @@
-//! Enumerations that the other side may add to.
+//! Enumerations to which a provider may add values.
 
-/// Declares an enumeration of the values that a provider is known to send, each written as its
-/// variant is called, with one more variant that keeps any other value as it was written.
+/// Declares an enumeration of a provider's known values. A value is written as its variant is named. One
+/// more variant keeps any other value as it was written.
 macro_rules! open_enum {
     (
         $(#[doc = $doc:literal])+
@@ -11,7 +11,7 @@ macro_rules! open_enum {
         #[derive(Clone, Debug, PartialEq, Eq, Hash)]
         pub enum $name {
             $($(#[doc = $variant_doc])+ $variant,)+
-            /// A value that is not known here, as it was written.
+            /// Any other value, as it was written.
             Other(Box<str>),
         }
 
@@ -42,7 +42,7 @@ macro_rules! open_enum {
 
         impl<'de> ::serde::Deserialize<'de> for $name {
             fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                $crate::event::text::BorrowedText::deserialize(deserializer)
+                $crate::event::lenient_string::LenientStr::deserialize(deserializer)
                     .map(|text| Self::from(&*text.0))
             }
         }
@@ -53,7 +53,7 @@ macro_rules! open_enum {
             }
 
             fn json_schema(generator: &mut ::schemars::SchemaGenerator) -> ::schemars::Schema {
-                let other = generator.subschema_for::<$crate::event::Text>();
+                let other = generator.subschema_for::<$crate::event::LenientString>();
                 ::schemars::json_schema!({
                     "description": concat!($($doc, "\n",)+).trim(),
                     "anyOf": [

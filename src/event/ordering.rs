@@ -1,32 +1,32 @@
-//! What an event keeps its order by.
+//! The ordering keys of an event.
 //!
-//! An event has a set of ordering keys. Two events of which both have one key are delivered in the
-//! order in which they were stored; events that share no key never wait for each other. Keys stand
-//! in a scope, such as a customer's account, and an event can have all keys of its scope: it then
-//! shares one with every event of the scope.
+//! An event has a set of ordering keys. Two events that share a key are delivered in the order in which
+//! they were stored; events that share no key never wait for each other. Keys belong to a scope, such as
+//! a customer's account. An event can have all keys of its scope: it shares one with every event of the
+//! scope.
 
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-/// The most keys that an event has one by one.
+/// The most keys of an event. An event about more numbers has all keys of its scope: it may wait longer,
+/// and overtakes nothing.
 ///
-/// An event about more numbers than this has all keys of its scope: it may wait longer, and overtakes
-/// nothing. So what the order of an event costs a store is bounded, however long its body is (1 MiB
-/// holds some 80,000 numbers).
-pub const MOST_KEYS: usize = 64;
+/// So the cost of an event's order is bounded for a store, however long the body is (1 MiB holds some
+/// 80,000 numbers).
+pub const MAX_KEYS: usize = 64;
 
-/// A key or a scope: 63 bits of the SHA-256 of its text, never 0. Two texts with one hash make events
-/// wait for each other that need not, which is harmless.
+/// A key or a scope: 63 bits of the SHA-256 of its text, never 0. A collision only makes events wait for
+/// each other that need not.
 pub type KeyHash = i64;
 
 /// The ordering keys of one event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct OrderingKeys {
-    /// What the keys stand in.
+    /// The namespace of the keys.
     scope: KeyHash,
-    /// Ascending, each once; none where the event has all keys of the scope. Shared, since each delivery of
-    /// the event has them.
+    /// Ascending and distinct; empty if the event has all keys of the scope. Shared by the deliveries of the
+    /// event.
     keys: Arc<[KeyHash]>,
 }
 
@@ -36,21 +36,21 @@ impl OrderingKeys {
         Self::from_hashes(scope, Vec::new())
     }
 
-    /// `keys` of `scope`; all keys of the scope where there are none, or more than [`MOST_KEYS`].
+    /// The `keys` of `scope`; all keys of the scope if there are none, or more than [`MAX_KEYS`].
     pub fn of(scope: KeyHash, keys: impl IntoIterator<Item = KeyHash>) -> Self {
         let mut sorted = Vec::new();
         for key in keys {
             if let Err(place) = sorted.binary_search(&key) {
                 sorted.insert(place, key);
             }
-            if sorted.len() > MOST_KEYS {
+            if sorted.len() > MAX_KEYS {
                 return Self::whole(scope);
             }
         }
         Self::from_hashes(scope, sorted)
     }
 
-    /// The keys whose hashes these are: ascending, each once; none for all keys of the scope.
+    /// The keys with these hashes, ascending and distinct; all keys of the scope if there are none.
     pub fn from_hashes(scope: KeyHash, keys: Vec<KeyHash>) -> Self {
         Self {
             scope,
@@ -58,12 +58,12 @@ impl OrderingKeys {
         }
     }
 
-    /// What the keys stand in.
+    /// The namespace of the keys.
     pub const fn scope(&self) -> KeyHash {
         self.scope
     }
 
-    /// The keys, ascending, each once; none where [`is_whole`](Self::is_whole).
+    /// The keys, ascending and distinct; empty if [`is_whole`](Self::is_whole).
     pub fn keys(&self) -> &[KeyHash] {
         &self.keys
     }
@@ -73,15 +73,14 @@ impl OrderingKeys {
         self.keys.is_empty()
     }
 
-    /// Whether the two share a key, so that one of their events waits for the other.
+    /// Whether the two share a key, so that one event waits for the other.
     pub fn share_a_key_with(&self, other: &Self) -> bool {
         let meet = || self.keys.iter().any(|key| other.keys.contains(key));
         self.scope == other.scope && (self.is_whole() || other.is_whole() || meet())
     }
 }
 
-/// The hash of the text that `parts` make, with nothing between them. The same in every version:
-/// stores keep it.
+/// The hash of the concatenated `parts`. It is the same in every version, since stores keep it.
 pub fn key_hash(parts: &[&str]) -> KeyHash {
     let mut hasher = Sha256::new();
     for part in parts {
@@ -94,7 +93,7 @@ pub fn key_hash(parts: &[&str]) -> KeyHash {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_KEYS, OrderingKeys, key_hash};
+    use super::{MAX_KEYS, OrderingKeys, key_hash};
 
     fn keys(scope: &str, keys: &[&str]) -> OrderingKeys {
         OrderingKeys::of(key_hash(&[scope]), keys.iter().map(|key| key_hash(&[key])))
@@ -124,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn more_keys_than_are_kept_are_all_keys_of_the_scope() {
+    fn more_keys_than_the_maximum_are_all_keys_of_the_scope() {
         let numbered = |count: usize| {
             let keys = (0..count).chain(0..count);
             let keys = keys.map(|n| key_hash(&[&n.to_string()]));
             OrderingKeys::of(key_hash(&["x"]), keys)
         };
-        assert_eq!(numbered(MOST_KEYS).keys().len(), MOST_KEYS);
-        assert!(numbered(MOST_KEYS + 1).is_whole());
+        assert_eq!(numbered(MAX_KEYS).keys().len(), MAX_KEYS);
+        assert!(numbered(MAX_KEYS + 1).is_whole());
     }
 
     #[test]

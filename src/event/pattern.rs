@@ -1,4 +1,4 @@
-//! Which events a handler takes.
+//! Patterns of event names, by which a handler selects its events.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{EventName, event_names};
 
-/// An event name with `*` for any run of characters, dots included; `*` alone takes everything.
+/// An event name with `*` for any run of characters, dots included. `*` alone matches every event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(Box<str>);
 
-/// Why a text is not a usable pattern.
+/// Why a text is refused as a pattern.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// It could never match.
+    /// It matches no event name.
     #[error("the pattern {pattern:?} matches no event; {}", suggestion(.nearest))]
     MatchesNothing {
         /// The pattern.
         pattern: String,
-        /// The event name that is most like it.
+        /// The most similar event name.
         nearest: Option<String>,
     },
 }
@@ -31,7 +31,7 @@ fn suggestion(nearest: &Option<String>) -> String {
 }
 
 impl Pattern {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
     ///
@@ -53,14 +53,14 @@ impl Pattern {
         })
     }
 
-    /// Whether it takes events called `name`.
+    /// Whether the pattern matches `name`.
     pub fn matches(&self, name: &EventName) -> bool {
-        takes(&self.0, name)
+        matches(&self.0, name)
     }
 }
 
-/// Whether `pattern` takes `name`, whatever other names there are.
-fn takes(pattern: &str, name: &EventName) -> bool {
+/// Whether `pattern` matches `name`.
+fn matches(pattern: &str, name: &EventName) -> bool {
     let mut pieces = pattern.split('*');
     let first = pieces.next().unwrap_or_default();
     let Some(mut rest) = name.as_str().strip_prefix(first) else {
@@ -95,13 +95,13 @@ impl<'de> Deserialize<'de> for Pattern {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Pattern, PatternError, takes};
+    use super::{Pattern, PatternError, matches};
     use crate::event::{EventName, event_names};
 
     #[test]
-    fn a_pattern_takes_any_run_of_characters_where_it_has_a_star() {
+    fn a_star_matches_any_run_of_characters() {
         let name = EventName::new("zoom.number-management.peering-number-cnam-updated");
-        for (pattern, matches) in [
+        for (pattern, expected) in [
             ("*", true),
             ("**", true),
             ("***", true),
@@ -127,13 +127,13 @@ mod tests {
             ("zoom.?", false),
             ("", false),
         ] {
-            assert_eq!(takes(pattern, &name), matches, "{pattern:?}");
+            assert_eq!(matches(pattern, &name), expected, "{pattern:?}");
         }
     }
 
     #[test]
     fn the_ends_of_a_pattern_do_not_overlap() {
-        for (pattern, name, matches) in [
+        for (pattern, name, expected) in [
             ("a*a", "a", false),
             ("a*a", "aa", true),
             ("ab*ba", "aba", false),
@@ -147,24 +147,24 @@ mod tests {
             ("é*", "éa", true),
         ] {
             let name = EventName::new(name);
-            assert_eq!(takes(pattern, &name), matches, "{pattern:?} {name:?}");
+            assert_eq!(matches(pattern, &name), expected, "{pattern:?} {name:?}");
         }
     }
 
     #[test]
-    fn every_event_name_is_a_pattern_for_itself_alone() {
+    fn an_event_name_is_a_pattern_that_matches_itself_alone() {
         for name in event_names() {
             let pattern = Pattern::new(name.as_str()).expect("the name can occur");
-            let taken: Vec<_> = event_names()
+            let matched: Vec<_> = event_names()
                 .into_iter()
                 .filter(|n| pattern.matches(n))
                 .collect();
-            assert_eq!(taken, [name]);
+            assert_eq!(matched, [name]);
         }
     }
 
     #[test]
-    fn a_pattern_that_matches_nothing_is_refused_with_a_likely_name() {
+    fn a_pattern_that_matches_nothing_is_refused_with_a_similar_name() {
         let refused = |text: &str| {
             Pattern::new(text)
                 .expect_err("it matches nothing")
@@ -196,7 +196,7 @@ mod tests {
                 }
             }
             let expected = naive(pattern.as_bytes(), name.as_bytes());
-            prop_assert_eq!(takes(&pattern, &EventName::new(name)), expected);
+            prop_assert_eq!(matches(&pattern, &EventName::new(name)), expected);
         }
     }
 }

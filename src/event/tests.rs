@@ -1,12 +1,14 @@
-//! The fixtures of every family, what the models make of them, and what may be done to a body
-//! before a model refuses it.
+//! The fixtures of every family: how they are read, and which changes of a body a family still reads.
 
 use std::{fs, path::PathBuf};
 
 use proptest::{prelude::*, sample::Index};
 use serde_json::{Value, json};
 
-use super::{Family, Text, event_names, examine, families, list, ordering_keys, recognize};
+use super::{
+    Family, LenientString, event_names, families, one_or_many, ordering_keys, recognize,
+    recognize_slowly,
+};
 
 /// A body of a family, from `fixtures/<provider>/<family>/<name>.json`.
 struct Fixture {
@@ -56,7 +58,7 @@ fn every_family_has_fixtures_and_each_is_recognized_as_its_own() {
         assert!(fixtures.len() >= 6, "{} has too few", family.name);
         for Fixture { name, body, .. } in fixtures {
             let recognized = recognize(family.provider(), &body);
-            let found = Family::naming(&recognized.name).map(|family| family.name);
+            let found = Family::of_event(&recognized.name).map(|family| family.name);
             assert_eq!(found, Some(family.name), "{name}");
             assert_eq!(recognized.unreadable, None, "{name}");
         }
@@ -117,7 +119,7 @@ fn every_fixture_reads_as_its_snapshot() {
 }
 
 #[test]
-fn what_a_model_writes_it_reads_again_as_the_same() {
+fn a_value_that_is_written_and_read_again_is_the_same() {
     for Fixture { family, name, body } in fixtures() {
         let once = family.value(&body).expect("a fixture is readable");
         let twice = family.value(once.to_string().as_bytes());
@@ -142,7 +144,7 @@ fn a_schema_has_the_name_of_its_family_and_says_what_each_member_is() {
 }
 
 #[test]
-fn what_nobody_claims_is_unrecognized_and_what_cannot_be_read_is_unreadable() {
+fn a_body_that_no_family_claims_is_unrecognized_and_one_that_cannot_be_read_is_unreadable() {
     for (provider, body, name) in [
         (
             "zoom",
@@ -185,20 +187,20 @@ fn what_nobody_claims_is_unrecognized_and_what_cannot_be_read_is_unreadable() {
 }
 
 #[test]
-fn an_unreadable_body_is_told_of_without_its_contents() {
-    let told = |body: &str| {
+fn the_error_of_an_unreadable_body_quotes_nothing_of_it() {
+    let error = |body: &str| {
         let unreadable = recognize("zoom", body.as_bytes()).unreadable;
         unreadable.expect("it is unreadable").to_string()
     };
     let event = r#""event": "phone.peering_number_cnam_updated""#;
     assert_eq!(
-        told(&format!("{{{event}}}")),
+        error(&format!("{{{event}}}")),
         "not a readable zoom.number-management event: missing field `payload` at line 1, column \
          46; the body is kept as it came"
     );
-    let told = told(&format!(r#"{{{event}, "payload": "+12025550143"}}"#));
-    assert!(told.contains("of another type"), "{told}");
-    assert!(!told.contains("2025550143"), "{told}");
+    let error = error(&format!(r#"{{{event}, "payload": "+12025550143"}}"#));
+    assert!(error.contains("of another type"), "{error}");
+    assert!(!error.contains("2025550143"), "{error}");
 }
 
 /// The JSON pointers of the members that the schema of `family` requires: those that it requires of the
@@ -245,9 +247,9 @@ fn places(value: &Value, at: &str, objects: &mut Vec<String>, members: &mut Vec<
     }
 }
 
-/// What may befall a body between one version of a provider's API and the next.
+/// A change that a provider may make to its bodies without notice.
 #[derive(Clone, Debug)]
-enum Mishap {
+enum Mutation {
     Drop(Index),
     Null(Index),
     /// A member that is a string, a number or a boolean becomes another one.
@@ -256,7 +258,7 @@ enum Mishap {
 }
 
 /// The text of `value`; `None` for null.
-fn text(value: &Value) -> Option<Text> {
+fn text(value: &Value) -> Option<LenientString> {
     match value {
         Value::Null => None,
         Value::String(text) => Some(text.as_str().into()),
@@ -281,18 +283,18 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-fn any_mishap() -> impl Strategy<Value = Mishap> {
+fn any_mutation() -> impl Strategy<Value = Mutation> {
     prop_oneof![
-        any::<Index>().prop_map(Mishap::Drop),
-        any::<Index>().prop_map(Mishap::Null),
-        (any::<Index>(), any_json()).prop_map(|(at, value)| Mishap::Retype(at, value)),
+        any::<Index>().prop_map(Mutation::Drop),
+        any::<Index>().prop_map(Mutation::Null),
+        (any::<Index>(), any_json()).prop_map(|(at, value)| Mutation::Retype(at, value)),
         (any::<Index>(), "added_[a-zA-Z_]{0,8}", any_json())
-            .prop_map(|(at, name, value)| Mishap::Add(at, name, value)),
+            .prop_map(|(at, name, value)| Mutation::Add(at, name, value)),
     ]
 }
 
-impl Mishap {
-    fn befall(&self, required: &[String], body: &mut Value) {
+impl Mutation {
+    fn apply(&self, required: &[String], body: &mut Value) {
         let (mut objects, mut members) = (Vec::new(), Vec::new());
         places(body, "", &mut objects, &mut members);
         members.retain(|path| !required.contains(path));
@@ -332,7 +334,7 @@ fn choose<'a>(body: &'a mut Value, paths: &[String], at: &Index) -> Option<&'a m
     body.pointer_mut(pick(paths, at))
 }
 
-/// What may befall the bytes of a body.
+/// A change of a body's bytes.
 #[derive(Clone, Debug)]
 struct Cut {
     from: Index,
@@ -357,8 +359,8 @@ fn any_cut() -> impl Strategy<Value = Cut> {
 }
 
 impl Cut {
-    /// Puts something, and so many copies of what was there, in the place of a part of `body`.
-    fn make(&self, body: &mut Vec<u8>) {
+    /// Replaces a part of `body` by `put` and by some copies of the part.
+    fn apply(&self, body: &mut Vec<u8>) {
         let ends = [&self.from, &self.to].map(|at| at.index(body.len() + 1));
         let part = ends[0].min(ends[1])..ends[0].max(ends[1]);
         let copies = body[part.clone()].repeat(self.copies);
@@ -366,16 +368,16 @@ impl Cut {
     }
 }
 
-fn says_the_same_both_ways(provider: &str, body: &[u8]) {
-    let [short, long] = [recognize, examine].map(|way| way(provider, body));
+fn assert_both_ways_agree(provider: &str, body: &[u8]) {
+    let [fast, slow] = [recognize, recognize_slowly].map(|way| way(provider, body));
     assert_eq!(
-        format!("{short:?}"),
-        format!("{long:?}"),
+        format!("{fast:?}"),
+        format!("{slow:?}"),
         "{}",
         body.escape_ascii()
     );
-    let by_itself = ordering_keys(&short.name, short.facts.key.as_ref(), body);
-    assert_eq!(short.facts.ordering_keys, by_itself);
+    let from_body = ordering_keys(&fast.name, fast.facts.key.as_ref(), body);
+    assert_eq!(fast.facts.ordering_keys, from_body);
 }
 
 #[test]
@@ -409,32 +411,32 @@ fn a_body_that_starts_like_an_event_is_still_read_to_its_end() {
     ] {
         let recognized = recognize("zoom", body.as_bytes());
         assert_eq!(recognized.name.as_str(), name, "{body}");
-        says_the_same_both_ways("zoom", body.as_bytes());
+        assert_both_ways_agree("zoom", body.as_bytes());
     }
 }
 
 proptest! {
     #[test]
-    fn no_model_refuses_a_body_for_what_it_can_do_without(
+    fn a_body_is_readable_whatever_its_optional_members_are(
         fixture in any::<Index>(),
-        mishaps in proptest::collection::vec(any_mishap(), 1..12),
+        mutations in proptest::collection::vec(any_mutation(), 1..12),
     ) {
         let fixtures = fixtures();
         let Fixture { family, body, .. } = fixture.get(&fixtures);
         let mut body: Value = serde_json::from_slice(body).expect("a fixture is JSON");
         let required = required(family);
-        for mishap in &mishaps {
-            mishap.befall(&required, &mut body);
+        for mutation in &mutations {
+            mutation.apply(&required, &mut body);
         }
         let recognized = recognize(family.provider(), body.to_string().as_bytes());
-        let found = Family::naming(&recognized.name);
+        let found = Family::of_event(&recognized.name);
         prop_assert_eq!(found.map(|family| family.name), Some(family.name));
         prop_assert_eq!(recognized.unreadable, None, "{}", body);
         prop_assert!(family.value(body.to_string().as_bytes()).is_ok());
     }
 
     #[test]
-    fn the_short_way_and_the_long_way_say_the_same(
+    fn the_fast_way_and_the_slow_way_agree(
         fixture in any::<Index>(),
         cuts in proptest::collection::vec(any_cut(), 0..3),
     ) {
@@ -442,9 +444,9 @@ proptest! {
         let Fixture { family, body, .. } = fixture.get(&fixtures);
         let mut body = body.clone();
         for cut in &cuts {
-            cut.make(&mut body);
+            cut.apply(&mut body);
         }
-        says_the_same_both_ways(family.provider(), &body);
+        assert_both_ways_agree(family.provider(), &body);
     }
 
     #[test]
@@ -454,26 +456,26 @@ proptest! {
     }
 
     #[test]
-    fn a_text_is_what_a_string_says_and_any_other_value_but_null_as_json(value in any_json()) {
+    fn a_lenient_string_is_a_string_or_the_json_of_any_other_value_but_null(value in any_json()) {
         let json = value.to_string();
         let value = serde_json::from_str(&json).expect("it is JSON");
-        let read: Option<Text> = serde_json::from_str(&json).expect("it is read");
+        let read: Option<LenientString> = serde_json::from_str(&json).expect("it is read");
         prop_assert_eq!(read, text(&value));
     }
 
     #[test]
-    fn a_list_is_what_is_in_an_array_but_nulls_and_any_other_value_alone(value in any_json()) {
+    fn one_or_many_is_an_array_without_its_nulls_or_any_other_value_alone(value in any_json()) {
         let json = value.to_string();
         let value: Value = serde_json::from_str(&json).expect("it is JSON");
         let items = value.as_array().map_or(std::slice::from_ref(&value), Vec::as_slice);
         let expected: Vec<_> = items.iter().filter_map(text).collect();
-        let read: Result<Vec<Text>, _> =
-            list::read(&mut serde_json::Deserializer::from_str(&json));
+        let read: Result<Vec<LenientString>, _> =
+            one_or_many::deserialize(&mut serde_json::Deserializer::from_str(&json));
         prop_assert_eq!(read.expect("it is read"), expected);
     }
 
     #[test]
-    fn any_json_in_the_place_of_a_member_has_a_known_name(
+    fn a_body_with_any_json_as_a_member_has_a_known_name(
         fixture in any::<Index>(),
         place in any::<Index>(),
         value in any_json(),

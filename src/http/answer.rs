@@ -135,11 +135,11 @@ impl From<&Rejection> for Label {
 impl Rejection {
     const fn status(&self) -> StatusCode {
         match self {
-            Self::Refused(Refusal { again: false, .. }) => StatusCode::UNAUTHORIZED,
+            Self::Refused(Refusal { retry: false, .. }) => StatusCode::UNAUTHORIZED,
             Self::Path => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Refused(Refusal { again: true, .. })
+            Self::Refused(Refusal { retry: true, .. })
             | Self::SlowBody
             | Self::BrokenBody
             | Self::Overloaded

@@ -1,12 +1,12 @@
-//! Floor 2: who said it. Each provider's rules for telling its own requests from anyone else's.
+//! Floor 2: verifies requests. Each provider has its own proof of the sender.
 //!
-//! **Invariant:** nothing here does I/O or reads a clock, and nothing here knows an HTTP status:
-//! a verdict is an [`Admission`] or a [`Refusal`], and the server chooses the answer to each.
+//! **Invariant:** this floor does no I/O, reads no clock, and knows no HTTP status. A verdict is an
+//! [`Admission`] or a [`Refusal`], and the server chooses the status.
 //!
-//! **Invariant:** only this floor can make a [`Verified`], and the store keeps nothing else. What
-//! is forged is therefore never stored.
+//! **Invariant:** only this floor can make a [`Verified`], and the store accepts nothing else. So a forged
+//! event is never stored.
 //!
-//! **Invariant:** an authentic body is always admitted, whatever it says.
+//! **Invariant:** an authentic body is always admitted, whatever it holds.
 //!
 //! # What the server asks a provider
 //!
@@ -89,11 +89,11 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 pub trait ProviderKind: DeserializeOwned + 'static {
     /// The provider's name: the first part of its families' names.
     const KIND: &'static str;
-    /// An endpoint of this provider as it would stand in a TOML file, for help texts and tests.
+    /// An endpoint of this provider in a TOML file, for help texts and tests.
     const EXAMPLE: &'static str;
-    /// What these settings build.
+    /// The type that these settings build.
     type Provider: Provider;
-    /// Builds it. Cannot fail: what could be wrong is refused while the settings are read.
+    /// Builds the provider. Cannot fail: wrong settings are refused while they are read.
     fn build(self) -> Self::Provider;
 }
 
@@ -131,12 +131,12 @@ impl Kind {
     }
 }
 
-/// Keep `event` if there is one; then, and only then, send `reply`.
+/// The verdict on an authentic request: store `event` if there is one, and only then send `reply`.
 #[derive(Debug)]
 pub struct Admission {
-    /// What to store before answering.
+    /// The event to store before the answer.
     pub event: Option<Verified>,
-    /// What to answer.
+    /// The answer.
     pub reply: Reply,
 }
 
@@ -156,7 +156,7 @@ pub enum Reply {
     },
 }
 
-/// A notification that a provider has been shown to have sent.
+/// A notification with the proof that its provider sent it: only this floor can make one.
 #[derive(Debug)]
 pub struct Verified {
     notification: Notification,
@@ -164,23 +164,23 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// What was verified.
+    /// The notification.
     pub const fn notification(&self) -> &Notification {
         &self.notification
     }
 
-    /// Takes the notification out, and with it the proof away.
+    /// The notification, without the proof.
     #[cfg(test)]
     pub fn into_notification(self) -> Notification {
         self.notification
     }
 
-    /// The same, with what it keeps its order by.
+    /// The notification and its ordering keys, without the proof.
     pub fn into_parts(self) -> (Notification, Option<OrderingKeys>) {
         (self.notification, self.ordering_keys)
     }
 
-    /// Proof of nothing, for tests of the floors above.
+    /// A notification without a proof, for tests of the floors above.
     #[cfg(test)]
     pub(crate) fn unproven(notification: Notification) -> Self {
         Self {
@@ -189,7 +189,7 @@ impl Verified {
         }
     }
 
-    /// Every stored event is made here: private to this floor.
+    /// A notification that the caller has verified. Private to this floor.
     fn new(provider: &str, request: Request<'_>, now: Timestamp, dedupe: Vec<DedupeKey>) -> Self {
         let event::Recognized { name, facts, .. } = event::recognize(provider, &request.body);
         let notification = Notification {
@@ -211,15 +211,15 @@ impl Verified {
     }
 }
 
-/// A request that was not shown to come from its provider.
+/// The verdict on a request that nothing proves to come from its provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("refused: {reason}")]
 pub struct Refusal {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// Whether an honest sender should be asked to try again, because the fault may be ours or
-    /// may pass: a clock that is off, a secret that an operator is about to mend.
-    pub again: bool,
+    /// Whether an honest sender should retry, since the fault may be ours or may pass: a clock that is
+    /// wrong, a secret that an operator is about to correct.
+    pub retry: bool,
 }
 
 label_enum! {
@@ -241,11 +241,11 @@ label_enum! {
 }
 
 impl Reason {
-    /// A refusal for this reason that an honest sender need not repeat.
-    const fn for_good(self) -> Refusal {
+    /// A refusal for this reason, which a retry would not change.
+    const fn without_retry(self) -> Refusal {
         Refusal {
             reason: self,
-            again: false,
+            retry: false,
         }
     }
 }
@@ -256,16 +256,16 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What [`Provider::compose`] is to write.
+/// A message for [`Provider::compose`].
 #[derive(Clone, Copy, Debug)]
 pub enum Message<'a> {
-    /// The request by which the provider tries a new endpoint out.
+    /// The request with which the provider checks a new endpoint.
     Handshake,
     /// An event.
     Event {
         /// Its body.
         body: &'a Bytes,
-        /// The provider's name for this delivery; a retry has the same one.
+        /// The provider's id of this delivery. A retry has the same one.
         delivery: &'a str,
     },
 }

@@ -1,10 +1,9 @@
-//! RingCentral: a shared token in a header, and a handshake that wants a header back.
+//! RingCentral: a shared token in a header, and a handshake that expects a header back.
 //!
-//! RingCentral signs nothing. The one proof of origin is the string that the subscription was made
-//! with, sent as `Verification-Token` on every notification. The current guide calls the same
-//! header `Validation-Token`; the API specification, the SDKs and working integrations do not. So
-//! either header may carry the proof, and a `Validation-Token` that comes with a body never makes
-//! the body a mere handshake.
+//! RingCentral has no signature. The only proof of origin is the token that the subscription was created
+//! with: every notification has it in `Verification-Token`. The current guide names the header
+//! `Validation-Token`; the API specification, the SDKs and working integrations do not. So either header
+//! can carry the proof, and a request with a `Validation-Token` and a body is an event too.
 
 use std::borrow::Cow;
 
@@ -28,15 +27,15 @@ const NAME: &str = "ringcentral";
 const VALIDATION_TOKEN: HeaderName = HeaderName::from_static("validation-token");
 const VERIFICATION_TOKEN: HeaderName = HeaderName::from_static("verification-token");
 
-/// The longest handshake token that is sent back, in bytes. RingCentral's are about 36 and have no
-/// documented limit; a whole answer must stay under 1024 bytes, headers included.
+/// The longest handshake token that is sent back, in bytes. RingCentral's have about 36 bytes and no
+/// documented limit. The whole answer must stay under 1024 bytes, headers included.
 const HANDSHAKE_TOKEN_LIMIT: usize = 512;
 
-/// What the TOML says of a RingCentral endpoint.
+/// The settings of a RingCentral endpoint.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// The `deliveryMode.verificationToken` of the subscription; several while it is replaced.
+    /// The `deliveryMode.verificationToken` of the subscription. Two while it is being replaced.
     verification_tokens: Secrets,
 }
 
@@ -61,20 +60,20 @@ verification_tokens = [{ env = "RINGCENTRAL_VERIFICATION_TOKEN" }]
 #[derive(Debug)]
 pub(super) struct RingCentral {
     tokens: Tokens,
-    /// What [`compose`](Provider::compose) sends.
+    /// The token that [`compose`](Provider::compose) sends.
     first: Secret,
 }
 
 impl Provider for RingCentral {
     fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal> {
         let proof = self.proof(request.headers);
-        // What comes with our token is kept, however little it says.
-        let says_nothing = request.body.is_empty() || (proof.is_err() && is_blank(&request.body));
-        if says_nothing && request.headers.contains_key(VALIDATION_TOKEN) {
+        // A body that is sent with our token is stored, even if it is `{}`.
+        let is_empty = request.body.is_empty() || (proof.is_err() && is_blank(&request.body));
+        if is_empty && request.headers.contains_key(VALIDATION_TOKEN) {
             return handshake(request.headers, proof);
         }
-        proof.map_err(Reason::for_good)?;
-        // A token that cannot be sent back is no reason to lose the event that it came with.
+        proof.map_err(Reason::without_retry)?;
+        // An event is stored even if the token beside it cannot be sent back.
         let reply = echo(request.headers).unwrap_or(Reply::Empty);
         let dedupe = vec![dedupe_key(&request.body)];
         let event = Some(Verified::new(NAME, request, now, dedupe));
@@ -125,7 +124,7 @@ impl Provider for RingCentral {
 }
 
 impl RingCentral {
-    /// Whether the headers carry one of our tokens. Both headers are looked at: see the module.
+    /// Whether one of the two headers has one of our tokens.
     fn proof(&self, headers: &HeaderMap) -> Result<(), Reason> {
         let verification = headers.get(VERIFICATION_TOKEN);
         let validation = headers.get(VALIDATION_TOKEN);
@@ -142,36 +141,34 @@ impl RingCentral {
     }
 }
 
-/// Whether a body says nothing. A handshake's has no bytes, by the guide; one report of it speaks
-/// of an empty JSON body.
+/// Whether a body can be a handshake's: empty by the guide, an empty JSON object by one report.
 fn is_blank(body: &[u8]) -> bool {
     matches!(body.trim_ascii(), b"" | b"{}")
 }
 
-/// The verdict on a request that is nothing but a handshake.
+/// The verdict on a handshake without an event.
 ///
-/// It comes while the subscription is being made and may come without our token. A *wrong* token
-/// is refused even then: an operator learns it while making the subscription, not when each of its
-/// events has been refused.
+/// RingCentral sends a handshake while the subscription is being created, with or without our token. A
+/// *wrong* token is refused: the operator notices it when the subscription is created, and not when events
+/// are refused.
 fn handshake(headers: &HeaderMap, proof: Result<(), Reason>) -> Result<Admission, Refusal> {
     if proof == Err(Reason::WrongCredential) {
-        return Err(Reason::WrongCredential.for_good());
+        return Err(Reason::WrongCredential.without_retry());
     }
-    let reply = echo(headers).ok_or(Reason::MalformedHandshake.for_good())?;
+    let reply = echo(headers).ok_or(Reason::MalformedHandshake.without_retry())?;
     Ok(Admission { event: None, reply })
 }
 
-/// The answer that sends a handshake's token back, if the token is visible ASCII of a bounded
-/// length.
+/// The reply with a handshake's token, if the token is visible ASCII and not too long.
 fn echo(headers: &HeaderMap) -> Option<Reply> {
     let token = headers.get(VALIDATION_TOKEN)?;
-    let sound = (1..=HANDSHAKE_TOKEN_LIMIT).contains(&token.len())
+    let is_safe = (1..=HANDSHAKE_TOKEN_LIMIT).contains(&token.len())
         && token.as_bytes().iter().all(u8::is_ascii_graphic);
-    sound.then(|| Reply::Header(VALIDATION_TOKEN, token.clone()))
+    is_safe.then(|| Reply::Header(VALIDATION_TOKEN, token.clone()))
 }
 
-/// What a second copy has in common with the first: the subscription and the `uuid`, which need
-/// not be a UUID; where there is none, every byte.
+/// The key that all duplicates of an event share: its subscription and its `uuid`, which need not be a UUID.
+/// Without a `uuid`, the whole body.
 fn dedupe_key(body: &[u8]) -> DedupeKey {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -1,4 +1,4 @@
-//! The arithmetic of proof: HMAC-SHA256, comparison in constant time, freshness.
+//! Signatures and tokens: HMAC-SHA256, comparison in constant time, freshness.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 
 use crate::secret::{Secret, Secrets};
 
-/// A secret that signs, with the keyed state computed once.
+/// A key for HMAC, with its state computed once.
 #[derive(Clone)]
 pub(super) struct SigningKey(Hmac<Sha256>);
 
@@ -20,12 +20,12 @@ impl SigningKey {
         Self(Hmac::new_from_slice(key).expect("HMAC takes a key of any length"))
     }
 
-    /// The MAC of `parts`, one after the other.
+    /// The MAC of the concatenated `parts`.
     pub(super) fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
         self.over(parts).finalize().into_bytes().into()
     }
 
-    /// Whether `mac` is the MAC of `parts`; takes the same time for every wrong `mac`.
+    /// Whether `mac` is the MAC of the concatenated `parts`, in constant time.
     pub(super) fn verifies(&self, parts: &[&[u8]], mac: &[u8; 32]) -> bool {
         self.over(parts).verify_slice(mac).is_ok()
     }
@@ -45,8 +45,8 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// Shared tokens, any of which proves the sender, kept as digests so that neither the content nor
-/// the length of one shows in the time that a comparison takes.
+/// Shared tokens, each of which proves the sender. They are kept as digests, so that the time of a comparison
+/// depends neither on the content nor on the length of a token.
 #[derive(Clone)]
 pub(super) struct Tokens(Vec<[u8; 32]>);
 
@@ -60,7 +60,7 @@ impl Tokens {
         )
     }
 
-    /// Whether `candidate` is one of them. Looks at all of them, whichever one matches.
+    /// Whether `candidate` is one of the tokens. Compares all of them, in constant time.
     pub(super) fn contain(&self, candidate: &[u8]) -> bool {
         let candidate = digest(candidate);
         self.0
@@ -82,12 +82,12 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// Whether `signed_at` is within `window` of `now`, on either side.
+/// Whether `signed_at` is within `window` of `now`, either way.
 pub(super) fn is_fresh(signed_at: Timestamp, now: Timestamp, window: SignedDuration) -> bool {
     now.duration_since(signed_at).abs() <= window
 }
 
-/// Reads exactly 64 hexadecimal digits, of either case.
+/// Parses exactly 64 hexadecimal digits, of either case.
 pub(super) fn from_hex(text: &[u8]) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     let (pairs, rest) = text.as_chunks::<2>();
@@ -102,7 +102,7 @@ pub(super) fn from_hex(text: &[u8]) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Writes `bytes` as lower-case hexadecimal digits.
+/// Formats `bytes` as lower-case hexadecimal digits.
 pub(super) fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,10 +1,9 @@
-//! Zoom: an HMAC over the raw body, and a challenge to be answered with the same secret.
+//! Zoom: an HMAC over the raw body, and a challenge that is answered with the same secret.
 //!
-//! The message that is signed is `v0:`, the timestamp header as it was sent, `:`, and the body as
-//! it was sent. The challenge is answered with an HMAC of a text that the asker chooses, under the
-//! same key: answered without first checking the asker's own signature, it would sign forged
-//! events for anyone. So it is checked like any event, and what is signed is bounded besides to
-//! characters that no signed message can be made of.
+//! Zoom signs `v0:`, the timestamp header as sent, `:`, and the body as sent. The answer to a challenge is
+//! an HMAC with the same key, of a text that the sender of the challenge chooses. An unverified challenge
+//! would therefore let anyone have a forged event signed. So the signature of a challenge is verified like
+//! that of an event, and its text is limited to characters of which no signed message can consist.
 
 use std::borrow::Cow;
 
@@ -28,25 +27,26 @@ const NAME: &str = "zoom";
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-zm-signature");
 const TIMESTAMP: HeaderName = HeaderName::from_static("x-zm-request-timestamp");
-/// The same over retries of one delivery, unlike `x-zm-trackingid`, which several events share.
+/// The id of a delivery. A retry has the same one. Several events share an `x-zm-trackingid`.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-zm-request-id");
 
 const CHALLENGE: &str = "endpoint.url_validation";
 
-/// How far a signature's timestamp may be from our clock, on either side. Zoom names no number;
-/// each retry is signed anew, so the window need not cover the 85 minutes of retries.
+/// The largest difference between a signature's timestamp and our clock, either way. Zoom documents none.
+/// Zoom signs each retry anew, so the window need not cover the 85 minutes of retries.
 const WINDOW: SignedDuration = SignedDuration::from_secs(300);
 
-/// What the TOML says of a Zoom endpoint.
+/// The settings of a Zoom endpoint.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// The app's Secret Token; several while it is replaced.
+    /// The app's Secret Token. Two while it is being replaced.
     secret_tokens: Secrets,
-    /// Whether a bad signature is final at Zoom (401) or is sent again for 85 minutes (503).
+    /// Whether a bad signature is answered 401, after which Zoom does not retry, or 503, after which Zoom
+    /// retries for 85 minutes.
     #[serde(default)]
     on_bad_signature: OnBadSignature,
-    /// A credential that Zoom is set up to send besides its signature.
+    /// A credential that the Zoom app is set up to send besides its signature.
     #[serde(default)]
     require: Option<Require>,
 }
@@ -67,7 +67,7 @@ enum Require {
     Header { name: RequiredHeader, value: Secret },
 }
 
-/// A header name that is checked while the settings are read.
+/// A header name, checked while the settings are read.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct RequiredHeader(HeaderName);
@@ -95,8 +95,8 @@ secret_tokens = [{ env = "ZOOM_SECRET_TOKEN" }]
     fn build(self) -> Zoom {
         Zoom {
             keys: self.secret_tokens.iter().map(SigningKey::new).collect(),
-            bad_signature_again: self.on_bad_signature == OnBadSignature::Retry,
-            demand: self.require.map(Demand::new),
+            retry_bad_signature: self.on_bad_signature == OnBadSignature::Retry,
+            required: self.require.map(RequiredCredential::new),
         }
     }
 }
@@ -105,19 +105,19 @@ secret_tokens = [{ env = "ZOOM_SECRET_TOKEN" }]
 pub(super) struct Zoom {
     /// Never empty.
     keys: Vec<SigningKey>,
-    bad_signature_again: bool,
-    demand: Option<Demand>,
+    retry_bad_signature: bool,
+    required: Option<RequiredCredential>,
 }
 
-/// A header with its one allowed value.
+/// The credential that a request needs besides its signature.
 #[derive(Debug)]
-struct Demand {
+struct RequiredCredential {
     header: HeaderName,
     expected: Tokens,
     value: Secret,
 }
 
-impl Demand {
+impl RequiredCredential {
     fn new(require: Require) -> Self {
         let (header, value) = match require {
             Require::Basic { username, password } => {
@@ -141,7 +141,7 @@ impl Demand {
         }
     }
 
-    fn is_met(&self, headers: &HeaderMap) -> bool {
+    fn is_in(&self, headers: &HeaderMap) -> bool {
         let sent = headers.get(&self.header);
         sent.is_some_and(|sent| self.expected.contain(sent.as_bytes()))
     }
@@ -152,14 +152,14 @@ impl Provider for Zoom {
         let key = self
             .signer(request.headers, &request.body, now)
             .map_err(|reason| self.refusal(reason))?;
-        // A challenge need not bring the credential that is demanded besides: nothing says that
-        // Zoom sends it then, and a refused challenge ends in a disabled subscription.
+        // A challenge does not need the required credential. Nothing says that Zoom sends it then, and
+        // Zoom disables a subscription whose challenges are refused.
         if let Some(token) = challenge(&request.body) {
             let reply = answer(&token, key);
             return Ok(Admission { event: None, reply });
         }
-        if let Some(demand) = &self.demand
-            && !demand.is_met(request.headers)
+        if let Some(required) = &self.required
+            && !required.is_in(request.headers)
         {
             return Err(self.refusal(Reason::RequirementUnmet));
         }
@@ -175,11 +175,11 @@ impl Provider for Zoom {
 
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed {
         let Some(key) = self.keys.first() else {
-            unreachable!("settings with no secret are refused while they are read");
+            unreachable!("settings without a secret are refused while they are read");
         };
         let (body, delivery, expected) = match message {
             Message::Handshake => {
-                // Zoom's own tokens are 22 characters of base64url.
+                // Zoom's own tokens have 22 characters of base64url.
                 let token = signature::to_hex(&key.sign(&[now.to_string().as_bytes()]));
                 let token = token.get(..22).unwrap_or_default().to_owned();
                 let body = serde_json::json!({
@@ -205,8 +205,8 @@ impl Provider for Zoom {
         insert(TIMESTAMP, &timestamp);
         insert(SIGNATURE, &format!("v0={}", signature::to_hex(&mac)));
         insert(REQUEST_ID, delivery);
-        if let Some(demand) = &self.demand {
-            insert(demand.header.clone(), demand.value.expose());
+        if let Some(required) = &self.required {
+            insert(required.header.clone(), required.value.expose());
         }
         Composed {
             method: Method::POST,
@@ -221,7 +221,7 @@ impl Provider for Zoom {
         let mut body: Value = serde_json::from_slice(body).ok()?;
         let envelope = body.as_object_mut()?;
         envelope.insert("event_ts".to_owned(), now.as_millisecond().into());
-        // Two copies may be made in one millisecond, and Zoom's body holds no other identity.
+        // Two copies can be made in one millisecond, and a Zoom body has no other identity.
         let id = EventId::new(now).to_string();
         envelope.insert("copy_id".to_owned(), id.into());
         Some(Bytes::from(body.to_string()))
@@ -229,7 +229,7 @@ impl Provider for Zoom {
 }
 
 impl Zoom {
-    /// The key that the request is signed with, if the signature is also fresh.
+    /// The key of the request's signature, if the signature is good and fresh.
     fn signer(
         &self,
         headers: &HeaderMap,
@@ -248,7 +248,7 @@ impl Zoom {
         let key = keys
             .find(|key| key.verifies(&message, &mac))
             .ok_or(Reason::WrongCredential)?;
-        // A time that cannot be read is as good as one that is too far away: Zoom did sign it.
+        // A timestamp that cannot be parsed is treated as stale, since its signature is good.
         match signed_at(timestamp) {
             Some(signed_at) if signature::is_fresh(signed_at, now, WINDOW) => Ok(key),
             _ => Err(Reason::Stale),
@@ -258,24 +258,24 @@ impl Zoom {
     fn refusal(&self, reason: Reason) -> Refusal {
         Refusal {
             reason,
-            // A stale signature is made anew on a retry: a replayer gains nothing by it.
-            again: reason == Reason::Stale || self.bad_signature_again,
+            // Zoom signs a retry anew. Whoever replays an old request gains nothing by a retry.
+            retry: reason == Reason::Stale || self.retry_bad_signature,
         }
     }
 }
 
-/// The time in the timestamp header, which is in whole seconds; `event_ts` is in milliseconds.
+/// The time in the timestamp header, in seconds. (`event_ts` is in milliseconds.)
 fn signed_at(timestamp: &HeaderValue) -> Option<Timestamp> {
     let seconds = timestamp.to_str().ok()?.parse().ok()?;
     Timestamp::from_second(seconds).ok()
 }
 
-/// The largest body that can be a challenge, in bytes: its token is bounded, and the rest of it is
-/// about a hundred. Larger ones, as most events are, need not be read to tell.
+/// The largest body of a challenge, in bytes: a token of 128 and some hundred others. Most events are larger,
+/// and are not parsed as a challenge.
 const CHALLENGE_LIMIT: usize = 512;
 
-/// The token of a challenge that can be answered. One with another token is no challenge: it goes
-/// the way of every authentic body that nobody understands.
+/// The token of a challenge, if it can be answered. A challenge with any other token is stored as an
+/// unrecognized event.
 fn challenge(body: &[u8]) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     struct Challenge<'a> {
@@ -298,12 +298,13 @@ fn challenge(body: &[u8]) -> Option<Cow<'_, str>> {
     (challenge.event == CHALLENGE && is_answerable(&token)).then_some(token)
 }
 
-/// No `:` and no `{` are among these, so no signed message is ever an answerable token.
+/// Whether `token` is safe to sign: without `:` and `{` it is never a message that Zoom signs.
 fn is_answerable(token: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.=+/".contains(&byte);
     (1..=128).contains(&token.len()) && token.bytes().all(allowed)
 }
 
+/// The reply to a challenge: its token, and the HMAC of the token.
 fn answer(token: &str, key: &SigningKey) -> Reply {
     let encrypted = signature::to_hex(&key.sign(&[token.as_bytes()]));
     let answer = serde_json::json!({ "plainToken": token, "encryptedToken": encrypted });

@@ -1,7 +1,7 @@
-//! `ringcentral.extension-info`: something about an extension changed.
+//! `ringcentral.extension-info`: one extension was changed or deleted.
 //!
-//! The event carries no data of the extension: it is a nudge to read it again, with hints at what
-//! to read. OpenAPI calls its body `ExtensionInfoEventBody`, with no member required.
+//! The event has no data of the extension. It asks its receiver to read the extension again, and hints at
+//! what to read. OpenAPI calls its body `ExtensionInfoEventBody`, and requires no member.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,41 +11,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Envelope, Owned,
+    Envelope, HasOwner,
     filter::{self, Filter},
 };
-use crate::event::{EventFamily, Key, Text, Topic, list, open_enum::open_enum};
+use crate::event::{EventFamily, Key, LenientString, Topic, one_or_many, open_enum::open_enum};
 
 /// One event.
 pub type Event = Envelope<Body>;
 
-/// What is said of an extension.
+/// A change of an extension.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Body {
-    /// The extension, a string in the guide and OpenAPI and a number in real traffic.
-    pub extension_id: Option<Text>,
-    /// What happened to it.
+    /// The extension's id: a string in the guide and OpenAPI, a number in real traffic.
+    pub extension_id: Option<LenientString>,
+    /// The change.
     pub event_type: Option<EventType>,
-    /// What to read again; empty where nothing was said, as on a delete.
-    #[serde(default, deserialize_with = "list::read")]
-    #[schemars(schema_with = "list::schema::<Hint>")]
+    /// What to read again. Empty on a delete.
+    #[serde(default, deserialize_with = "one_or_many::deserialize")]
+    #[schemars(schema_with = "one_or_many::schema::<Hint>")]
     pub hints: Vec<Hint>,
-    /// The extension that owns the subscription, where it is not said in the envelope.
-    pub owner_id: Option<Text>,
-    /// Members that are not known here.
+    /// The extension that owns the subscription, if the envelope does not name it.
+    pub owner_id: Option<LenientString>,
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
 open_enum! {
-    /// What happened to the extension (guide, OpenAPI).
+    /// A change of an extension (guide, OpenAPI).
     pub enum EventType {
-        /// Something about it changed.
+        /// The extension was changed.
         Update,
-        /// It is gone. A bot learns in this way that it was removed.
+        /// The extension was deleted. A bot gets this event when it is removed.
         Delete,
-        /// It is new. Documented for the list of extensions only.
+        /// The extension was created. Documented for the list of extensions only.
         Create,
     }
 }
@@ -65,15 +65,15 @@ open_enum! {
         DialingPlan,
         /// The extension itself.
         ExtensionInfo,
-        /// What the extension may use.
+        /// The features of the extension.
         Features,
-        /// How much of it the extension may use.
+        /// The limits of these features.
         Limits,
-        /// What the extension may do.
+        /// The permissions of the extension.
         Permissions,
-        /// The picture.
+        /// The extension's picture.
         ProfileImage,
-        /// The settings for video.
+        /// The extension's video settings.
         VideoConfiguration,
         /// The members of call queues (guide only).
         CallQueueMembersChange,
@@ -81,8 +81,8 @@ open_enum! {
 }
 
 impl Hint {
-    /// The paths of the RingCentral API to read again for the extension with the id `extension`.
-    /// A hint that is not known here means the extension itself.
+    /// The paths of the RingCentral API to read again for the extension with the id `extension`. Any other
+    /// hint means the extension itself.
     pub fn resource(&self, extension: &str) -> Vec<String> {
         let account = "/restapi/v1.0/account/~";
         let itself = format!("{account}/extension/{extension}");
@@ -103,15 +103,15 @@ impl Hint {
 }
 
 impl Event {
-    /// The extension's id: the body's, or else the one in the filter, if that is not `~`.
+    /// The extension's id, from the body or else from the filter; `None` if the filter has `~`.
     pub fn extension_id(&self) -> Option<&str> {
         let body = self.body.extension_id.as_deref();
         body.filter(|id| !id.is_empty())
             .or_else(|| extension_of(&self.event).filter(|id| filter::is_number(id)))
     }
 
-    /// The paths of the RingCentral API to read again, each once. Without hints, the extension
-    /// itself; nothing of an extension that is gone, or whose id is not known.
+    /// The paths of the RingCentral API to read again, each once: without hints the extension itself. None
+    /// for a deleted extension, or without an id.
     pub fn resources(&self) -> Vec<String> {
         let Some(extension) = self.extension_id() else {
             return Vec::new();
@@ -133,17 +133,17 @@ impl Event {
     }
 }
 
-/// The extension in the filter `/restapi/v1.0/account/{a}/extension/{e}`, whatever its query: it
-/// may ask for certain hints only, in a way that is not documented.
+/// The extension in the filter `/restapi/v1.0/account/{a}/extension/{e}`. The query may be anything: it can
+/// select hints, in a syntax that is not documented.
 fn extension_of(event: &str) -> Option<&str> {
-    match Filter::read(event)?.path.as_slice() {
+    match Filter::parse(event)?.path.as_slice() {
         ["extension", id] if filter::is_id(id) => Some(id),
         _ => None,
     }
 }
 
-impl Owned for Body {
-    fn owner_id(&self) -> Option<&Text> {
+impl HasOwner for Body {
+    fn owner_id(&self) -> Option<&LenientString> {
         self.owner_id.as_ref()
     }
 }
@@ -154,7 +154,7 @@ impl EventFamily for Event {
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/ringcentral/extension-info/an-extension-changed.json");
 
-    /// One extension: neither the list of them nor anything below one.
+    /// One extension, but not the list of extensions and not a resource below one.
     fn claims(event: &str) -> bool {
         extension_of(event).is_some()
     }
@@ -180,9 +180,9 @@ impl EventFamily for Event {
         self.sent_at()
     }
 
-    /// One for each hint, or the extension itself without hints: a newer nudge replaces an older
-    /// one only when it hints at as much. A deletion has a topic of its own: it is no nudge, and
-    /// an update that is sent late must not pass for newer news.
+    /// One for each hint, or the extension itself without hints: a newer update replaces an older one only
+    /// when it has the same hints or more. A deletion has a topic of its own, so that an update that is
+    /// sent late does not supersede it.
     fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic> {
         if change == "delete" {
             return vec![Topic::of(&[key.as_str(), "/deletion"])];
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_and_what_lies_below_an_extension_are_not_claimed() {
+    fn the_list_and_resources_below_an_extension_are_not_claimed() {
         for event in [
             "/restapi/v1.0/account/~/extension",
             "/restapi/v1.0/account/~/extension/",
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nudge_is_replaced_only_by_one_that_hints_at_as_much() {
+    fn an_update_is_superseded_only_by_one_with_all_of_its_hints() {
         let topics = |body| Facts::of(&event(body)).topics;
         let both = topics(r#"{"eventType": "Update", "hints": ["Limits", "Features"]}"#);
         let one = topics(r#"{"eventType": "Update", "hints": "Limits"}"#);

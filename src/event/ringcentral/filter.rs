@@ -1,21 +1,23 @@
-//! The `event` member of a RingCentral notification: the event filter that it was sent for.
+//! RingCentral's event filters, which its notifications repeat in their `event` member.
 
-/// An event filter, cut into its parts: the segments of its path below `/restapi/v1.0/account/`,
+/// An event filter below `/restapi/v1.0/account/`, parsed into the account, the other segments of its path,
 /// and its query.
 ///
-/// The account's id, which comes first, has been looked at and left out. Nothing is decoded: in a
-/// query a `+` is a plus sign, as in `to=+12025550143`, and no path has been seen with an escape.
+/// Nothing is decoded. In a query a `+` is a plus sign, as in `to=+12025550143`. A path with an escape is
+/// not known to occur.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Filter<'a> {
-    /// What follows the account's id.
+    /// The account's id: digits, `~` or a placeholder.
+    pub(super) account: &'a str,
+    /// The segments after the account's id.
     pub(super) path: Vec<&'a str>,
-    /// What follows the `?`, if there is one.
+    /// The query without the `?`.
     query: Option<&'a str>,
 }
 
 impl<'a> Filter<'a> {
-    /// Takes `event` apart; `None` for a filter that is not about an account.
-    pub(super) fn read(event: &'a str) -> Option<Self> {
+    /// Parses `event`; `None` for a filter that is not about an account.
+    pub(super) fn parse(event: &'a str) -> Option<Self> {
         let (path, query) = match event.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (event, None),
@@ -24,6 +26,7 @@ impl<'a> Filter<'a> {
             .strip_prefix("/restapi/v1.0/account/")?
             .split_once('/')?;
         is_id(account).then(|| Self {
+            account,
             path: path.split('/').collect(),
             query,
         })
@@ -39,13 +42,13 @@ impl<'a> Filter<'a> {
     }
 }
 
-/// Whether a segment stands for an id: digits; `~`, which is the subscriber's own; or a
-/// placeholder such as `{accountId}`, which older filters keep.
+/// Whether a segment is in the place of an id: digits; `~`, the subscriber's own id; or a placeholder such
+/// as `{accountId}`, which older filters keep.
 pub(super) fn is_id(segment: &str) -> bool {
     segment == "~" || is_number(segment) || (segment.starts_with('{') && segment.ends_with('}'))
 }
 
-/// Whether a segment is an id that names one thing.
+/// Whether a segment is the id of one thing.
 pub(super) fn is_number(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -58,13 +61,13 @@ mod tests {
     fn the_account_may_be_a_number_a_tilde_or_a_placeholder() {
         for account in ["4051563", "~", "{accountId}"] {
             let event = format!("/restapi/v1.0/account/{account}/presence");
-            let filter = Filter::read(&event).expect("it is about an account");
-            assert_eq!(filter.path, ["presence"]);
+            let filter = Filter::parse(&event).expect("it is about an account");
+            assert_eq!((filter.account, filter.path), (account, vec!["presence"]));
         }
     }
 
     #[test]
-    fn what_is_not_about_an_account_is_no_filter() {
+    fn a_filter_that_is_not_about_an_account_is_none() {
         for event in [
             "",
             "/restapi/v1.0/account/",
@@ -76,14 +79,14 @@ mod tests {
             "/restapi/v2/account/~/phone-number",
             "restapi/v1.0/account/~/extension",
         ] {
-            assert_eq!(Filter::read(event), None, "{event:?}");
+            assert_eq!(Filter::parse(event), None, "{event:?}");
         }
     }
 
     #[test]
-    fn the_query_is_cut_off_and_its_plus_signs_stay() {
+    fn the_query_is_separated_and_its_plus_signs_stay() {
         let event = "/restapi/v1.0/account/~/a2p-sms/messages?direction=Inbound&to=+12025550143";
-        let filter = Filter::read(event).expect("it is about an account");
+        let filter = Filter::parse(event).expect("it is about an account");
         assert_eq!(filter.path, ["a2p-sms", "messages"]);
         assert_eq!(filter.values("to").collect::<Vec<_>>(), ["+12025550143"]);
         assert_eq!(filter.values("direction").count(), 1);

@@ -1,4 +1,4 @@
-//! What RingCentral says.
+//! RingCentral's events.
 
 mod filter;
 
@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Family, Text};
+use super::{Family, LenientString};
 use crate::entries::entries;
 
 entries! {
@@ -20,51 +20,49 @@ entries! {
     pub mod extension_info;
 }
 
-/// What all RingCentral notifications have in common (developer guide, "Event filters").
+/// The envelope of all RingCentral notifications (developer guide, "Event filters").
 ///
-/// A member that is null reads as one that is absent: RingCentral sends nulls where it has nothing
-/// to say.
+/// Null reads as absent: RingCentral sends null for a member without a value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Envelope<B> {
-    /// The identity of the notification. Despite its name often not a UUID but 18 to 20 digits, so
-    /// nothing is to be read into it.
-    pub uuid: Option<Text>,
-    /// The event filter that the notification was sent for, with ids in the place of `~` or not,
-    /// its query included.
+    /// The id of the notification. Despite its name it is often not a UUID but 18 to 20 digits, so treat
+    /// it as opaque.
+    pub uuid: Option<LenientString>,
+    /// The event filter that the notification was sent for, with its query. It has ids or `~`.
     pub event: String,
-    /// When RingCentral sent it, which is as near as it comes to saying when something happened.
-    /// ISO 8601 with an offset, such as `Z` or `+0000`; `sent_at` reads it.
-    pub timestamp: Option<Text>,
-    /// The subscription that it was sent for.
-    pub subscription_id: Option<Text>,
-    /// The extension that owns the subscription. It may be said in the body instead; the method
-    /// `owner_id` looks in both places.
-    pub owner_id: Option<Text>,
-    /// What is said.
+    /// When RingCentral sent the notification. No member says when the event happened. ISO 8601 with an
+    /// offset, such as `Z` or `+0000`; `sent_at` parses it.
+    pub timestamp: Option<LenientString>,
+    /// The subscription that the notification was sent for.
+    pub subscription_id: Option<LenientString>,
+    /// The extension that owns the subscription. It may be in the body instead; the method `owner_id` looks
+    /// in both places.
+    pub owner_id: Option<LenientString>,
+    /// The event.
     pub body: B,
-    /// Members that are not known here.
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
-/// A body that may say who owns the subscription (OpenAPI has it there, the guide's samples have
-/// it in the envelope).
-pub trait Owned {
-    /// The extension that owns the subscription, where the body says so.
-    fn owner_id(&self) -> Option<&Text>;
+/// A body that may name the owner of the subscription. OpenAPI has the owner in the body, the guide's
+/// samples have it in the envelope.
+pub trait HasOwner {
+    /// The extension that owns the subscription, if the body names it.
+    fn owner_id(&self) -> Option<&LenientString>;
 }
 
-impl<B: Owned> Envelope<B> {
-    /// The extension that owns the subscription, from wherever it is said.
+impl<B: HasOwner> Envelope<B> {
+    /// The extension that owns the subscription, from the envelope or the body.
     pub fn owner_id(&self) -> Option<&str> {
         let owner = self.owner_id.as_ref().or_else(|| self.body.owner_id());
-        owner.map(Text::as_str)
+        owner.map(LenientString::as_str)
     }
 }
 
 impl<B> Envelope<B> {
-    /// The time in `timestamp`, if it is one: a time without an offset is not.
+    /// The time in `timestamp`; `None` without an offset.
     pub fn sent_at(&self) -> Option<Timestamp> {
         self.timestamp.as_deref()?.parse().ok()
     }
@@ -81,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_is_found_in_either_place() {
+    fn the_owner_is_found_in_the_envelope_and_in_the_body() {
         for (owner, in_body, found) in [
             ("1", "2", Some("1")),
             ("null", "2", Some("2")),
@@ -96,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timestamp_is_read_with_and_without_a_colon_in_its_offset() {
+    fn a_timestamp_is_parsed_with_and_without_a_colon_in_its_offset() {
         for timestamp in [
             r#""2018-11-15T07:10:33.501Z""#,
             r#""2018-11-15T07:10:33.501+0000""#,
@@ -109,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_moment_is_no_time_and_no_error() {
+    fn a_timestamp_that_is_no_moment_is_none() {
         for timestamp in [
             r#""2018-11-15T07:10:33.501""#,
             r#""yesterday""#,

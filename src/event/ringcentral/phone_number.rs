@@ -1,8 +1,8 @@
-//! `ringcentral.phone-number`: a contact-center phone number came, changed or went.
+//! `ringcentral.phone-number`: a contact-center phone number was created, updated or deleted.
 //!
-//! There is no OpenAPI schema of this event: the guide's page "Contact Center Phone Number" and its
-//! one sample are all that is documented. Members of the REST resource that the page does not
-//! mention (`label`, `primary`, `extension`, `tollType`, ...) are kept in `others`.
+//! This event has no OpenAPI schema. Its only documentation is the guide's page "Contact Center Phone
+//! Number" with one sample. Members of the REST resource that the page does not mention (`label`,
+//! `primary`, `extension`, `tollType`, ...) are kept in `others`.
 
 use std::collections::BTreeMap;
 
@@ -11,34 +11,34 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{Envelope, Owned, filter::Filter};
-use crate::event::{E164, EventFamily, Key, Text, Topic, open_enum::open_enum};
+use super::{Envelope, HasOwner, filter::Filter};
+use crate::event::{E164, EventFamily, Key, LenientString, Topic, open_enum::open_enum};
 
 /// One event.
 pub type Event = Envelope<Body>;
 
-/// What is said of a phone number.
+/// A change of a phone number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Body {
-    /// What happened to it.
+    /// The change.
     pub event_type: Option<EventType>,
-    /// The number. Which of its members are there for a deleted one is not documented.
+    /// The number. The guide does not say which members a deleted number has.
     pub phone_number_info: PhoneNumberInfo,
-    /// The extension that owns the subscription, where it is not said in the envelope.
-    pub owner_id: Option<Text>,
-    /// Members that are not known here.
+    /// The extension that owns the subscription, if the envelope does not name it.
+    pub owner_id: Option<LenientString>,
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
 open_enum! {
-    /// What happened to the number (guide). In the past tense, unlike the extension events.
+    /// A change of a number (guide). In the past tense, unlike those of extensions.
     pub enum EventType {
         /// A new number was first assigned to the contact center.
         Created,
-        /// Two opposite things: a number became a contact-center number, or one was moved away
-        /// from the contact center. Read the number again to tell which.
+        /// Either of two opposite changes: a number became a contact-center number, or a number was moved
+        /// away from the contact center. Read the number again to find out which.
         Updated,
         /// A contact-center number was deleted.
         Deleted,
@@ -49,48 +49,48 @@ open_enum! {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PhoneNumberInfo {
-    /// The canonical URI of the number's resource.
-    pub uri: Option<Text>,
-    /// The id of the number, a string in the guide and a number in the REST API.
-    pub id: Option<Text>,
-    /// The number as it was written, E.164 by the guide; `e164` makes sure of it.
-    pub phone_number: Option<Text>,
-    /// How it is paid for.
+    /// The URI of the number's resource.
+    pub uri: Option<LenientString>,
+    /// The number's id: a string in the guide, a number in the REST API.
+    pub id: Option<LenientString>,
+    /// The number as it was written: E.164 by the guide. `e164` parses it.
+    pub phone_number: Option<LenientString>,
+    /// How the number is paid for.
     pub payment_type: Option<PaymentType>,
-    /// City and state; filled for local numbers in the USA only.
-    pub location: Option<Text>,
-    /// What it carries.
+    /// City and state; only for local numbers in the USA.
+    pub location: Option<LenientString>,
+    /// What the number carries.
     #[serde(rename = "type")]
-    pub kind: Option<Kind>,
-    /// What it is used for. Whether a number that moves away from the contact center shows its new
-    /// use here is not documented.
+    pub number_type: Option<NumberType>,
+    /// What the number is used for. The guide does not say whether a number that is moved away from the
+    /// contact center has its new use here.
     pub usage_type: Option<UsageType>,
-    /// Whether it is in service.
+    /// Whether the number is in service.
     pub status: Option<Status>,
-    /// Who runs the contact center; provider `1` where it is not said (OpenAPI). A value that is
-    /// not an object reads as absent.
+    /// The provider of the contact center; `1` if absent (OpenAPI). A value that is not an object reads as
+    /// absent.
     #[serde(default, deserialize_with = "object_or_absent")]
     #[schemars(schema_with = "object_or_anything")]
     pub contact_center_provider: Option<ContactCenterProvider>,
-    /// Members that are not known here.
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
-/// Who runs a contact center (guide).
+/// The provider of a contact center (guide).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContactCenterProvider {
     /// Its id.
-    pub id: Option<Text>,
+    pub id: Option<LenientString>,
     /// Its name.
-    pub name: Option<Text>,
-    /// Members that are not known here.
+    pub name: Option<LenientString>,
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
 open_enum! {
-    /// How a number is paid for (OpenAPI; the guide has a free string).
+    /// How a number is paid for (OpenAPI; a free string in the guide).
     pub enum PaymentType {
         /// Provided by RingCentral with a local area code.
         Local,
@@ -100,9 +100,9 @@ open_enum! {
         External,
         /// A mobile number of a business mobile provider.
         BusinessMobileNumberProvider,
-        /// Of another provider.
+        /// Provided by another provider.
         ExternalNumberProvider,
-        /// Of another provider, free to the caller.
+        /// Provided by another provider, free to the caller.
         ExternalNumberProviderTollFree,
         /// A mobile number.
         Mobile,
@@ -112,7 +112,7 @@ open_enum! {
 open_enum! {
     /// What a number carries. The guide writes `Voice` and `Fax`, OpenAPI `VoiceOnly` and
     /// `FaxOnly`.
-    pub enum Kind {
+    pub enum NumberType {
         /// Calls (guide).
         Voice,
         /// Calls (OpenAPI).
@@ -121,14 +121,14 @@ open_enum! {
         Fax,
         /// Faxes (OpenAPI).
         FaxOnly,
-        /// Both (both).
+        /// Calls and faxes (guide and OpenAPI).
         VoiceFax,
     }
 }
 
 open_enum! {
-    /// What a number is used for. The guide knows `ContactCenterNumber` only; the others are those
-    /// of the REST resource that a number may be moved to.
+    /// What a number is used for. The guide has `ContactCenterNumber` only. The others are from the REST
+    /// resource: a number may be moved to them.
     pub enum UsageType {
         /// The contact center.
         ContactCenterNumber,
@@ -154,7 +154,7 @@ open_enum! {
         NumberPool,
         /// Numbers that are stored.
         NumberStorage,
-        /// Nothing at present.
+        /// No use at present.
         Inventory,
         /// A phone line.
         PhoneLine,
@@ -166,43 +166,43 @@ open_enum! {
         PartnerBusinessMobileNumber,
         /// A mobile number from a partner, in a pool.
         NumberPoolPartnerBusinessMobileNumber,
-        /// A mobile number that nobody has at present.
+        /// A mobile number without a user.
         InventoryMobileNumber,
-        /// A mobile number under fixed-mobile convergence that nobody has at present.
+        /// A mobile number under fixed-mobile convergence without a user.
         InventoryFmcBusinessMobileNumber,
-        /// A mobile number from a partner, that nobody has at present.
+        /// A mobile number from a partner without a user.
         InventoryPartnerBusinessMobileNumber,
         /// Another product.
         IntegrationNumber,
-        /// Saying where an emergency call comes from.
+        /// The location of an emergency call.
         ELIN,
     }
 }
 
 open_enum! {
-    /// Whether a number is in service (OpenAPI; the guide has a free string).
+    /// Whether a number is in service (OpenAPI; a free string in the guide).
     pub enum Status {
-        /// It is.
+        /// It is in service.
         Normal,
-        /// It is on its way in or out.
+        /// It is being ported.
         Pending,
         /// It has been ported in.
         PortedIn,
-        /// It stands in for another.
+        /// It is a temporary number.
         Temporary,
-        /// RingCentral cannot tell.
+        /// RingCentral does not know.
         Unknown,
     }
 }
 
 impl PhoneNumberInfo {
-    /// The number in E.164, if it is one.
+    /// The number in E.164, if it can be parsed.
     pub fn e164(&self) -> Option<E164> {
         E164::read(self.phone_number.as_deref()?)
     }
 }
 
-/// One member of a wrong type is no reason to call a whole event unreadable.
+/// One member of a wrong type does not make the whole event unreadable.
 fn object_or_absent<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<ContactCenterProvider>, D::Error> {
@@ -210,14 +210,14 @@ fn object_or_absent<'de, D: Deserializer<'de>>(
     Ok(ContactCenterProvider::deserialize(value).ok())
 }
 
-/// What [`object_or_absent`] accepts.
+/// The schema of what [`object_or_absent`] accepts.
 fn object_or_anything(generator: &mut SchemaGenerator) -> Schema {
     let object = generator.subschema_for::<ContactCenterProvider>();
     json_schema!({ "anyOf": [object, true] })
 }
 
-impl Owned for Body {
-    fn owner_id(&self) -> Option<&Text> {
+impl HasOwner for Body {
+    fn owner_id(&self) -> Option<&LenientString> {
         self.owner_id.as_ref()
     }
 }
@@ -228,12 +228,11 @@ impl EventFamily for Event {
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/ringcentral/phone-number/a-number-was-created.json");
 
-    /// The filter `/restapi/v1.0/account/{a}/phone-number?usageType=ContactCenterNumber`. A filter
-    /// for other usage types only is not ours. One that names none is: the query has been kept in
-    /// every notification seen, but nothing promises it, no other event has this path, and what is
-    /// not claimed reaches no handler of this family.
+    /// The filter `/restapi/v1.0/account/{a}/phone-number?usageType=ContactCenterNumber`. A filter for other
+    /// usage types is not claimed. A filter without a usage type is: known notifications repeat the query,
+    /// but nothing promises it, and no other event has this path.
     fn claims(event: &str) -> bool {
-        let Some(filter) = Filter::read(event) else {
+        let Some(filter) = Filter::parse(event) else {
             return false;
         };
         let usage_types: Vec<_> = filter.values("usageType").collect();
@@ -266,7 +265,7 @@ impl EventFamily for Event {
         self.sent_at()
     }
 
-    /// The number: each event says all there is to say of it.
+    /// The number: each event has the whole number.
     fn topics(&self, key: &Key, _: &'static str) -> Vec<Topic> {
         vec![Topic::new(key.as_str())]
     }

@@ -1,4 +1,4 @@
-//! What Zoom says.
+//! Zoom's events.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Family, Text};
+use super::{Family, LenientString};
 use crate::entries::entries;
 
 entries! {
@@ -17,18 +17,18 @@ entries! {
     pub mod number_management;
 }
 
-/// What all Zoom notifications have in common ("Using webhooks"). The order of the members differs
-/// between products.
+/// The envelope of all Zoom notifications ("Using webhooks"). The order of its members differs between
+/// products.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Envelope<P> {
     /// The event's name, such as `number_management.peering_number_cnam_updated`.
     pub event: String,
-    /// When it happened, in milliseconds since 1970 (the signature's timestamp is in seconds). A
-    /// number, or on some events a string of digits; absent on others.
-    pub event_ts: Option<Text>,
-    /// What is said.
+    /// The time of the event, in milliseconds since 1970. (The signature's timestamp is in seconds.) A number,
+    /// or a string of digits on some events; absent on others.
+    pub event_ts: Option<LenientString>,
+    /// The event.
     pub payload: P,
-    /// Members that are not known here. Zoom adds some without notice.
+    /// Other members. Zoom adds some without notice.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_read_from_a_number_and_from_digits() {
+    fn a_time_is_parsed_from_a_number_and_from_digits() {
         for event_ts in ["1619155436400", r#""1619155436400""#] {
             let time = event_time(event_ts);
             assert_eq!(time.as_deref(), Some("2021-04-23T05:23:56.4Z"));
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_no_error() {
+    fn an_event_time_that_is_no_time_is_none() {
         for event_ts in [
             "null",
             r#""""#,

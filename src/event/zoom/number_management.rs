@@ -1,9 +1,9 @@
-//! `zoom.number-management`: a customer changed the emergency address or the caller name of numbers
-//! that its carrier brought to Zoom.
+//! `zoom.number-management`: a customer changed the emergency address or the caller name of numbers that
+//! its carrier brought to Zoom.
 //!
-//! Zoom tells the carrier so that it can change its own databases; the event is the only record of
-//! the change that the carrier gets. Each comes under two names, from the products Number
-//! Management and Phone, with the same members: they are folded into one.
+//! The carrier has to change its own databases, and this event is its only record of the change. Each
+//! event has two names, one of the product Number Management and one of the product Phone. Both have the
+//! same members, and are read as one.
 
 use std::collections::BTreeMap;
 
@@ -14,76 +14,76 @@ use serde_json::Value;
 
 use super::Envelope;
 use crate::event::{
-    E164, EventFamily, Given, Key, KeyHash, OrderingKeys, Text, Topic, json, key_hash, list,
-    text::BorrowedText,
+    E164, EventFamily, Key, KeyHash, LenientString, OrderingKeys, Topic, TriState, json, key_hash,
+    lenient_string::LenientStr, one_or_many,
 };
 
 /// One event.
 pub type Event = Envelope<Payload>;
 
-/// The change that emergency address events report.
+/// The change of an emergency address.
 pub const EMERGENCY_ADDRESS_UPDATED: &str = "peering-number-emergency-address-updated";
 
-/// The change that caller name events report.
+/// The change of a caller name.
 pub const CNAM_UPDATED: &str = "peering-number-cnam-updated";
 
-/// Whose numbers changed, and how (Zoom's Number Management events specification, which requires
-/// both members).
+/// The customer and the change (Zoom's Number Management events specification, which requires both
+/// members).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Payload {
     /// The Zoom account of the customer, not of the carrier.
-    pub account_id: Text,
+    pub account_id: LenientString,
     /// The change.
     pub object: Object,
-    /// Members that are not known here.
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
-/// A change to some numbers. What an absent or a null address or name means is not documented, so
-/// the two are kept apart from each other and from an empty one.
+/// A change of some numbers. The specification does not say what an absent or a null address or name means,
+/// so absent, null and empty are kept apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Object {
-    /// The carrier, by the code that Zoom gave it: a 32-bit whole number in the specification.
-    pub carrier_code: Text,
-    /// The numbers, E.164 by the specification; those of the Phone product have been seen without
-    /// their `+`. May be empty. `e164` reads them.
-    #[serde(deserialize_with = "list::read")]
-    #[schemars(schema_with = "list::schema::<Text>")]
-    pub phone_numbers: Vec<Text>,
+    /// Zoom's code of the carrier: a 32-bit integer in the specification.
+    pub carrier_code: LenientString,
+    /// The numbers: E.164 by the specification. Those of the product Phone may lack their `+`. May be empty.
+    /// `e164` parses them.
+    #[serde(deserialize_with = "one_or_many::deserialize")]
+    #[schemars(schema_with = "one_or_many::schema::<LenientString>")]
+    pub phone_numbers: Vec<LenientString>,
     /// The new emergency address.
-    #[serde(default, skip_serializing_if = "Given::is_absent")]
-    pub emergency_address: Given<EmergencyAddress>,
-    /// The new caller name (CNAM). Its length is not documented.
-    #[serde(default, skip_serializing_if = "Given::is_absent")]
-    pub cnam: Given<Text>,
-    /// Members that are not known here.
+    #[serde(default, skip_serializing_if = "TriState::is_absent")]
+    pub emergency_address: TriState<EmergencyAddress>,
+    /// The new caller name (CNAM), of any length.
+    #[serde(default, skip_serializing_if = "TriState::is_absent")]
+    pub cnam: TriState<LenientString>,
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
-/// Where to send help.
+/// An emergency address.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EmergencyAddress {
-    /// House number and street; the one member that the specification requires.
-    pub address_line1: Option<Text>,
+    /// House number and street. The only member that the specification requires.
+    pub address_line1: Option<LenientString>,
     /// Floor, suite and the like.
-    pub address_line2: Option<Text>,
+    pub address_line2: Option<LenientString>,
     /// City.
-    pub city: Option<Text>,
-    /// Country, by Zoom's abbreviation.
-    pub country: Option<Text>,
-    /// State, by Zoom's abbreviation.
-    pub state_code: Option<Text>,
+    pub city: Option<LenientString>,
+    /// Zoom's abbreviation of the country.
+    pub country: Option<LenientString>,
+    /// Zoom's abbreviation of the state.
+    pub state_code: Option<LenientString>,
     /// Postal code.
-    pub zip: Option<Text>,
-    /// Members that are not known here.
+    pub zip: Option<LenientString>,
+    /// Other members.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
 
 impl Object {
-    /// The numbers that are E.164, in order; [`phone_numbers`](Self::phone_numbers) has them all.
+    /// The numbers that can be parsed as E.164; [`phone_numbers`](Self::phone_numbers) has all.
     pub fn e164(&self) -> impl Iterator<Item = E164> {
         self.phone_numbers
             .iter()
@@ -91,38 +91,38 @@ impl Object {
     }
 }
 
-/// What order goes by: read by itself, since it is needed of bodies too that the model cannot read.
+/// The members of a body that its ordering keys are made of. They are parsed by themselves, since a body
+/// that the family cannot read has ordering keys too.
 #[derive(Deserialize)]
-struct Ordered<'a, O> {
+struct OrderingBody<'a, O> {
     #[serde(borrow)]
-    payload: Owned<'a, O>,
+    payload: OrderingPayload<'a, O>,
 }
 
 #[derive(Deserialize)]
-struct Owned<'a, O> {
+struct OrderingPayload<'a, O> {
     #[serde(borrow)]
-    account_id: BorrowedText<'a>,
+    account_id: LenientStr<'a>,
     object: Option<O>,
 }
 
-impl<O> Ordered<'_, O> {
-    /// The account.
+impl<O> OrderingBody<'_, O> {
+    /// The account's scope.
     fn scope(&self) -> KeyHash {
         scope(&self.payload.account_id.0)
     }
 }
 
 #[derive(Deserialize)]
-struct Numbers<'a> {
+struct OrderingObject<'a> {
     #[serde(borrow)]
-    carrier_code: BorrowedText<'a>,
-    #[serde(borrow, deserialize_with = "list::read")]
-    phone_numbers: Vec<BorrowedText<'a>>,
+    carrier_code: LenientStr<'a>,
+    #[serde(borrow, deserialize_with = "one_or_many::deserialize")]
+    phone_numbers: Vec<LenientStr<'a>>,
 }
 
-impl Numbers<'_> {
-    /// A key for each number, within its carrier; none where any cannot be read, since it may be one
-    /// of those that other events are about.
+impl OrderingObject<'_> {
+    /// The keys of the numbers, as [`keys`] makes them.
     fn keys(&self) -> Vec<KeyHash> {
         keys(
             &self.carrier_code.0,
@@ -135,12 +135,14 @@ fn scope(account: &str) -> KeyHash {
     key_hash(&[Event::NAME, "/", account])
 }
 
+/// A key for each number of the carrier. None if a number cannot be parsed: it may be a number of another
+/// event.
 fn keys<'a>(carrier: &str, numbers: impl Iterator<Item = &'a str>) -> Vec<KeyHash> {
     let key = |number| Some(key_hash(&[carrier, "/", E164::read(number)?.as_str()]));
     numbers.map(key).collect::<Option<_>>().unwrap_or_default()
 }
 
-/// What comes after the product in the name of an event about a peering number.
+/// The change in the name of an event about a peering number, which follows its product.
 fn peering_number(event: &str) -> Option<&str> {
     event
         .strip_prefix("number_management.")
@@ -154,9 +156,9 @@ impl EventFamily for Event {
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/zoom/number-management/an-emergency-address-changed.json");
 
-    /// Every `peering_number_*` event of the two products. One that Zoom adds is claimed as well,
-    /// as an unrecognized change: so it is kept in order with the other changes to its numbers,
-    /// and reaches the handlers that take the whole family.
+    /// Every `peering_number_*` event of the two products. An event that Zoom adds is claimed as an
+    /// unrecognized change: it keeps its order with the other changes of its numbers, and gets to the
+    /// handlers of the whole family.
     fn claims(event: &str) -> bool {
         peering_number(event).is_some()
     }
@@ -178,22 +180,22 @@ impl EventFamily for Event {
         Some(Key::of(&[Self::NAME, "/", account_id, "/", carrier]))
     }
 
-    /// Each number, within its carrier and account. An event of which any number cannot be read, or
-    /// that has none, is about the whole account.
-    fn ordering_keys(_: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
-        if let Ok(ordered) = json::read::<Ordered<'_, Numbers<'_>>>(body) {
-            let keys = ordered.payload.object.iter().flat_map(Numbers::keys);
+    /// Each number, within its carrier and account. An event without numbers, or with one that cannot be
+    /// parsed, has all keys of the account.
+    fn ordering_keys_of(_: Option<&Key>, body: &[u8]) -> Option<OrderingKeys> {
+        if let Ok(ordered) = json::read::<OrderingBody<'_, OrderingObject<'_>>>(body) {
+            let keys = ordered.payload.object.iter().flat_map(OrderingObject::keys);
             return Some(OrderingKeys::of(ordered.scope(), keys));
         }
-        let ordered: Ordered<'_, IgnoredAny> = json::read(body).ok()?;
+        let ordered: OrderingBody<'_, IgnoredAny> = json::read(body).ok()?;
         Some(OrderingKeys::whole(ordered.scope()))
     }
 
-    fn own_ordering_keys(&self) -> Option<OrderingKeys> {
+    fn ordering_keys(&self) -> Option<OrderingKeys> {
         let Payload {
             account_id, object, ..
         } = &self.payload;
-        let numbers = object.phone_numbers.iter().map(Text::as_str);
+        let numbers = object.phone_numbers.iter().map(LenientString::as_str);
         let keys = keys(&object.carrier_code, numbers);
         Some(OrderingKeys::of(scope(account_id), keys))
     }
@@ -207,17 +209,17 @@ impl EventFamily for Event {
         self.event_time()
     }
 
-    /// One for each number and kind of change, so that a newer name does not replace an older
-    /// address. A number that is not E.164 stands for itself. An event without the very thing that
-    /// it reports on replaces nothing.
+    /// One for each number and change, so that a newer name does not replace an older address. A number that
+    /// is not E.164 is used as it was written. An event without the address or name that it reports has no
+    /// topics.
     fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic> {
         let object = &self.payload.object;
-        let is_told = match change {
+        let is_reported = match change {
             CNAM_UPDATED => !object.cnam.is_absent(),
             _ => !object.emergency_address.is_absent(),
         };
-        let numbers = object.phone_numbers.iter().filter(|_| is_told);
-        let topic = |text: &Text| {
+        let numbers = object.phone_numbers.iter().filter(|_| is_reported);
+        let topic = |text: &LenientString| {
             let e164 = E164::read(text);
             let number = e164.as_ref().map_or(text.as_str(), E164::as_str);
             Topic::of(&[key.as_str(), "/", change, "/", number])
@@ -232,7 +234,7 @@ impl EventFamily for Event {
 #[cfg(test)]
 mod tests {
     use super::{EmergencyAddress, Event, Object};
-    use crate::event::{self, EventFamily, Facts, Given, OrderingKeys, Text};
+    use crate::event::{self, EventFamily, Facts, LenientString, OrderingKeys, TriState};
 
     fn event(name: &str, object: &str) -> Event {
         let json = format!(
@@ -265,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_twins_are_one_event_of_one_key_and_one_topic() {
+    fn the_events_of_both_products_have_the_same_key_and_topic() {
         let ours = event(
             "number_management.peering_number_cnam_updated",
             r#"{"carrier_code": 4410, "phone_numbers": ["+12025550143"], "cnam": "A"}"#,
@@ -314,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_whose_numbers_cannot_be_read_is_about_its_whole_account() {
+    fn an_event_whose_numbers_cannot_be_parsed_has_all_keys_of_its_account() {
         for object in [
             r#"{"carrier_code": 1, "phone_numbers": []}"#,
             r#"{"carrier_code": 1, "phone_numbers": ["+12025550143", "reception"]}"#,
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_model_cannot_read_keeps_the_place_of_its_numbers() {
+    fn an_unreadable_event_has_the_ordering_keys_of_its_numbers() {
         let body = r#"{"event": "phone.peering_number_emergency_address_updated", "payload":
             {"account_id": "a", "object": {"carrier_code": 1, "phone_numbers": ["12025550143"],
             "emergency_address": "14 Invented Row"}}}"#;
@@ -341,34 +343,34 @@ mod tests {
 
     #[test]
     fn a_name_and_an_address_of_one_number_are_two_topics() {
-        let told = |change: &str, value: &str| {
+        let topics = |change: &str, value: &str| {
             let numbers = r#""phone_numbers": ["+12025550143", "12025550143"]"#;
             let object = format!(r#"{{"carrier_code": 4410, {numbers} {value}}}"#);
             Facts::of(&event(&format!("phone.peering_number_{change}"), &object)).topics
         };
-        let name = told("cnam_updated", r#", "cnam": null"#);
-        let address = told("emergency_address_updated", r#", "emergency_address": {}"#);
+        let name = topics("cnam_updated", r#", "cnam": null"#);
+        let address = topics("emergency_address_updated", r#", "emergency_address": {}"#);
         assert_eq!(name.len(), 1);
         assert_eq!(address.len(), 1);
         assert_ne!(name, address);
-        // What reports on nothing replaces nothing.
-        assert!(told("cnam_updated", r#", "emergency_address": {}"#).is_empty());
-        assert!(told("emergency_address_updated", "").is_empty());
-        assert!(told("display_name_updated", "").is_empty());
+        // An event without the value that it reports replaces nothing.
+        assert!(topics("cnam_updated", r#", "emergency_address": {}"#).is_empty());
+        assert!(topics("emergency_address_updated", "").is_empty());
+        assert!(topics("display_name_updated", "").is_empty());
     }
 
     #[test]
     fn absent_null_and_empty_stay_apart() {
-        assert_eq!(object("").cnam, Given::Absent);
-        assert_eq!(object(r#", "cnam": null"#).cnam, Given::Null);
+        assert_eq!(object("").cnam, TriState::Absent);
+        assert_eq!(object(r#", "cnam": null"#).cnam, TriState::Null);
         let empty = object(r#", "cnam": """#).cnam;
-        assert_eq!(empty, Given::Value(Text::from("")));
+        assert_eq!(empty, TriState::Present(LenientString::from("")));
 
-        assert_eq!(object("").emergency_address, Given::Absent);
+        assert_eq!(object("").emergency_address, TriState::Absent);
         let null = object(r#", "emergency_address": null"#);
-        assert_eq!(null.emergency_address, Given::Null);
+        assert_eq!(null.emergency_address, TriState::Null);
         let empty = object(r#", "emergency_address": {}"#).emergency_address;
-        let empty: &EmergencyAddress = empty.value().expect("it is there");
+        let empty: &EmergencyAddress = empty.value().expect("it is present");
         assert_eq!(empty.address_line1, None);
     }
 

@@ -157,18 +157,18 @@ async fn a_request_that_is_not_authentic_is_refused_and_not_stored() {
 }
 
 #[tokio::test]
-async fn a_stale_signature_and_a_bad_one_at_a_patient_endpoint_may_be_sent_again() {
+async fn a_stale_signature_is_retried_and_so_is_a_bad_one_if_configured() {
     let server = TestServer::open();
     let old = noon() - SignedDuration::from_mins(6);
     assert_eq!(server.ask(zoom_event("{}", old)).await.text(), EMPTY_503);
-    let unsigned = post(ZOOM_PATIENT, &[], b"{}");
+    let unsigned = post(ZOOM_RETRY, &[], b"{}");
     assert_eq!(server.ask(unsigned).await.text(), EMPTY_503);
     assert!(server.store.kept().is_empty());
     assert_eq!(server.answered("zoom-number-management", "stale"), 1.0);
 }
 
 #[tokio::test]
-async fn only_a_post_to_an_endpoint_is_a_request() {
+async fn an_unknown_path_is_answered_404_and_another_method_405() {
     let server = TestServer::open();
     let not_found = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\ndate: -\r\n\r\n";
     for path in [
@@ -204,7 +204,7 @@ impl Provider for QueryProvider {
             .and_then(|query| query.strip_prefix("token=secret"));
         let query = query.ok_or(Refusal {
             reason: Reason::WrongCredential,
-            again: false,
+            retry: false,
         })?;
         if *request.method == Method::GET {
             let challenge = query.strip_prefix("&challenge=").unwrap_or_default();

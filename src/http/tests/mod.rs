@@ -35,7 +35,7 @@ const HANG: Duration = Duration::from_secs(20);
 
 const RINGCENTRAL: &str = "/ringcentral/phone-number";
 const ZOOM: &str = "/zoom/number-management";
-const ZOOM_PATIENT: &str = "/zoom/patient";
+const ZOOM_RETRY: &str = "/zoom/retry";
 
 /// The server's clock, stopped.
 pub(crate) fn noon() -> Timestamp {
@@ -76,14 +76,14 @@ fn endpoint(path: &str, family: &str, provider: Box<dyn Provider>) -> Endpoint {
 }
 
 fn endpoints() -> Vec<Endpoint> {
-    let patient = r#"{ secret_tokens = ["zoom-secret"], on_bad_signature = "retry" }"#;
+    let retry = r#"{ secret_tokens = ["zoom-secret"], on_bad_signature = "retry" }"#;
     vec![
         endpoint(RINGCENTRAL, "ringcentral.phone-number", ringcentral()),
         endpoint(ZOOM, "zoom.number-management", zoom()),
         endpoint(
-            ZOOM_PATIENT,
+            ZOOM_RETRY,
             "zoom.number-management",
-            provider("zoom", patient),
+            provider("zoom", retry),
         ),
     ]
 }

@@ -1,4 +1,4 @@
-//! Each provider as its endpoint meets it: settings in, requests in, verdicts out.
+//! The verdicts of each provider on requests, with settings from TOML.
 
 mod ringcentral;
 mod zoom;
@@ -71,13 +71,13 @@ fn admit(
     provider.admit(request, now)
 }
 
-/// Why it was refused, and whether it should come again.
+/// The reason of a refusal, and whether it asks for a retry.
 fn refused(verdict: Result<Admission, Refusal>) -> (Reason, bool) {
     let refusal = verdict.expect_err("it is refused");
-    (refusal.reason, refusal.again)
+    (refusal.reason, refusal.retry)
 }
 
-/// The name of the event that was admitted, once its answer has been seen to be a plain one.
+/// The name of an admitted event, whose reply must be empty.
 fn kept(verdict: Result<Admission, Refusal>) -> String {
     let admission = verdict.expect("it is admitted");
     assert_eq!(admission.reply, Reply::Empty);
@@ -120,7 +120,7 @@ fn example(kind: &Kind) -> Box<dyn Provider> {
 }
 
 #[test]
-fn what_a_provider_composes_it_admits() {
+fn a_provider_admits_its_own_messages() {
     for (name, provider) in providers() {
         let now = at(SIGNED_AT);
         let Composed {
@@ -155,7 +155,7 @@ fn what_a_provider_composes_it_admits() {
 }
 
 #[test]
-fn a_freshened_copy_is_another_event_of_the_same_name_at_the_given_time() {
+fn a_freshened_copy_is_a_new_event_with_the_same_name_and_the_given_time() {
     for (name, provider) in providers() {
         let now = at(SIGNED_AT);
         let arrive = |body: &Bytes, delivery| {
@@ -186,7 +186,7 @@ fn a_freshened_copy_is_another_event_of_the_same_name_at_the_given_time() {
 }
 
 #[test]
-fn settings_that_would_let_anyone_in_or_mean_nothing_are_refused() {
+fn settings_without_a_secret_or_with_an_unknown_value_are_refused() {
     for (name, settings) in [
         ("ringcentral", "{}"),
         ("ringcentral", "{ verification_tokens = [] }"),
@@ -220,7 +220,7 @@ fn settings_that_would_let_anyone_in_or_mean_nothing_are_refused() {
 }
 
 #[test]
-fn no_provider_shows_its_secrets_when_it_is_debugged() {
+fn the_debug_output_of_a_provider_shows_no_secret() {
     for (_, provider) in providers() {
         let shown = format!("{provider:?}");
         for secret in ["rc-token", "zoom-secret", "dTpw", "of-the-environment"] {
@@ -230,7 +230,7 @@ fn no_provider_shows_its_secrets_when_it_is_debugged() {
 }
 
 #[test]
-fn every_family_has_a_provider_that_sends_it() {
+fn every_family_has_a_provider() {
     for family in families() {
         let known = PROVIDERS.iter().any(|kind| kind.kind == family.provider());
         assert!(known, "{}", family.name);

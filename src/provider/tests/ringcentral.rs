@@ -30,7 +30,7 @@ fn any_of_the_tokens_proves_an_event_in_either_header() {
 }
 
 #[test]
-fn a_wrong_or_missing_token_is_refused_for_good() {
+fn a_wrong_or_missing_token_is_refused_without_retry() {
     for (pairs, reason) in [
         (&[][..], Reason::MissingCredential),
         (&[("validation-token", "probe")], Reason::MissingCredential),
@@ -69,7 +69,7 @@ fn echoed(verdict: Result<Admission, Refusal>) -> (String, bool) {
 }
 
 #[test]
-fn a_handshake_gets_its_token_back_with_or_without_ours() {
+fn a_handshake_is_echoed_with_or_without_our_token() {
     let probe = ("validation-token", "probe-1");
     let echo = ("probe-1".to_owned(), false);
     assert_eq!(echoed(post(&[probe], "")), echo);
@@ -79,7 +79,7 @@ fn a_handshake_gets_its_token_back_with_or_without_ours() {
 }
 
 #[test]
-fn a_handshake_with_an_empty_json_body_is_still_nothing_but_a_handshake() {
+fn a_handshake_with_an_empty_json_body_is_no_event() {
     for body in ["{}", " {}\n", "\r\n"] {
         let admission = post(&[("validation-token", "probe")], body).expect("it is admitted");
         assert!(admission.event.is_none(), "{body:?}");
@@ -87,7 +87,7 @@ fn a_handshake_with_an_empty_json_body_is_still_nothing_but_a_handshake() {
 }
 
 #[test]
-fn an_event_that_comes_with_a_handshake_is_kept_and_echoed() {
+fn an_event_with_a_handshake_is_admitted_and_echoed() {
     let probe = ("validation-token", "probe-1");
     let verdict = post(&[probe, VERIFIED], EVENT);
     assert_eq!(echoed(verdict), ("probe-1".to_owned(), true));
@@ -96,7 +96,7 @@ fn an_event_that_comes_with_a_handshake_is_kept_and_echoed() {
 }
 
 #[test]
-fn only_a_short_visible_token_is_sent_back() {
+fn only_a_short_token_of_visible_ascii_is_echoed() {
     let (longest, too_long) = ("t".repeat(512), "t".repeat(513));
     assert_eq!(
         echoed(post(&[("validation-token", &longest)], "")),
@@ -106,7 +106,7 @@ fn only_a_short_visible_token_is_sent_back() {
         let bad = [("validation-token", token), VERIFIED];
         let malformed = (Reason::MalformedHandshake, false);
         assert_eq!(refused(post(&bad, "")), malformed, "{token:?}");
-        // The event that it comes with is authentic all the same.
+        // An event with such a token is authentic.
         assert_eq!(kept(post(&bad, EVENT)), "ringcentral.unrecognized");
     }
     let opaque = HeaderValue::from_bytes(b"caf\xc3\xa9").expect("it is a value");
@@ -117,7 +117,7 @@ fn only_a_short_visible_token_is_sent_back() {
 }
 
 #[test]
-fn a_copy_is_known_by_subscription_and_uuid_or_else_by_every_byte() {
+fn a_duplicate_has_the_same_subscription_and_uuid_or_else_the_same_body() {
     let keys = |body| dedupe(post(&[VERIFIED], body));
     let first = keys(r#"{"uuid": "1", "subscriptionId": "s", "timestamp": "a"}"#);
     assert_eq!(first.len(), 1);

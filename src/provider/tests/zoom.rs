@@ -1,4 +1,4 @@
-//! The signatures were computed with another implementation of HMAC-SHA256.
+//! Zoom. The signatures were computed with another implementation of HMAC-SHA256.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -33,7 +33,7 @@ fn admit_signed(
 }
 
 #[test]
-fn a_body_that_zoom_signed_is_kept_byte_for_byte() {
+fn a_signed_body_is_admitted_byte_for_byte() {
     let admission = admit_signed(SETTINGS, SIGNATURE, BODY).expect("it is admitted");
     let notification = admission.event.expect("it is kept").into_notification();
     assert_eq!(notification.body, BODY);
@@ -42,7 +42,7 @@ fn a_body_that_zoom_signed_is_kept_byte_for_byte() {
 }
 
 #[test]
-fn the_signature_is_over_the_bytes_and_not_over_what_they_mean() {
+fn the_signature_is_over_the_bytes_and_not_over_their_meaning() {
     let pretty = b"{ \"event\" : \"meeting.\\u0073tarted\",\n  \"n\": 3457.0, \"u\": \"\\/\" }";
     let signature = "v0=168ec501af114c12b7e35794de0a959461a588a5e37377110682d37fd434ae75";
     assert_eq!(
@@ -55,14 +55,14 @@ fn the_signature_is_over_the_bytes_and_not_over_what_they_mean() {
 }
 
 #[test]
-fn a_signed_body_that_is_not_text_is_kept() {
+fn a_signed_body_that_is_not_text_is_admitted() {
     let signature = "v0=79e7982e32ba765118acd2288cfeea7f37fb9bed30e037329a8d76805b7f6b83";
     let verdict = admit_signed(SETTINGS, signature, b"\xff\xfe{\"event\":");
     assert_eq!(kept(verdict), "zoom.unrecognized");
 }
 
 #[test]
-fn while_a_secret_is_replaced_both_verify_and_no_third_does() {
+fn any_of_the_secrets_verifies_and_no_other_does() {
     let both = r#"{ secret_tokens = ["zoom-secret-one", "zoom-secret-two"] }"#;
     let name = "zoom.number-management.unreadable";
     assert_eq!(kept(admit_signed(both, SIGNATURE, BODY)), name);
@@ -77,7 +77,7 @@ fn while_a_secret_is_replaced_both_verify_and_no_third_does() {
 }
 
 #[test]
-fn upper_case_digits_are_digits() {
+fn a_signature_can_have_upper_case_digits() {
     let upper = format!("v0={}", SIGNATURE[3..].to_uppercase());
     assert_eq!(
         kept(admit_signed(SETTINGS, &upper, BODY)),
@@ -109,7 +109,7 @@ fn only_64_digits_after_v0_are_a_signature() {
 }
 
 #[test]
-fn each_half_of_the_proof_is_needed() {
+fn signature_and_timestamp_are_both_required() {
     let timestamp = SIGNED_AT.to_string();
     let provider = provider("zoom", SETTINGS);
     for pairs in [
@@ -138,7 +138,7 @@ fn the_timestamp_is_signed_as_it_was_sent() {
 }
 
 #[test]
-fn the_border_between_timestamp_and_body_cannot_be_moved() {
+fn bytes_moved_from_the_body_to_the_timestamp_are_refused() {
     let provider = provider("zoom", SETTINGS);
     let moved = format!("{SIGNED_AT}:{{\"event\"");
     let headers = headers(&[
@@ -165,7 +165,7 @@ fn a_signature_is_good_for_300_seconds_on_either_side() {
     for edge in [at(SIGNED_AT - 300), at(SIGNED_AT + 300), at(SIGNED_AT)] {
         assert!(verdict(edge).is_ok(), "{edge}");
     }
-    // Zoom signs a retry anew, so an honest sender comes again.
+    // Zoom signs a retry anew.
     let stale = (Reason::Stale, true);
     for early in [nano, second] {
         assert_eq!(refused(verdict(at(SIGNED_AT - 300) - early)), stale);
@@ -176,7 +176,7 @@ fn a_signature_is_good_for_300_seconds_on_either_side() {
 }
 
 #[test]
-fn a_stale_forgery_is_a_forgery() {
+fn a_stale_forgery_is_refused_as_a_forgery() {
     let provider = provider("zoom", SETTINGS);
     let timestamp = SIGNED_AT.to_string();
     let headers = headers(&[
@@ -188,7 +188,7 @@ fn a_stale_forgery_is_a_forgery() {
 }
 
 #[test]
-fn a_bad_signature_may_be_asked_for_again() {
+fn a_bad_signature_can_be_retried() {
     let retry = r#"{ secret_tokens = ["zoom-secret-one"], on_bad_signature = "retry" }"#;
     for (signature, reason) in [
         (SECOND_SIGNATURE, Reason::WrongCredential),
@@ -294,7 +294,7 @@ fn a_challenge_that_is_not_signed_or_not_fresh_is_not_answered() {
 }
 
 #[test]
-fn no_signing_string_is_ever_signed_as_a_challenge() {
+fn a_challenge_never_signs_a_message_of_zoom() {
     let forged = format!("v0:{SIGNED_AT}:{{\"event\":\"forged\"}}");
     for token in [
         forged.as_str(),
@@ -318,16 +318,16 @@ fn no_signing_string_is_ever_signed_as_a_challenge() {
 }
 
 #[test]
-fn another_event_with_a_token_in_it_is_no_challenge() {
+fn another_event_with_a_token_is_no_challenge() {
     let body = r#"{"event": "meeting.started", "payload": {"plainToken": "abc"}}"#;
     let verdict = signed(TEST_SECRET, body, at(SIGNED_AT));
     assert_eq!(kept(verdict), "zoom.unrecognized");
 }
 
-// === what may be demanded besides ===
+// === required credentials ===
 
 #[test]
-fn a_demanded_credential_is_needed_besides_the_signature() {
+fn a_required_credential_is_checked_besides_the_signature() {
     let body = std::str::from_utf8(BODY).expect("it is text");
     for (require, name, value, near_misses) in [
         (
@@ -381,15 +381,15 @@ fn a_demanded_credential_is_needed_besides_the_signature() {
 }
 
 #[test]
-fn a_challenge_needs_no_credential_besides_its_signature() {
+fn a_challenge_does_not_need_the_required_credential() {
     let settings = r#"{ secret_tokens = ["s"], require = { bearer = { token = "tok-1" } } }"#;
     answer(signed(settings, &challenge(TEST_TOKEN), at(SIGNED_AT)));
 }
 
-// === copies ===
+// === duplicates ===
 
 #[test]
-fn a_copy_is_known_by_its_body_and_by_its_request_id() {
+fn a_duplicate_has_the_same_body_or_the_same_request_id() {
     let provider = provider("zoom", SETTINGS);
     let keys = |body: &'static [u8], delivery, now| {
         let body = Bytes::from_static(body);

@@ -71,7 +71,7 @@
 //! of a run is attempted after the run. Claims ignore the deliveries of a run, up to `claims.last`: to
 //! queue them would delay the run's settlements.
 //!
-//! An event with more than `event::ordering::MOST_KEYS` keys has all keys of its scope. So a
+//! An event with more than `event::ordering::MAX_KEYS` keys has all keys of its scope. So a
 //! delivery has a bounded number of rows in `further_keys`, and checking it takes a bounded number of
 //! look-ups. The blocker of a delivery with all keys is searched among all open deliveries of the scope.
 //!

@@ -1,4 +1,4 @@
-//! A text, however it is written.
+//! A string that a provider may send as a number.
 
 use std::{borrow::Cow, fmt, ops::Deref};
 
@@ -9,20 +9,20 @@ use serde::{
 };
 use serde_json::Value;
 
-/// A text as the provider wrote it. What is not a string is kept as the JSON that it was: one
-/// provider writes the same id as a string here and as a number there. Only `null` is no text.
+/// A string, or the JSON text of any other value but null. A provider writes the same id as a string in
+/// one place and as a number in another.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
-pub struct Text(String);
+pub struct LenientString(String);
 
-impl Text {
-    /// The text.
+impl LenientString {
+    /// The string.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl Deref for Text {
+impl Deref for LenientString {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -30,43 +30,43 @@ impl Deref for Text {
     }
 }
 
-impl fmt::Display for Text {
+impl fmt::Display for LenientString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
 }
 
-impl fmt::Debug for Text {
+impl fmt::Debug for LenientString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
     }
 }
 
-impl From<&str> for Text {
+impl From<&str> for LenientString {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
     }
 }
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for LenientString {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let BorrowedText(text) = BorrowedText::deserialize(deserializer)?;
+        let LenientStr(text) = LenientStr::deserialize(deserializer)?;
         Ok(Self(text.into_owned()))
     }
 }
 
-/// A [`Text`] that is read where it stands, if it stands there without escapes.
-pub(super) struct BorrowedText<'a>(pub(super) Cow<'a, str>);
+/// A [`LenientString`] that borrows from the body, unless it is written with escapes.
+pub(super) struct LenientStr<'a>(pub(super) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for BorrowedText<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for LenientStr<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyText).map(Self)
+        deserializer.deserialize_any(AnyValue).map(Self)
     }
 }
 
-struct AnyText;
+struct AnyValue;
 
-impl<'de> Visitor<'de> for AnyText {
+impl<'de> Visitor<'de> for AnyValue {
     type Value = Cow<'de, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,9 +112,9 @@ impl<'de> Visitor<'de> for AnyText {
     }
 }
 
-impl JsonSchema for Text {
+impl JsonSchema for LenientString {
     fn schema_name() -> Cow<'static, str> {
-        "Text".into()
+        "LenientString".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {

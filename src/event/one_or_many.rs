@@ -1,6 +1,7 @@
-//! A list, however it is written.
+//! A list that a provider may send as an array, as one value, or as null.
 //!
-//! For `#[serde(deserialize_with = "list::read")]` with `#[schemars(schema_with = "list::schema::<T>")]`.
+//! A field takes `#[serde(deserialize_with = "one_or_many::deserialize")]` and
+//! `#[schemars(schema_with = "one_or_many::schema::<T>")]`.
 
 use std::{fmt, marker::PhantomData};
 
@@ -10,21 +11,21 @@ use serde::{
     de::{Error, IntoDeserializer, MapAccess, SeqAccess, Visitor, value},
 };
 
-/// Reads an array without its nulls, a null as an empty one, and one value alone as an array of
-/// itself.
-pub(super) fn read<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// Deserializes an array without its nulls, null as an empty list, and any other value as a list of that
+/// value.
+pub(super) fn deserialize<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    deserializer.deserialize_any(List(PhantomData))
+    deserializer.deserialize_any(OneOrMany(PhantomData))
 }
 
-struct List<T>(PhantomData<T>);
+struct OneOrMany<T>(PhantomData<T>);
 
-impl<T> List<T> {
-    /// An array of the one value that `deserializer` has.
-    fn of_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error>
+impl<T> OneOrMany<T> {
+    /// A list of the one value of `deserializer`.
+    fn one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error>
     where
         T: Deserialize<'de>,
     {
@@ -32,7 +33,7 @@ impl<T> List<T> {
     }
 }
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
     type Value = Vec<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,35 +53,35 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
     }
 
     fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Vec<T>, E> {
-        Self::of_one(value::BorrowedStrDeserializer::new(text))
+        Self::one(value::BorrowedStrDeserializer::new(text))
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
-        Self::of_one(text.into_deserializer())
+        Self::one(text.into_deserializer())
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Vec<T>, E> {
-        Self::of_one(value.into_deserializer())
+        Self::one(value.into_deserializer())
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<Vec<T>, E> {
-        Self::of_one(value.into_deserializer())
+        Self::one(value.into_deserializer())
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<Vec<T>, E> {
-        Self::of_one(value.into_deserializer())
+        Self::one(value.into_deserializer())
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Vec<T>, E> {
-        Self::of_one(value.into_deserializer())
+        Self::one(value.into_deserializer())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Vec<T>, A::Error> {
-        Self::of_one(value::MapAccessDeserializer::new(members))
+        Self::one(value::MapAccessDeserializer::new(members))
     }
 }
 
-/// What [`read`] accepts.
+/// The schema of what [`deserialize`] accepts.
 pub(super) fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let item = generator.subschema_for::<T>();
     json_schema!({
