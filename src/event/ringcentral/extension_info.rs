@@ -3,18 +3,19 @@
 //! The event has no data of the extension. It asks its receiver to read the extension again, and hints at
 //! what to read. OpenAPI calls its body `ExtensionInfoEventBody`, and requires no member.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::extension::{EventType, Hint};
 use super::{
-    Envelope, HasOwner,
+    Envelope, HasOwner, extension,
     filter::{self, Filter},
 };
-use crate::event::{EventFamily, Key, LenientString, Topic, one_or_many, open_enum::open_enum};
+use crate::event::{EventFamily, Key, LenientString, Topic, one_or_many};
 
 /// One event.
 pub type Event = Envelope<Body>;
@@ -38,70 +39,6 @@ pub struct Body {
     pub others: BTreeMap<String, Value>,
 }
 
-open_enum! {
-    /// A change of an extension (guide, OpenAPI).
-    pub enum EventType {
-        /// The extension was changed.
-        Update,
-        /// The extension was deleted. A bot gets this event when it is removed.
-        Delete,
-        /// The extension was created. Documented for the list of extensions only.
-        Create,
-    }
-}
-
-open_enum! {
-    /// What to read again (guide; all but the last in OpenAPI too).
-    pub enum Hint {
-        /// The account's settings.
-        AccountSettings,
-        /// The account's status.
-        AccountStatus,
-        /// The rules for answering calls.
-        AnsweringRules,
-        /// The extension's phone numbers.
-        CompanyNumbers,
-        /// The countries that can be called.
-        DialingPlan,
-        /// The extension itself.
-        ExtensionInfo,
-        /// The features of the extension.
-        Features,
-        /// The limits of these features.
-        Limits,
-        /// The permissions of the extension.
-        Permissions,
-        /// The extension's picture.
-        ProfileImage,
-        /// The extension's video settings.
-        VideoConfiguration,
-        /// The members of call queues (guide only).
-        CallQueueMembersChange,
-    }
-}
-
-impl Hint {
-    /// The paths of the RingCentral API to read again for the extension with the id `extension`. Any other
-    /// hint means the extension itself.
-    pub fn resource(&self, extension: &str) -> Vec<String> {
-        let account = "/restapi/v1.0/account/~";
-        let itself = format!("{account}/extension/{extension}");
-        match self {
-            Self::AccountSettings | Self::AccountStatus => vec![account.to_owned()],
-            Self::DialingPlan => vec![format!("{account}/dialing-plan")],
-            Self::CompanyNumbers => vec![format!("{itself}/phone-number")],
-            Self::Features | Self::Limits | Self::Permissions => vec![format!("{itself}/features")],
-            Self::ProfileImage => vec![format!("{itself}/profile-image")],
-            Self::VideoConfiguration => vec![format!("{account}/extension"), itself],
-            Self::CallQueueMembersChange => vec![
-                format!("{itself}/call-queues"),
-                format!("{account}/call-queues/{extension}/bulk-assign"),
-            ],
-            Self::AnsweringRules | Self::ExtensionInfo | Self::Other(_) => vec![itself],
-        }
-    }
-}
-
 impl Event {
     /// The extension's id, from the body or else from the filter; `None` if the filter has `~`.
     pub fn extension_id(&self) -> Option<&str> {
@@ -113,23 +50,11 @@ impl Event {
     /// The paths of the RingCentral API to read again, each once: without hints the extension itself. None
     /// for a deleted extension, or without an id.
     pub fn resources(&self) -> Vec<String> {
-        let Some(extension) = self.extension_id() else {
-            return Vec::new();
-        };
-        if self.body.event_type == Some(EventType::Delete) {
-            return Vec::new();
-        }
-        let hints = match self.body.hints.as_slice() {
-            [] => &[Hint::ExtensionInfo],
-            hints => hints,
-        };
-        let mut resources = Vec::new();
-        for resource in hints.iter().flat_map(|hint| hint.resource(extension)) {
-            if !resources.contains(&resource) {
-                resources.push(resource);
-            }
-        }
-        resources
+        let body = &self.body;
+        let id = self.extension_id();
+        id.map_or_else(Vec::new, |id| {
+            extension::resources(id, body.event_type.as_ref(), &body.hints)
+        })
     }
 }
 
@@ -150,7 +75,7 @@ impl HasOwner for Body {
 
 impl EventFamily for Event {
     const NAME: &'static str = "ringcentral.extension-info";
-    const CHANGES: &'static [&'static str] = &["update", "delete", "create"];
+    const CHANGES: &'static [&'static str] = extension::CHANGES;
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/ringcentral/extension-info/an-extension-changed.json");
 
@@ -160,12 +85,7 @@ impl EventFamily for Event {
     }
 
     fn change(&self) -> Option<&'static str> {
-        match self.body.event_type.as_ref()? {
-            EventType::Update => Some("update"),
-            EventType::Delete => Some("delete"),
-            EventType::Create => Some("create"),
-            EventType::Other(_) => None,
-        }
+        self.body.event_type.as_ref()?.change()
     }
 
     fn key(&self) -> Option<Key> {
@@ -180,27 +100,15 @@ impl EventFamily for Event {
         self.sent_at()
     }
 
-    /// One for each hint, or the extension itself without hints: a newer update replaces an older one only
-    /// when it has the same hints or more. A deletion has a topic of its own, so that an update that is
-    /// sent late does not supersede it.
+    /// See [`extension::topics`].
     fn topics(&self, key: &Key, change: &'static str) -> Vec<Topic> {
-        if change == "delete" {
-            return vec![Topic::of(&[key.as_str(), "/deletion"])];
-        }
-        if self.body.hints.is_empty() {
-            return vec![Topic::new(key.as_str())];
-        }
-        let hints: BTreeSet<_> = self.body.hints.iter().map(Hint::as_str).collect();
-        hints
-            .into_iter()
-            .map(|hint| Topic::of(&[key.as_str(), "/hint/", hint]))
-            .collect()
+        extension::topics(key.as_str(), change, &self.body.hints)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, Hint};
+    use super::Event;
     use crate::event::{self, EventFamily, Facts};
 
     fn event(body: &str) -> Event {
@@ -244,35 +152,6 @@ mod tests {
         assert_eq!(in_both.extension_id(), Some("88002"));
         for body in ["{}", r#"{"extensionId": null}"#, r#"{"extensionId": ""}"#] {
             assert_eq!(event(body).extension_id(), Some("77001"), "{body}");
-        }
-    }
-
-    #[test]
-    fn every_documented_hint_has_its_documented_resource() {
-        let account = "/restapi/v1.0/account/~";
-        for (hint, below) in [
-            ("AccountSettings", [""].as_slice()),
-            ("AccountStatus", &[""]),
-            ("AnsweringRules", &["/extension/5"]),
-            ("CompanyNumbers", &["/extension/5/phone-number"]),
-            ("DialingPlan", &["/dialing-plan"]),
-            ("ExtensionInfo", &["/extension/5"]),
-            ("Features", &["/extension/5/features"]),
-            ("Limits", &["/extension/5/features"]),
-            ("Permissions", &["/extension/5/features"]),
-            ("ProfileImage", &["/extension/5/profile-image"]),
-            ("VideoConfiguration", &["/extension", "/extension/5"]),
-            (
-                "CallQueueMembersChange",
-                &["/extension/5/call-queues", "/call-queues/5/bulk-assign"],
-            ),
-            ("SomethingNew", &["/extension/5"]),
-        ] {
-            let resources: Vec<_> = below
-                .iter()
-                .map(|path| format!("{account}{path}"))
-                .collect();
-            assert_eq!(Hint::from(hint).resource("5"), resources, "{hint}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! RingCentral's events.
 
+mod extension;
 mod filter;
 
 use std::collections::BTreeMap;
