@@ -237,13 +237,21 @@ fn a_schema_requires_what_makes_an_event_one_of_its_family() {
 
 /// Every object in `value`, by its JSON pointer, and every member of one.
 fn places(value: &Value, at: &str, objects: &mut Vec<String>, members: &mut Vec<String>) {
-    if let Value::Object(object) = value {
-        objects.push(at.to_owned());
-        for (name, value) in object {
-            let at = format!("{at}/{name}");
-            members.push(at.clone());
-            places(value, &at, objects, members);
+    match value {
+        Value::Object(object) => {
+            objects.push(at.to_owned());
+            for (name, value) in object {
+                let at = format!("{at}/{name}");
+                members.push(at.clone());
+                places(value, &at, objects, members);
+            }
         }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                places(item, &format!("{at}/{index}"), objects, members);
+            }
+        }
+        _ => {}
     }
 }
 
