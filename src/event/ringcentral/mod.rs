@@ -19,6 +19,7 @@ entries! {
 
     pub mod phone_number;
     pub mod extension_info;
+    pub mod extension_list;
 }
 
 /// The envelope of all RingCentral notifications (developer guide, "Event filters").
