@@ -2,8 +2,6 @@
 
 use super::*;
 
-const SHORT: Duration = Duration::from_millis(100);
-
 /// The head of a request whose body has not been sent.
 fn head(headers: &str) -> String {
     format!(
@@ -81,13 +79,21 @@ async fn a_chunked_body_is_reassembled() {
 }
 
 #[tokio::test]
-async fn a_slow_body_is_answered_503_so_that_it_is_sent_again() {
-    let server = TestServer::with(|settings| settings.body_timeout = SHORT);
-    let mut peer = server.connect().await;
-    peer.send(head("content-length: 10")).await;
-    peer.send("{").await;
+async fn a_slow_body_is_answered_503_after_its_timeout() {
+    let [server, patient] =
+        TestServer::short_and_long(|settings, timeout| settings.body_timeout = timeout);
+    let send = async |server: &TestServer| {
+        let mut peer = server.connect().await;
+        peer.send(head("content-length: 10")).await;
+        peer.send("{").await;
+        peer
+    };
+    let waiting = send(&patient).await;
+    until(|| patient.metric("hookswitch_in_flight") == 1.0).await;
+    let mut peer = send(&server).await;
     assert_eq!(peer.answer().await.status(), 503);
     peer.closed().await;
+    assert!(waiting.is_waiting());
     assert_eq!(
         server.answered("ringcentral-phone-number", "slow_body"),
         1.0
@@ -126,26 +132,51 @@ async fn a_half_closed_connection_is_still_answered() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_is_closed_after_its_timeout() {
-    let server = TestServer::with(|settings| {
-        settings.first_byte_timeout = SHORT;
-        settings.head_timeout = SHORT;
-    });
-    // No byte; half a head; half of the HTTP/2 preface; an HTTP/2 connection without a
-    // request.
+async fn a_silent_connection_is_closed_after_the_timeout_of_its_first_byte() {
+    let [server, patient] =
+        TestServer::short_and_long(|settings, timeout| settings.first_byte_timeout = timeout);
+    let waiting = patient.connect().await;
+    until(|| patient.metric("hookswitch_connections ") == 1.0).await;
+    server.connect().await.closed().await;
+    assert!(waiting.is_waiting());
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_connection_without_a_whole_head_is_closed_after_the_timeout_of_a_head() {
+    let [server, patient] =
+        TestServer::short_and_long(|settings, timeout| settings.head_timeout = timeout);
+    // Half a head; half of the HTTP/2 preface; an HTTP/2 connection without a request.
     let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    for sent in ["", "POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
+    let mut waiting = Vec::new();
+    let mut refused = 0.0;
+    for sent in ["POST /zoom HTTP/1.1\r\nhost: d", "PRI * HT", preface] {
+        waiting.push(patient.connect().await);
+        waiting.last_mut().unwrap().send(sent).await;
+        until(|| patient.metric("hookswitch_connections ") == refused + 1.0).await;
         let mut peer = server.connect().await;
         peer.send(sent).await;
         peer.closed().await;
+        refused += 1.0;
+        until(|| server.metric("hookswitch_connections_refused_total") == refused).await;
+        assert_eq!(patient.metric("hookswitch_connections "), refused);
     }
-    assert_eq!(server.metric("hookswitch_connections_refused_total"), 4.0);
+}
 
-    let mut idle = server.connect().await;
-    idle.send(ringcentral_event("{}")).await;
-    assert_eq!(idle.answer().await.status(), 200);
-    idle.closed().await;
-    assert_eq!(server.metric("hookswitch_connections_refused_total"), 4.0);
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_the_timeout_of_a_head() {
+    let [server, patient] =
+        TestServer::short_and_long(|settings, timeout| settings.head_timeout = timeout);
+    let answered = async |server: &TestServer| {
+        let mut peer = server.connect().await;
+        peer.send(ringcentral_event("{}")).await;
+        assert_eq!(peer.answer().await.status(), 200);
+        peer
+    };
+    let waiting = answered(&patient).await;
+    answered(&server).await.closed().await;
+    assert!(waiting.is_waiting());
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 0.0);
 }
 
 #[tokio::test]
@@ -225,7 +256,6 @@ async fn slow_bodies_are_evicted_when_requests_or_memory_run_short() {
     let server = TestServer::with(|settings| {
         settings.max_in_flight = 8;
         settings.body_memory = 4000;
-        settings.body_timeout = HANG;
     });
     let mut slow = Vec::new();
     for _ in 0..50 {
@@ -250,10 +280,7 @@ async fn slow_bodies_are_evicted_when_requests_or_memory_run_short() {
 #[tokio::test]
 async fn a_slow_body_is_evicted_however_many_requests_are_being_answered() {
     const ANSWERING: usize = 100;
-    let server = TestServer::with(|settings| {
-        settings.max_in_flight = ANSWERING + 1;
-        settings.body_timeout = HANG;
-    });
+    let server = TestServer::with(|settings| settings.max_in_flight = ANSWERING + 1);
     server.store.set(Behaviour::Stall);
     let mut answering = Vec::new();
     for _ in 0..ANSWERING {
@@ -325,16 +352,4 @@ async fn a_thousand_copies_at_once_are_all_answered_200() {
     let kept = server.store.kept();
     assert_eq!(kept.len(), 1000);
     assert!(kept.iter().all(|copy| copy.dedupe == kept[0].dedupe));
-}
-
-/// Waits until `condition` holds.
-async fn until(condition: impl Fn() -> bool) {
-    let holds = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(HANG, holds)
-        .await
-        .expect("the condition never holds");
 }

@@ -33,6 +33,13 @@ use crate::{
 /// A timeout that only a hang reaches.
 const HANG: Duration = Duration::from_secs(20);
 
+/// A setting that a test waits for.
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A setting that no test waits for. It is the default of the tests, so that no other setting can end what
+/// a test of one setting waits for.
+const LONG: Duration = Duration::from_secs(3600);
+
 const RINGCENTRAL: &str = "/ringcentral/phone-number";
 const ZOOM: &str = "/zoom/number-management";
 const ZOOM_RETRY: &str = "/zoom/retry";
@@ -189,9 +196,19 @@ impl TestServer {
         Self::build(change, HANG)
     }
 
+    /// Two servers whose setting of a duration is [`SHORT`] and [`LONG`]. A test lets both wait for the same
+    /// thing, the second one first. When only the first one gives up, the setting is respected.
+    fn short_and_long(set: impl Fn(&mut Settings, Duration)) -> [Self; 2] {
+        [SHORT, LONG].map(|duration| Self::with(|settings| set(settings, duration)))
+    }
+
     fn build(change: impl FnOnce(&mut Settings), append_budget: Duration) -> Self {
         let mut settings = Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            first_byte_timeout: LONG,
+            head_timeout: LONG,
+            body_timeout: LONG,
+            drain_timeout: LONG,
             ..Settings::default()
         };
         change(&mut settings);
@@ -253,6 +270,18 @@ impl TestServer {
     }
 }
 
+/// Waits until `condition` holds.
+async fn until(condition: impl Fn() -> bool) {
+    let holds = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(HANG, holds)
+        .await
+        .expect("the condition never holds");
+}
+
 /// A client connection, byte by byte.
 struct Peer(TcpStream);
 
@@ -288,6 +317,12 @@ impl Peer {
             .expect("no answer");
         let so_far = String::from_utf8_lossy(raw).into_owned();
         assert_ne!(read.unwrap(), 0, "closed in place of an answer: {so_far:?}");
+    }
+
+    /// Whether the server has neither answered nor closed the connection.
+    fn is_waiting(&self) -> bool {
+        let read = self.0.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 
     /// Waits until the server closes the connection; returns the bytes read until then.

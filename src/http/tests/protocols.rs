@@ -134,20 +134,35 @@ async fn a_valid_new_certificate_replaces_the_old_one() {
 }
 
 #[tokio::test]
-async fn an_unfinished_tls_handshake_is_closed() {
+async fn an_unfinished_tls_handshake_is_closed_after_the_timeout_of_the_first_byte() {
     let folder = tempfile::tempdir().unwrap();
     let files = files(folder.path());
     renew(&files);
-    let server = TestServer::with(|settings| {
-        settings.tls = Some(files);
-        settings.first_byte_timeout = Duration::from_millis(100);
+    let [server, patient] = TestServer::short_and_long(|settings, timeout| {
+        settings.tls = Some(files.clone());
+        settings.first_byte_timeout = timeout;
     });
-    for sent in ["", "\x16\x03\x01", "POST / HTTP/1.1\r\n\r\n"] {
+    let mut waiting = patient.connect().await;
+    for sent in ["", "\x16\x03\x01"] {
+        waiting.send(sent).await;
         let mut peer = server.connect().await;
         peer.send(sent).await;
         peer.closed().await;
+        assert!(waiting.is_waiting(), "{sent:?}");
     }
-    assert_eq!(server.metric("hookswitch_connections_refused_total"), 3.0);
+    assert_eq!(server.metric("hookswitch_connections_refused_total"), 2.0);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_speak_tls_is_closed_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path());
+    renew(&files);
+    let server = TestServer::with(|settings| settings.tls = Some(files));
+    let mut peer = server.connect().await;
+    peer.send("POST / HTTP/1.1\r\n\r\n").await;
+    peer.closed().await;
+    until(|| server.metric("hookswitch_connections_refused_total") == 1.0).await;
 }
 
 #[tokio::test]

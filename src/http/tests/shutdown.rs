@@ -51,11 +51,19 @@ async fn a_request_that_comes_during_the_drain_is_answered_503() {
 
 #[tokio::test]
 async fn a_drain_that_exceeds_its_deadline_is_incomplete() {
-    let server = TestServer::with(|settings| settings.drain_timeout = Duration::from_millis(50));
-    server.store.set(Behaviour::Stall);
-    let mut stuck = server.connect().await;
-    stuck.send(ringcentral_event("{}")).await;
-    server.store.entered().await;
+    let [server, patient] =
+        TestServer::short_and_long(|settings, timeout| settings.drain_timeout = timeout);
+    let stall = async |server: &TestServer| {
+        server.store.set(Behaviour::Stall);
+        let mut stuck = server.connect().await;
+        stuck.send(ringcentral_event("{}")).await;
+        server.store.entered().await;
+        stuck
+    };
+    let waiting = stall(&patient).await;
+    let mut stuck = stall(&server).await;
+    patient.shutdown.cancel();
     assert_eq!(server.drain().await, Drained { complete: false });
+    assert!(waiting.is_waiting() && !patient.served.is_finished());
     assert!(stuck.closed().await.is_empty(), "cut off without an answer");
 }
