@@ -419,7 +419,9 @@ impl Builder {
     fn finish(mut self) -> io::Result<DedupIndex> {
         let slots = (1 << self.bits) + OVERFLOW;
         if self.next > slots {
-            return Err(io::Error::other("the hashes of the deduplication index are not evenly distributed"));
+            return Err(io::Error::other(
+                "the hashes of the deduplication index are not evenly distributed",
+            ));
         }
         self.pad(slots)?;
         let file = self.file.into_inner()?;

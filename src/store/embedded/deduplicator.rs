@@ -71,9 +71,9 @@ impl Deduplicator {
         };
         match deduplicator.contains_event(watermark) {
             Ok(true) => (deduplicator.last, deduplicator.gap) = (watermark, Some(watermark)),
-            Ok(false) if watermark != Position::default() => tracing::warn!(
-                "the deduplication index does not match the journal, and is rebuilt"
-            ),
+            Ok(false) if watermark != Position::default() => {
+                tracing::warn!("the deduplication index does not match the journal, and is rebuilt")
+            }
             Ok(false) => {}
             Err(error) => deduplicator.reset(error)?,
         }
@@ -136,7 +136,9 @@ impl Deduplicator {
     ) -> io::Result<bool> {
         self.look_up(position, notification).or_else(|error| {
             self.reset(error)?;
-            Err(io::Error::other("the deduplication index has to be rebuilt"))
+            Err(io::Error::other(
+                "the deduplication index has to be rebuilt",
+            ))
         })
     }
 

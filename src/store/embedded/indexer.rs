@@ -107,7 +107,9 @@ impl Indexer {
             }
         }
         if let Err(problem) = self.deduplicator.sync() {
-            tracing::warn!("the deduplication index could not be synced, and will be completed at the next start: {problem}");
+            tracing::warn!(
+                "the deduplication index could not be synced, and will be completed at the next start: {problem}"
+            );
         }
     }
 

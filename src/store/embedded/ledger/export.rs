@@ -56,9 +56,7 @@ impl TransferSource {
                     continue;
                 }
                 Err(ReadError::Io(error)) => {
-                    return Err(StoreError::io("reading an event")(
-                        error,
-                    ));
+                    return Err(StoreError::io("reading an event")(error));
                 }
             };
             bytes += notification.body.len();
