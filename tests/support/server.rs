@@ -1,13 +1,17 @@
-//! A third-party server for a test: on a free port, with its data in a folder of its own. It ends with
-//! the test.
+//! A third-party server for a test: on a port and in a folder of its own. It ends with the test.
+//!
+//! **Invariant:** a server that ends before the test ends it fails the test.
 
 #![allow(dead_code, reason = "each binary of tests uses some of it")]
 
 use std::{
-    fs,
+    env,
+    fs::{self, File},
     net::{SocketAddr, TcpListener, TcpStream},
+    ops::Range,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{self, Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -17,9 +21,14 @@ use tempfile::TempDir;
 /// A timeout for the start of any server, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The ports for servers of tests. The system gives out none of them by itself: on Linux it begins at 32768.
+const PORTS: Range<u16> = 20_000..28_000;
+
 /// A running server. It is killed when dropped, and when the test's process ends.
 pub(crate) struct Server {
     child: Child,
+    /// Whether the test has ended the process.
+    is_over: bool,
     dir: TempDir,
     port: u16,
 }
@@ -36,7 +45,12 @@ impl Server {
         let port = free_port();
         let command = command(dir.path(), port);
         let child = spawn(&command, dir.path());
-        let mut server = Self { child, dir, port };
+        let mut server = Self {
+            child,
+            is_over: false,
+            dir,
+            port,
+        };
         server.until_up(&command);
         server
     }
@@ -46,6 +60,7 @@ impl Server {
     pub(crate) fn restart(&mut self, command: impl FnOnce(&Path, u16) -> Command) {
         let command = command(self.dir(), self.port);
         self.child = spawn(&command, self.dir());
+        self.is_over = false;
         self.until_up(&command);
     }
 
@@ -91,6 +106,7 @@ impl Server {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.is_over = true;
     }
 
     /// Sends it the signal `name`, such as `QUIT`.
@@ -102,15 +118,28 @@ impl Server {
 
     /// Stops the process with the signal `name`, and waits for its end. The folder and port remain.
     pub(crate) fn stop(&mut self, name: &str) {
-        if self.child.try_wait().unwrap().is_none() {
+        if !self.is_over {
+            self.check();
+            self.is_over = true;
             self.signal(name);
             self.child.wait().unwrap();
         }
+    }
+
+    /// Fails the test if the process has ended by itself.
+    fn check(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        assert!(
+            ended.is_none() || self.is_over || thread::panicking(),
+            "a server ended by itself ({ended:?}):\n{}",
+            self.log()
+        );
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.check();
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -140,8 +169,23 @@ fn spawn(command: &Command, dir: &Path) -> Child {
     tied.spawn().unwrap()
 }
 
-/// A port that is free at this moment.
+/// A free port. While this process runs, no other test gets it, in this process or another, so a server finds
+/// its port free when it is restarted.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static LOCKS: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let dir = env::temp_dir().join("hookswitch-test-ports");
+    fs::create_dir_all(&dir).unwrap();
+    let start = PORTS.start + (process::id() % PORTS.len() as u32) as u16;
+    for port in (start..PORTS.end).chain(PORTS.start..start) {
+        // Another user's lock cannot be opened.
+        let Ok(lock) = File::create(dir.join(port.to_string())) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.push(lock);
+            return port;
+        }
+    }
+    panic!("all ports of {PORTS:?} are taken");
 }
