@@ -182,13 +182,14 @@ fn a_handler_whose_server_is_gone_delays_no_other(engine: Engine) {
         silent.local_addr().unwrap()
     );
     let home = engine.home(&[ENDPOINTS, ARCHIVE, &broken, &slow]);
-    let service = home.start();
+    let mut service = home.start();
     for serial in 0..100 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
     eventually("the sound handler has them all", || {
         home.archived().len() == 100
     });
+    service.kill(); // The slow handler would not be done in time.
 }
 
 fn order_holds_for_many_keys_at_once(engine: Engine) {

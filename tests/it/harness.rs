@@ -216,9 +216,12 @@ pub(crate) fn hookswitch() -> Command {
     command
 }
 
-/// A running `serve`. Killed when dropped.
+/// A running `serve`. When dropped, it is stopped as an operator stops it, and must drain: a test that leaves
+/// it in another state kills it or waits for its end.
 pub(crate) struct Service {
     child: Child,
+    /// Whether the test has seen the end of the process.
+    is_over: bool,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     log: Arc<Mutex<String>>,
@@ -264,6 +267,7 @@ impl Service {
             address: listener("zoom."),
             admin: listener("operators"),
             child,
+            is_over: false,
             log,
         })
     }
@@ -283,11 +287,14 @@ impl Service {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.is_over = true;
     }
 
     /// The exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
+        let status = self.child.try_wait().unwrap();
+        self.is_over |= status.is_some();
+        status
     }
 
     /// Waits for the end of the process.
@@ -353,10 +360,20 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
         if thread::panicking() {
+            drop(self.child.kill());
+            drop(self.child.wait());
             eprintln!("the service's log:\n{}", self.log());
+        } else if !self.is_over {
+            if self.ended().is_none() {
+                self.signal("TERM");
+            }
+            let status = self.wait_for_end();
+            assert!(
+                status.success(),
+                "the service ended with {status} after the test:\n{}",
+                self.log()
+            );
         }
     }
 }
