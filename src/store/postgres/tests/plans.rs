@@ -33,7 +33,22 @@ async fn plan(connection: &PgConnection, statement: &str) -> String {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     });
-    lines.collect::<Vec<_>>().join("\n")
+    unqualified(&lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// `plan` with columns named without their tables: the planner makes names up for some of them.
+fn unqualified(plan: &str) -> String {
+    let mut parts: Vec<_> = plan.split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    let without_table = |part: &str| match part.strip_suffix('"') {
+        Some(quoted) => quoted[..quoted.rfind('"').unwrap()].to_owned(),
+        None => part
+            .trim_end_matches(|c: char| c.is_alphanumeric() || c == '_')
+            .to_owned(),
+    };
+    let mut parts: Vec<_> = parts.into_iter().map(without_table).collect();
+    parts.push(last.to_owned());
+    parts.concat()
 }
 
 #[tokio::test]
@@ -48,11 +63,11 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec![
                 "deliveries_ready",
                 "((handler = $1) AND (due_at <= $2))",
-                "((handler = d.handler) AND (first = d.\"position\"))",
+                "((handler = handler) AND (first = \"position\"))",
                 "claims_by_scope",
                 "deliveries_by_key",
                 "further_keys_pkey",
-                "AND (\"position\" = \"*SELECT* 1\".\"position\"))",
+                "AND (\"position\" = \"position\"))",
                 "topics_pkey",
             ],
         ),
@@ -65,15 +80,15 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             vec![
                 "deliveries_by_key",
                 "((handler = $1) AND (\"position\" = ANY (",
-                "((handler = $1) AND (\"position\" = p.\"position\"))",
+                "((handler = $1) AND (\"position\" = \"position\"))",
             ],
         ),
         (
             settle::SETTLE,
             vec![
                 "((handler = $1) AND (first = ANY ($2)))",
-                "((handler = $1) AND (\"position\" = m.\"position\"))",
-                "((handler = $1) AND (\"position\" = m_1.\"position\"))",
+                "((handler = $1) AND (\"position\" = \"position\"))",
+                "((handler = $1) AND (\"position\" = \"position\"))",
                 "further_keys_pkey",
             ],
         ),
@@ -95,18 +110,18 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
             statistics::STATISTICS,
             vec![
                 "deliveries_pkey",
-                "((day = d.day) AND (\"position\" = d.\"position\"))",
+                "((day = day) AND (\"position\" = \"position\"))",
             ],
         ),
         (
             maintenance::PARK,
-            vec!["((handler = $1) AND (\"position\" = \"ANY_subquery\".\"position\"))"],
+            vec!["((handler = $1) AND (\"position\" = \"position\"))"],
         ),
         (
             maintenance::UNQUEUE,
             vec![
                 "((handler = $1) AND (\"position\" > $2))",
-                "((handler = $1) AND (\"position\" = slice_1.\"position\"))",
+                "((handler = $1) AND (\"position\" = \"position\"))",
             ],
         ),
         (
@@ -119,8 +134,13 @@ async fn what_happens_often_uses_an_index_to_its_full_depth() {
         ),
     ] {
         let plan = plan(&connection, statement).await;
-        for step in steps {
-            assert!(plan.contains(step), "{statement}: no {step} in\n{plan}");
+        for step in &steps {
+            let wanted = steps.iter().filter(|other| *other == step).count();
+            let found = plan.matches(step).count();
+            assert!(
+                found >= wanted,
+                "{statement}: {step} {found} times in\n{plan}"
+            );
         }
         for table in [
             "deliveries",
