@@ -19,9 +19,9 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
     old.settings.concurrency = NonZeroUsize::MIN;
     let harness = Harness::new(vec![old]).await;
     for body in ["1", "2", "3"] {
-        harness.store.push(Some(body), body);
+        harness.store.push(Some(body), body).await;
     }
-    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    let is_claimed = |row: &recorder::Row| matches!(row.state, State::Claimed(_));
     // One is under way, one more is claimed ahead.
     harness
         .store
@@ -51,7 +51,7 @@ async fn a_store_that_refuses_new_handlers_leaves_the_old_ones_working() {
     harness.store.fail_subscribe(1);
     let other = handler("other", |_, _| done());
     assert!(harness.dispatcher.replace(vec![other]).await.is_err());
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
     assert!(harness.drain().await);
     assert_eq!(harness.count("crm", "done"), 1);
@@ -70,9 +70,9 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
     });
     crm.settings.concurrency = NonZeroUsize::MIN;
     let harness = Harness::new(vec![crm]).await;
-    harness.store.push(None, "1");
-    harness.store.push(None, "2");
-    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
+    harness.store.push(None, "1").await;
+    harness.store.push(None, "2").await;
+    let is_claimed = |row: &recorder::Row| matches!(row.state, State::Claimed(_));
     harness
         .store
         .until(|rows| rows.iter().all(is_claimed))
@@ -81,7 +81,7 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
         // Released once the drain has begun; the gate opens only then.
         harness
             .store
-            .until(|rows| matches!(rows[1].state, State::Ready(_)))
+            .until(|rows| matches!(rows[1].state, State::Ready))
             .await;
         opened.add_permits(1);
     };
@@ -91,7 +91,7 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
     assert!(
         harness
             .store
-            .rows(|rows| matches!(rows[1].state, State::Ready(_)))
+            .rows(|rows| matches!(rows[1].state, State::Ready))
     );
 
     harness
@@ -99,7 +99,7 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
         .replace(vec![handler("late", |_, _| done())])
         .await
         .unwrap();
-    harness.store.push(None, "3");
+    harness.store.push(None, "3").await;
     assert!(harness.drain().await);
     assert_eq!(harness.count("late", "done"), 0);
 }
@@ -118,7 +118,7 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
         })
     })])
     .await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     next(&mut begun).await;
     assert!(!harness.dispatcher.drain(Instant::now()).await);
     assert_eq!(seen.available_permits(), 1);
@@ -143,9 +143,8 @@ async fn what_the_last_settlement_brings_is_released() {
         })
     })])
     .await;
-    harness.store.go_on();
-    harness.store.push(Some("a"), "1");
-    harness.store.push(Some("a"), "2");
+    harness.store.push(Some("a"), "1").await;
+    harness.store.push(Some("a"), "2").await;
     assert_eq!(next(&mut taken).await, "1");
     let drained = harness.drain();
     tokio::pin!(drained);
@@ -160,7 +159,7 @@ async fn what_the_last_settlement_brings_is_released() {
     assert!(
         harness
             .store
-            .rows(|rows| matches!(rows[1].state, State::Ready(_)))
+            .rows(|rows| matches!(rows[1].state, State::Ready))
     );
     assert!(taken.try_recv().is_err());
 }

@@ -1,7 +1,7 @@
 //! What the store and the handlers see of a dispatcher.
 
 mod change;
-mod memory;
+mod recorder;
 mod settings;
 
 use std::{
@@ -25,7 +25,7 @@ use crate::{
     store::Verdict,
     telemetry::ByOutcome,
 };
-use memory::{Memory, State};
+use recorder::{Recorder, State};
 
 /// Nothing here takes a fraction of this, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,16 +70,16 @@ fn done() -> Attempt {
     Box::pin(async { Outcome::Done })
 }
 
-/// A dispatcher on a store in memory.
+/// A dispatcher on the embedded store.
 struct Harness {
-    store: Arc<Memory>,
+    store: Arc<Recorder>,
     metrics: Arc<Metrics>,
     dispatcher: Dispatcher,
 }
 
 impl Harness {
     async fn new(handlers: Vec<ConfiguredHandler>) -> Self {
-        let store = Arc::new(Memory::default());
+        let store = Arc::new(Recorder::new());
         let metrics = Arc::new(Metrics::default());
         let dispatcher = Dispatcher::new(
             store.clone(),
@@ -139,7 +139,7 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
         ("b", "b1"),
         ("b", "b2"),
     ] {
-        harness.store.push(Some(key), body);
+        harness.store.push(Some(key), body).await;
     }
 
     let mut first = Vec::new();
@@ -161,19 +161,28 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
 
 #[tokio::test]
 async fn a_handler_that_hangs_holds_up_no_other() {
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    let stuck = move |_, _| -> Attempt {
+        sender.send(()).unwrap();
+        Box::pin(pending())
+    };
     let harness = Harness::new(vec![
-        handler("stuck", |_, _| Box::pin(pending())),
+        handler("stuck", stuck),
         handler("quick", |_, _| done()),
     ])
     .await;
     for number in 0..50 {
-        harness.store.push(Some(&format!("key {number}")), "{}");
+        harness
+            .store
+            .push(Some(&format!("key {number}")), "{}")
+            .await;
     }
-    let quick_are_done = |rows: &[memory::Row]| {
+    let quick_are_done = |rows: &[recorder::Row]| {
         let mut quick = rows.iter().filter(|row| row.handler == "quick".into());
         quick.all(|row| row.is(&Verdict::Done))
     };
     harness.store.until(quick_are_done).await;
+    next(&mut begun).await;
     assert!(!harness.dispatcher.drain(Instant::now()).await);
 }
 
@@ -184,7 +193,7 @@ async fn a_panic_is_a_retry() {
         done()
     })])
     .await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
     assert_eq!(
         harness.store.reasons(0),
@@ -217,7 +226,7 @@ async fn a_panic_of_a_dropped_attempt_is_a_retry() {
     });
     crm.settings.timeout = Duration::from_millis(5);
     let harness = Harness::new(vec![crm]).await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
     assert!(harness.drain().await);
     assert_eq!(harness.count("crm", "panic"), 1);
@@ -239,7 +248,7 @@ async fn an_attempt_that_takes_too_long_is_dropped_and_retried() {
     });
     crm.settings.timeout = Duration::from_millis(5);
     let harness = Harness::new(vec![crm]).await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
     assert_eq!(harness.store.reasons(0), ["took longer than 5ms"]);
     assert_eq!(seen.available_permits(), 1);
@@ -268,8 +277,8 @@ async fn a_parked_delivery_frees_its_key_and_keeps_its_reason() {
         })
     })])
     .await;
-    harness.store.push(Some("a"), "bad");
-    harness.store.push(Some("a"), "good");
+    harness.store.push(Some("a"), "bad").await;
+    harness.store.push(Some("a"), "good").await;
     harness.store.until(|rows| rows[1].is(&Verdict::Done)).await;
     let why = "no such customer".to_owned();
     harness
@@ -287,7 +296,7 @@ async fn what_fails_too_often_is_parked_with_the_last_reason() {
     });
     crm.settings.retry.attempts = std::num::NonZeroU32::new(3).unwrap();
     let harness = Harness::new(vec![crm]).await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     let why = "gave up after 3 attempts; the last one: failure 3".to_owned();
     harness
         .store
@@ -304,7 +313,7 @@ async fn reasons_are_bounded() {
         Box::pin(async { Outcome::park("é".repeat(5000)) })
     })])
     .await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     let why = "é".repeat(1000);
     harness
         .store
@@ -325,7 +334,7 @@ async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
         })
     })])
     .await;
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     let why = "superseded".to_owned();
     harness
         .store
@@ -334,7 +343,7 @@ async fn a_handler_may_skip_and_is_told_what_the_store_knows() {
     let context = next(&mut contexts).await;
     assert_eq!(context.handler, "crm".into());
     assert_eq!(context.attempt, 1);
-    assert_eq!(context.replay.as_deref(), Some(memory::REPLAY));
+    assert_eq!(context.replay.as_deref(), Some(recorder::REPLAY));
     assert_eq!(context.replays, 1);
     assert!(context.superseded);
     assert!(harness.drain().await);
@@ -360,7 +369,7 @@ async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
     crm.settings.concurrency = NonZeroUsize::new(3).unwrap();
     let harness = Harness::new(vec![crm]).await;
     for _ in 0..12 {
-        harness.store.push(None, "{}");
+        harness.store.push(None, "{}").await;
     }
     harness
         .store
@@ -379,8 +388,8 @@ async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt(
     })])
     .await;
     harness.store.fail_settle(1);
-    harness.store.push(Some("a"), "1");
-    harness.store.push(Some("a"), "2");
+    harness.store.push(Some("a"), "1").await;
+    harness.store.push(Some("a"), "2").await;
     assert_eq!(next(&mut taken).await, "1");
     harness.store.fail_claim(1);
     assert_eq!(next(&mut taken).await, "2");
@@ -407,9 +416,8 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
         })
     })])
     .await;
-    harness.store.go_on();
     for body in ["1", "2", "3", "4"] {
-        harness.store.push(Some("a"), body);
+        harness.store.push(Some("a"), body).await;
     }
     harness
         .store
@@ -427,26 +435,32 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
 #[tokio::test]
 async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
     let (sender, mut taken) = mpsc::unbounded_channel();
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
     let harness = Harness::new(vec![handler("crm", move |body, _| {
         sender.send(body).unwrap();
-        done()
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
     })])
     .await;
     let store_is_slow = harness.store.gate.lock().await;
     for _ in 0..50 {
-        harness.store.push(None, "{}");
+        harness.store.push(None, "{}").await;
     }
+    let is_claimed = |row: &recorder::Row| matches!(row.state, State::Claimed(_));
+    let count = |rows: &[recorder::Row]| rows.iter().filter(|row| is_claimed(row)).count();
+    let claimed = || harness.store.rows(count);
     // Of 8 at once and half as many ahead.
+    harness.store.until(|rows| count(rows) == 12).await;
+    opened.add_permits(100);
     for _ in 0..12 {
         next(&mut taken).await;
     }
-    let is_claimed = |row: &memory::Row| matches!(row.state, State::Claimed(_));
-    let claimed = || {
-        let count = |rows: &[memory::Row]| rows.iter().filter(|row| is_claimed(row)).count();
-        harness.store.rows(count)
-    };
     assert_eq!(claimed(), 12);
-    harness.store.push(None, "{}");
+    harness.store.push(None, "{}").await;
     tokio::task::yield_now().await;
     assert_eq!(claimed(), 12);
     drop(store_is_slow);
