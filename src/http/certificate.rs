@@ -15,8 +15,9 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
+use x509_cert::der::Decode;
 
-use super::{Error, Tls, expiry};
+use super::{Error, Tls};
 use crate::telemetry::FloatGauge;
 
 /// How often the files are read. A certificate is renewed minutes before it expires, at the least.
@@ -102,15 +103,18 @@ impl Certificate {
 
     fn report_expiry(&self) {
         let current = self.current.load();
-        let not_after = current.cert.first().and_then(|der| expiry::not_after(der));
-        if let Some(not_after) = not_after {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "seconds of any real date are exact in an f64"
-            )]
-            self.expiry.set(not_after.as_second() as f64);
+        if let Some(not_after) = current.cert.first().and_then(|der| not_after(der)) {
+            self.expiry.set(not_after.as_secs_f64());
         }
     }
+}
+
+/// The last moment at which the certificate `der` is valid, in Unix time; `None` when it cannot be parsed.
+/// rustls reads the certificate too, but does not say.
+fn not_after(der: &[u8]) -> Option<Duration> {
+    let certificate = x509_cert::Certificate::from_der(der).ok()?;
+    let validity = certificate.tbs_certificate.validity;
+    Some(validity.not_after.to_unix_duration())
 }
 
 impl ResolvesServerCert for Certificate {
@@ -177,4 +181,37 @@ pub(super) fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfi
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(year: i32) -> Vec<u8> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["hooks.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 3, 4);
+        params.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn both_encodings_of_time_are_parsed() {
+        for (year, expected) in [
+            (2031, "2031-03-04T00:00:00Z"),
+            (2049, "2049-03-04T00:00:00Z"),
+            (2077, "2077-03-04T00:00:00Z"),
+        ] {
+            let expected: jiff::Timestamp = expected.parse().unwrap();
+            let end = not_after(&certificate(year)).unwrap();
+            assert_eq!(end.as_secs(), u64::try_from(expected.as_second()).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_truncated_certificate_has_no_expiry() {
+        let whole = certificate(2031);
+        for length in 0..whole.len() {
+            assert_eq!(not_after(&whole[..length]), None);
+        }
+    }
 }

@@ -21,7 +21,6 @@ mod body;
 mod certificate;
 mod connection;
 mod descriptors;
-mod expiry;
 mod limiter;
 mod listener;
 #[cfg(test)]
