@@ -84,7 +84,7 @@ pub(super) fn uuid(id: EventId) -> Uuid {
     Uuid::from_bytes(*id.as_bytes())
 }
 
-/// Reverses [`uuid`].
+/// Reverses [`uuid()`].
 pub(super) fn event_id(id: Uuid) -> EventId {
     EventId::from_bytes(*id.as_bytes())
 }
