@@ -24,7 +24,7 @@ impl HandlerKind for AddressList {
         "kind = 'address-list'\nevents = ['zoom.*']\npath = 'addresses.txt'";
     type Handler = Self;
 
-    fn build(self, _: &BuildContext) -> Result<Self, BuildError> {
+    fn build(self, _: &mut BuildContext) -> Result<Self, BuildError> {
         Ok(self)
     }
 }

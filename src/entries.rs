@@ -1,4 +1,4 @@
-//! One line for one entry: the macro behind the tables of families, providers and store engines.
+//! One line for one entry: the macro behind the tables of families, providers, store engines and handler kinds.
 
 /// Declares modules, and a table with one entry for each of them.
 ///

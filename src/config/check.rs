@@ -66,13 +66,13 @@ pub(super) fn path(path: &str, place: Span, taken: &mut Taken<String>, findings:
 /// Checks that one handler alone writes to the file at `path`, which the setting `key` names. Two
 /// paths that lead to one file by a link or by `..` count as two files.
 pub(super) fn own_file(
-    (key, path): (&str, &Path),
+    (key, path): &(&str, PathBuf),
     section: &Section<'_>,
     taken: &mut Taken<PathBuf>,
     findings: &mut Findings,
 ) {
     // A path that cannot be made whole cannot be opened either: that is for the handler to say.
-    let (Ok(whole), Some(place)) = (std::path::absolute(path), section.place_of(&[key])) else {
+    let (Ok(whole), Some(place)) = (std::path::absolute(path), section.place_of(&[*key])) else {
         return;
     };
     let problem = Problem::new(format!("two handlers write to {}", whole.display()));

@@ -16,7 +16,7 @@ use crate::{
     admin,
     dispatch::{self, ConfiguredHandler},
     event::{self, EndpointName, Family, HandlerName},
-    handler::{self, BuildContext, Factory},
+    handler::{self, BuildContext},
     http, provider, secret, spanned, store,
 };
 
@@ -76,7 +76,7 @@ pub(super) struct Reader<'a, 'i> {
     root: DeTable<'i>,
 }
 
-impl<'i> Reader<'_, 'i> {
+impl<'a, 'i> Reader<'a, 'i> {
     /// The whole file.
     pub(super) fn config(&mut self) -> Option<Config> {
         let restart_required = RestartRequired::of(&self.root);
@@ -312,7 +312,7 @@ impl<'i> Reader<'_, 'i> {
         // The kind's settings come first: a mistyped key among them may be one of the others.
         let mut kinds_own = section.clone();
         section = kinds_own.split_off(dispatch::Settings::KEYS);
-        let factory = self.factory(&mut kinds_own, files);
+        let kind = self.handler_kind(&mut kinds_own);
         section.excuse(&kinds_own);
         let hints = Hints {
             keys: &[],
@@ -320,8 +320,8 @@ impl<'i> Reader<'_, 'i> {
         };
         let settings =
             section.read(hints, &mut self.findings, deserialize::<dispatch::Settings>)?;
-        let concurrency = match (&factory, section.place_at(&["concurrency"])) {
-            (Some(factory), None) => factory.concurrency(),
+        let concurrency = match (&kind, section.place_at(&["concurrency"])) {
+            (Some((kind, _)), None) => kind.concurrency,
             _ => settings.concurrency,
         };
         let settings = dispatch::Settings {
@@ -330,14 +330,16 @@ impl<'i> Reader<'_, 'i> {
         };
         check::dispatch(&settings, &section, &mut self.findings);
         let name = HandlerName::new(own_name(&section.name));
-        let context = BuildContext {
-            name: name.clone(),
-            concurrency: settings.concurrency.get(),
-            timeout: settings.timeout,
-        };
-        match factory?.build(&context) {
+        let mut context = BuildContext::new(name, concurrency.get(), settings.timeout);
+        let (_, build) = kind?;
+        let handler = build(&mut context);
+        check::cleartext_warnings(context.warnings, &kinds_own, &mut self.findings);
+        for file in &context.files {
+            check::own_file(file, &kinds_own, files, &mut self.findings);
+        }
+        match handler {
             Ok(handler) => Some(ConfiguredHandler {
-                name,
+                name: context.name,
                 settings,
                 implementation: handler,
             }),
@@ -355,11 +357,10 @@ impl<'i> Reader<'_, 'i> {
     }
 
     /// Looks the kind of a handler up. The kind reads its own settings.
-    fn factory(
+    fn handler_kind(
         &mut self,
         section: &mut Section<'i>,
-        files: &mut check::Taken<PathBuf>,
-    ) -> Option<Box<dyn Factory>> {
+    ) -> Option<(&'a handler::Kind, handler::Build)> {
         let kinds = self.kinds;
         let names = kinds.iter().map(|kind| kind.kind);
         let example = format!(
@@ -389,12 +390,8 @@ impl<'i> Reader<'_, 'i> {
             example: kind.example,
             ..hints
         };
-        let factory = section.read(hints, &mut self.findings, |settings| kind.read(settings))?;
-        check::cleartext_warnings(factory.cleartext_warnings(), section, &mut self.findings);
-        if let Some(file) = factory.own_file() {
-            check::own_file(file, section, files, &mut self.findings);
-        }
-        Some(factory)
+        let build = section.read(hints, &mut self.findings, |settings| kind.read(settings))?;
+        Some((kind, build))
     }
 }
 

@@ -1,9 +1,9 @@
-//! The one place where a kind of handler loses its type.
+//! The table of kinds, in which a kind has no type.
 
-use std::{fmt, num::NonZeroUsize, path::Path};
+use std::{fmt, num::NonZeroUsize};
 
 use super::{AnyHandler, BuildContext, BuildError, HandlerKind};
-use crate::{cleartext::CleartextWarning, spanned};
+use crate::spanned;
 
 /// A [`HandlerKind`] with its type erased: one line of [`KINDS`](super::KINDS).
 #[derive(Clone, Copy)]
@@ -12,8 +12,13 @@ pub struct Kind {
     pub kind: &'static str,
     /// [`HandlerKind::EXAMPLE`].
     pub example: &'static str,
-    read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Factory>, spanned::Error>,
+    /// [`HandlerKind::CONCURRENCY`].
+    pub concurrency: NonZeroUsize,
+    read: fn(spanned::Deserializer<'_>) -> Result<Build, spanned::Error>,
 }
+
+/// [`HandlerKind::build`] of settings that have been read.
+pub type Build = Box<dyn FnOnce(&mut BuildContext) -> Result<AnyHandler, BuildError>>;
 
 impl Kind {
     /// The line for `K`.
@@ -21,19 +26,22 @@ impl Kind {
         Self {
             kind: K::KIND,
             example: K::EXAMPLE,
-            read: |settings| Ok(Box::new(Settings(K::deserialize(settings)?))),
+            concurrency: K::CONCURRENCY,
+            read: |settings| {
+                let settings = K::deserialize(settings)?;
+                Ok(Box::new(|context| {
+                    settings.build(context).map(AnyHandler::new)
+                }))
+            },
         }
     }
 
-    /// Reads a handler's settings.
+    /// Reads the settings of a handler.
     ///
     /// # Errors
     ///
-    /// When they are not this kind's.
-    pub fn read(
-        &self,
-        settings: spanned::Deserializer<'_>,
-    ) -> Result<Box<dyn Factory>, spanned::Error> {
+    /// When the settings are not those of this kind.
+    pub fn read(&self, settings: spanned::Deserializer<'_>) -> Result<Build, spanned::Error> {
         (self.read)(settings)
     }
 }
@@ -41,44 +49,5 @@ impl Kind {
 impl fmt::Debug for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Kind").field(&self.kind).finish()
-    }
-}
-
-/// Settings that have been read and can be built: a [`HandlerKind`] with its type erased.
-pub trait Factory {
-    /// See [`HandlerKind::cleartext_warnings`].
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning>;
-
-    /// See [`HandlerKind::own_file`].
-    fn own_file(&self) -> Option<(&'static str, &Path)>;
-
-    /// See [`HandlerKind::CONCURRENCY`].
-    fn concurrency(&self) -> NonZeroUsize;
-
-    /// Builds the handler.
-    ///
-    /// # Errors
-    ///
-    /// See [`HandlerKind::build`].
-    fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError>;
-}
-
-struct Settings<K>(K);
-
-impl<K: HandlerKind> Factory for Settings<K> {
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        self.0.cleartext_warnings()
-    }
-
-    fn own_file(&self) -> Option<(&'static str, &Path)> {
-        self.0.own_file()
-    }
-
-    fn concurrency(&self) -> NonZeroUsize {
-        K::CONCURRENCY
-    }
-
-    fn build(self: Box<Self>, context: &BuildContext) -> Result<AnyHandler, BuildError> {
-        self.0.build(context).map(AnyHandler::new)
     }
 }

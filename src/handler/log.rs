@@ -30,7 +30,7 @@ mask = true          # false shows phone numbers in full
 "#;
     type Handler = Log;
 
-    fn build(self, _context: &BuildContext) -> Result<Log, BuildError> {
+    fn build(self, _context: &mut BuildContext) -> Result<Log, BuildError> {
         Ok(Log { mask: self.mask })
     }
 }

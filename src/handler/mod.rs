@@ -7,66 +7,45 @@
 //!
 //! # How to add a kind
 //!
-//! Write one file beside this one: a settings struct that implements [`HandlerKind`], a struct that
-//! implements [`Handler`], one `async fn`. Add one line to [`KINDS`]. A program that embeds this
-//! crate needs no line: it registers its own kind with the builder.
+//! Write one file beside this one: a struct `Settings` that implements [`HandlerKind`], and a struct
+//! that implements [`Handler`] with one `async fn`. Add one line to [`KINDS`]. A program that embeds
+//! this crate needs no line: it registers its own kind with the builder.
 
-#[cfg(feature = "sql")]
-mod address;
-#[cfg(feature = "amqp")]
-mod amqp;
-#[cfg(any(
-    feature = "amqp",
-    feature = "mqtt",
-    feature = "nats",
-    feature = "redis",
-    feature = "sqs"
-))]
+#[cfg_attr(
+    not(feature = "full"),
+    allow(dead_code, reason = "a lean build has few of the kinds that share it")
+)]
 mod broker;
 mod client;
 pub mod cloud_event;
-#[cfg(any(feature = "amqp", feature = "mqtt"))]
-mod dial;
-mod exec;
-mod file;
-mod http;
-#[cfg(feature = "kafka")]
-mod kafka;
 mod kind;
-#[cfg(any(feature = "amqp", feature = "mqtt"))]
-mod link;
-mod log;
 pub mod message;
-#[cfg(feature = "mqtt")]
-mod mqtt;
-#[cfg(feature = "nats")]
-mod nats;
-#[cfg(feature = "redis")]
-mod redis;
 #[cfg(test)]
 mod sample;
 mod signature;
-#[cfg(feature = "sql")]
-mod sql;
-#[cfg(feature = "sqs")]
-mod sqs;
-#[cfg(any(feature = "amqp", feature = "mqtt", feature = "nats"))]
-mod template;
 mod text;
 
 use std::{
-    any::type_name, fmt, future::Future, marker::PhantomData, num::NonZeroUsize,
-    panic::AssertUnwindSafe, path::Path, pin::Pin, time::Duration,
+    any::type_name,
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    num::NonZeroUsize,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    pin::Pin,
+    time::Duration,
 };
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-pub use kind::{Factory, Kind};
+pub use kind::{Build, Kind};
 
 use crate::{
     cleartext::CleartextWarning,
+    entries::entries,
     event::{self, EventFamily, EventId, HandlerName, Notification, Unreadable},
 };
 
@@ -213,35 +192,54 @@ pub trait HandlerKind: DeserializeOwned + 'static {
     /// What it builds.
     type Handler: Handler;
 
-    /// The credentials that these settings send without TLS.
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        Vec::new()
-    }
-
-    /// The file that the handler writes to and has to itself, behind the key of the setting that names
-    /// it.
-    fn own_file(&self) -> Option<(&'static str, &Path)> {
-        None
-    }
-
-    /// Builds a handler. Must not wait for other machines: a handler that cannot reach its
-    /// destination is built all the same, and its deliveries are retried.
+    /// Builds a handler, and tells `context` what the configuration must know about the handler.
+    ///
+    /// The command `check` builds each handler too. A handler connects to another machine when it gets
+    /// its first delivery, so that a destination that is down never prevents a start.
     ///
     /// # Errors
     ///
     /// When the settings cannot work, together or on this machine.
-    fn build(self, context: &BuildContext) -> Result<Self::Handler, BuildError>;
+    fn build(self, context: &mut BuildContext) -> Result<Self::Handler, BuildError>;
 }
 
-/// What a handler is built with besides its settings.
-#[derive(Clone, Debug)]
+/// The surroundings of a handler that is being built, and what its kind says about the handler.
+#[derive(Debug)]
 pub struct BuildContext {
-    /// Its name in the TOML.
+    /// The name of the handler in the TOML.
     pub name: HandlerName,
-    /// How many deliveries it is given at once.
+    /// The most deliveries that the handler is given at once.
     pub concurrency: usize,
-    /// How long one attempt may take.
+    /// The time limit of one attempt.
     pub timeout: Duration,
+    /// The warnings so far.
+    pub(crate) warnings: Vec<CleartextWarning>,
+    /// The claimed files so far, each with the key of the setting that names the file.
+    pub(crate) files: Vec<(&'static str, PathBuf)>,
+}
+
+impl BuildContext {
+    /// The surroundings of the handler `name`.
+    pub const fn new(name: HandlerName, concurrency: usize, timeout: Duration) -> Self {
+        Self {
+            name,
+            concurrency,
+            timeout,
+            warnings: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// Warns the operator of credentials that the handler sends without TLS.
+    pub fn warn(&mut self, warnings: impl IntoIterator<Item = CleartextWarning>) {
+        self.warnings.extend(warnings);
+    }
+
+    /// Claims the file at `path`, which the setting `key` names. It is an error of the configuration
+    /// that two handlers claim one file.
+    pub fn claim_file(&mut self, key: &'static str, path: &Path) {
+        self.files.push((key, path.to_owned()));
+    }
 }
 
 /// Why a handler cannot be built: what is wrong, and what to do.
@@ -268,46 +266,25 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Every kind that comes with the crate.
-pub const KINDS: &[Kind] = &[
-    Kind::of::<log::Settings>(),
-    Kind::of::<file::Settings>(),
-    Kind::of::<http::Settings>(),
-    Kind::of::<exec::Settings>(),
-    #[cfg(feature = "amqp")]
-    Kind::of::<amqp::Settings>(),
-    #[cfg(feature = "kafka")]
-    Kind::of::<kafka::Settings>(),
-    #[cfg(feature = "mqtt")]
-    Kind::of::<mqtt::Settings>(),
-    #[cfg(feature = "nats")]
-    Kind::of::<nats::Settings>(),
-    #[cfg(feature = "redis")]
-    Kind::of::<redis::Settings>(),
-    #[cfg(feature = "sql")]
-    Kind::of::<sql::Settings>(),
-    #[cfg(feature = "sqs")]
-    Kind::of::<sqs::Settings>(),
-];
+entries! {
+    /// Every kind in this build.
+    pub const KINDS: [Kind of Settings];
 
-/// Every kind that would come with the crate, had its feature been asked for. A feature is called
-/// what its kind is called.
-pub const LEFT_OUT: &[&str] = &[
-    #[cfg(not(feature = "amqp"))]
-    "amqp",
-    #[cfg(not(feature = "kafka"))]
-    "kafka",
-    #[cfg(not(feature = "mqtt"))]
-    "mqtt",
-    #[cfg(not(feature = "nats"))]
-    "nats",
-    #[cfg(not(feature = "redis"))]
-    "redis",
-    #[cfg(not(feature = "sql"))]
-    "sql",
-    #[cfg(not(feature = "sqs"))]
-    "sqs",
-];
+    /// Every kind that this build leaves out. A kind has the name of its feature.
+    pub const LEFT_OUT: [left out];
+
+    mod log;
+    mod file;
+    mod http;
+    mod exec;
+    #[cfg(feature = "amqp")] mod amqp;
+    #[cfg(feature = "kafka")] mod kafka;
+    #[cfg(feature = "mqtt")] mod mqtt;
+    #[cfg(feature = "nats")] mod nats;
+    #[cfg(feature = "redis")] mod redis;
+    #[cfg(feature = "sql")] mod sql;
+    #[cfg(feature = "sqs")] mod sqs;
+}
 
 /// A [`Handler`] with its type erased.
 pub struct AnyHandler(Box<dyn Erased>);

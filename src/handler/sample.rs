@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::DeliveryContext;
+use super::{BuildContext, DeliveryContext};
 use crate::event::{EventId, EventName, Key, Notification};
 
 /// An event with `body`, and everything about it known.
@@ -25,6 +25,11 @@ pub(super) fn notification(body: &str) -> Notification {
         dedupe: Vec::new(),
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
+}
+
+/// What a handler is built with besides its settings.
+pub(super) fn build_context() -> BuildContext {
+    BuildContext::new("sample".into(), 8, Duration::from_secs(10))
 }
 
 /// The third attempt at delivering it.

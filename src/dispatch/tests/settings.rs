@@ -54,12 +54,13 @@ async fn every_kind_of_handler_builds_from_its_example() {
         let (common, own) = (table(common), table(entry));
         let settings = Settings::deserialize(spanned::Deserializer::new(&common)).unwrap();
         let own = spanned::Deserializer::new(&own);
-        let factory = secret::with(sources, || kind.read(own)).unwrap();
-        let context = BuildContext {
-            name: name.as_str().into(),
-            concurrency: settings.concurrency.get(),
-            timeout: settings.timeout,
-        };
-        factory.build(&context).unwrap();
+        let build = secret::with(sources, || kind.read(own)).unwrap();
+        let (concurrency, timeout) = (settings.concurrency.get(), settings.timeout);
+        build(&mut BuildContext::new(
+            name.as_str().into(),
+            concurrency,
+            timeout,
+        ))
+        .unwrap();
     }
 }

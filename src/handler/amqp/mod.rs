@@ -32,8 +32,8 @@
 //! **Invariant:** nothing that the broker says is in a reason, but its codes: it may quote a routing
 //! key.
 
+mod publisher;
 mod runtime;
-mod session;
 mod settings;
 
 use std::time::Duration;
@@ -47,14 +47,12 @@ use lapin::{
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    broker::{connector::Connector, reconnecting::ReconnectingClient, template::Template},
     cloud_event::CloudEvent,
-    dial::Dial,
-    link::Link,
     message::{Format, Message},
-    template::Template,
 };
-use crate::{cleartext::CleartextWarning, secret::Secret};
-use session::{Publication, Session};
+use crate::secret::Secret;
+use publisher::{Publication, Publisher};
 use settings::SCHEMES;
 
 pub(super) use settings::Settings;
@@ -88,20 +86,16 @@ connect_timeout = "5s"
 "#;
     type Handler = Amqp;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        let warning = SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref());
-        warning.into_iter().collect()
-    }
-
-    fn build(self, context: &BuildContext) -> Result<Amqp, BuildError> {
-        let patience = self.connect_timeout.min(context.timeout);
-        let dial = Dial::new(&self.url.0, SCHEMES, &self.tls)?;
+    fn build(self, context: &mut BuildContext) -> Result<Amqp, BuildError> {
+        context.warn(SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref()));
+        let connect_timeout = self.connect_timeout.min(context.timeout);
+        let connector = Connector::new(&self.url.0, SCHEMES, &self.tls)?;
         Ok(Amqp {
-            uri: self.uri(&dial),
-            dial,
-            patience,
+            uri: self.uri(&connector),
+            connector,
+            connect_timeout,
             name: format!("hookswitch {}", context.name),
-            link: Link::new(patience),
+            client: ReconnectingClient::new(connect_timeout),
             exchange: self.exchange.0,
             routing_key: self.routing_key,
             format: self.format,
@@ -110,7 +104,7 @@ connect_timeout = "5s"
 }
 
 impl Settings {
-    fn uri(&self, dial: &Dial) -> AMQPUri {
+    fn uri(&self, connector: &Connector) -> AMQPUri {
         let password = self.password.as_ref().map_or("guest", Secret::expose);
         AMQPUri {
             // TLS is spoken below what the library knows of.
@@ -120,8 +114,8 @@ impl Settings {
                     username: self.username.as_deref().unwrap_or("guest").to_owned(),
                     password: password.to_owned(),
                 },
-                host: dial.host.clone(),
-                port: dial.port,
+                host: connector.host.clone(),
+                port: connector.port,
             },
             vhost: self.vhost.0.to_string(),
             query: AMQPQueryString {
@@ -136,12 +130,12 @@ impl Settings {
 pub(super) struct Amqp {
     /// Has the password in it.
     uri: AMQPUri,
-    dial: Dial,
+    connector: Connector,
     /// How long a connection may take to be made.
-    patience: Duration,
+    connect_timeout: Duration,
     /// Of the connection, for who looks at the broker's list of them.
     name: String,
-    link: Link<Session>,
+    client: ReconnectingClient<Publisher>,
     exchange: ShortString,
     routing_key: Template,
     format: Format,
@@ -155,15 +149,20 @@ impl Handler for Amqp {
             Ok(message) => message,
             Err(why) => return Outcome::park(why),
         };
-        let connect = Session::open(self.uri.clone(), &self.name, &self.dial, self.patience);
-        let session = match self.link.connection(connect).await {
-            Ok(session) => session,
-            Err(broken) => return Outcome::retry(broken),
+        let connect = Publisher::open(
+            self.uri.clone(),
+            &self.name,
+            &self.connector,
+            self.connect_timeout,
+        );
+        let publisher = match self.client.connection(connect).await {
+            Ok(publisher) => publisher,
+            Err(unconnected) => return Outcome::retry(unconnected),
         };
-        if session.is_blocked() {
+        if publisher.is_blocked() {
             return Outcome::retry("the broker is short of memory or disk, and takes no messages");
         }
-        match session.publish(message).await {
+        match publisher.publish(message).await {
             Ok(confirmation) => self.judge(&confirmation),
             Err(error) => self.judge_error(&error),
         }
@@ -234,7 +233,7 @@ impl Amqp {
             )),
             _ => Outcome::retry(format!(
                 "the broker did not confirm the message: {}",
-                session::describe(error)
+                publisher::describe(error)
             )),
         }
     }
@@ -279,8 +278,8 @@ mod tests {
 
     fn uri(url: &str, more: &str) -> AMQPUri {
         let settings = settings(url, more).unwrap();
-        let dial = Dial::new(&settings.url.0, SCHEMES, &settings.tls).unwrap();
-        settings.uri(&dial)
+        let connector = Connector::new(&settings.url.0, SCHEMES, &settings.tls).unwrap();
+        settings.uri(&connector)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the client library runs on: tokio, but for how it connects.
+//! The runtime of the client library: tokio, with a connector of our own.
 
 use std::{
     fmt,
@@ -18,40 +18,40 @@ use async_rs::{
 use tokio::time::timeout;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
-use crate::handler::dial::{Dial, Stream};
+use crate::handler::broker::connector::{Connection, Connector};
 
-/// A runtime for one connection, which may take `patience` to be made, and what that hangs by
-/// meanwhile.
+/// A runtime for one connection, which takes at most `connect_timeout` to be made, and a guard of
+/// the thread that makes the connection.
 pub(super) fn runtime(
-    dial: &Dial,
-    patience: Duration,
+    connector: &Connector,
+    connect_timeout: Duration,
 ) -> (
     Runtime<impl RuntimeKit + Clone + Send + Sync + 'static>,
     Thread,
 ) {
     let thread = Thread::default();
     let tokio = Tokio::current();
-    let connector = Connector {
-        dial: dial.clone(),
-        patience,
+    let reactor = ConnectingReactor {
+        connector: connector.clone(),
+        connect_timeout,
         thread: Arc::downgrade(&thread.0),
         tokio: tokio.clone(),
     };
-    let parts = RuntimeParts::new(tokio, connector);
+    let parts = RuntimeParts::new(tokio, reactor);
     (Runtime::new(parts), thread)
 }
 
-/// What a connection hangs by while it is being made. The library makes it on a thread of its own,
-/// which would wait for a broker that says nothing for ever; when this is dropped before it is let
-/// go, the socket is shut, and the thread ends.
+/// A guard of a connection that is being made. The library connects on a thread of its own, which
+/// would wait for a silent broker for ever. When the guard is dropped before it is released, the
+/// socket is shut, and the thread ends.
 #[derive(Default)]
 pub(super) struct Thread(Arc<Socket>);
 
 type Socket = Mutex<Option<net::TcpStream>>;
 
 impl Thread {
-    /// The connection is made.
-    pub(super) fn let_go(self) {
+    /// Releases the socket, since the connection is made.
+    pub(super) fn release(self) {
         lock(&self.0).take();
     }
 }
@@ -69,29 +69,29 @@ fn lock(socket: &Socket) -> MutexGuard<'_, Option<net::TcpStream>> {
     socket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Connects as [`Dial`] does. The library is told nothing of TLS.
+/// Connects with a [`Connector`]. The library does not see the TLS.
 #[derive(Clone)]
-struct Connector {
-    dial: Dial,
-    patience: Duration,
+struct ConnectingReactor {
+    connector: Connector,
+    connect_timeout: Duration,
     thread: Weak<Socket>,
     tokio: Tokio,
 }
 
-impl Connector {
-    async fn connect(&self, address: SocketAddr) -> io::Result<Compat<Stream>> {
-        let stream = Dial::connect(address).await?;
+impl ConnectingReactor {
+    async fn connect(&self, address: SocketAddr) -> io::Result<Compat<Connection>> {
+        let stream = Connector::connect(address).await?;
         let socket = stream.as_fd().try_clone_to_owned()?;
         match self.thread.upgrade() {
             Some(thread) => *lock(&thread) = Some(socket.into()),
             None => return Err(io::ErrorKind::ConnectionAborted.into()),
         }
-        Ok(self.dial.secure(stream).await?.compat())
+        Ok(self.connector.secure(stream).await?.compat())
     }
 }
 
-impl Reactor for Connector {
-    type TcpStream = Compat<Stream>;
+impl Reactor for ConnectingReactor {
+    type TcpStream = Compat<Connection>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + AsFd + AsRawFd + Send + 'static>(
@@ -117,13 +117,13 @@ impl Reactor for Connector {
         &self,
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
-        let connector = self.clone();
-        async move { timeout(connector.patience, connector.connect(address)).await? }
+        let connecting = self.clone();
+        async move { timeout(connecting.connect_timeout, connecting.connect(address)).await? }
     }
 }
 
-impl fmt::Debug for Connector {
+impl fmt::Debug for ConnectingReactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Connector(..)")
+        f.write_str("ConnectingReactor(..)")
     }
 }

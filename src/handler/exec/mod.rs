@@ -110,7 +110,7 @@ environment = { TZ = "UTC", API_KEY = { env = "PROVISION_API_KEY" } }
 "#;
     type Handler = Exec;
 
-    fn build(self, _context: &BuildContext) -> Result<Exec, BuildError> {
+    fn build(self, _context: &mut BuildContext) -> Result<Exec, BuildError> {
         Ok(Exec { settings: self })
     }
 }

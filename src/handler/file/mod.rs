@@ -57,11 +57,8 @@ rotate = { size = "64MiB" }     # or { every = "day" }
     const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(64).unwrap();
     type Handler = Lines;
 
-    fn own_file(&self) -> Option<(&'static str, &Path)> {
-        Some(("path", &self.path))
-    }
-
-    fn build(self, _context: &BuildContext) -> Result<Lines, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Lines, BuildError> {
+        context.claim_file("path", &self.path);
         let path: Arc<Path> = self.path.into();
         let is_something_else = path.metadata().is_ok_and(|found| !found.is_file());
         if path.file_name().is_none() || is_something_else {
@@ -184,7 +181,7 @@ fn write(writer: &mut Writer, batch: Vec<Line>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::fs;
 
     use serde_json::Value;
 
@@ -195,11 +192,7 @@ mod tests {
         let settings = toml::de::ValueDeserializer::parse(settings).unwrap();
         Settings::deserialize(settings)
             .unwrap()
-            .build(&BuildContext {
-                name: "archive".into(),
-                concurrency: 8,
-                timeout: Duration::from_secs(10),
-            })
+            .build(&mut sample::build_context())
     }
 
     async fn deliver(handler: &Lines, body: &str) -> Outcome {

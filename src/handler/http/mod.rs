@@ -32,7 +32,6 @@ use super::{
     message::{Format, Message, to_header},
     signature::Signer,
 };
-use crate::cleartext::CleartextWarning;
 use settings::Destination;
 
 pub(super) use settings::Settings;
@@ -66,11 +65,8 @@ timeout = "10s"
 "#;
     type Handler = Http;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        self.cleartext_warnings()
-    }
-
-    fn build(self, context: &BuildContext) -> Result<Http, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Http, BuildError> {
+        context.warn(self.cleartext_warnings());
         let tls = self.tls().map_err(BuildError)?;
         let builder = client::builder(context, self.connect_timeout, tls)?;
         let builder = match self.proxy {

@@ -105,12 +105,7 @@ fn settings(url: &str, more: &str) -> Result<Settings, toml::de::Error> {
 }
 
 fn build(settings: Settings) -> Http {
-    let context = BuildContext {
-        name: "crm".into(),
-        concurrency: 8,
-        timeout: Duration::from_secs(10),
-    };
-    settings.build(&context).unwrap()
+    settings.build(&mut sample::build_context()).unwrap()
 }
 
 async fn post(handler: &Http, notification: &Notification) -> Outcome {
@@ -212,12 +207,11 @@ async fn no_answer_is_a_retry_that_does_not_show_the_url() {
 #[tokio::test]
 async fn a_receiver_that_never_answers_is_given_up() {
     let server = Server::stalling_after("").await;
-    let context = BuildContext {
-        name: "crm".into(),
-        concurrency: 1,
-        timeout: Duration::from_millis(20),
-    };
-    let handler = settings(&server.url, "").unwrap().build(&context).unwrap();
+    let mut context = BuildContext::new("crm".into(), 1, Duration::from_millis(20));
+    let handler = settings(&server.url, "")
+        .unwrap()
+        .build(&mut context)
+        .unwrap();
     let notification = sample::notification("{}");
     let outcome = timeout(PATIENCE, post(&handler, &notification)).await;
     let Ok(Outcome::Retry { after: None, why }) = outcome else {
@@ -233,13 +227,12 @@ async fn the_status_counts_though_the_body_never_ends() {
     let long = format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(1 << 20));
     let long = Server::answering(&long).await;
     // The client itself would wait for longer than this test does.
-    let context = BuildContext {
-        name: "crm".into(),
-        concurrency: 1,
-        timeout: Duration::from_secs(3600),
-    };
+    let mut context = BuildContext::new("crm".into(), 1, Duration::from_secs(3600));
     for server in [endless, long] {
-        let handler = settings(&server.url, "").unwrap().build(&context).unwrap();
+        let handler = settings(&server.url, "")
+            .unwrap()
+            .build(&mut context)
+            .unwrap();
         let notification = sample::notification("{}");
         let outcome = timeout(PATIENCE, post(&handler, &notification)).await;
         assert!(matches!(outcome, Ok(Outcome::Done)), "{outcome:?}");

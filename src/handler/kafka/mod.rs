@@ -73,11 +73,8 @@ timeout = "10s"
 "#;
     type Handler = Kafka;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        self.cleartext_warning().into_iter().collect()
-    }
-
-    fn build(self, context: &BuildContext) -> Result<Kafka, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Kafka, BuildError> {
+        context.warn(self.cleartext_warning());
         let config = self.client(context).map_err(BuildError)?;
         Ok(Kafka {
             config,
@@ -259,11 +256,8 @@ mod tests {
     fn the_client_takes_whatever_the_timeout_and_the_concurrency_are() {
         for (concurrency, timeout) in [(1, Duration::from_nanos(1)), (usize::MAX, Duration::MAX)] {
             let settings = settings("brokers = ['127.0.0.1:9']\ntopic = 't'").unwrap();
-            let handler = settings.build(&BuildContext {
-                name: "bus".into(),
-                concurrency,
-                timeout,
-            });
+            let mut context = BuildContext::new("bus".into(), concurrency, timeout);
+            let handler = settings.build(&mut context);
             assert!(handler.unwrap().producer().is_ok());
         }
     }

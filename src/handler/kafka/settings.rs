@@ -251,10 +251,13 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::fs;
 
     use super::*;
-    use crate::secret::{self, Sources};
+    use crate::{
+        handler::sample,
+        secret::{self, Sources},
+    };
 
     fn settings(text: &str) -> Result<Settings, String> {
         let sources = Sources {
@@ -269,11 +272,7 @@ mod tests {
     /// What the client is told for a broker at `broker`.
     fn client(broker: &str, more: &str) -> Result<ClientConfig, String> {
         let text = format!("brokers = ['{broker}:9093']\ntopic = 't'\n{more}");
-        settings(&text)?.client(&BuildContext {
-            name: "bus".into(),
-            concurrency: 8,
-            timeout: Duration::from_secs(10),
-        })
+        settings(&text)?.client(&sample::build_context())
     }
 
     #[test]

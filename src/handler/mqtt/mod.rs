@@ -17,7 +17,7 @@
 //! **Order:** the broker has confirmed one event of an ordering key before the next is sent, and it
 //! keeps the order of each topic.
 //!
-//! **Session:** the store is the session. Each connection starts clean and leaves nothing behind
+//! **Publisher:** the store is the session. Each connection starts clean and leaves nothing behind
 //! with the broker (clean start, session expiry 0), and what a lost connection had not had confirmed
 //! is forgotten here as well, for the store gives it out again: so nothing is lost, and nothing is
 //! sent that the store does not ask for. The client id stays the same while the handler lives, so
@@ -25,7 +25,7 @@
 //!
 //! **Invariant:** nothing that the broker says is in a reason, but its codes.
 
-mod session;
+mod publisher;
 mod settings;
 
 use std::{num::NonZeroU32, time::Duration};
@@ -35,14 +35,11 @@ use uuid::Uuid;
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    broker::{connector::Connector, reconnecting::ReconnectingClient, template::Template},
     cloud_event::{CloudEvent, encode},
-    dial::Dial,
-    link::Link,
     message::{Format, Message},
-    template::Template,
 };
-use crate::cleartext::CleartextWarning;
-use session::{Failure, Publication, Session};
+use publisher::{Failure, Publication, Publisher};
 use settings::{SCHEMES, is_text};
 
 pub(super) use settings::Settings;
@@ -70,18 +67,14 @@ connect_timeout = "5s"
 "#;
     type Handler = Mqtt;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        let warning = SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref());
-        warning.into_iter().collect()
-    }
-
-    fn build(self, context: &BuildContext) -> Result<Mqtt, BuildError> {
-        let dial = Dial::new(&self.url.0, SCHEMES, &self.tls)?;
-        let patience = self.connect_timeout.min(context.timeout);
+    fn build(self, context: &mut BuildContext) -> Result<Mqtt, BuildError> {
+        context.warn(SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref()));
+        let connector = Connector::new(&self.url.0, SCHEMES, &self.tls)?;
+        let connect_timeout = self.connect_timeout.min(context.timeout);
         Ok(Mqtt {
-            options: self.options(dial, patience),
+            options: self.options(connector, connect_timeout),
             concurrency: context.concurrency,
-            link: Link::new(patience),
+            client: ReconnectingClient::new(connect_timeout),
             topic: self.topic.0,
             format: self.format,
             retain: self.retain,
@@ -91,17 +84,17 @@ connect_timeout = "5s"
 }
 
 impl Settings {
-    fn options(&self, dial: Dial, patience: Duration) -> MqttOptions {
+    fn options(&self, connector: Connector, connect_timeout: Duration) -> MqttOptions {
         let client_id = self.client_id.as_ref().map(|id| id.0.clone());
         let client_id = client_id.unwrap_or_else(random_client_id);
-        let broker = Broker::tcp(dial.host.as_str(), dial.port);
+        let broker = Broker::tcp(connector.host.as_str(), connector.port);
         let password = self.password.as_ref();
         let password = password.map(|secret| secret.expose().to_owned().into());
         let mut options = MqttOptions::new(client_id, broker);
         options
             .set_keep_alive(KEEP_ALIVE)
             .set_session_mode(SessionMode::Clean)
-            .set_connect_timeout(patience)
+            .set_connect_timeout(connect_timeout)
             .set_auth(match (self.username.clone(), password) {
                 (None, None) => ConnectAuth::None,
                 (Some(username), None) => ConnectAuth::Username { username },
@@ -111,10 +104,11 @@ impl Settings {
                 }
             })
             .set_socket_connector(move |_, _| {
-                let dial = dial.clone();
+                let connector = connector.clone();
                 async move {
-                    let stream = Dial::connect((dial.host.as_str(), dial.port)).await?;
-                    dial.secure(stream).await
+                    let stream =
+                        Connector::connect((connector.host.as_str(), connector.port)).await?;
+                    connector.secure(stream).await
                 }
             });
         options
@@ -133,7 +127,7 @@ pub(super) struct Mqtt {
     /// Have the password in them.
     options: MqttOptions,
     concurrency: usize,
-    link: Link<Session>,
+    client: ReconnectingClient<Publisher>,
     topic: Template,
     format: Format,
     retain: bool,
@@ -149,12 +143,12 @@ impl Handler for Mqtt {
             Ok(message) => message,
             Err(why) => return Outcome::park(why),
         };
-        let connect = Session::open(self.options.clone(), self.concurrency);
-        let session = match self.link.connection(connect).await {
-            Ok(session) => session,
-            Err(broken) => return Outcome::retry(broken),
+        let connect = Publisher::open(self.options.clone(), self.concurrency);
+        let publisher = match self.client.connection(connect).await {
+            Ok(publisher) => publisher,
+            Err(unconnected) => return Outcome::retry(unconnected),
         };
-        match session.publish(message).await {
+        match publisher.publish(message).await {
             Ok(code) => judge(code),
             Err(lost @ Failure::Lost) => Outcome::retry(lost),
             Err(failure @ (Failure::TooLarge { .. } | Failure::NotRetained | Failure::NoTopic)) => {
@@ -233,6 +227,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::{settings::Topic, *};
+    use crate::handler::sample;
 
     fn settings(more: &str) -> Result<Settings, String> {
         let toml = format!("{{ url = \"mqtt://localhost\", topic = \"t\", {more} }}");
@@ -305,14 +300,9 @@ mod tests {
         let path = folder.path().join("ca.pem");
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(&path, made.cert.pem()).unwrap();
-        let context = BuildContext {
-            name: "topic".into(),
-            concurrency: 8,
-            timeout: Duration::from_secs(10),
-        };
         let refused = settings(&format!("tls.ca = {path:?}"))
             .unwrap()
-            .build(&context);
+            .build(&mut sample::build_context());
         let problem = refused.err().unwrap().to_string();
         assert!(problem.contains("mqtts://"), "{problem}");
     }

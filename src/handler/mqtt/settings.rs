@@ -7,7 +7,11 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     client_tls::ClientTls,
-    handler::{self, dial::Schemes, message::Format, template::Template},
+    handler::{
+        self,
+        broker::{connector::Schemes, template::Template},
+        message::Format,
+    },
     quantity,
     secret::Secret,
 };

@@ -31,7 +31,7 @@
 //! **Invariant:** no subject, which may hold a key, is in a reason.
 
 mod auth;
-mod link;
+mod connection;
 mod settings;
 mod subject;
 
@@ -42,11 +42,11 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    broker::reconnecting::ReconnectingClient,
     cloud_event::CloudEvent,
     message::{Format, Message, to_header},
 };
-use crate::cleartext::CleartextWarning;
-use link::Links;
+use connection::Connection;
 
 pub(super) use settings::Settings;
 
@@ -73,14 +73,12 @@ connect_timeout = "5s"
 "#;
     type Handler = Nats;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        self.cleartext_warning().into_iter().collect()
-    }
-
-    fn build(self, _context: &BuildContext) -> Result<Nats, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Nats, BuildError> {
+        context.warn(self.cleartext_warning());
         self.check().map_err(BuildError)?;
         Ok(Nats {
-            links: Links::new(self),
+            client: ReconnectingClient::new(self.longest_connect().min(context.timeout)),
+            settings: self,
         })
     }
 }
@@ -88,14 +86,15 @@ connect_timeout = "5s"
 /// The handler.
 #[derive(Debug)]
 pub(super) struct Nats {
-    links: Links,
+    client: ReconnectingClient<Connection>,
+    settings: Settings,
 }
 
 impl Handler for Nats {
     type Event = AnyEvent;
 
     async fn handle(&self, delivery: Delivery<'_, AnyEvent>) -> Outcome {
-        let settings = self.links.settings();
+        let settings = &self.settings;
         let subject = match settings.subject.fill(&delivery) {
             Ok(subject) => subject,
             Err(too_long) => return Outcome::park(too_long),
@@ -103,15 +102,15 @@ impl Handler for Nats {
         let event = CloudEvent::new(delivery.notification, delivery.context);
         let message = Message::new(&event, settings.format);
         let headers = headers(&delivery, &message, settings.format);
-        let link = match self.links.get().await {
-            Ok(link) => link,
-            Err(why) => return Outcome::retry(why),
+        let connection = match self.client.connection(Connection::open(settings)).await {
+            Ok(connection) => connection,
+            Err(unconnected) => return Outcome::retry(unconnected),
         };
         // Listens before it speaks, so as to miss no complaint.
-        let events = link.events.subscribe();
-        let inbox = link.client.new_inbox();
+        let events = connection.events.subscribe();
+        let inbox = connection.client.new_inbox();
         tokio::select! {
-            answer = publish(&link.client, &subject, &inbox, headers, message.body) => answer,
+            answer = publish(&connection.client, &subject, &inbox, headers, message.body) => answer,
             complaint = complaint(events, &subject, &inbox) => complaint,
         }
     }

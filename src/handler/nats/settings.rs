@@ -9,7 +9,7 @@ use super::{auth::Auth, subject::Subject};
 use crate::{
     cleartext::CleartextWarning,
     client_tls::ClientTls,
-    handler::{self, broker, message::Format},
+    handler::{self, broker::url, message::Format},
     quantity,
 };
 
@@ -65,7 +65,7 @@ impl TryFrom<String> for Server {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let url = broker::url(&text, &["tls", "nats"], "tls://nats.example.com:4222")?;
+        let url = url::read(&text, &["tls", "nats"], "tls://nats.example.com:4222")?;
         let address = ServerAddr::from_url(url);
         address.map(Self).map_err(|error| error.to_string())
     }
@@ -90,6 +90,12 @@ impl Settings {
         self.servers.0.iter().any(ServerAddr::tls_required)
     }
 
+    /// How long it takes at most to try all servers.
+    pub(super) fn longest_connect(&self) -> Duration {
+        let servers = u32::try_from(self.servers.0.len()).unwrap_or(u32::MAX);
+        self.connect_timeout.saturating_mul(servers)
+    }
+
     /// The warning about credentials that are sent without TLS.
     pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         let credential = self.auth.as_ref()?.credential()?;
@@ -107,7 +113,7 @@ impl Settings {
             .require_tls(self.is_tls())
             .connection_timeout(self.connect_timeout)
             .ping_interval(PING_INTERVAL)
-            // One try at each: see [`super::link`].
+            // One try at each: see [`super::connection`].
             .max_reconnects(self.servers.0.len());
         let options = match self.tls.ca() {
             Some(ca) => options.add_root_certificates(ca.to_owned()),

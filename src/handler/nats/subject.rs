@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use super::{AnyEvent, Delivery};
 use crate::handler::{
+    broker::template::{Field, Template},
     cloud_event::encode,
-    template::{Field, Template},
 };
 
 /// The longest subject, in bytes: a server closes the connection on a line of 4096, the rest of

@@ -35,18 +35,19 @@
 //! **Invariant:** no server's words are in a reason, only its error's code: they may quote the
 //! command, and the event in it.
 
-mod pool;
 mod settings;
 
-use redis::{Cmd, ErrorKind, RedisError, Value, aio::MultiplexedConnection, cmd};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection, cmd,
+};
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    broker::idle::IdleConnections,
     cloud_event::CloudEvent,
     message::{Format, Message},
 };
-use crate::cleartext::CleartextWarning;
-use pool::Pool;
 use settings::Wait;
 
 pub(super) use settings::Settings;
@@ -69,17 +70,14 @@ connect_timeout = "5s"
 "#;
     type Handler = Redis;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        self.cleartext_warning().into_iter().collect()
-    }
-
-    fn build(self, context: &BuildContext) -> Result<Redis, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Redis, BuildError> {
+        context.warn(self.cleartext_warning());
         if let Some(contradiction) = self.contradiction(context.timeout) {
             return Err(BuildError(contradiction.to_owned()));
         }
-        let client = self.client().map_err(BuildError)?;
         Ok(Redis {
-            pool: Pool::new(client, self.connect_timeout),
+            client: self.client().map_err(BuildError)?,
+            idle: IdleConnections::default(),
             settings: self,
         })
     }
@@ -88,7 +86,10 @@ connect_timeout = "5s"
 /// The handler.
 #[derive(Debug)]
 pub(super) struct Redis {
-    pool: Pool,
+    client: Client,
+    /// A reply can hold up those behind it on the same connection, as that of `WAIT` does, so each
+    /// attempt has a connection of its own.
+    idle: IdleConnections<MultiplexedConnection>,
     settings: Settings,
 }
 
@@ -126,15 +127,27 @@ impl Redis {
     }
 
     async fn deliver(&self, entry: &Cmd) -> Result<(), Failure> {
-        if let Some(idle) = self.pool.take() {
+        // The client does not tell whether the server has closed a connection.
+        if let Some(idle) = self.idle.take(|_| true) {
             match self.add(idle, entry).await {
-                // It may have been closed long before this, and the others like it.
-                Err(Failure::Lost(_)) => self.pool.clear(),
+                // The server may have closed this connection, and all that were idle, long ago.
+                Err(Failure::Lost(_)) => self.idle.clear(),
                 added => return added,
             }
         }
-        let fresh = self.pool.open().await.map_err(Failure::connecting)?;
+        let fresh = self.connect().await.map_err(Failure::connecting)?;
         self.add(fresh, entry).await
+    }
+
+    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.settings.connect_timeout))
+            // The dispatcher gives the attempt up in time.
+            .set_response_timeout(None);
+        let client = &self.client;
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
     }
 
     /// Adds an entry and waits for its confirmation. The connection is used again only if all went
@@ -145,7 +158,7 @@ impl Redis {
         if let Some(wait) = &self.settings.wait {
             confirm(&mut connection, wait).await?;
         }
-        self.pool.put(connection);
+        self.idle.put(connection);
         Ok(())
     }
 }

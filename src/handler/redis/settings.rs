@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     cleartext::CleartextWarning,
     client_tls::ClientTls,
-    handler::{self, broker, message::Format},
+    handler::{self, broker::url, message::Format},
     quantity,
     secret::Secret,
 };
@@ -62,7 +62,7 @@ impl TryFrom<String> for Address {
 
     fn try_from(text: String) -> Result<Self, String> {
         let example = "rediss://redis.example.com:6379/0";
-        let url: Url = broker::url(&text, &["rediss", "redis"], example)?;
+        let url: Url = url::read(&text, &["rediss", "redis"], example)?;
         let info = url.clone().into_connection_info().map_err(|error| {
             let problem = error.to_string();
             format!("the URL cannot be used: {problem}; it looks like {example:?}")

@@ -44,17 +44,17 @@ mod field;
 mod postgres;
 mod sqlite;
 mod template;
+mod url;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{
-    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome, address::Address,
-};
-use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
+use super::{AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome};
+use crate::{client_tls::ClientTls, secret::Secret};
 use field::Row;
 use postgres::Postgres;
 use sqlite::Sqlite;
 use template::Template;
+use url::DatabaseUrl;
 
 /// What the TOML says of a `sql` handler.
 #[derive(Debug, Deserialize)]
@@ -80,8 +80,8 @@ enum Database {
 
 impl<'de> Deserialize<'de> for Database {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let address = Address::deserialize(deserializer)?;
-        let url = address.expose();
+        let url = DatabaseUrl::deserialize(deserializer)?;
+        let url = url.expose();
         match url.split_once(':').map(|(scheme, _)| scheme) {
             Some("postgres" | "postgresql") => {
                 postgres::Config::parse(url).map(|config| Self::Postgres(Box::new(config)))
@@ -118,17 +118,10 @@ timeout = "10s"
 "#;
     type Handler = Sql;
 
-    fn cleartext_warnings(&self) -> Vec<CleartextWarning> {
-        let warning = match &self.url {
-            Database::Postgres(config) => config.cleartext_warning(self.password.as_ref()),
-            Database::Sqlite(_) => None,
-        };
-        warning.into_iter().collect()
-    }
-
-    fn build(self, context: &BuildContext) -> Result<Sql, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Sql, BuildError> {
         Ok(match self.url {
             Database::Postgres(mut config) => {
+                context.warn(config.cleartext_warning(self.password.as_ref()));
                 if let Some(password) = &self.password {
                     config.set_password(password)?;
                 }

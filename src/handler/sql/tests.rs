@@ -22,11 +22,9 @@ fn settings(text: &str) -> Result<Settings, String> {
 }
 
 fn build(text: &str) -> Result<Sql, BuildError> {
-    settings(text).unwrap().build(&BuildContext {
-        name: "warehouse".into(),
-        concurrency: 8,
-        timeout: Duration::from_millis(200),
-    })
+    let timeout = Duration::from_millis(200);
+    let mut context = BuildContext::new("warehouse".into(), 8, timeout);
+    settings(text).unwrap().build(&mut context)
 }
 
 /// A handler that runs `statement` in a database with `schema`.

@@ -88,7 +88,7 @@ connect_timeout = "5s"
 "#;
     type Handler = Sqs;
 
-    fn build(self, context: &BuildContext) -> Result<Sqs, BuildError> {
+    fn build(self, context: &mut BuildContext) -> Result<Sqs, BuildError> {
         let region = self.region().map_err(BuildError)?;
         let identity = match self.keys().map_err(BuildError)? {
             Some(keys) => Identity::given(keys, region),

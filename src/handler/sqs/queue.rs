@@ -3,7 +3,7 @@
 use reqwest::Url;
 use serde::Deserialize;
 
-use crate::handler::broker;
+use crate::handler::broker::url;
 
 const EXAMPLE: &str = "https://sqs.eu-west-1.amazonaws.com/111122223333/telephony";
 
@@ -23,7 +23,7 @@ impl TryFrom<String> for Queue {
     type Error = String;
 
     fn try_from(url: String) -> Result<Self, String> {
-        let mut endpoint = broker::url(&url, &["https", "http"], EXAMPLE)?;
+        let mut endpoint = url::read(&url, &["https", "http"], EXAMPLE)?;
         let name = endpoint.path().rsplit('/').next().unwrap_or_default();
         if name.is_empty() {
             return Err(format!(

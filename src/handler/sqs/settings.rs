@@ -121,11 +121,9 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{
-        handler::{BuildContext, HandlerKind},
+        handler::{HandlerKind, sample},
         secret::{self, Sources},
     };
 
@@ -146,11 +144,7 @@ mod tests {
                     session_token = { env = 'A' }";
         let settings = settings("http", keys);
         assert!(!format!("{settings:?}").contains("hush"), "{settings:?}");
-        let handler = settings.build(&BuildContext {
-            name: "bus".into(),
-            concurrency: 8,
-            timeout: Duration::from_secs(10),
-        });
+        let handler = settings.build(&mut sample::build_context());
         assert!(!format!("{handler:?}").contains("hush"), "{handler:?}");
     }
 }

@@ -292,7 +292,8 @@ fn a_server_that_comes_up_late_gets_every_event() {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
     eventually("it says why it waits", || {
-        service.log().contains("cannot connect: ") && service.log().contains("refused")
+        service.log().contains("cannot connect to the broker: ")
+            && service.log().contains("refused")
     });
     server.restart(|dir, port| command(dir, port, ""));
     let mut client = Client::connect(server.address());

@@ -105,7 +105,7 @@ fn a_server_that_asks_for_a_certificate_is_shown_it() {
     eventually("the one without says so", || {
         service
             .log()
-            .contains("to nameless will be tried again: cannot connect: IO error: received fatal alert: BadCertificate")
+            .contains("to nameless will be tried again: cannot connect to the broker: IO error: received fatal alert: BadCertificate")
     });
     assert_eq!(client.count("telephony"), 1);
 }

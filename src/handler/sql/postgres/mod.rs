@@ -12,8 +12,6 @@ mod config;
 mod failure;
 mod parameter;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use tokio_postgres::{
     Client, NoTls, Socket, Statement,
     config::SslMode,
@@ -27,7 +25,7 @@ use super::{
     field::{Field, Row},
     template::Template,
 };
-use crate::{client_tls::ClientTls, postgres_url};
+use crate::{client_tls::ClientTls, handler::broker::idle::IdleConnections, postgres_url};
 use failure::{describe, judge, unprepared};
 use parameter::{fits, unfit};
 
@@ -43,9 +41,7 @@ pub(in crate::handler) struct Postgres {
     tls: Option<MakeRustlsConnect>,
     statement: String,
     fields: Vec<Field>,
-    /// Connections that nobody uses. At most as many as there are deliveries at once, since each
-    /// delivery takes one before it makes one.
-    idle: Mutex<Vec<Session>>,
+    idle: IdleConnections<PreparedConnection>,
 }
 
 impl Postgres {
@@ -78,48 +74,37 @@ impl Postgres {
             config,
             statement: statement.render('$'),
             fields: statement.fields().to_vec(),
-            idle: Mutex::default(),
+            idle: IdleConnections::default(),
         })
     }
 
     /// Runs the statement with the fields of `row`.
     pub(super) async fn run(&self, row: &Row<'_>) -> Result<(), Failure> {
-        let idle = self.take_idle();
+        let idle = self.idle.take(|idle| !idle.client.is_closed());
         let was_idle = idle.is_some();
-        let session = match idle {
-            Some(session) => session,
+        let connection = match idle {
+            Some(connection) => connection,
             None => self.open().await?,
         };
         let values = row.values(&self.fields);
-        let ran = session.client.execute_raw(&session.statement, values);
+        let ran = connection.client.execute_raw(&connection.statement, values);
         match ran.await {
             Ok(_) => {
-                self.idle().push(session);
+                self.idle.put(connection);
                 Ok(())
             }
             Err(error) => Err(judge(&error, was_idle)),
         }
     }
 
-    fn take_idle(&self) -> Option<Session> {
-        let mut idle = self.idle();
-        idle.retain(|session| !session.client.is_closed());
-        idle.pop()
-    }
-
-    /// A panic while the list was locked leaves it as sound as it was.
-    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn open(&self) -> Result<Session, Failure> {
+    async fn open(&self) -> Result<PreparedConnection, Failure> {
         match &self.tls {
             Some(tls) => self.open_with(tls.clone()).await,
             None => self.open_with(NoTls).await,
         }
     }
 
-    async fn open_with<T>(&self, tls: T) -> Result<Session, Failure>
+    async fn open_with<T>(&self, tls: T) -> Result<PreparedConnection, Failure>
     where
         T: MakeTlsConnect<Socket, Stream: Send + 'static, TlsConnect: Send>,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
@@ -141,7 +126,7 @@ impl Postgres {
                 return Err(Failure::Lasting(unfit(*field, wanted)));
             }
         }
-        Ok(Session {
+        Ok(PreparedConnection {
             client,
             statement,
             _listening: listening,
@@ -159,9 +144,9 @@ impl std::fmt::Debug for Postgres {
 }
 
 /// A connection with the statement prepared on it.
-struct Session {
+struct PreparedConnection {
     client: Client,
     statement: Statement,
-    /// Closes the connection with the session, whatever is still under way on it.
+    /// Closes the connection when this is dropped, whatever is still under way.
     _listening: AbortOnDropHandle<()>,
 }

@@ -8,12 +8,12 @@ use rumqttc::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::handler::link::Open;
+use crate::handler::broker::reconnecting;
 
 /// A connection. It is not made again once it is lost: nothing is left of it then, so that what it
 /// had not sent or not had confirmed is in the store alone, and is sent once more by whoever the
 /// store gives it to next.
-pub(super) struct Session {
+pub(super) struct Publisher {
     client: AsyncClient,
     /// How large a packet the broker takes, in bytes.
     largest: Option<u32>,
@@ -42,7 +42,7 @@ pub(super) enum Failure {
     Lost,
 }
 
-impl Session {
+impl Publisher {
     /// Connects, for `concurrency` messages at once.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl Publication {
     }
 }
 
-impl Open for Session {
+impl reconnecting::Connection for Publisher {
     fn is_open(&self) -> bool {
         !self.task.is_finished()
     }

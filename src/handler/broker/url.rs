@@ -1,14 +1,14 @@
-//! What the settings of brokers have in common: where a server is.
+//! The URL of a server in the settings.
 
 use reqwest::Url;
 
-/// Reads the URL of a server, whose scheme is one of `schemes`. It holds no credentials, so it may
-/// be shown.
+/// Reads the URL of a server, which has one of `schemes`. The URL has no credentials, so it can be
+/// shown.
 ///
 /// # Errors
 ///
-/// Says what is wrong without the text, which may hold a password after all.
-pub(super) fn url(text: &str, schemes: &[&str], example: &str) -> Result<Url, String> {
+/// Says what is wrong. The text itself is left out, since it may have a password after all.
+pub(in crate::handler) fn read(text: &str, schemes: &[&str], example: &str) -> Result<Url, String> {
     let looks = format!("a URL looks like {example:?}");
     let url =
         Url::parse(text).map_err(|problem| format!("the text is not a URL: {problem}; {looks}"))?;
@@ -34,11 +34,9 @@ pub(super) fn url(text: &str, schemes: &[&str], example: &str) -> Result<Url, St
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn a_url_is_one_of_a_known_scheme_with_a_host_and_without_credentials() {
-        let read = |text| url(text, &["nats", "tls"], "tls://nats.example.com");
+        let read = |text| super::read(text, &["nats", "tls"], "tls://nats.example.com");
         for good in [
             "nats://127.0.0.1:4222",
             "tls://[::1]",

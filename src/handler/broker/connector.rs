@@ -1,5 +1,7 @@
-//! How a broker is reached: TCP, and TLS over it. The clients' own TLS is left out of them, so that
-//! there is one way of it here, with one set of settings.
+//! A connector to a broker: TCP, and TLS over it.
+//!
+//! The TLS of the client libraries is left out of the build, so that all brokers have the same
+//! settings of TLS.
 
 use std::{io, sync::Arc};
 
@@ -11,53 +13,63 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{BuildError, broker};
-use crate::{cleartext::CleartextWarning, client_tls::ClientTls, secret::Secret};
+use super::url;
+use crate::{
+    cleartext::CleartextWarning, client_tls::ClientTls, handler::BuildError, secret::Secret,
+};
 
-/// The way to one broker.
+/// Connects to one broker.
 #[derive(Clone)]
-pub(super) struct Dial {
+pub(in crate::handler) struct Connector {
     /// A name, or an IP address without brackets.
-    pub(super) host: String,
+    pub(in crate::handler) host: String,
     /// The port.
-    pub(super) port: u16,
+    pub(in crate::handler) port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 /// A connection, with TLS or without.
-pub(super) type Stream = Box<dyn Duplex>;
+pub(in crate::handler) type Connection = Box<dyn Duplex>;
 
-/// What can be read and written.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+/// A stream of bytes in both directions.
+pub(in crate::handler) trait Duplex:
+    AsyncRead + AsyncWrite + Send + Sync + Unpin
+{
+}
 
 impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for S {}
 
-/// How a protocol writes its addresses: a scheme and the port that it stands for.
+/// The URL schemes of a protocol, each with its default port.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Schemes {
+pub(in crate::handler) struct Schemes {
     /// Without TLS.
-    pub(super) plain: (&'static str, u16),
+    pub(in crate::handler) plain: (&'static str, u16),
     /// With TLS.
-    pub(super) tls: (&'static str, u16),
+    pub(in crate::handler) tls: (&'static str, u16),
 }
 
 impl Schemes {
-    /// Reads the URL of a broker, which has no path: what stands there elsewhere has a setting of its
-    /// own here, as `place` says.
+    /// Reads the URL of a broker. The URL has no path: `instead` names the setting that says what
+    /// the path of such a URL says elsewhere.
     ///
     /// # Errors
     ///
-    /// As [`broker::url`].
-    pub(super) fn url(self, text: &str, example: &str, place: &str) -> Result<Url, String> {
-        let url = broker::url(text, &[self.tls.0, self.plain.0], example)?;
+    /// See [`url::read`].
+    pub(in crate::handler) fn url(
+        self,
+        text: &str,
+        example: &str,
+        instead: &str,
+    ) -> Result<Url, String> {
+        let url = url::read(text, &[self.tls.0, self.plain.0], example)?;
         if !url.path().trim_start_matches('/').is_empty() {
-            return Err(format!("the URL has a path; {place}"));
+            return Err(format!("the URL has a path; {instead}"));
         }
         Ok(url)
     }
 
     /// The warning about `password` if it is sent to `url` without TLS.
-    pub(super) fn cleartext_warning(
+    pub(in crate::handler) fn cleartext_warning(
         self,
         url: &Url,
         password: Option<&Secret>,
@@ -68,19 +80,23 @@ impl Schemes {
         CleartextWarning::new("url", "its password", url.host_str(), &self.cure())
     }
 
-    /// How to have TLS.
+    /// How to get TLS.
     fn cure(self) -> String {
         format!("begin `url` with \"{}://\"", self.tls.0)
     }
 }
 
-impl Dial {
-    /// The way to `url`, which is of one of `schemes`, over `tls` if it is the one with TLS.
+impl Connector {
+    /// A connector to `url`, which has one of `schemes`. It uses `tls` if the scheme asks for TLS.
     ///
     /// # Errors
     ///
-    /// When nobody can vouch for the broker, or something was said of TLS and there is none.
-    pub(super) fn new(url: &Url, schemes: Schemes, tls: &ClientTls) -> Result<Self, BuildError> {
+    /// When TLS cannot be set up, or when `tls` is set and the scheme asks for no TLS.
+    pub(in crate::handler) fn new(
+        url: &Url,
+        schemes: Schemes,
+        tls: &ClientTls,
+    ) -> Result<Self, BuildError> {
         let is_tls = url.scheme() == schemes.tls.0;
         let (_, port) = if is_tls { schemes.tls } else { schemes.plain };
         let host = url.host_str().unwrap_or_default();
@@ -99,23 +115,25 @@ impl Dial {
         })
     }
 
-    /// Connects to one of `addresses`, which are those of the host.
+    /// Opens a TCP connection to one of `addresses`, the addresses of the host.
     ///
     /// # Errors
     ///
-    /// When nobody listens there.
-    pub(super) async fn connect(addresses: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    /// When no address accepts the connection.
+    pub(in crate::handler) async fn connect(
+        addresses: impl ToSocketAddrs,
+    ) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(addresses).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 
-    /// Speaks TLS over `stream`, if the broker is to be spoken to so.
+    /// Starts TLS on `stream`, if this connector uses TLS.
     ///
     /// # Errors
     ///
-    /// When the other side does not, or is not who it should be.
-    pub(super) async fn secure(&self, stream: TcpStream) -> io::Result<Stream> {
+    /// When the handshake fails, or the certificate of the broker is refused.
+    pub(in crate::handler) async fn secure(&self, stream: TcpStream) -> io::Result<Connection> {
         Ok(match &self.tls {
             Some((tls, name)) => Box::new(tls.connect(name.clone(), stream).await?),
             None => Box::new(stream),

@@ -1,4 +1,4 @@
-//! The URL of a server.
+//! The URL of a database.
 
 use std::fmt;
 
@@ -9,16 +9,16 @@ use crate::secret::Secret;
 /// A URL in the TOML itself, or a reference to a secret. One with a password in it is a secret, and
 /// stands in the TOML itself only where secrets may.
 #[derive(Clone, Debug)]
-pub(super) struct Address(Secret);
+pub(super) struct DatabaseUrl(Secret);
 
-impl Address {
+impl DatabaseUrl {
     /// The text. Named so that a reader sees each place where it gets out.
     pub(super) fn expose(&self) -> &str {
         self.0.expose()
     }
 }
 
-impl<'de> Deserialize<'de> for Address {
+impl<'de> Deserialize<'de> for DatabaseUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(UrlOrReference).map(Self)
     }
@@ -64,7 +64,7 @@ mod tests {
             inline,
         };
         let value = toml::de::ValueDeserializer::parse(text).unwrap();
-        let address = with(sources, || Address::deserialize(value));
+        let address = with(sources, || DatabaseUrl::deserialize(value));
         let address = address.map_err(|error| error.message().to_owned())?;
         assert!(!format!("{address:?}").contains("hush"));
         Ok(address.expose().to_owned())

@@ -16,13 +16,15 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 
-use super::{DeliveryContext, cloud_event::clean};
-use crate::event::Notification;
+use crate::{
+    event::Notification,
+    handler::{DeliveryContext, cloud_event::clean},
+};
 
 /// A text with fields in braces, see [the module](self).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Template(Vec<Part>);
+pub(in crate::handler) struct Template(Vec<Part>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
@@ -32,7 +34,7 @@ enum Part {
 
 /// One of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Field {
+pub(in crate::handler) enum Field {
     Type,
     Provider,
     Endpoint,
@@ -87,18 +89,18 @@ fn fields() -> String {
 impl Template {
     /// The event name and nothing else.
     #[cfg(feature = "amqp")]
-    pub(super) fn event_name() -> Self {
+    pub(in crate::handler) fn event_name() -> Self {
         Self(vec![Part::Field(Field::Type)])
     }
 
     /// The name for an event of which nothing is known, in which a hyphen stands for each field.
     #[cfg(any(feature = "mqtt", feature = "nats"))]
-    pub(super) fn plain(&self) -> String {
+    pub(in crate::handler) fn plain(&self) -> String {
         self.write(|_| "-".to_owned())
     }
 
     /// The name for one event, each field's value as `safe` writes it.
-    pub(super) fn name(
+    pub(in crate::handler) fn name(
         &self,
         event: &Notification,
         context: &DeliveryContext,

@@ -15,7 +15,7 @@ use lapin::{
 };
 
 use super::runtime::runtime;
-use crate::handler::{dial::Dial, link::Open};
+use crate::handler::broker::{connector::Connector, reconnecting};
 
 /// A connection, and its channels.
 ///
@@ -23,7 +23,7 @@ use crate::handler::{dial::Dial, link::Open};
 /// returns or closes a channel for is the one message that was sent on it: the library matches
 /// returned messages to confirmations by the order of arrival alone, which is not theirs when the
 /// broker confirms several at once.
-pub(super) struct Session {
+pub(super) struct Publisher {
     connection: Connection,
     /// Channels with nothing under way.
     idle: Mutex<Vec<Channel>>,
@@ -37,7 +37,7 @@ pub(super) struct Publication {
     pub(super) body: Bytes,
 }
 
-impl Session {
+impl Publisher {
     /// Connects, under a `name` that the broker lists the connection by.
     ///
     /// # Errors
@@ -46,14 +46,14 @@ impl Session {
     pub(super) async fn open(
         uri: AMQPUri,
         name: &str,
-        dial: &Dial,
-        patience: Duration,
+        connector: &Connector,
+        connect_timeout: Duration,
     ) -> Result<Self, String> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let (runtime, thread) = runtime(dial, patience);
+        let (runtime, thread) = runtime(connector, connect_timeout);
         let connection = Connection::connect_uri_with_runtime(uri, properties, runtime).await;
         let connection = connection.map_err(|error| describe(&error))?;
-        thread.let_go();
+        thread.release();
         Ok(Self {
             connection,
             idle: Mutex::default(),
@@ -110,7 +110,7 @@ impl Session {
     }
 }
 
-impl Open for Session {
+impl reconnecting::Connection for Publisher {
     fn is_open(&self) -> bool {
         self.connection.status().connected()
     }
