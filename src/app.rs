@@ -54,8 +54,13 @@ impl Builder {
     #[must_use]
     pub fn handler_kind<K: HandlerKind>(mut self) -> Self {
         self.kinds.retain(|kind| kind.kind != K::KIND);
-        self.kinds.push(handler::Kind::of::<K>());
+        self.kinds.push(handler::Kind::undescribed::<K>());
         self
+    }
+
+    /// The kinds of handlers.
+    pub(crate) fn kinds(&self) -> &[handler::Kind] {
+        &self.kinds
     }
 
     /// Reads the configuration at `path`.

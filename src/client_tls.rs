@@ -14,6 +14,7 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_platform_verifier::BuilderVerifierExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::ca_bundle::CaBundle;
@@ -22,19 +23,27 @@ use crate::ca_bundle::CaBundle;
 ///
 /// A server whose certificate `ca`, or else the system's CA bundle, does not verify is refused. The
 /// client presents `certificate` when the server asks for one.
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize, JsonSchema)]
 #[serde(try_from = "Files")]
+#[schemars(with = "Files")]
 pub struct ClientTls {
     ca: Option<CaBundle>,
     identity: Option<Identity>,
 }
 
 /// The table in the TOML.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Files {
+    /// A PEM file with the CA bundle that verifies the server, in place of the system's.
+    #[schemars(with = "Option<PathBuf>")]
     ca: Option<CaBundle>,
+    /// A PEM file with the certificate that is presented to a server that asks for one, followed by
+    /// its intermediates.
+    #[schemars(with = "Option<PathBuf>")]
     certificate: Option<Certificate>,
+    /// A PEM file with the private key of the certificate.
+    #[schemars(with = "Option<PathBuf>")]
     key: Option<Key>,
 }
 

@@ -1,10 +1,50 @@
 //! Times and sizes as people write them: `"10s"`, `"30d"`, `"1GiB"`.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+/// `#[schemars(with = "quantity::Time")]`: what [`duration`] reads.
+#[derive(Debug)]
+pub struct Time;
+
+impl JsonSchema for Time {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "examples": ["250ms", "10s", "30d"] })
+    }
+}
+
+/// `#[schemars(with = "quantity::Size")]`: what [`bytes`] reads.
+#[derive(Debug)]
+pub struct Size;
+
+impl JsonSchema for Size {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["integer", "string"], "minimum": 0, "examples": ["64MiB", "1GiB"] })
+    }
+}
+
 /// `#[serde(with = "quantity::duration")]`: a length of time such as `"250ms"`, `"10s"`, `"30d"`.
 pub mod duration {
     use std::{fmt, time::Duration};
 
-    use serde::{Deserializer, de};
+    use serde::{Deserializer, Serializer, de};
 
     /// The longest time, 100 years: later ones are mistakes, and clocks cannot add them up.
     const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -17,6 +57,26 @@ pub mod duration {
     /// 100 years.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         deserializer.deserialize_str(Text)
+    }
+
+    /// Writes it, with the largest unit of which it is a whole number.
+    ///
+    /// # Errors
+    ///
+    /// When `serializer` fails.
+    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        const UNITS: [(u128, &str); 4] = [
+            (86_400_000, "d"),
+            (3_600_000, "h"),
+            (60_000, "m"),
+            (1000, "s"),
+        ];
+        let ms = time.as_millis();
+        let unit = UNITS
+            .iter()
+            .find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit));
+        let (unit, name) = unit.unwrap_or(&(1, "ms"));
+        serializer.collect_str(&format_args!("{}{name}", ms / unit))
     }
 
     struct Text;
@@ -48,7 +108,7 @@ pub mod duration {
 /// `#[serde(with = "quantity::bytes")]`: a size such as `"1MiB"`, `"64 KiB"` or a plain number of
 /// bytes.
 pub mod bytes {
-    use serde::{Deserialize, Deserializer, de};
+    use serde::{Deserialize, Deserializer, Serializer, de};
 
     #[derive(Deserialize)]
     #[serde(
@@ -72,6 +132,22 @@ pub mod bytes {
                 let example = "write one such as \"512KiB\", \"64MiB\" or \"1GiB\"";
                 de::Error::custom(format!("{text:?} is not a size; {example}"))
             }),
+        }
+    }
+
+    /// Writes it, with the largest unit of which it is a whole number.
+    ///
+    /// # Errors
+    ///
+    /// When `serializer` fails.
+    pub fn serialize<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        let unit = UNITS
+            .iter()
+            .find(|(unit, _)| bytes >= unit && bytes.is_multiple_of(*unit));
+        match unit {
+            Some((unit, name)) => serializer.collect_str(&format_args!("{}{name}", bytes / unit)),
+            None => serializer.serialize_u64(*bytes),
         }
     }
 

@@ -9,8 +9,9 @@
 //! reported at that place. What a reference may refer to is the caller's to say: [`Sources`] are
 //! set for one thread while [`watch`] runs, since `Deserialize` takes no arguments.
 
-use std::{cell::RefCell, fmt, fs, io, path::Path, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, fmt, fs, io, path::Path, sync::Arc};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 
@@ -178,6 +179,28 @@ fn is_exposed(path: &Path) -> io::Result<bool> {
     fs::metadata(path).map(|_| false)
 }
 
+impl JsonSchema for Secret {
+    fn schema_name() -> Cow<'static, str> {
+        "Secret".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let reference = |key: &str, description: &str| {
+            json_schema!({
+                "type": "object",
+                "properties": { (key): { "description": description, "type": "string" } },
+                "required": [key],
+                "additionalProperties": false,
+            })
+        };
+        json_schema!({ "anyOf": [
+            reference("env", "The name of an environment variable that holds the secret."),
+            reference("file", "The path of a file that holds the secret."),
+            { "description": "The secret itself, only while both listeners are on loopback.", "type": "string" },
+        ]})
+    }
+}
+
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = deserializer.deserialize_any(Reference)?;
@@ -250,6 +273,17 @@ enum Place {
 /// Remembers a secret that stood in the TOML itself.
 fn note(text: &str) {
     INLINE.with_borrow_mut(|inline| inline.push(Secret::derived(text.to_owned())));
+}
+
+impl JsonSchema for Secrets {
+    fn schema_name() -> Cow<'static, str> {
+        "Secrets".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let secret = generator.subschema_for::<Secret>();
+        json_schema!({ "type": "array", "items": secret, "minItems": 1 })
+    }
 }
 
 impl<'de> Deserialize<'de> for Secrets {

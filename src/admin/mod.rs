@@ -23,6 +23,7 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -37,7 +38,7 @@ use crate::{
 };
 
 /// The TOML's `[admin]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// The address to listen on. With port 0 the system chooses the port.

@@ -17,6 +17,7 @@
 mod check;
 mod completions;
 mod events;
+mod handlers;
 mod healthcheck;
 mod migrate;
 mod output;
@@ -87,7 +88,10 @@ enum Command {
     /// Move all events and deliveries from one store to another
     #[command(subcommand)]
     Migrate(migrate::Command),
-    /// Print the JSON Schema of an event family
+    /// List or describe the kinds of handlers
+    #[command(subcommand)]
+    Handlers(handlers::Command),
+    /// Print the JSON Schema of an event family, or of the configuration
     Schema(schema::Args),
     /// Print a shell completion script
     Completions(completions::Args),
@@ -126,7 +130,8 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Parked(command) => parked::run(command, &mut *operator()?),
         Command::Replay(args) => replay::run(args, &mut *operator()?),
         Command::Migrate(command) => migrate::run(command, &cli.config, builder),
-        Command::Schema(args) => schema::run(args),
+        Command::Handlers(command) => handlers::run(command, builder),
+        Command::Schema(args) => schema::run(args, builder),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -19,6 +19,7 @@ mod reader;
 mod redaction;
 mod report;
 mod restart_required;
+mod schema;
 mod section;
 mod syntax;
 
@@ -27,10 +28,12 @@ mod tests;
 
 use std::{fs, path::Path};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use report::{Problem, Report};
 pub use restart_required::RestartRequired;
+pub use schema::schema;
 
 use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
 
@@ -56,7 +59,7 @@ pub struct Config {
 }
 
 /// What the TOML's `[log]` says.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// How log lines look.

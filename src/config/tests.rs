@@ -1,4 +1,4 @@
-use std::{env, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, env, fs, path::Path, time::Duration};
 
 use super::*;
 use crate::{
@@ -255,6 +255,63 @@ fn the_shipped_reference_names_every_key() {
         }
     }
     assert!(missing.is_empty(), "not in the reference: {missing:#?}");
+}
+
+/// The keys of the table of `schema` whose property `tag` allows `name`.
+fn schema_keys(tables: &serde_json::Value, tag: &str, name: &str) -> BTreeSet<String> {
+    let mut tables = tables["oneOf"].as_array().unwrap().iter();
+    let table = tables.find(|table| {
+        let tag = &table["properties"][tag];
+        let choices = tag["enum"].as_array();
+        tag["const"] == name || choices.is_some_and(|choices| choices.iter().any(|one| one == name))
+    });
+    let keys = table.unwrap_or_else(|| panic!("the schema lacks {name}"))["properties"].as_object();
+    keys.unwrap().keys().cloned().collect()
+}
+
+#[test]
+fn the_schema_has_the_keys_that_are_read() {
+    let schema = schema(KINDS);
+    let known = |table: &str| -> BTreeSet<String> {
+        known_keys(&format!("{table}\nzzzzzzzzzzzz = 1\n"))
+            .into_iter()
+            .collect()
+    };
+    let sections = &schema["properties"];
+    for section in ["log", "server", "admin"] {
+        let keys = sections[section]["properties"].as_object().unwrap().keys();
+        let keys: BTreeSet<_> = keys.cloned().collect();
+        assert_eq!(keys, known(&format!("[{section}]")), "[{section}]");
+    }
+    for engine in ENGINES {
+        let keys = schema_keys(&sections["store"], "kind", engine.kind);
+        assert_eq!(
+            keys,
+            known(&format!("[store]\nkind = {:?}", engine.kind)),
+            "{}",
+            engine.kind
+        );
+    }
+    for family in families() {
+        let endpoints = &sections["endpoints"]["additionalProperties"];
+        let keys = schema_keys(endpoints, "family", family.name);
+        assert_eq!(
+            keys,
+            known(&format!("[endpoints.x]\nfamily = {:?}", family.name)),
+            "{}",
+            family.name
+        );
+    }
+    for handler in KINDS {
+        let handlers = &sections["handlers"]["additionalProperties"];
+        let keys = schema_keys(handlers, "kind", handler.kind);
+        assert_eq!(
+            keys,
+            known(&format!("[handlers.x]\nkind = {:?}", handler.kind)),
+            "{}",
+            handler.kind
+        );
+    }
 }
 
 /// The defaults are written out here, since a default that changes changes what a user's file means.

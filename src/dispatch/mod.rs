@@ -18,7 +18,8 @@ mod worker;
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, de};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
 use tokio::{
     sync::Mutex,
     task::JoinHandle,
@@ -188,22 +189,32 @@ impl ConfiguredHandler {
 }
 
 /// The settings that all kinds of handlers have.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The events that the handler gets.
+    /// Which events the handler gets. A pattern is an event name with `*` for any run of characters;
+    /// `*` alone takes everything, the unrecognized and the unreadable too.
+    #[schemars(with = "Vec<String>")]
     pub events: Vec<Pattern>,
-    /// Whether events that share an ordering key reach the handler one at a time and in order.
+    /// `key` for events that share an ordering key one at a time, as they were stored, or `none`. The
+    /// ordering keys of an event are its phone number's id, its extension's id, or each of its Zoom
+    /// numbers.
     #[serde(default)]
     pub order: Order,
     /// The most concurrent attempts.
     #[serde(default = "default_concurrency")]
     pub concurrency: NonZeroUsize,
-    /// The limit of one attempt: up to a day. Monitoring does not see a delivery in flight as one
-    /// that waits.
-    #[serde(default = "default_timeout", deserialize_with = "timeout_up_to_a_day")]
+    /// The time limit of one attempt, at most a day.
+    #[serde(
+        default = "default_timeout",
+        deserialize_with = "timeout_up_to_a_day",
+        serialize_with = "quantity::duration::serialize"
+    )]
+    #[schemars(with = "quantity::Time")]
     pub timeout: Duration,
-    /// What follows a failed attempt.
+    /// The pauses between attempts, and their limits. After the first failure the pause is `first`, then
+    /// it doubles up to `ceiling`. A delivery is parked after `attempts` attempts, or at the age of
+    /// `age`, whichever comes first.
     #[serde(default)]
     pub retry: Retry,
 }
@@ -215,7 +226,7 @@ impl Settings {
 }
 
 /// The order of a handler's events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Events that share an ordering key are delivered one at a time, as they were stored. A

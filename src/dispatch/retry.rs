@@ -4,12 +4,13 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::quantity;
 
 /// When a failed delivery is attempted again, and when it is parked.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
     /// The most attempts before a delivery is parked.
@@ -17,13 +18,16 @@ pub struct Retry {
     /// The pause after the first failure. Each further pause is twice as long, less a random part
     /// of up to half.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub first: Duration,
     /// The longest pause, even if the receiver asks for a longer one.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub ceiling: Duration,
     /// The age at which a delivery is parked, whatever the number of attempts. A last attempt is
     /// made at that age.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub age: Duration,
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, num::NonZeroUsize};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+
 use super::{AnyHandler, BuildContext, BuildError, HandlerKind};
 use crate::spanned;
 
@@ -15,14 +17,24 @@ pub struct Kind {
     /// [`HandlerKind::CONCURRENCY`].
     pub concurrency: NonZeroUsize,
     read: fn(spanned::Deserializer<'_>) -> Result<Build, spanned::Error>,
+    /// The JSON Schema of the settings, if the kind has one.
+    pub schema: Option<fn(&mut SchemaGenerator) -> Schema>,
 }
 
 /// [`HandlerKind::build`] of settings that have been read.
 pub type Build = Box<dyn FnOnce(&mut BuildContext) -> Result<AnyHandler, BuildError>>;
 
 impl Kind {
-    /// The line for `K`.
-    pub const fn of<K: HandlerKind>() -> Self {
+    /// The line for `K`, whose settings describe themselves.
+    pub(super) const fn of<K: HandlerKind + JsonSchema>() -> Self {
+        Self {
+            schema: Some(K::json_schema),
+            ..Self::undescribed::<K>()
+        }
+    }
+
+    /// The line for `K`, of whose settings nothing is known but the example.
+    pub const fn undescribed<K: HandlerKind>() -> Self {
         Self {
             kind: K::KIND,
             example: K::EXAMPLE,
@@ -33,6 +45,7 @@ impl Kind {
                     settings.build(context).map(AnyHandler::new)
                 }))
             },
+            schema: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! `log`: a line in hookswitch's own log for each event.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
@@ -7,11 +8,11 @@ use super::{
     cloud_event::CloudEvent,
 };
 
-/// What the TOML says of a `log` handler.
-#[derive(Debug, Deserialize)]
+/// Writes a line to the log of hookswitch for each event.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// Whether keys and subjects, which are or hold phone numbers, are masked.
+    /// Whether keys and subjects are masked: they are phone numbers, or have phone numbers in them.
     #[serde(default = "masked")]
     mask: bool,
 }
@@ -23,10 +24,14 @@ const fn masked() -> bool {
 impl HandlerKind for Settings {
     const KIND: &'static str = "log";
     const EXAMPLE: &'static str = r#"
-[handlers.console]
+[handlers.log]
 kind = "log"
 events = ["*"]
-mask = true          # false shows phone numbers in full
+order = "key"
+concurrency = 8
+timeout = "10s"
+retry = { attempts = 16, first = "1s", ceiling = "1h", age = "1d" }
+mask = true
 "#;
     type Handler = Log;
 

@@ -10,12 +10,13 @@
 //! their headers, which [`to_header`] writes.
 
 use bytes::Bytes;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::cloud_event::{CloudEvent, encode};
 
-/// The form in which an event leaves the process: see [the module](self).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The form in which an event leaves the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Data and attributes together.

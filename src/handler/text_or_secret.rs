@@ -1,7 +1,8 @@
-//! A setting that may be a secret, or may as well stand in the TOML as it is.
+//! A setting that is a text in the TOML itself or refers to a secret.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::secret::Secret;
@@ -9,12 +10,12 @@ use crate::secret::Secret;
 /// A text in the TOML itself, or a reference to a secret. Either way it is treated as a secret
 /// from then on, and it holds no NUL, which neither a header nor an environment can hold.
 #[derive(Clone, Debug)]
-pub(super) struct Text {
+pub(super) struct TextOrSecret {
     secret: Secret,
     is_reference: bool,
 }
 
-impl Text {
+impl TextOrSecret {
     /// Whether it was given as a reference to a secret.
     pub(super) const fn is_reference(&self) -> bool {
         self.is_reference
@@ -26,7 +27,18 @@ impl Text {
     }
 }
 
-impl<'de> Deserialize<'de> for Text {
+impl JsonSchema for TextOrSecret {
+    fn schema_name() -> Cow<'static, str> {
+        "TextOrSecret".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let secret = generator.subschema_for::<Secret>();
+        json_schema!({ "anyOf": [{ "type": "string" }, secret] })
+    }
+}
+
+impl<'de> Deserialize<'de> for TextOrSecret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = deserializer.deserialize_any(PlainOrReference)?;
         if text.expose().contains('\0') {
@@ -39,22 +51,22 @@ impl<'de> Deserialize<'de> for Text {
 struct PlainOrReference;
 
 impl<'de> de::Visitor<'de> for PlainOrReference {
-    type Value = Text;
+    type Value = TextOrSecret;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a text, or a secret: { env = \"NAME\" } or { file = \"/path\" }")
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-        Ok(Text {
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<TextOrSecret, E> {
+        Ok(TextOrSecret {
             secret: Secret::derived(text.to_owned()),
             is_reference: false,
         })
     }
 
-    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Text, A::Error> {
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<TextOrSecret, A::Error> {
         let secret = Secret::deserialize(de::value::MapAccessDeserializer::new(map))?;
-        Ok(Text {
+        Ok(TextOrSecret {
             secret,
             is_reference: true,
         })

@@ -30,6 +30,7 @@ mod webhook;
 
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -133,7 +134,7 @@ pub enum Error {
 }
 
 /// The TOML's `[server]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// The address to listen on. With port 0 the system chooses the port.
@@ -148,22 +149,28 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// The largest body, in bytes; a larger one is answered 413.
     #[serde(with = "quantity::bytes")]
+    #[schemars(with = "quantity::Size")]
     pub max_body: u64,
     /// The most bytes of bodies in memory. A body over the limit evicts in the same way as a request.
     /// One body of the largest size is always allowed.
     #[serde(with = "quantity::bytes")]
+    #[schemars(with = "quantity::Size")]
     pub body_memory: u64,
     /// The timeout of a new connection's first byte, or of its TLS handshake.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub first_byte_timeout: Duration,
     /// The timeout of a request's head, and of an idle connection between requests.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub head_timeout: Duration,
     /// The timeout of a request's body. Providers themselves give up after 3 seconds.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub body_timeout: Duration,
     /// How long a shutdown waits for requests and deliveries in progress.
     #[serde(with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub drain_timeout: Duration,
 }
 
@@ -185,7 +192,7 @@ impl Default for Settings {
 }
 
 /// The files of the server's certificate. They are read again when they change.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The certificate and its intermediates, PEM. Providers do not fetch missing intermediates.

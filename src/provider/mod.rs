@@ -31,6 +31,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -86,7 +87,7 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
 }
 
 /// A kind of provider: its settings, which the TOML of an endpoint has besides `family` and `path`.
-pub trait ProviderKind: DeserializeOwned + 'static {
+pub trait ProviderKind: DeserializeOwned + JsonSchema + 'static {
     /// The provider's name: the first part of its families' names.
     const KIND: &'static str;
     /// An endpoint of this provider in a TOML file, for help texts and tests.
@@ -106,6 +107,8 @@ pub struct Kind {
     pub example: &'static str,
     /// Reads an endpoint's settings and builds its provider.
     pub read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Provider>, spanned::Error>,
+    /// The JSON Schema of its settings.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 entries! {
@@ -122,6 +125,7 @@ impl Kind {
             kind: K::KIND,
             example: K::EXAMPLE,
             read: |settings| Ok(Box::new(K::deserialize(settings)?.build())),
+            schema: K::json_schema,
         }
     }
 

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -32,7 +33,7 @@ const VERIFICATION_TOKEN: HeaderName = HeaderName::from_static("verification-tok
 const HANDSHAKE_TOKEN_LIMIT: usize = 512;
 
 /// The settings of a RingCentral endpoint.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
     /// The `deliveryMode.verificationToken` of the subscription. Two while it is being replaced.

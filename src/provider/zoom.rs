@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -37,7 +38,7 @@ const CHALLENGE: &str = "endpoint.url_validation";
 const WINDOW: SignedDuration = SignedDuration::from_secs(300);
 
 /// The settings of a Zoom endpoint.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
     /// The app's Secret Token. Two while it is being replaced.
@@ -51,7 +52,7 @@ pub(super) struct Settings {
     require: Option<Require>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum OnBadSignature {
     #[default]
@@ -59,12 +60,21 @@ enum OnBadSignature {
     Retry,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 enum Require {
-    Basic { username: String, password: Secret },
-    Bearer { token: Secret },
-    Header { name: RequiredHeader, value: Secret },
+    Basic {
+        username: String,
+        password: Secret,
+    },
+    Bearer {
+        token: Secret,
+    },
+    Header {
+        #[schemars(with = "String")]
+        name: RequiredHeader,
+        value: Secret,
+    },
 }
 
 /// A header name, checked while the settings are read.

@@ -31,6 +31,7 @@ mod transfer;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{self, DeserializeOwned};
 use tokio::sync::watch;
 
@@ -465,7 +466,7 @@ pub trait Engine: Send + std::fmt::Debug {
 }
 
 /// A kind of store: its settings, read from the TOML.
-pub trait StoreKind: DeserializeOwned + Engine + 'static {
+pub trait StoreKind: DeserializeOwned + JsonSchema + Engine + 'static {
     /// Its `kind` in the TOML.
     const KIND: &'static str;
 
@@ -486,6 +487,8 @@ pub struct Kind {
     pub kind: &'static str,
     /// Reads the engine's settings.
     pub read: fn(spanned::Deserializer<'_>) -> Result<Box<dyn Engine>, spanned::Error>,
+    /// The JSON Schema of its settings.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 entries! {
@@ -508,6 +511,7 @@ impl Kind {
                 settings.check().map_err(de::Error::custom)?;
                 Ok(Box::new(settings))
             },
+            schema: K::json_schema,
         }
     }
 

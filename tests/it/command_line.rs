@@ -44,7 +44,7 @@ fn every_shipped_configuration_is_sound() {
             .env("MQTT_PASSWORD", "x")
             .env("NATS_PASSWORD", "x")
             .env("REDIS_PASSWORD", "x")
-            .env("SCRIPT_API_KEY", "x")
+            .env("PROVISION_API_KEY", "x")
             .env("SQS_ACCESS_KEY_ID", "x")
             .env("SQS_SECRET_ACCESS_KEY", "x")
             .env("WAREHOUSE_PASSWORD", "x")
@@ -234,6 +234,38 @@ fn logs_hold_no_content_of_requests(engine: Engine) {
     for secret in ["2025550001", "serial 1", "acct-1", "a-secret-for-tests"] {
         assert!(!log.contains(secret), "{secret} is in the log:\n{log}");
     }
+}
+
+#[test]
+fn kinds_of_handlers_are_listed_and_described() {
+    let run = |arguments: &[&str]| {
+        hookswitch()
+            .arg("handlers")
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let list = text(&run(&["list"])).0;
+    assert!(list.lines().count() >= 11, "{list}");
+    for line in list.lines() {
+        let (kind, summary) = line.split_once(' ').unwrap();
+        let described = run(&["describe", kind]);
+        if summary.contains("Not in this build.") {
+            assert_eq!(described.status.code(), Some(1));
+            let how = format!("--features {kind}");
+            assert!(summary.contains(&how), "{line}");
+            assert!(text(&described).1.contains(&how), "{described:?}");
+        } else {
+            let example = format!("kind = {kind:?}");
+            assert!(text(&described).0.contains(&example), "{described:?}");
+        }
+    }
+    let unknown = run(&["describe", "nothing"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(
+        text(&unknown).1.contains("log, file, http, exec"),
+        "{unknown:?}"
+    );
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The documents match the code.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 #[test]
@@ -27,6 +28,149 @@ fn every_link_within_the_project_resolves() {
                 "{from} links to {link}: there is no such heading"
             );
         }
+    }
+}
+
+/// The reference of each kind is generated. Set `HOOKSWITCH_UPDATE=1` to write it anew, for the kinds of
+/// this build; then read what changed.
+#[test]
+fn the_reference_of_each_kind_is_what_the_kind_says() {
+    let [mut reference, mut handlers] =
+        ["config/hookswitch.toml", "docs/handlers.md"].map(Generated::read);
+    for line in hookswitch(&["handlers", "list"]).lines() {
+        let (kind, summary) = line.split_once(' ').unwrap();
+        let summary = summary.trim();
+        if summary.starts_with("Not in this build.") {
+            continue;
+        }
+        let describe = |format| hookswitch(&["handlers", "describe", kind, "--format", format]);
+        handlers.replace_row(kind, summary);
+        handlers.replace_section(kind, &describe("markdown"));
+        reference.replace_table(kind, &describe("toml"));
+    }
+    reference.check();
+    handlers.check();
+}
+
+#[test]
+fn every_recipe_is_a_configuration_that_loads() {
+    let mut loaded = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for recipe in text.split("```toml\n").skip(1) {
+            let recipe = recipe.split("```").next().unwrap();
+            if !recipe.starts_with("[handlers.") {
+                continue;
+            }
+            let report = check(recipe);
+            if !report.contains("was built without") {
+                assert_eq!(report, "", "{}:\n{recipe}", document.display());
+                loaded += 1;
+            }
+        }
+    }
+    assert!(loaded >= 4, "only {loaded} recipes were loaded");
+}
+
+/// What `check` says about a configuration with the handlers of `recipe`.
+fn check(recipe: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hookswitch.toml");
+    let rest = "[store]\nkind = \"embedded\"\npath = \"data\"\n[endpoints.zoom]\nfamily = \
+                \"zoom.number-management\"\npath = \"/zoom\"\nsecret_tokens = [\"secret\"]\n";
+    fs::write(&path, format!("{recipe}\n{rest}")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hookswitch"));
+    command.arg("check").arg("--config").arg(path);
+    for name in recipe.split("env = \"").skip(1) {
+        let name = name.split('"').next().unwrap();
+        let value = if name.ends_with("_URL") {
+            "postgres://me@db/warehouse"
+        } else {
+            "secret"
+        };
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    match output.status.success() {
+        true => String::new(),
+        false => String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn hookswitch(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hookswitch"));
+    let output = command.args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A file of which parts are generated.
+struct Generated {
+    path: PathBuf,
+    before: String,
+    text: String,
+}
+
+impl Generated {
+    fn read(path: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        let before = fs::read_to_string(&path).unwrap();
+        let text = before.clone();
+        Self { path, before, text }
+    }
+
+    /// Replaces the row of `kind` in the table of kinds.
+    fn replace_row(&mut self, kind: &str, summary: &str) {
+        let start = format!("| [`{kind}`](#{kind}) |");
+        let lines = self
+            .text
+            .lines()
+            .map(|line| match line.starts_with(&start) {
+                true => format!("{start} {summary} |\n"),
+                false => format!("{line}\n"),
+            });
+        self.text = lines.collect();
+        assert!(self.text.contains(&start), "there is no row for {kind}");
+    }
+
+    /// Replaces the part between the comments of `kind`.
+    fn replace_section(&mut self, kind: &str, section: &str) {
+        let start = format!("<!-- hookswitch handlers describe {kind} --format markdown -->\n");
+        let (before, rest) = self.text.split_once(&start).expect(kind);
+        let (_, after) = rest.split_once("<!-- end -->").expect(kind);
+        self.text = format!("{before}{start}{section}<!-- end -->{after}");
+    }
+
+    /// Replaces the paragraph of TOML with the table of `kind`. It stays a comment if it is one.
+    fn replace_table(&mut self, kind: &str, table: &str) {
+        let (plain, comment) = (format!("kind = {kind:?}"), format!("# kind = {kind:?}"));
+        let has = |paragraph: &str, wanted: &str| paragraph.lines().any(|line| line == wanted);
+        let is_handler = |paragraph: &str| paragraph.contains("[handlers.");
+        let paragraphs = self.text.trim_end().split("\n\n").map(|paragraph| {
+            if is_handler(paragraph) && has(paragraph, &plain) {
+                table.trim_end().to_owned()
+            } else if is_handler(paragraph) && has(paragraph, &comment) {
+                let lines = table.trim_end().lines().map(|line| format!("# {line}"));
+                lines.collect::<Vec<_>>().join("\n")
+            } else {
+                paragraph.to_owned()
+            }
+        });
+        self.text = paragraphs.collect::<Vec<_>>().join("\n\n") + "\n";
+        assert!(self.text.contains(&plain), "there is no table for {kind}");
+    }
+
+    fn check(self) {
+        if env::var_os("HOOKSWITCH_UPDATE").is_some() {
+            fs::write(self.path, self.text).unwrap();
+            return;
+        }
+        let path = self.path.display();
+        assert!(
+            self.before == self.text,
+            "{path} is stale; `HOOKSWITCH_UPDATE=1 cargo test --features full --test it -- documents` \
+             writes it anew"
+        );
     }
 }
 

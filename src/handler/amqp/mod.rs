@@ -73,15 +73,15 @@ impl HandlerKind for Settings {
     const EXAMPLE: &'static str = r#"
 [handlers.queue]
 kind = "amqp"
-events = ["*"]
+events = ["ringcentral.*"]
 url = "amqps://rabbitmq.example.com"
 vhost = "/"
-username = "hookswitch"                         # "guest" by default, as is the password
+username = "hookswitch"
 password = { env = "AMQP_PASSWORD" }
 # tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/rabbitmq.pem", key = "/etc/hookswitch/rabbitmq-key.pem" }
-exchange = "telephony"                          # must be there; "" routes by the queue's name
-routing_key = "{type}"                          # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
-format = "structured"                           # or "binary", "raw"
+exchange = "telephony"
+routing_key = "{type}"
+format = "structured"
 connect_timeout = "5s"
 "#;
     type Handler = Amqp;

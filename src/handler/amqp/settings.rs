@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lapin::types::ShortString;
 use reqwest::Url;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -17,54 +18,66 @@ use crate::{
     secret::Secret,
 };
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Publishes each event to an exchange of an AMQP 0-9-1 broker such as RabbitMQ.
+///
+/// Exchanges and queues must exist: hookswitch declares none. An event is delivered when the broker has
+/// confirmed it. An event that no queue is bound for is parked.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Where to.
-    pub(super) url: Address,
-    /// The broker's part to speak with.
+    /// The URL of the broker. `amqps` uses TLS, `amqp` does not.
+    #[schemars(with = "String")]
+    pub(super) url: BrokerUrl,
+    /// The virtual host.
     #[serde(default = "Name::slash")]
+    #[schemars(with = "String", extend("default" = Name::SLASH))]
     pub(super) vhost: Name,
-    /// As whom.
+    /// The user name. The default is `guest`.
     pub(super) username: Option<String>,
-    /// What proves it.
+    /// The password. The default is `guest`.
     pub(super) password: Option<Secret>,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     pub(super) tls: ClientTls,
-    /// The exchange, which must be there; `""` is the broker's own, which routes to the queue that
+    /// The exchange, which must exist. `""` is the default exchange, which routes to the queue that
     /// the routing key names.
+    #[schemars(with = "String")]
     pub(super) exchange: Name,
-    /// The routing key.
+    /// The routing key, with fields in braces: `{type}` is the event name, `{provider}` its first
+    /// word, `{endpoint}` and `{handler}` are the names in this file, `{key}` is the partition key,
+    /// `{subject}` a phone number or an extension id, `{id}` the id of the event. `-` stands for what
+    /// an event does not have.
     #[serde(default = "Template::event_name")]
+    #[schemars(with = "String", extend("default" = Template::EVENT_NAME))]
     pub(super) routing_key: Template,
-    /// What is sent.
+    /// The form of the message: `structured` is a CloudEvent as JSON, `binary` is its data with the
+    /// attributes as headers, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
-    /// How long a connection may take to be made.
+    /// The time limit for a new connection, within `timeout`.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub(super) connect_timeout: Duration,
 }
 
-/// How AMQP writes addresses.
+/// The schemes of AMQP.
 pub(super) const SCHEMES: Schemes = Schemes {
     plain: ("amqp", 5672),
     tls: ("amqps", 5671),
 };
 
-/// Where a broker is.
+/// The URL of a broker.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Address(pub(super) Url);
+pub(super) struct BrokerUrl(pub(super) Url);
 
-impl TryFrom<String> for Address {
+impl TryFrom<String> for BrokerUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         let example = "amqps://rabbitmq.example.com";
-        let place = "the virtual host is for `vhost` to say";
-        SCHEMES.url(&text, example, place).map(Self)
+        let instead = "the virtual host is for `vhost` to say";
+        SCHEMES.url(&text, example, instead).map(Self)
     }
 }
 
@@ -75,8 +88,10 @@ pub(super) struct Name(pub(super) ShortString);
 
 impl Name {
     /// The virtual host that every broker begins with.
+    const SLASH: &str = "/";
+
     fn slash() -> Self {
-        Self("/".into())
+        Self(Self::SLASH.into())
     }
 }
 

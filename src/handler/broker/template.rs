@@ -87,14 +87,15 @@ fn fields() -> String {
 }
 
 impl Template {
+    /// The template of [`event_name`](Self::event_name).
+    pub(in crate::handler) const EVENT_NAME: &str = "{type}";
+
     /// The event name and nothing else.
-    #[cfg(feature = "amqp")]
     pub(in crate::handler) fn event_name() -> Self {
         Self(vec![Part::Field(Field::Type)])
     }
 
     /// The name for an event of which nothing is known, in which a hyphen stands for each field.
-    #[cfg(any(feature = "mqtt", feature = "nats"))]
     pub(in crate::handler) fn plain(&self) -> String {
         self.write(|_| "-".to_owned())
     }

@@ -26,12 +26,13 @@ mod tests;
 
 use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, process::ExitStatus};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::process::Command;
 
 use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
-    cloud_event::CloudEvent, text::Text,
+    cloud_event::CloudEvent, text_or_secret::TextOrSecret,
 };
 use run::Run;
 
@@ -41,15 +42,17 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// `EX_TEMPFAIL`: the exit status by which a program asks to be run again.
 const TEMPORARY_FAILURE: i32 = 75;
 
-/// What the TOML says of an `exec` handler.
-#[derive(Debug, Deserialize)]
+/// Runs a program for each event, with the CloudEvent on its standard input.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// The program and its arguments.
+    /// The program, by its whole path, and its arguments. No shell is involved.
+    #[schemars(with = "Vec<String>")]
     command: CommandLine,
-    /// What is added to the environment, or replaced in it.
+    /// Environment variables besides those that hookswitch sets. A value is a text or a secret.
     #[serde(default)]
-    environment: BTreeMap<Variable, Text>,
+    #[schemars(with = "BTreeMap<String, TextOrSecret>")]
+    environment: BTreeMap<Variable, TextOrSecret>,
 }
 
 /// A program and its arguments, which are checked while the settings are read.
@@ -105,7 +108,7 @@ impl HandlerKind for Settings {
 [handlers.provision]
 kind = "exec"
 events = ["ringcentral.phone-number.*"]
-command = ["/usr/local/bin/provision", "--from-webhook"]     # no shell reads this
+command = ["/usr/local/bin/provision", "--from-webhook"]
 environment = { TZ = "UTC", API_KEY = { env = "PROVISION_API_KEY" } }
 "#;
     type Handler = Exec;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
@@ -25,17 +26,19 @@ use super::{
 };
 use writer::{Rotate, Writer};
 
-/// What the TOML says of a `file` handler.
-#[derive(Debug, Deserialize)]
+/// Appends each event to a file, one CloudEvent a line.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// The file. Where there is none, it is created, and its directories with it, for its owner
-    /// and group alone to read. No two handlers may share one.
+    /// The file. It is created with its directories where it is missing, and only its owner and group
+    /// can read it. Each handler has a file of its own.
     path: PathBuf,
-    /// Whether an event is done only once it is on stable storage.
+    /// Whether an event counts as delivered only once it is on stable storage. `false` is faster, and
+    /// loses the last lines when the power fails.
     #[serde(default = "synced")]
     sync: bool,
-    /// When a new file is begun, and the old one renamed; never, where nothing is said.
+    /// When a new file is begun and the old one renamed: `{ size = "64MiB" }` or `{ every = "day" }`.
+    /// Without it, the file grows for ever.
     rotate: Option<Rotate>,
 }
 
@@ -50,8 +53,8 @@ impl HandlerKind for Settings {
 kind = "file"
 events = ["*"]
 path = "data/events.ndjson"
-sync = true                     # false is faster, and loses the last lines in a power cut
-rotate = { size = "64MiB" }     # or { every = "day" }
+sync = true
+rotate = { size = "64MiB" }
 "#;
     /// Those that are under way together are synced together.
     const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(64).unwrap();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::quantity;
@@ -20,11 +21,11 @@ use crate::quantity;
 const MODE: u32 = 0o640;
 
 /// When a new file is begun. The old one gets the time of that, in UTC, into its name.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Rotate {
     /// Before the file would become larger than this, in bytes.
-    Size(Size),
+    Size(#[schemars(with = "quantity::Size")] Size),
     /// After a period.
     Every(Period),
 }
@@ -48,7 +49,7 @@ impl TryFrom<AnySize> for Size {
     }
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Period {
     /// From midnight to midnight, in UTC.

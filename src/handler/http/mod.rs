@@ -51,17 +51,13 @@ impl HandlerKind for Settings {
 [handlers.crm]
 kind = "http"
 events = ["ringcentral.phone-number.*", "zoom.number-management.peering-number-cnam-updated"]
-url = "https://crm.example.com/hooks"                   # or { env = "CRM_URL" }
-format = "structured"                                   # or "binary", "raw"
-signing_secret = { env = "CRM_SIGNING_SECRET" }         # Standard Webhooks
-headers = { x-tenant = "acme", authorization = { env = "CRM_AUTHORIZATION" } }
+url = "https://crm.example.com/hooks"
+format = "structured"
+signing_secret = { env = "CRM_SIGNING_SECRET" }
+headers = { x-source = "hookswitch", authorization = { env = "CRM_AUTHORIZATION" } }
 # tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/crm.pem", key = "/etc/hookswitch/crm-key.pem" }
 connect_timeout = "5s"
 # proxy = "http://proxy.example.com:3128"
-retry = { attempts = 12, first = "1s", ceiling = "1h" }
-order = "key"                                           # or "none"
-concurrency = 8
-timeout = "10s"
 "#;
     type Handler = Http;
 

@@ -4,12 +4,13 @@ use std::{collections::HashMap, fmt, iter, time::Duration};
 
 use http::{HeaderName, HeaderValue, header};
 use reqwest::Url;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
     cleartext::CleartextWarning,
     client_tls::ClientTls,
-    handler::{self, message::Format, text::Text},
+    handler::{self, message::Format, text_or_secret::TextOrSecret},
     quantity,
     secret::Secret,
 };
@@ -17,27 +18,33 @@ use crate::{
 /// How to have TLS.
 const TLS: &str = "begin `url` with \"https://\"";
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Posts each event to a URL.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Where to.
+    /// The URL that events are posted to. A URL with a token in it can be a secret.
+    #[schemars(with = "TextOrSecret")]
     pub(super) url: Destination,
-    /// What is sent.
+    /// The form of the body: `structured` is a CloudEvent as JSON, `binary` is its data with the
+    /// attributes as headers, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
-    /// With what requests are signed; they are not where nothing is said.
+    /// The secret that requests are signed with, as Standard Webhooks describes. Without it, requests
+    /// are not signed.
     pub(super) signing_secret: Option<Secret>,
-    /// What is sent besides.
+    /// Headers of each request. A value is a text or a secret.
     #[serde(default)]
+    #[schemars(with = "HashMap<String, TextOrSecret>")]
     pub(super) headers: HashMap<Name, Value>,
     /// The CA bundle and the client certificate, for the receiver and for the proxy.
     #[serde(default)]
     tls: ClientTls,
-    /// How long a connection may take to be made.
+    /// The time limit for a new connection, within `timeout`.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub(super) connect_timeout: Duration,
-    /// What requests go through. The environment's proxies are not asked.
+    /// The URL of a proxy. The proxies of the environment are never used.
+    #[schemars(with = "Option<TextOrSecret>")]
     pub(super) proxy: Option<Destination>,
 }
 
@@ -101,13 +108,13 @@ fn has_user(url: &Url) -> bool {
 
 /// A URL, which may hold a token.
 #[derive(Clone, Deserialize)]
-#[serde(try_from = "Text")]
+#[serde(try_from = "TextOrSecret")]
 pub(super) struct Destination(pub(super) Url);
 
-impl TryFrom<Text> for Destination {
+impl TryFrom<TextOrSecret> for Destination {
     type Error = String;
 
-    fn try_from(text: Text) -> Result<Self, String> {
+    fn try_from(text: TextOrSecret) -> Result<Self, String> {
         let example = "a URL looks like \"https://crm.example.com/hooks\"";
         let url = Url::parse(text.expose())
             .map_err(|problem| format!("the text is not a URL: {problem}; {example}"))?;
@@ -157,16 +164,16 @@ impl TryFrom<String> for Name {
 
 /// The value of a header, treated as a secret.
 #[derive(Debug, Deserialize)]
-#[serde(try_from = "Text")]
+#[serde(try_from = "TextOrSecret")]
 pub(super) struct Value {
     pub(super) header: HeaderValue,
     is_reference: bool,
 }
 
-impl TryFrom<Text> for Value {
+impl TryFrom<TextOrSecret> for Value {
     type Error = &'static str;
 
-    fn try_from(text: Text) -> Result<Self, Self::Error> {
+    fn try_from(text: TextOrSecret) -> Result<Self, Self::Error> {
         let mut value = HeaderValue::from_str(text.expose())
             .map_err(|_| "the text holds a character that no header can hold")?;
         value.set_sensitive(true);

@@ -49,27 +49,21 @@ use super::{
     message::{Format, Message},
 };
 
-use crate::cleartext::CleartextWarning;
-
 pub(super) use settings::Settings;
 
 impl HandlerKind for Settings {
     const KIND: &'static str = "kafka";
     const EXAMPLE: &'static str = r#"
-[handlers.bus]
+[handlers.kafka]
 kind = "kafka"
 events = ["*"]
 brokers = ["kafka-1.example.com:9093", "kafka-2.example.com:9093"]
 # tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/kafka.pem", key = "/etc/hookswitch/kafka-key.pem" }
-username = "hookswitch"                                 # none by default, and no password
+username = "hookswitch"
 password = { env = "KAFKA_PASSWORD" }
-mechanism = "SCRAM-SHA-512"                             # or "SCRAM-SHA-256", "PLAIN"
+mechanism = "SCRAM-SHA-512"
 topic = "telephony"
-format = "structured"                                   # or "binary", "raw"
-retry = { attempts = 12, first = "1s", ceiling = "1h" }
-order = "key"                                           # or "none"
-concurrency = 8
-timeout = "10s"
+format = "structured"
 "#;
     type Handler = Kafka;
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use rdkafka::ClientConfig;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -18,30 +19,38 @@ const LONGEST_TIMEOUT: u128 = 2_147_483_647;
 const LONGEST_PATIENCE: u128 = 3_600_000;
 const LARGEST_QUEUE: usize = 10_000_000;
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Sends each event to a topic of Kafka.
+///
+/// An event is delivered when all in-sync replicas have it. The build needs OpenSSL's headers and
+/// pkg-config (Debian: `libssl-dev`, `pkg-config`).
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Some brokers, who name the others.
+    /// The addresses of some brokers, which name the others.
+    #[schemars(with = "Vec<String>")]
     brokers: Brokers,
-    /// Whether TLS is used, and the CA bundle and the client certificate. By default, TLS is used
-    /// unless all brokers are on this machine.
+    /// `false` for no TLS, `true` for TLS, or the CA bundle and the client certificate. By default, TLS
+    /// is used unless all brokers are on this machine.
+    #[serde(default)]
+    #[schemars(schema_with = "Tls::schema")]
     tls: Option<Tls>,
-    /// As whom.
+    /// The user name, for SASL.
     username: Option<String>,
-    /// What proves it.
+    /// The password, for SASL.
     password: Option<Secret>,
-    /// How it proves it.
+    /// The SASL mechanism. The default is `SCRAM-SHA-512`.
     mechanism: Option<Mechanism>,
-    /// Where messages go.
+    /// The topic.
+    #[schemars(with = "String")]
     pub(super) topic: Topic,
-    /// What a message is.
+    /// The form of the message: `structured` is a CloudEvent as JSON, `binary` is its data with the
+    /// attributes as headers, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
 }
 
-/// How a password is shown. By default in the way that shows the least of it.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// A SASL mechanism. The default is the one that reveals the least of a password.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 enum Mechanism {
     #[serde(rename = "PLAIN")]
     Plain,
@@ -103,6 +112,13 @@ impl TryFrom<Vec<String>> for Brokers {
 enum Tls {
     Off,
     On(ClientTls),
+}
+
+impl Tls {
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        let table = generator.subschema_for::<ClientTls>();
+        json_schema!({ "anyOf": [{ "type": "boolean" }, table] })
+    }
 }
 
 impl<'de> Deserialize<'de> for Tls {

@@ -53,16 +53,16 @@ impl HandlerKind for Settings {
     const EXAMPLE: &'static str = r#"
 [handlers.topic]
 kind = "mqtt"
-events = ["*"]
+events = ["ringcentral.*"]
 url = "mqtts://mqtt.example.com"
-username = "hookswitch"                         # none by default, and no password
+username = "hookswitch"
 password = { env = "MQTT_PASSWORD" }
 # tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/mqtt.pem", key = "/etc/hookswitch/mqtt-key.pem" }
-# client_id = "hookswitch-1"                     # one's own for each replica; random by default
-topic = "telephony/{type}"                      # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
-format = "structured"                           # or "binary", "raw"
+# client_id = "hookswitch-1"
+topic = "telephony/{type}"
+format = "structured"
 retain = false
-# expiry = "1d"                                  # how long the broker keeps it for who is away
+# expiry = "1d"
 connect_timeout = "5s"
 "#;
     type Handler = Mqtt;

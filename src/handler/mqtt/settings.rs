@@ -3,6 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use reqwest::Url;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -16,35 +17,47 @@ use crate::{
     secret::Secret,
 };
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Publishes each event to a topic of an MQTT 5 broker.
+///
+/// An event is delivered when the broker has acknowledged it, at quality of service 1.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Where to.
-    pub(super) url: Address,
-    /// As whom.
+    /// The URL of the broker. `mqtts` uses TLS, `mqtt` does not.
+    #[schemars(with = "String")]
+    pub(super) url: BrokerUrl,
+    /// The user name.
     pub(super) username: Option<String>,
-    /// What proves it.
+    /// The password.
     pub(super) password: Option<Secret>,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     pub(super) tls: ClientTls,
-    /// What the broker knows this client by; one of its own making, where nothing is said.
-    pub(super) client_id: Option<Text>,
-    /// Where to in the broker.
+    /// The client identifier. Each replica needs its own. The default is random.
+    #[schemars(with = "Option<String>")]
+    pub(super) client_id: Option<ClientId>,
+    /// The topic, with fields in braces: `{type}` is the event name, `{provider}` its first
+    /// word, `{endpoint}` and `{handler}` are the names in this file, `{key}` is the partition key,
+    /// `{subject}` a phone number or an extension id, `{id}` the id of the event. `-` stands for what
+    /// an event does not have. Each value is
+    /// one level: `/`, `+`, `#`, `$`, `%` and all but printable ASCII are percent-encoded.
+    #[schemars(with = "String")]
     pub(super) topic: Topic,
-    /// What is sent.
+    /// The form of the message: `structured` is a CloudEvent as JSON, `binary` is its data with the
+    /// attributes as user properties, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
-    /// Whether the broker keeps the last message of each topic for whoever subscribes later.
+    /// Whether the broker keeps the last message of each topic for later subscribers.
     #[serde(default)]
     pub(super) retain: bool,
-    /// How long the broker keeps a message for a subscriber who is away, in seconds; as long as it
-    /// likes, where nothing is said.
+    /// How long the broker keeps a message for a subscriber that is away. Without it, the broker sets
+    /// no limit.
     #[serde(default, deserialize_with = "seconds")]
+    #[schemars(with = "Option<quantity::Time>")]
     pub(super) expiry: Option<NonZeroU32>,
-    /// How long a connection may take to be made.
+    /// The time limit for a new connection, within `timeout`.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub(super) connect_timeout: Duration,
 }
 
@@ -58,24 +71,24 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU
     Ok(Some(seconds))
 }
 
-/// How MQTT writes addresses.
+/// The schemes of MQTT.
 pub(super) const SCHEMES: Schemes = Schemes {
     plain: ("mqtt", 1883),
     tls: ("mqtts", 8883),
 };
 
-/// Where a broker is.
+/// The URL of a broker.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Address(pub(super) Url);
+pub(super) struct BrokerUrl(pub(super) Url);
 
-impl TryFrom<String> for Address {
+impl TryFrom<String> for BrokerUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         let example = "mqtts://mqtt.example.com";
-        let place = "which topic is for `topic` to say";
-        SCHEMES.url(&text, example, place).map(Self)
+        let instead = "which topic is for `topic` to say";
+        SCHEMES.url(&text, example, instead).map(Self)
     }
 }
 
@@ -87,12 +100,12 @@ pub(super) fn is_text(text: &str) -> bool {
     text.len() <= LONGEST && !text.contains(char::is_control)
 }
 
-/// A text that MQTT can carry.
+/// A client identifier.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Text(pub(super) String);
+pub(super) struct ClientId(pub(super) String);
 
-impl TryFrom<String> for Text {
+impl TryFrom<String> for ClientId {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {

@@ -2,13 +2,15 @@
 
 use async_nats::{AuthError, ConnectOptions};
 use nkeys::{KeyPair, KeyPairType};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::secret::Secret;
 
-/// Who we are, and what proves it.
-#[derive(Clone, Debug, Deserialize)]
+/// Credentials, in one of four forms.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(try_from = "AuthTable")]
+#[schemars(with = "AuthTable")]
 pub(super) enum Auth {
     User(User),
     Token(Secret),
@@ -16,21 +18,30 @@ pub(super) enum Auth {
     Credentials(Credentials),
 }
 
-/// One of them is there. An enum's own way of being read would tell of two in serde's words.
-#[derive(Deserialize)]
+/// The table in the TOML. It is no enum, so that a table with two of the forms has a report of its own.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 struct AuthTable {
+    /// The name and the password of a user.
     user: Option<User>,
+    /// A token.
     token: Option<Secret>,
+    /// The seed of a user's nkey.
+    #[schemars(with = "Option<Secret>")]
     nkey: Option<Seed>,
+    /// The text of a `.creds` file: the JWT and the seed of a user.
+    #[schemars(with = "Option<Secret>")]
     credentials: Option<Credentials>,
 }
 
 /// A user by name.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct User {
+    /// The name.
     name: String,
+    /// The password.
     password: Secret,
 }
 

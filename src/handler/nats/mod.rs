@@ -62,11 +62,11 @@ impl HandlerKind for Settings {
 kind = "nats"
 events = ["*"]
 servers = ["tls://nats-1.example.com:4222", "tls://nats-2.example.com:4222"]
-subject = "telephony.{type}"                            # also {provider}, {endpoint}, {handler}, {key}, {subject}, {id}
-format = "structured"                                   # or "binary", "raw"
+subject = "telephony.{type}"
+format = "structured"
 auth = { user = { name = "hookswitch", password = { env = "NATS_PASSWORD" } } }
-# auth = { token = { env = "NATS_TOKEN" } }             # one of the four, or none
-# auth = { nkey = { file = "/run/secrets/nats.nk" } }    # a user's seed
+# auth = { token = { env = "NATS_TOKEN" } }
+# auth = { nkey = { file = "/run/secrets/nats.nk" } }
 # auth = { credentials = { file = "/run/secrets/nats.creds" } }
 # tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/nats.pem", key = "/etc/hookswitch/nats-key.pem" }
 connect_timeout = "5s"

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, ServerAddr};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{auth::Auth, subject::Subject};
@@ -13,24 +14,34 @@ use crate::{
     quantity,
 };
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Publishes each event to a JetStream stream of NATS.
+///
+/// The stream must exist. An event is delivered when the stream has acknowledged it. The header
+/// `Nats-Msg-Id` lets the stream drop copies.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Servers of one cluster, any of which will do.
+    /// The URLs of servers of one cluster. `tls` at one of them uses TLS with all.
+    #[schemars(with = "Vec<String>")]
     pub(super) servers: Servers,
-    /// What events are published under.
+    /// The subject, with fields in braces: `{type}` is the event name, `{provider}` its first
+    /// word, `{endpoint}` and `{handler}` are the names in this file, `{key}` is the partition key,
+    /// `{subject}` a phone number or an extension id, `{id}` the id of the event. `-` stands for what
+    /// an event does not have.
+    #[schemars(with = "String")]
     pub(super) subject: Subject,
-    /// What is sent.
+    /// The form of the message: `structured` is a CloudEvent as JSON, `binary` is its data with the
+    /// attributes as headers, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
-    /// Who we are; nobody where nothing is said.
+    /// The credentials, in one of four forms.
     auth: Option<Auth>,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     tls: ClientTls,
-    /// How long a connection to one server may take to be made.
+    /// The time limit for a new connection to one server, within `timeout`.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     connect_timeout: Duration,
 }
 

@@ -58,14 +58,14 @@ impl HandlerKind for Settings {
 [handlers.stream]
 kind = "redis"
 events = ["*"]
-url = "rediss://redis.example.com:6379/0"               # "redis://" without TLS
-username = "hookswitch"                                 # an ACL user; leave it out for `requirepass`
+url = "rediss://redis.example.com:6379/0"
+username = "hookswitch"
 password = { env = "REDIS_PASSWORD" }
 # tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/redis.pem", key = "/etc/hookswitch/redis-key.pem" }
 stream = "telephony"
-maxlen = 1_000_000                                      # about; without it, the stream is never cut
-format = "structured"                                   # or "binary", "raw"
-wait = { replicas = 1, timeout = "1s" }                 # and `fsync = true` from Redis 7.2
+# maxlen = 1_000_000
+format = "structured"
+wait = { replicas = 1, timeout = "1s" }
 connect_timeout = "5s"
 "#;
     type Handler = Redis;

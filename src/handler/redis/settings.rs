@@ -6,6 +6,7 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, RedisError, TlsCertificates,
 };
 use reqwest::Url;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::{
@@ -16,48 +17,55 @@ use crate::{
     secret::Secret,
 };
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Adds each event to a Redis stream.
+///
+/// An event is delivered when the server has replied to `XADD`, and when `wait` is fulfilled.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Where to.
-    url: Address,
-    /// Who we are; `default` where only a password is given.
+    /// The URL of the server, with the number of the database. `rediss` uses TLS, `redis` does not.
+    #[schemars(with = "String")]
+    url: ServerUrl,
+    /// The name of an ACL user. The default is the user `default`.
     username: Option<String>,
-    /// The proof of it.
+    /// The password.
     password: Option<Secret>,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     tls: ClientTls,
     /// The key of the stream.
+    #[schemars(with = "String")]
     pub(super) stream: Stream,
-    /// About how many entries the stream is cut down to; it grows for ever where nothing is said.
+    /// About how many entries the stream keeps. Without it, the stream grows for ever.
     pub(super) maxlen: Option<NonZeroU64>,
-    /// What is sent.
+    /// The form of the entry: `structured` is a CloudEvent as JSON, `binary` is its data with the
+    /// attributes as fields, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
-    /// What besides the server's reply to wait for.
+    /// What must have an entry, besides the memory of the server, before the entry counts as delivered:
+    /// `replicas` of them, and with `fsync = true` (from Redis 7.2) the disks as well, within `timeout`.
     pub(super) wait: Option<Wait>,
-    /// How long a connection may take to be made.
+    /// The time limit for a new connection, within `timeout`.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub(super) connect_timeout: Duration,
 }
 
-/// A server, and the number of a database in it.
+/// The URL of a server, with the number of a database.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-struct Address(Url, ConnectionInfo);
+struct ServerUrl(Url, ConnectionInfo);
 
 /// How to have TLS.
 const TLS: &str = "begin `url` with \"rediss://\"";
 
-impl Address {
+impl ServerUrl {
     fn is_tls(&self) -> bool {
         self.0.scheme() == "rediss"
     }
 }
 
-impl TryFrom<String> for Address {
+impl TryFrom<String> for ServerUrl {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -87,8 +95,8 @@ impl TryFrom<String> for Stream {
     }
 }
 
-/// What has to have an entry before it counts as delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// What must have an entry before the entry counts as delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(try_from = "WaitTable")]
 pub(super) struct Wait {
     pub(super) replicas: u32,
@@ -96,14 +104,18 @@ pub(super) struct Wait {
     pub(super) timeout: Duration,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WaitTable {
+    /// How many replicas.
     #[serde(default)]
     replicas: u32,
+    /// Whether the disks of the server and of the replicas, from Redis 7.2.
     #[serde(default)]
     fsync: bool,
+    /// The time limit. An entry that is not confirmed by then is added again.
     #[serde(default = "wait_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     timeout: Duration,
 }
 
@@ -141,7 +153,7 @@ impl Settings {
     ///
     /// When what was said of TLS goes ill together, or its files can no longer be read.
     pub(super) fn client(&self) -> Result<Client, String> {
-        let Address(_, info) = self.url.clone();
+        let ServerUrl(_, info) = self.url.clone();
         let mut redis = info.redis_settings().clone();
         if let Some(username) = &self.username {
             redis = redis.set_username(username);

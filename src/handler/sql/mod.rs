@@ -46,9 +46,13 @@ mod sqlite;
 mod template;
 mod url;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
-use super::{AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome};
+use super::{
+    AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
+    text_or_secret::TextOrSecret,
+};
 use crate::{client_tls::ClientTls, secret::Secret};
 use field::Row;
 use postgres::Postgres;
@@ -56,19 +60,25 @@ use sqlite::Sqlite;
 use template::Template;
 use url::DatabaseUrl;
 
-/// What the TOML says of a `sql` handler.
-#[derive(Debug, Deserialize)]
+/// Runs a statement of yours for each event in PostgreSQL or SQLite.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// Where the database is.
+    /// The URL of the database: `postgres://user@host/database`, or `sqlite:path` for a file that
+    /// exists. A URL with a password in it is a secret. With PostgreSQL on another machine, TLS is used
+    /// and the certificate verified, unless the URL ends in `?sslmode=disable`.
+    #[schemars(with = "TextOrSecret")]
     url: Database,
-    /// What is run for each event.
-    statement: Template,
-    /// The password, where it is not in the URL.
+    /// The password of PostgreSQL, if it is not in the URL.
     password: Option<Secret>,
-    /// The CA bundle and the client certificate.
+    /// The CA bundle and the client certificate, for PostgreSQL.
     #[serde(default)]
     tls: ClientTls,
+    /// One statement, which can be run twice for one event. Fields of the event are its parameters:
+    /// `:id`, `:source`, `:type`, `:subject`, `:time`, `:receivedtime`, `:key`, `:attempt`,
+    /// `:superseded`, `:replayreason`, `:datacontenttype`, `:data`, `:body`, `:event`.
+    #[schemars(with = "String")]
+    statement: Template,
 }
 
 /// A database, by the scheme of its URL.
@@ -103,18 +113,14 @@ impl HandlerKind for Settings {
 [handlers.warehouse]
 kind = "sql"
 events = ["*"]
-url = "postgres://hookswitch@db.example.com/warehouse"  # or { env = "WAREHOUSE_URL" }, "sqlite:data/events.db"
+url = "postgres://hookswitch@db.example.com/warehouse"
 password = { env = "WAREHOUSE_PASSWORD" }
+# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/warehouse.pem", key = "/etc/hookswitch/warehouse-key.pem" }
 statement = """
 INSERT INTO events (id, type, subject, time, data)
 VALUES (:id, :type, :subject, :time, :data)
 ON CONFLICT (id) DO NOTHING
 """
-# tls = { ca = "/etc/hookswitch/ca.pem", certificate = "/etc/hookswitch/warehouse.pem", key = "/etc/hookswitch/warehouse-key.pem" }
-retry = { attempts = 12, first = "1s", ceiling = "1h" }
-order = "key"                       # or "none"
-concurrency = 8                     # for PostgreSQL, connections as well
-timeout = "10s"
 "#;
     type Handler = Sql;
 

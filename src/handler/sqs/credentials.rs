@@ -34,7 +34,7 @@ use reqwest::{Client, redirect::Policy};
 
 use super::body_of;
 use crate::{
-    handler::{client, text::Text, with_causes},
+    handler::{client, text_or_secret::TextOrSecret, with_causes},
     secret::Secret,
 };
 
@@ -50,7 +50,7 @@ const LONGEST_PROBLEM: usize = 300;
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     /// Which.
-    pub(super) id: Text,
+    pub(super) id: TextOrSecret,
     /// What proves that they are ours.
     pub(super) secret: Secret,
     /// What belongs to keys that run out.

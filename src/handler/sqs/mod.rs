@@ -74,16 +74,16 @@ const LONGEST_ANSWER: usize = 64 << 10;
 impl HandlerKind for Settings {
     const KIND: &'static str = "sqs";
     const EXAMPLE: &'static str = r#"
-[handlers.queue]
+[handlers.sqs]
 kind = "sqs"
 events = ["*"]
 queue_url = "https://sqs.eu-west-1.amazonaws.com/111122223333/telephony.fifo"
-# region = "eu-west-1"                                  # where the URL does not say it
-access_key_id = { env = "SQS_ACCESS_KEY_ID" }           # without keys, AWS's usual sources are asked
+# region = "eu-west-1"
+access_key_id = { env = "SQS_ACCESS_KEY_ID" }
 secret_access_key = { env = "SQS_SECRET_ACCESS_KEY" }
 # session_token = { env = "SQS_SESSION_TOKEN" }
 # tls = { ca = "/etc/hookswitch/ca.pem" }
-format = "structured"                                   # or "raw"
+format = "structured"
 connect_timeout = "5s"
 "#;
     type Handler = Sqs;

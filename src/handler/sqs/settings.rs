@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
@@ -10,33 +11,42 @@ use super::{
 };
 use crate::{
     client_tls::ClientTls,
-    handler::{self, message::Format, text::Text},
+    handler::{self, message::Format, text_or_secret::TextOrSecret},
     quantity,
     secret::Secret,
 };
 
-/// Settings, which are checked while they are read as far as each one can be by itself.
-#[derive(Debug, Deserialize)]
+/// Sends each event to a queue of Amazon SQS.
+///
+/// An event is delivered when SQS has answered with the id of the message. In a FIFO queue, the partition
+/// key is the message group, and copies are dropped, but not replays.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
-    /// Where messages go.
+    /// The URL of the queue. The name of a FIFO queue ends in `.fifo`. `https` uses TLS, `http` does not.
+    #[schemars(with = "String")]
     pub(super) queue_url: Queue,
-    /// What signatures are for, where the URL does not say.
+    /// The region. Required where the URL does not name it.
+    #[schemars(with = "Option<String>")]
     region: Option<Region>,
-    /// As whom; what AWS's usual sources say where nothing is said.
-    access_key_id: Option<Text>,
-    /// What proves it.
+    /// The access key. Without it, the credentials come from where AWS's own tools find them: the
+    /// environment, a profile, a pod's web identity, a container's agent, an EC2 instance's metadata.
+    access_key_id: Option<TextOrSecret>,
+    /// The secret of the access key.
     secret_access_key: Option<Secret>,
-    /// What belongs to keys that run out.
+    /// The session token of temporary credentials.
     session_token: Option<Secret>,
     /// The CA bundle and the client certificate.
     #[serde(default)]
     tls: ClientTls,
-    /// What a message is.
+    /// The form of the message: `structured` is a CloudEvent as JSON, `raw` is the provider's own body.
+    /// A message has too few attributes for `binary`.
     #[serde(default)]
+    #[schemars(with = "String", extend("enum" = ["structured", "raw"], "default" = "structured"))]
     pub(super) format: Form,
-    /// How long a connection may take to be made.
+    /// The time limit for a new connection, within `timeout`.
     #[serde(default = "handler::connect_timeout", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub(super) connect_timeout: Duration,
 }
 

@@ -57,6 +57,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 
@@ -82,7 +83,7 @@ use super::{
 use crate::{event::HandlerName, provider::Verified, quantity};
 
 /// The settings of an embedded store.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The directory of the store.
@@ -90,13 +91,20 @@ pub struct Settings {
     /// How long events are kept after their last delivery is finished. Duplicates are recognized
     /// for as long.
     #[serde(default = "super::default_retain", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub retain: Duration,
     /// The free space in bytes below which new events are refused, so that deliveries of stored
     /// events can go on.
     #[serde(default = "default_reserve", with = "quantity::bytes")]
+    #[schemars(with = "quantity::Size")]
     pub reserve: u64,
     /// The size of a journal segment in bytes: 1 MiB to 1 GiB. Segments are deleted as a whole.
-    #[serde(default = "default_segment", deserialize_with = "segment_size")]
+    #[serde(
+        default = "default_segment",
+        deserialize_with = "segment_size",
+        serialize_with = "quantity::bytes::serialize"
+    )]
+    #[schemars(with = "quantity::Size")]
     pub segment: u64,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
@@ -21,10 +22,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// The settings of a PostgreSQL store.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The database and the credentials.
+    #[schemars(with = "Secret")]
     pub url: DatabaseUrl,
     /// The CA bundle and the client certificate.
     #[serde(default)]
@@ -36,19 +38,32 @@ pub struct Settings {
     /// The limit of one statement: 1 second to 1 minute.
     #[serde(
         default = "default_statement_timeout",
-        deserialize_with = "statement_timeout"
+        deserialize_with = "statement_timeout",
+        serialize_with = "quantity::duration::serialize"
     )]
+    #[schemars(with = "quantity::Time")]
     pub statement_timeout: Duration,
     /// The term of a claim: 5 seconds to 1 hour. A claim is renewed while its replica lives.
-    #[serde(default = "default_lease", deserialize_with = "lease")]
+    #[serde(
+        default = "default_lease",
+        deserialize_with = "lease",
+        serialize_with = "quantity::duration::serialize"
+    )]
+    #[schemars(with = "quantity::Time")]
     pub lease: Duration,
     /// How long events are kept after their last delivery is finished. Duplicates are recognized
     /// for as long.
     #[serde(default = "crate::store::default_retain", with = "quantity::duration")]
+    #[schemars(with = "quantity::Time")]
     pub retain: Duration,
     /// How long after the last replica named a handler the handler's open deliveries are parked: at
     /// least 1 minute.
-    #[serde(default = "default_abandon_after", deserialize_with = "abandon_after")]
+    #[serde(
+        default = "default_abandon_after",
+        deserialize_with = "abandon_after",
+        serialize_with = "quantity::duration::serialize"
+    )]
+    #[schemars(with = "quantity::Time")]
     pub abandon_after: Duration,
 }
 
