@@ -34,6 +34,7 @@ mod disk;
 mod indexer;
 mod journal;
 mod ledger;
+mod opening;
 mod preallocator;
 mod progress;
 mod queue;
@@ -47,8 +48,7 @@ mod source;
 pub(super) mod tests;
 
 use std::{
-    collections::HashMap,
-    fs::{File, TryLockError},
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -63,17 +63,13 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::source::TransferSource;
 use self::{
-    deduplicator::Deduplicator,
     disk::{Disk, SystemDisk},
-    indexer::Indexer,
-    journal::{Journal, JournalConfig, JournalSender},
-    ledger::{Ledger, LedgerDatabase, OperatorConnection, Watermark},
+    journal::{Journal, JournalSender},
+    ledger::{Ledger, LedgerDatabase, OperatorConnection},
     progress::Progress,
     queue::Queue,
-    reader::{DamageLog, Directory},
+    reader::Directory,
     record::{Record, TooLarge},
-    recovery::Tail,
-    retention::Retention,
 };
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
@@ -187,115 +183,6 @@ struct Threads {
     stop_retention: mpsc::Sender<()>,
     /// Unlocked last.
     lock: File,
-}
-
-impl Embedded {
-    fn open(
-        settings: &Settings,
-        context: Context,
-        disk: Arc<dyn Disk>,
-    ) -> Result<Self, StoreError> {
-        let path = &settings.path;
-        disk::create_dir(path).map_err(StoreError::writing(path))?;
-        let lock = lock(path)?;
-        let directory = settings.journal();
-        let metrics = &context.metrics;
-        let damage = DamageLog::new(metrics.clone());
-        let health = HealthReporter::new(Health::Sound, metrics.clone());
-        let progress = Arc::<Progress>::default();
-        let (journal_sender, inbox) = journal::channel();
-        let queue = Arc::new(Queue::new(journal_sender.clone()));
-        let mut database = LedgerDatabase::open(
-            &settings.ledger(),
-            directory.clone(),
-            &context,
-            progress.clone(),
-            &health,
-            journal_sender.clone(),
-            queue.clone(),
-        )?;
-        let tail = recovery::recover(&directory, database.through()?, (context.clock)(), &damage)?;
-        let tail = reconcile(&mut database, &directory, tail, (context.clock)())?;
-        let own = tail.end();
-        let tail = backfill::backfill(&mut database, &directory, tail, (context.clock)())?;
-        let watermark = database.wait_for(tail.end());
-        let watermark = watermark.map_err(StoreError::database("reading the ledger"))?;
-        let ledger = Arc::new(Ledger::start(database, &health)?);
-        progress.written(tail.end(), tail.records_through(), None);
-        let config = JournalConfig {
-            directory: directory.clone(),
-            segment_bytes: settings.segment,
-            reserve_bytes: settings.reserve,
-            disk: disk.clone(),
-            clock: context.clock,
-            metrics: metrics.clone(),
-            health: health.clone(),
-            progress: progress.clone(),
-        };
-        let journal = Journal::start(config, tail, (journal_sender.clone(), inbox))?;
-        let table = path.join("seen.table");
-        let deduplicator =
-            Deduplicator::open(&table, &directory).map_err(StoreError::reading(&table))?;
-        let indexer = Indexer {
-            directory: directory.clone(),
-            ledger: ledger.clone(),
-            queue: queue.clone(),
-            topic_reader: None,
-            path: settings.ledger(),
-            progress: progress.clone(),
-            damage,
-            rebuild: context.rebuild.clone(),
-            deduplicator,
-            own: Some(own),
-            through: watermark.through,
-            records: watermark.records,
-            scan: None,
-            rebuilding: None,
-            follower: health
-                .followers()
-                .critical("indexer", "indexing the journal"),
-        };
-        let retention = Retention {
-            directory: directory.clone(),
-            ledger: ledger.clone(),
-            progress: progress.clone(),
-            retain: settings.retain,
-            follower: health
-                .followers()
-                .background("retention", "deleting old segments"),
-            clock: context.clock,
-            journal_sender: journal_sender.clone(),
-            restated_in: HashMap::new(),
-        };
-        let (stop_retention, stop) = mpsc::channel();
-        let threads = Threads {
-            indexer: start(
-                "indexer",
-                health.supervised("indexer", move || indexer.run()),
-            )?,
-            retention: start(
-                "retention",
-                health.supervised("retention", move || retention.run(&stop)),
-            )?,
-            stop_retention,
-            lock,
-        };
-        let shared = Shared {
-            health,
-            journal,
-            journal_sender,
-            ledger,
-            queue,
-            progress,
-            directory,
-            context,
-            disk,
-            threads: Mutex::new(Some(threads)),
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
-    }
 }
 
 impl Embedded {
@@ -477,50 +364,7 @@ impl Shared {
     }
 }
 
-/// Makes sure that the ledger matches the journal, which ends with `tail`, and that new records get
-/// positions that the ledger has not seen. Interrupted at any point, this can be repeated.
-fn reconcile(
-    database: &mut LedgerDatabase,
-    directory: &Directory,
-    tail: Tail,
-    now: Timestamp,
-) -> Result<Tail, StoreError> {
-    if !database.is_consistent(directory, tail.end())? {
-        database.renew("it does not match the journal, or is inconsistent")?;
-    }
-    let known = database.through()?;
-    let (tail, lost) = recovery::skip_used_positions(directory, tail, known, now)
-        .map_err(StoreError::writing(directory.path()))?;
-    if let Some(lost) = lost {
-        let end = Watermark {
-            through: tail.end(),
-            records: tail.records_through(),
-        };
-        let truncate = database.truncate(lost, end)?;
-        tracing::error!(
-            journal.segment = lost.segment(),
-            journal.offset = lost.offset(),
-            ledger.segment = known.segment(),
-            ledger.offset = known.offset(),
-            events = truncate.events,
-            parked = truncate.parked,
-            "the journal ends before the ledger's watermark: stored events are lost, and their \
-             unfinished deliveries are parked"
-        );
-    }
-    Ok(tail)
-}
-
-/// Makes sure that no other service runs on the store.
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let file = disk::create_file(&path.join("lock")).map_err(StoreError::writing(path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
-        Err(TryLockError::Error(error)) => Err(StoreError::writing(path)(error)),
-    }
-}
-
+/// Starts a thread.
 fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
     thread::Builder::new()
         .name(name.to_owned())
