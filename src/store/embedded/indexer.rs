@@ -194,7 +194,7 @@ impl Indexer {
         if !self.queue.is_live() {
             return Vec::new();
         }
-        let unknown = self.queue.unreported(batch.events());
+        let unknown = self.queue.missing_topics(batch.events());
         if unknown.is_empty() {
             return Vec::new();
         }

@@ -258,11 +258,11 @@ impl Deliveries for Embedded {
                 let handler = handler.clone();
                 move |database: &mut LedgerDatabase| database.fill(&handler, now)
             };
-            if queue.is_short_of(&handler, at_most, now) {
+            if queue.needs_fill(&handler, at_most, now) {
                 ledger.read("reading deliveries", fill(&handler)).await?;
             }
             let claims = queue.claim(&handler, at_most, now);
-            if queue.wants_prefetch(&handler) {
+            if queue.needs_prefetch(&handler) {
                 ledger.read_ahead(fill(&handler));
             }
             Ok(claims)

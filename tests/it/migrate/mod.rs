@@ -266,7 +266,7 @@ fn tables_of_a_newer_version_are_left_alone() {
         "(--config)",
         "opening the store at 127.0.0.1",
         "version 99",
-        "run that one",
+        "run that version",
     ] {
         assert!(said(&refused).contains(wanted), "{wanted}: {refused:?}");
     }

@@ -32,7 +32,7 @@ impl LedgerDatabase {
             return Ok(());
         };
         self.intake.has_filled = true;
-        while let Some(from) = self.queue.wants(handler, now) {
+        while let Some(from) = self.queue.refill_from(handler, now) {
             let open = self.open_from(id, from, SLICE)?;
             let given = match open.len() < SLICE {
                 true => Some(
@@ -98,7 +98,7 @@ impl LedgerDatabase {
             }
         }
         let notifications = events.iter().map(|(_, event)| &**event);
-        let unknown = self.queue.unreported(notifications);
+        let unknown = self.queue.missing_topics(notifications);
         let topic_times = topic_times(&self.db, unknown)?;
         Ok(self.queue.load(handler, events, &topic_times))
     }

@@ -177,7 +177,7 @@ impl LedgerDatabase {
             self.awaited = self.awaited.filter(|awaited| *awaited > batch.through);
         }
         if !taken.has_filled {
-            self.queue.forget_reports();
+            self.queue.trim_topic_cache();
         }
         if self.awaited.is_none() {
             self.queue.open();

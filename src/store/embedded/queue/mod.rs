@@ -1,62 +1,60 @@
-//! The queue that dispatch works from, in memory. A view of the journal, like the ledger behind it.
+//! The queue that dispatch works from, in memory. It is a view of the journal, as the ledger is.
 //!
-//! # The way of an event
+//! # The path of an event
 //!
 //! ```text
 //! journal ──► indexer ──► tail ───────────────► ledger
-//!   writer      │          (not in the ledger)    │  fills what is not live
+//!   writer      │          (not in the ledger)    │  fills windows that are not live
 //!               └────────► windows ◄──────────────┘
 //!                          claim │ ▲ settle
 //!                                ▼ │
-//!                              workers ──► outcomes ──► journal, and the ledger
+//!                              workers ──► updates ──► journal and ledger
 //! ```
 //!
-//! The [indexer](super::indexer) takes in what was written: the writer hands it over, and what was not
-//! handed over is read from the disk. Each event goes to the end of the *tail*, which the ledger takes in
-//! behind, in large transactions, and into the *window* of each handler that gets it. So it reaches its
-//! handlers without SQL and without being read back, and is mostly done when the ledger hears of it: the
-//! ledger then writes one row that never changes.
+//! The [indexer](super::indexer) puts each event into the *tail*, from which the ledger ingests it later in
+//! large transactions, and into the *window* of each handler that gets it. So the event reaches its handlers
+//! without SQL and without being read back. Mostly its deliveries are done when the ledger ingests it, and
+//! then the ledger writes one row that never changes.
 //!
-//! A [window](window::Window) has the open deliveries of one handler in order of their positions, and by
-//! their [ordering keys](ordering::OrderingIndex) what waits for what. It is *live* while it has all of them. With more
-//! than it has room for it is so no longer: what comes is in the ledger only, and a cursor says up to where
-//! the window has it. When little is left that can be attempted, the ledger's thread fills the window from
-//! there on, thousands at once, in the order of the journal, with the events of those that come next; at
-//! the end of the ledger and of the tail the window is live again. A fill reads and changes nothing: it comes
-//! before the transactions that wait, and begins while half of what was read before has yet to be handed out.
+//! A [window](window::Window) has the open deliveries of one handler, ordered by position and by
+//! [ordering key](ordering::OrderingIndex). A window is *live* while it has all open deliveries. When there
+//! are more than it has room for, it is no longer live: new deliveries are in the ledger only, and a cursor
+//! marks the position up to which the window has them. When few of its deliveries can be attempted, the
+//! ledger's thread fills the window from the cursor on, in large steps, together with the events of the next
+//! deliveries. At the end of the ledger and of the tail the window is live again. A fill only reads. So it
+//! precedes waiting transactions, and begins when half of the events that were read before are handed out.
 //!
-//! One bad number holds up no other: with a full window only those come in that wait for no other, and the
-//! rest is [passed over](deferred::Deferred), by its keys. When nothing of such a key is left in the window, the
-//! cursor goes back to the first that was passed over. A handler of which [`window::MOST`] times as many
-//! wait for their next attempts gets no others until some of these are over.
+//! One failing number does not delay others: a full window accepts only deliveries that wait for none, and
+//! [defers](deferred::Deferred) the others by their keys. When the window has no more deliveries of a
+//! deferred key, the cursor returns to the first deferred delivery. A handler with [`window::LIMIT_FACTOR`]
+//! times as many deliveries in retry gets no others until some of these are finished.
 //!
-//! What becomes of a delivery changes the window at once, is handed to the journal's writer as a note, and
-//! waits among the *outcomes* for the next transaction of the ledger. It tells how the delivery stands since
-//! and not what happened, so that it can be told twice, and in any order. Commands change the ledger and
-//! leave word in its outbox; from there the windows learn of it.
+//! A settlement changes the window at once. The new state of the delivery is queued for the journal's
+//! writer, and added to the *updates*, which the next transaction of the ledger ingests. An update is a state
+//! and not a change, so that it can be applied repeatedly and in any order. Commands change the ledger and
+//! its outbox, and the ledger's thread passes the changes to the windows.
 //!
-//! # What each costs, and its bound
+//! # Costs and limits
 //!
-//! | | a delivery or event | at most |
+//! | | a delivery or event | limit |
 //! |---|---|---|
-//! | window, for each handler | some 200 bytes | [`window::ROOM`] deliveries, more only of those that failed; 4 MiB of events |
-//! | tail | its record | twice [`TAIL_RECORDS`] or [`TAIL_BYTES`]: the indexer waits for the ledger then |
-//! | outcomes | some 200 bytes | what is claimed is none while [`MOST_OUTCOMES`] wait |
-//! | [reports](topic_cache::TopicCache), for `superseded` | 40 bytes a topic | [`topic_cache::MOST`] topics |
+//! | window, for each handler | about 200 bytes | [`window::CAPACITY`] deliveries, and more in retry; 4 MiB of events |
+//! | tail | its record | twice [`TAIL_RECORDS`] or [`TAIL_BYTES`]: then the indexer waits for the ledger |
+//! | updates | about 200 bytes | no claims are made while [`MOST_UPDATES`] wait |
+//! | [topic cache](topic_cache::TopicCache), for `superseded` | 40 bytes a topic | [`topic_cache::MOST`] topics |
 //!
-//! # Checkpoint and recovery
+//! # Recovery
 //!
-//! The ledger is the checkpoint. Each of its transactions takes in a piece of the tail, all outcomes of
-//! events up to there, and the place. An outcome is among the outcomes before its note is handed to the
-//! writer, and the outcomes are taken after the piece of the tail was read from the journal: so a note
-//! before the ledger's place is in the ledger, and those behind the place are read again from the journal
-//! when the store is opened. Nothing is handed out before the journal has been read to where it ended
-//! then. With the process is lost what was handed to the writer and not written; with the power, also what
-//! was written and not synced, of the last second.
+//! Each transaction of the ledger ingests a piece of the tail, all updates of events up to there, and the
+//! new watermark. An update is added before its record is queued for the journal, and updates are taken
+//! after the piece of the tail was read. So the ledger has every record before its watermark, and those
+//! behind it are read again when the store is opened. The queue hands out nothing before the journal has
+//! been indexed up to its end. The end of the process loses the records that were queued and not written. A
+//! loss of power also loses the records of the last second that were not synced.
 //!
-//! **Invariant:** no delivery is handed out twice without having been settled in between.
+//! **Invariant:** no delivery is handed out twice without a settlement in between.
 //!
-//! **Invariant:** nothing here waits for a disk or for the ledger.
+//! **Invariant:** no operation of the queue waits for a disk or for the ledger.
 
 mod deferred;
 mod open_delivery;
@@ -90,33 +88,33 @@ use crate::{
 
 pub(super) use open_delivery::OpenDelivery;
 
-/// How many contents of records are so many that the ledger takes them in without waiting.
+/// The number of contents in the tail that the ledger ingests at once.
 const TAIL_RECORDS: usize = 4096;
 
-/// How many bytes of bodies are.
+/// The number of bytes of bodies in the tail that the ledger ingests at once.
 const TAIL_BYTES: usize = 4 << 20;
 
-/// How many outcomes may wait for the ledger.
-const MOST_OUTCOMES: usize = 32 << 10;
+/// The most updates that may wait for the ledger.
+const MOST_UPDATES: usize = 32 << 10;
 
-/// How many updates are so many that the ledger takes them in without waiting.
+/// The number of updates that the ledger ingests at once.
 const MANY_UPDATES: usize = 8 << 10;
 
-/// How long the first update waits for the ledger where no event comes: the more are taken in together, the
-/// fewer pages of the database are written for each.
-const UPDATES_REST: Duration = Duration::from_millis(200);
+/// How long the first update waits for the ledger if no event comes. A transaction of many updates
+/// writes fewer pages for each.
+const UPDATES_DELAY: Duration = Duration::from_millis(200);
 
-/// How long the first event of the tail waits for the ledger: so long that its deliveries are mostly done by
-/// then, and so short that operators see it at once.
-const REST: Duration = Duration::from_millis(40);
+/// How long the first event of the tail waits for the ledger: long enough for most deliveries to be
+/// done by then, and short enough for operators.
+const TAIL_DELAY: Duration = Duration::from_millis(40);
 
-/// When a topic was reported last, as the ledger has it; `None` where it knows nothing of it.
+/// The latest report of a topic in the ledger; `None` if the ledger has none.
 pub(super) type TopicTime = (Topic, Option<Timestamp>);
 
-/// How a delivery of the event at a position stands.
+/// The new state of a delivery of the event at a position.
 pub(super) type DeliveryUpdate = (Position, DeliverySnapshot);
 
-/// The queue. Shared by the indexer, the ledger's thread and the callers of the store.
+/// The queue, shared by the indexer, the ledger's thread and the store's callers.
 pub(super) struct Queue {
     state: Mutex<State>,
     work: watch::Sender<u64>,
@@ -126,30 +124,30 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct State {
     windows: HashMap<HandlerName, Window>,
-    /// Whether anything is handed out: the journal has been read to where it ended.
+    /// Whether deliveries are handed out: the journal has been indexed up to its end.
     is_open: bool,
-    /// Up to where the journal has been taken in, and how many records that is.
+    /// The position up to which the journal has been indexed, and the number of records.
     watermark: Watermark,
-    /// Who gets the events there, as the journal says; whoever is configured, if it has not said.
+    /// The subscriptions there that the journal has recorded; the configured ones if it has none.
     given: Option<Vec<Subscription>>,
     configured: Vec<Subscription>,
     tail: Tail,
     updates: Vec<DeliveryUpdate>,
-    /// When the first of them came.
+    /// When the first of the updates was added.
     updated_since: Option<Instant>,
-    /// Notes for which the writer had no room.
+    /// Records for which the writer's queue had no room.
     unwritten: Vec<Record>,
     topic_cache: TopicCache,
     last_lease: u64,
 }
 
-/// What the ledger does not have yet.
+/// The records that the ledger does not have yet.
 #[derive(Default)]
 struct Tail {
     batches: VecDeque<JournalBatch>,
     contents: usize,
     bytes: usize,
-    /// When the first of it came.
+    /// When the first of them was added.
     since: Option<Instant>,
 }
 
@@ -183,7 +181,7 @@ impl Tail {
 }
 
 impl Queue {
-    /// An empty one, whose outcomes go to the journal as `journal_sender`.
+    /// An empty queue that sends its records to `journal_sender`.
     pub(super) fn new(journal_sender: JournalSender) -> Self {
         Self {
             state: Mutex::default(),
@@ -192,7 +190,7 @@ impl Queue {
         }
     }
 
-    /// Changes when there may be something new to claim.
+    /// Changes when there may be a new delivery to claim.
     pub(super) fn work(&self) -> watch::Receiver<u64> {
         self.work.subscribe()
     }
@@ -205,10 +203,10 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // For workers.
+    // Used by workers.
 
-    /// Whether the ledger has to [fill](Self::fill) the window of `handler` first for it to hand out so many.
-    pub(super) fn is_short_of(
+    /// Whether the ledger must first [fill](Self::fill) the window of `handler` for this claim.
+    pub(super) fn needs_fill(
         &self,
         handler: &HandlerName,
         at_most: usize,
@@ -216,10 +214,10 @@ impl Queue {
     ) -> bool {
         let state = self.lock();
         let window = state.windows.get(handler);
-        state.hands_out() && window.is_some_and(|window| window.is_short_of(at_most, now))
+        state.hands_out() && window.is_some_and(|window| window.needs_fill(at_most, now))
     }
 
-    /// Hands out up to `at_most` deliveries of `handler` that are due at `now`.
+    /// Claims up to `at_most` deliveries of `handler` that are due at `now`.
     pub(super) fn claim(&self, handler: &HandlerName, at_most: usize, now: Timestamp) -> Claims {
         let mut state = self.lock();
         let hands_out = state.hands_out();
@@ -238,14 +236,14 @@ impl Queue {
         }
     }
 
-    /// Whether it is time to [fill](Self::fill) the window of `handler`, though nobody waits for it.
-    pub(super) fn wants_prefetch(&self, handler: &HandlerName) -> bool {
+    /// Whether to [fill](Self::fill) the window of `handler` in advance.
+    pub(super) fn needs_prefetch(&self, handler: &HandlerName) -> bool {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
-        window.is_some_and(|window| window.wants_prefetch())
+        window.is_some_and(|window| window.needs_prefetch())
     }
 
-    /// Takes in how claimed deliveries went.
+    /// Settles claimed deliveries.
     pub(super) fn settle(&self, settlements: &[Settlement]) {
         let mut state = self.lock();
         for of_handler in settlements.chunk_by(|a, b| a.handler == b.handler) {
@@ -255,33 +253,33 @@ impl Queue {
         self.wake();
     }
 
-    // For the indexer.
+    // Used by the indexer.
 
-    /// Up to where the journal has been taken in.
+    /// The position up to which the journal has been indexed.
     pub(super) fn watermark(&self) -> Watermark {
         self.lock().watermark
     }
 
-    /// Whether any handler gets events as they come.
+    /// Whether the window of any handler is live.
     pub(super) fn is_live(&self) -> bool {
         let state = self.lock();
         state.windows.values().any(|window| window.is_live)
     }
 
-    /// Those topics of `events` of which nothing is known here.
-    pub(super) fn unreported<'a>(
+    /// The topics of `events` that the cache does not have.
+    pub(super) fn missing_topics<'a>(
         &self,
         events: impl IntoIterator<Item = &'a Notification>,
     ) -> Vec<Topic> {
         let topic_cache = &self.lock().topic_cache;
         let events = events.into_iter();
         events
-            .flat_map(|event| topic_cache.unknown(event).cloned())
+            .flat_map(|event| topic_cache.missing(event).cloned())
             .collect()
     }
 
-    /// Takes in what was read of the journal, if it is what comes next, with what the ledger knows of topics
-    /// of which nothing was known here.
+    /// Adds a batch of the journal, if it is the next one, with the ledger's times of topics that
+    /// the cache does not have.
     pub(super) fn ingest(&self, batch: JournalBatch, topic_times: &[TopicTime]) {
         let mut state = self.lock();
         if state.watermark.through != batch.from {
@@ -290,7 +288,7 @@ impl Queue {
         state.topic_cache.insert(topic_times);
         batch
             .events()
-            .for_each(|event| state.topic_cache.raise(event));
+            .for_each(|event| state.topic_cache.update(event));
         for (position, content) in &batch.contents {
             match content {
                 Content::Event(event) => state.push(*position, event),
@@ -307,22 +305,22 @@ impl Queue {
         self.wake();
     }
 
-    /// When the ledger is to take in the tail and the updates; `None` when there are none.
+    /// When the ledger is to ingest the tail and the updates; `None` if there are none.
     pub(super) fn is_due_at(&self) -> Option<Instant> {
         let state = self.lock();
         let is_full = state.tail.contents >= TAIL_RECORDS || state.tail.bytes >= TAIL_BYTES;
-        let are_many = state.updates.len() >= MANY_UPDATES;
-        let tail = (state.tail.since, is_full, REST);
-        let updates = (state.updated_since, are_many, UPDATES_REST);
+        let is_large = state.updates.len() >= MANY_UPDATES;
+        let tail = (state.tail.since, is_full, TAIL_DELAY);
+        let updates = (state.updated_since, is_large, UPDATES_DELAY);
         let due_at = |(since, at_once, rest): (Option<Instant>, bool, Duration)| {
             since.map(|since| if at_once { since } else { since + rest })
         };
         [tail, updates].into_iter().filter_map(due_at).min()
     }
 
-    // For the ledger.
+    // Used by the ledger.
 
-    /// Begins where the ledger has read the journal to, and where `given` get the events.
+    /// Starts at the ledger's watermark, where `given` are the subscriptions.
     pub(super) fn begin(&self, watermark: Watermark, given: Option<Vec<Subscription>>) {
         let mut state = self.lock();
         state.watermark = watermark;
@@ -334,7 +332,7 @@ impl Queue {
         }
     }
 
-    /// Hands out what there is from now on.
+    /// Begins to hand out deliveries.
     pub(super) fn open(&self) {
         if !mem::replace(&mut self.lock().is_open, true) {
             self.wake();
@@ -346,7 +344,7 @@ impl Queue {
         self.lock().tail.pop()
     }
 
-    /// Takes back what the ledger could not take in.
+    /// Takes back what the ledger could not ingest.
     pub(super) fn give_back(&self, batch: Option<JournalBatch>, mut updates: Vec<DeliveryUpdate>) {
         let mut state = self.lock();
         let next = state
@@ -354,7 +352,7 @@ impl Queue {
             .batches
             .front()
             .map_or(state.watermark.through, |next| next.from);
-        // Unless the journal is read from the beginning by now.
+        // Unless the ledger has been reset meanwhile.
         if let Some(batch) = batch.filter(|batch| batch.through == next) {
             state.tail.give_back(batch);
         }
@@ -363,12 +361,12 @@ impl Queue {
         state.updates = updates;
     }
 
-    /// Forgets what the ledger knows as well, if that is much. Not to be done between a fill and its claim.
-    pub(super) fn forget_reports(&self) {
+    /// Empties the topic cache if it is large. Not to be called between a fill and its claim.
+    pub(super) fn trim_topic_cache(&self) {
         let mut state = self.lock();
         let mut windows = state.windows.values();
         let is_needed = windows.any(|window| window.has_loaded());
-        if state.topic_cache.are_many(is_needed) && state.tail.batches.is_empty() {
+        if state.topic_cache.is_large(is_needed) && state.tail.batches.is_empty() {
             state.topic_cache.clear();
             state
                 .windows
@@ -377,7 +375,7 @@ impl Queue {
         }
     }
 
-    /// The updates of deliveries of events before `through`, in the order of the events.
+    /// Takes the updates of deliveries of events before `through`, in the order of the events.
     pub(super) fn updates(&self, through: Position) -> Vec<DeliveryUpdate> {
         let mut state = self.lock();
         let updates = &mut state.updates;
@@ -386,17 +384,17 @@ impl Queue {
             .collect();
         state.updated_since = (!state.updates.is_empty()).then(Instant::now);
         drop(state);
-        // One page of the database after the other is changed, and each once.
+        // In this order the pages of the database are changed one after the other, and each once.
         taken.sort_by_key(|(position, _)| *position);
         taken
     }
 
-    /// What the journal is still to be told.
+    /// Takes the records for which the writer's queue had no room.
     pub(super) fn unwritten(&self) -> Vec<Record> {
         mem::take(&mut self.lock().unwritten)
     }
 
-    /// Hands out nothing any more to handlers that are not among `subscriptions`.
+    /// Deactivates the windows of handlers that are not among `subscriptions`.
     pub(super) fn retain(&self, subscriptions: &[Subscription]) {
         let mut state = self.lock();
         for (handler, window) in &mut state.windows {
@@ -407,14 +405,14 @@ impl Queue {
         }
     }
 
-    /// Hands out to these from now on.
+    /// Activates the windows of these subscriptions.
     pub(super) fn subscribe(&self, subscriptions: Vec<Subscription>) {
         let mut state = self.lock();
         for Subscription {
             handler, ordered, ..
         } in &subscriptions
         {
-            let made = || Window::new(handler.clone(), window::ROOM);
+            let made = || Window::new(handler.clone(), window::CAPACITY);
             let window = state.windows.entry(handler.clone()).or_insert_with(made);
             window.activate(*ordered);
         }
@@ -423,18 +421,18 @@ impl Queue {
         self.wake();
     }
 
-    /// From where on the ledger has to be read to fill the window of `handler`; `None` when it is full, or
-    /// live.
-    pub(super) fn wants(&self, handler: &HandlerName, now: Timestamp) -> Option<Position> {
+    /// The position from which on the ledger must be read to fill the window of `handler`; `None`
+    /// if it is full or live.
+    pub(super) fn refill_from(&self, handler: &HandlerName, now: Timestamp) -> Option<Position> {
         let mut state = self.lock();
         let hands_out = state.is_open;
         let window = state.windows.get_mut(handler)?;
-        window.wants(now).filter(|_| hands_out)
+        window.refill_from(now).filter(|_| hands_out)
     }
 
-    /// Fills the window of `handler` with open deliveries, which were read from the ledger after all
-    /// [outcomes](Self::updates) up to there were taken in. With `last` there are no more: that says who gets
-    /// the events of the tail, with which the window goes on, and then it is live.
+    /// Fills the window of `handler` with open deliveries, which were read after the ledger had
+    /// ingested all [updates](Self::updates) up to there. `last` marks the last ones, and has the
+    /// subscriptions of the tail. The window is then filled from the tail, and is live.
     pub(super) fn fill(
         &self,
         handler: &HandlerName,
@@ -451,18 +449,18 @@ impl Queue {
         let Some(window) = windows.get_mut(handler) else {
             return;
         };
-        // What has become of them meanwhile.
-        let mut told: HashMap<Position, Vec<&DeliverySnapshot>> = HashMap::new();
+        // Later updates of these deliveries.
+        let mut later: HashMap<Position, Vec<&DeliverySnapshot>> = HashMap::new();
         let first = open.first().map_or(window.next(), |(first, _)| *first);
         let known = updates.iter().filter(|(position, _)| *position >= first);
-        for (position, outcome) in known.filter(|(_, told)| told.handler == *handler) {
-            told.entry(*position).or_default().push(outcome);
+        for (position, snapshot) in known.filter(|(_, snapshot)| snapshot.handler == *handler) {
+            later.entry(*position).or_default().push(snapshot);
         }
         let offer = |window: &mut Window, position, open: OpenDelivery| {
-            let told = told.get(&position).into_iter().flatten();
-            match told.copied().try_fold(open, OpenDelivery::after) {
+            let later = later.get(&position).into_iter().flatten();
+            match later.copied().try_fold(open, OpenDelivery::after) {
                 Some(open) => window.offer(position, open),
-                None => window.pass(position),
+                None => window.advance_past(position),
             }
         };
         for (position, open) in open {
@@ -493,7 +491,7 @@ impl Queue {
         window.is_live = true;
     }
 
-    /// Those deliveries of `handler` that are attempted next and whose events are not here.
+    /// The next deliveries of `handler` whose events are not loaded.
     pub(super) fn unloaded(&self, handler: &HandlerName, now: Timestamp) -> Vec<Position> {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
@@ -503,15 +501,15 @@ impl Queue {
         })
     }
 
-    /// Notes that their events were read.
+    /// Reports that their events were loaded.
     pub(super) fn filled(&self, handler: &HandlerName) {
         if let Some(window) = self.lock().windows.get_mut(handler) {
             window.filled();
         }
     }
 
-    /// Takes in the events of deliveries, with what the ledger knows of their topics. Whether there is room for
-    /// more.
+    /// Loads the events of deliveries, with the ledger's times of their topics. Returns whether
+    /// there is room for more.
     pub(super) fn load(
         &self,
         handler: &HandlerName,
@@ -527,7 +525,7 @@ impl Queue {
         events.all(|(position, event)| window.load(position, event))
     }
 
-    /// Parks a delivery whose event cannot be read, because `why`.
+    /// Parks a delivery whose event cannot be read.
     pub(super) fn park(
         &self,
         handler: &HandlerName,
@@ -537,12 +535,12 @@ impl Queue {
     ) {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
-        if let Some(told) = window.and_then(|window| window.park(position, why, now)) {
-            state.tell(vec![told], &self.journal_sender);
+        if let Some(update) = window.and_then(|window| window.park(position, why, now)) {
+            state.add_updates(vec![update], &self.journal_sender);
         }
     }
 
-    /// Takes in how a delivery stands that a command has changed: open again, or not.
+    /// Applies the state of a delivery that a command has changed.
     pub(super) fn replay(&self, handler: &HandlerName, position: Position, open: OpenDelivery) {
         let mut state = self.lock();
         if let Some(window) = state.windows.get_mut(handler) {
@@ -555,15 +553,15 @@ impl Queue {
 
 impl State {
     fn hands_out(&self) -> bool {
-        self.is_open && self.updates.len() < MOST_OUTCOMES
+        self.is_open && self.updates.len() < MOST_UPDATES
     }
 
-    /// Gives an event that has just come to the windows that get it.
+    /// Adds a new event to the windows of its handlers.
     fn push(&mut self, position: Position, event: &Event) {
         let Event {
             notification, keys, ..
         } = event;
-        let is_reported = self.topic_cache.know(notification);
+        let is_reported = self.topic_cache.contains_all(notification);
         let given = self.given.as_ref().unwrap_or(&self.configured);
         let is_given = |handler: &HandlerName| {
             let mut of_handler = given.iter().filter(|one| one.handler == *handler);
@@ -576,27 +574,27 @@ impl State {
         }
     }
 
-    /// Takes in settlements of one handler.
+    /// Settles deliveries of one handler.
     fn settle(&mut self, settlements: &[Settlement], journal_sender: &JournalSender) {
         let handler = settlements.first().map(|settlement| &settlement.handler);
         let Some(window) = handler.and_then(|handler| self.windows.get_mut(handler)) else {
             return;
         };
-        let told = settlements
+        let updates = settlements
             .iter()
             .filter_map(|settlement| window.settle(settlement));
-        let told = told.collect();
-        self.tell(told, journal_sender);
+        let updates = updates.collect();
+        self.add_updates(updates, journal_sender);
     }
 
-    /// Has the journal and the ledger told how deliveries of one handler stand.
-    fn tell(&mut self, mut told: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
-        for record in Record::of_deliveries(&told) {
+    /// Adds updates of one handler, and queues records of them for the journal.
+    fn add_updates(&mut self, mut updates: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
+        for record in Record::of_deliveries(&updates) {
             self.unwritten.extend(journal_sender.try_put(record));
         }
-        if !told.is_empty() {
+        if !updates.is_empty() {
             self.updated_since.get_or_insert_with(Instant::now);
         }
-        self.updates.append(&mut told);
+        self.updates.append(&mut updates);
     }
 }

@@ -1,4 +1,4 @@
-//! An open delivery, and what becomes of it. Pure.
+//! An open delivery, and how it changes. Pure.
 
 use jiff::Timestamp;
 
@@ -14,14 +14,14 @@ pub(in super::super) struct OpenDelivery {
     pub(in super::super) attempts: u32,
     pub(in super::super) replays: u32,
     pub(in super::super) due_at: Timestamp,
-    /// When its first attempt began.
+    /// When the first attempt began.
     pub(in super::super) since: Option<Timestamp>,
-    /// Why it is a replay.
+    /// The reason of the replay, if the delivery is one.
     pub(in super::super) replay: Option<String>,
 }
 
 impl OpenDelivery {
-    /// One that nothing has become of.
+    /// A new delivery.
     pub(super) const fn new(keys: Option<OrderingKeys>, due_at: Timestamp) -> Self {
         Self {
             keys,
@@ -33,7 +33,7 @@ impl OpenDelivery {
         }
     }
 
-    /// One as it stands after what is `snapshot` of it; `None` when it is open no longer.
+    /// The delivery after `snapshot`; `None` if it is finished.
     pub(super) fn after(self, snapshot: &DeliverySnapshot) -> Option<Self> {
         if (snapshot.replays, snapshot.attempts) < (self.replays, self.attempts) {
             return Some(self);
@@ -48,7 +48,7 @@ impl OpenDelivery {
         })
     }
 
-    /// What the ledger and the journal are told when it has come into `state` at `at`.
+    /// The delivery's state: `state` since `at`.
     fn snapshot(
         &self,
         handler: &HandlerName,
@@ -69,7 +69,7 @@ impl OpenDelivery {
         }
     }
 
-    /// What there is to be told when it is parked without an attempt, because `why`.
+    /// The state after parking the delivery without an attempt.
     pub(super) fn park(
         &self,
         handler: &HandlerName,
@@ -82,15 +82,15 @@ impl OpenDelivery {
         }
     }
 
-    /// What `settlement` makes of it, and what there is to be told of that; nothing where it was released.
-    /// `is_retried` says whether anybody would try again.
+    /// The delivery after `settlement`, and its state; `None` if it was released. `is_retried` says
+    /// whether its handler is still configured.
     pub(super) fn judge(
         mut self,
         settlement: &Settlement,
         is_retried: bool,
     ) -> Option<(Self, DeliverySnapshot)> {
         let ended = settlement.finished_at;
-        // Why it is so since, and what failed.
+        // The state, its time and reason, and the error.
         let (state, at, why, failed) = match &settlement.verdict {
             Verdict::Released => return None,
             Verdict::Done => (DeliveryState::Done, ended, None, None),
@@ -117,7 +117,7 @@ impl OpenDelivery {
     }
 }
 
-/// The attempt that `settlement` is about, which went wrong because `why`.
+/// The failed attempt of `settlement`.
 fn failure(settlement: &Settlement, why: &str) -> Attempt {
     let took = settlement
         .finished_at

@@ -1,7 +1,7 @@
-//! What waits for what: the deliveries of one handler by their ordering keys. Pure.
+//! The deliveries of one handler by ordering key: which of them wait for which. Pure.
 //!
-//! **Invariant:** a delivery is free when no older one that shares a key with it is here, and none that
-//! shares a key with it is being attempted.
+//! **Invariant:** a delivery is free if no older delivery here shares a key with it, and none in
+//! flight does.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -12,33 +12,33 @@ use crate::{
     store::embedded::segment::Position,
 };
 
-/// The deliveries that have ordering keys.
+/// The deliveries with ordering keys.
 #[derive(Debug, Default)]
 pub(super) struct OrderingIndex(HashMap<KeyHash, Scope>);
 
-/// Those of one scope.
+/// The deliveries of one scope.
 #[derive(Debug, Default)]
 struct Scope {
-    /// Those that have all keys of the scope.
+    /// The deliveries with all keys of the scope.
     whole: Chain,
     keys: HashMap<KeyHash, Chain>,
-    /// Those that have some keys of the scope.
+    /// The deliveries with some keys of the scope.
     some: BTreeSet<Position>,
-    /// How many of them are being attempted.
+    /// The number of these in flight.
     in_flight: usize,
 }
 
-/// Those of one key, oldest first.
+/// The deliveries of one key, oldest first.
 #[derive(Debug, Default)]
 struct Chain {
     positions: VecDeque<Position>,
-    /// How many of them are being attempted.
+    /// The number of these in flight.
     in_flight: usize,
 }
 
 impl Chain {
     fn add(&mut self, position: Position) {
-        // Almost always behind all others.
+        // Almost always at the end.
         let at = self.positions.partition_point(|other| *other < position);
         if self.positions.get(at) != Some(&position) {
             self.positions.insert(at, position);
@@ -73,7 +73,7 @@ impl OrderingIndex {
         }
     }
 
-    /// Removes one, which is not being attempted.
+    /// Removes a delivery that is not in flight.
     pub(super) fn remove(&mut self, position: Position, keys: &OrderingKeys) {
         let Some(scope) = self.0.get_mut(&keys.scope()) else {
             return;
@@ -96,8 +96,8 @@ impl OrderingIndex {
         }
     }
 
-    /// Notes that the attempt at a delivery of these keys begins, or has ended.
-    pub(super) fn hold(&mut self, keys: &OrderingKeys, started: bool) {
+    /// Counts a delivery with these keys as in flight, or as ended.
+    pub(super) fn set_in_flight(&mut self, keys: &OrderingKeys, started: bool) {
         let count = |in_flight: &mut usize| match started {
             true => *in_flight += 1,
             false => *in_flight = in_flight.saturating_sub(1),
@@ -116,7 +116,7 @@ impl OrderingIndex {
         }
     }
 
-    /// Whether a delivery that is here, and is not being attempted, may be.
+    /// Whether a delivery that is not in flight may be attempted.
     pub(super) fn is_free(&self, position: Position, keys: &OrderingKeys) -> bool {
         let Some(scope) = self.0.get(&keys.scope()) else {
             return true;
@@ -132,7 +132,7 @@ impl OrderingIndex {
         chains.all(|chain| chain.is_free_for(position))
     }
 
-    /// Those that may have become free, or be free no longer, since something of these keys has changed.
+    /// The deliveries whose freedom may have changed with a delivery of these keys.
     pub(super) fn neighbours(&self, keys: &OrderingKeys) -> Vec<Position> {
         let Some(scope) = self.0.get(&keys.scope()) else {
             return Vec::new();
@@ -150,8 +150,8 @@ impl OrderingIndex {
         found
     }
 
-    /// The first of each key of these.
-    pub(super) fn heads(&self, keys: &OrderingKeys) -> impl Iterator<Item = Position> {
+    /// The oldest delivery of each of these keys.
+    pub(super) fn first_of_each_key(&self, keys: &OrderingKeys) -> impl Iterator<Item = Position> {
         let scope = self.0.get(&keys.scope()).into_iter();
         scope.flat_map(|scope| {
             let chains = keys.keys().iter().filter_map(|key| scope.keys.get(key));
@@ -159,8 +159,8 @@ impl OrderingIndex {
         })
     }
 
-    /// Whether something that shares a key with these is here.
-    pub(super) fn has(&self, keys: &OrderingKeys) -> bool {
+    /// Whether a delivery here shares one of these keys.
+    pub(super) fn shares_a_key(&self, keys: &OrderingKeys) -> bool {
         let Some(scope) = self.0.get(&keys.scope()) else {
             return false;
         };

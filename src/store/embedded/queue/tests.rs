@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-const ROOM: usize = 5;
+const CAPACITY: usize = 5;
 
 const NUMBERS: [&str; 3] = ["+12025550100", "+12025550101", "+12025550102"];
 
@@ -81,8 +81,8 @@ struct World {
 }
 
 impl World {
-    fn new(room: usize, slice: usize) -> Self {
-        let mut window = Window::new("crm".into(), room);
+    fn new(capacity: usize, slice: usize) -> Self {
+        let mut window = Window::new("crm".into(), capacity);
         window.activate(true);
         window.is_live = true;
         Self {
@@ -139,7 +139,7 @@ impl World {
 
     /// What the ledger's thread does when the window is short of something.
     fn fill(&mut self) {
-        while let Some(from) = self.window.wants(at(self.seconds)) {
+        while let Some(from) = self.window.refill_from(at(self.seconds)) {
             let rows: Vec<_> = self.ledger.range(from..).take(self.slice).collect();
             for (position, (open, _)) in &rows {
                 self.window.offer(**position, open.clone());
@@ -154,7 +154,7 @@ impl World {
     }
 
     fn claim(&mut self, at_most: usize) -> usize {
-        if self.window.is_short_of(at_most, at(self.seconds)) {
+        if self.window.needs_fill(at_most, at(self.seconds)) {
             self.fill();
         }
         let (now, allowed) = (at(self.seconds), self.allowed());
@@ -255,7 +255,7 @@ fn a_window_without_room_hands_out_what_may_be_attempted_and_nothing_else() {
     // Most of them come before most is attempted: fewer than all that may wait for their next attempts.
     let steps = vec![vec(step(), 1..18), vec(step(), 1..18)];
     let run = |steps: Vec<Vec<Step>>| {
-        let mut world = World::new(ROOM, 3);
+        let mut world = World::new(CAPACITY, 3);
         for step in steps.iter().flatten() {
             world.step(step);
         }

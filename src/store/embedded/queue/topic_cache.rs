@@ -1,7 +1,7 @@
-//! When each topic was reported last, as far as memory knows it.
+//! The latest reports of topics, cached for `superseded`.
 //!
-//! **Invariant:** of a topic that is here, every report that was taken in is known, with those that the
-//! ledger does not have yet.
+//! **Invariant:** of a cached topic every report is known, including those that the ledger does not
+//! have yet.
 
 use std::{
     collections::HashMap,
@@ -13,12 +13,12 @@ use jiff::Timestamp;
 use super::TopicTime;
 use crate::event::{Notification, Topic};
 
-/// How many topics are here while they can be forgotten, and how many at most, besides those of one event:
-/// some 12 MB.
-const ROOM: usize = 64 << 10;
-pub(super) const MOST: usize = 4 * ROOM;
+/// The number of topics above which the cache is emptied if possible, and the number above which it
+/// is emptied in any case: about 12 MB.
+const CAPACITY: usize = 64 << 10;
+pub(super) const MOST: usize = 4 * CAPACITY;
 
-/// The latest provider time of topics, by their hashes. Nobody gains anything by a collision.
+/// The latest provider times of topics, by hashes. A collision has no useful effect for a sender.
 #[derive(Debug, Default)]
 pub(super) struct TopicCache {
     latest: HashMap<u64, Timestamp>,
@@ -26,13 +26,14 @@ pub(super) struct TopicCache {
 }
 
 impl TopicCache {
-    /// Whether all topics of `notification` are here.
-    pub(super) fn know(&self, notification: &Notification) -> bool {
-        self.unknown(notification).next().is_none()
+    /// Whether the cache has all topics of `notification`.
+    pub(super) fn contains_all(&self, notification: &Notification) -> bool {
+        self.missing(notification).next().is_none()
     }
 
-    /// Those topics of `notification` that are not here. One without a provider time needs none.
-    pub(super) fn unknown<'a>(
+    /// The topics of `notification` that the cache lacks. An event without a provider time needs
+    /// none.
+    pub(super) fn missing<'a>(
         &'a self,
         notification: &'a Notification,
     ) -> impl Iterator<Item = &'a Topic> {
@@ -41,7 +42,7 @@ impl TopicCache {
         topics.filter(|topic| !self.latest.contains_key(&self.hash(topic)))
     }
 
-    /// Takes in what the ledger knows of topics that were not here.
+    /// Adds the ledger's times of missing topics.
     pub(super) fn insert(&mut self, topic_times: &[TopicTime]) {
         for (topic, at) in topic_times {
             let at = at.unwrap_or(Timestamp::MIN);
@@ -51,8 +52,8 @@ impl TopicCache {
         }
     }
 
-    /// Takes in what `notification` reports, of topics that are here.
-    pub(super) fn raise(&mut self, notification: &Notification) {
+    /// Updates cached topics with the report of `notification`.
+    pub(super) fn update(&mut self, notification: &Notification) {
         let Some(at) = notification.occurred_at else {
             return;
         };
@@ -64,8 +65,8 @@ impl TopicCache {
         }
     }
 
-    /// Whether each topic of `notification` has been reported again, with a later provider time.
-    pub(super) fn supersede(&self, notification: &Notification) -> bool {
+    /// Whether each topic of `notification` has a report with a later provider time.
+    pub(super) fn is_superseded(&self, notification: &Notification) -> bool {
         let is_older = |occurred_at: Timestamp| {
             let latest = |topic| self.latest.get(&self.hash(topic));
             let mut topics = notification.topics.iter();
@@ -74,12 +75,12 @@ impl TopicCache {
         !notification.topics.is_empty() && notification.occurred_at.is_some_and(is_older)
     }
 
-    /// Whether it is time to [forget](Self::clear) them, or would be if nobody needed them.
-    pub(super) fn are_many(&self, is_needed: bool) -> bool {
-        self.latest.len() > if is_needed { MOST } else { ROOM }
+    /// Whether to [empty](Self::clear) the cache. `is_needed` says whether loaded events need it.
+    pub(super) fn is_large(&self, is_needed: bool) -> bool {
+        self.latest.len() > if is_needed { MOST } else { CAPACITY }
     }
 
-    /// Forgets all of them.
+    /// Empties the cache.
     pub(super) fn clear(&mut self) {
         self.latest.clear();
     }

@@ -1,9 +1,10 @@
-//! The open deliveries of one handler, as far as they are in memory. Pure: no I/O, the clock passed in.
+//! The open deliveries of one handler in memory. Pure: no I/O, and time is an argument.
 //!
-//! **Invariant:** every open delivery before [`Window::next`] is here or was passed over, and so is every
-//! one at all while the window is live.
+//! **Invariant:** every open delivery before [`Window::next`] is in the window or deferred. If the
+//! window is live, every open delivery is.
 //!
-//! **Invariant:** what is ready is here, is not being attempted, and is free by its ordering keys.
+//! **Invariant:** a ready delivery is in the window, is not in flight, and is free by its ordering
+//! keys.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,57 +24,60 @@ use crate::{
     store::{Claim, DeliverySnapshot, Lease, Settlement, embedded::segment::Position},
 };
 
-/// How many deliveries are in a window: some 3 MB. Beyond them only those come in that wait for no other.
-pub(super) const ROOM: usize = 16 << 10;
+/// The deliveries in a window: about 3 MB. Beyond them, only deliveries that wait for none are
+/// accepted.
+pub(super) const CAPACITY: usize = 16 << 10;
 
-/// How many times as many come in at all: those that wait for their next attempts, then, and nothing behind
-/// them.
-pub(super) const MOST: usize = 4;
+/// A window accepts at most this many times its capacity. All of these are in retry then, and
+/// nothing waits behind them.
+pub(super) const LIMIT_FACTOR: usize = 4;
 
-/// How many bytes of events are in a window, besides the last one.
-const BYTES: usize = 4 << 20;
+/// The bytes of loaded events in a window, besides the last one.
+const EVENT_BYTES: usize = 4 << 20;
 
-/// How many deliveries that can be attempted are enough for now.
-const ENOUGH: usize = 1024;
+/// The number of ready deliveries at which no more are read.
+const ENOUGH_READY: usize = 1024;
 
-/// Of how many deliveries the events are read at once.
-const AHEAD: usize = 4096;
+/// The number of deliveries whose events are loaded in advance.
+const PREFETCHED: usize = 4096;
 
-/// How many events in a window make it likely that the ledger has more.
-const MANY: usize = 256;
+/// The number of loaded events from which on the ledger is likely to have more.
+const LIKELY_MORE: usize = 256;
 
-/// What part of the room they are where they are enough though it is full.
-const FEW: usize = 128;
+/// The fraction of the capacity, as its divisor, at which ready deliveries are enough in a full
+/// window.
+const READY_FRACTION: usize = 128;
 
-/// One handler's window.
+/// The window of one handler.
 #[derive(Debug)]
 pub(super) struct Window {
     handler: HandlerName,
-    /// For how many deliveries there is room.
-    room: usize,
+    /// The capacity in deliveries.
+    capacity: usize,
     is_ordered: bool,
-    /// Whether anything is handed out.
+    /// Whether deliveries are handed out.
     pub(super) is_active: bool,
-    /// Whether it gets events as they come. Otherwise it is filled from the ledger.
+    /// Whether the window gets new events directly. Otherwise the ledger fills it.
     pub(super) is_live: bool,
-    /// From where on the ledger is to be read.
+    /// The position from which on the ledger is to be read.
     next: Position,
     entries: BTreeMap<Position, Entry>,
     ordering: OrderingIndex,
-    /// When each is due that may be attempted.
+    /// The ready deliveries, by due time.
     ready: BTreeSet<(Timestamp, Position)>,
     deferred: Deferred,
-    /// Whether something that was passed over may be free by now.
+    /// Whether a deferred delivery may have become free.
     is_unblocked: bool,
     leases: HashMap<Lease, Position>,
-    /// What is being attempted, as it was when it was handed out.
+    /// The deliveries in flight, as they were handed out.
     in_flight: HashMap<Position, OpenDelivery>,
-    /// How many of these are not among the entries, since the window was emptied.
-    absent: usize,
-    /// How many events are here, and how many bytes of them.
+    /// The number of deliveries in flight that are not among the entries, since the window was
+    /// reset.
+    detached: usize,
+    /// The number and the bytes of loaded events.
     loaded: usize,
     bytes: usize,
-    /// With how many events left more are read ahead; 0 when none are.
+    /// The number of loaded events below which more are loaded in advance; 0 for none.
     refill_below: usize,
 }
 
@@ -84,10 +88,10 @@ struct Entry {
 }
 
 impl Window {
-    pub(super) fn new(handler: HandlerName, room: usize) -> Self {
+    pub(super) fn new(handler: HandlerName, capacity: usize) -> Self {
         Self {
             handler,
-            room,
+            capacity,
             is_ordered: false,
             is_active: false,
             is_live: false,
@@ -99,23 +103,23 @@ impl Window {
             is_unblocked: false,
             leases: HashMap::default(),
             in_flight: HashMap::default(),
-            absent: 0,
+            detached: 0,
             loaded: 0,
             bytes: 0,
             refill_below: 0,
         }
     }
 
-    /// Empties it, but for what is being attempted: it is filled from the ledger again.
+    /// Empties the window, except for deliveries in flight. The ledger fills it again.
     pub(super) fn reset(&mut self) {
-        let empty = Self::new(self.handler.clone(), self.room);
+        let empty = Self::new(self.handler.clone(), self.capacity);
         let before = mem::replace(self, empty);
         (self.is_ordered, self.is_active) = (before.is_ordered, before.is_active);
         (self.leases, self.in_flight) = (before.leases, before.in_flight);
-        self.absent = self.in_flight.len();
+        self.detached = self.in_flight.len();
     }
 
-    /// Has it handed out from now on, in order or not.
+    /// Begins to hand out deliveries, in order or not.
     pub(super) fn activate(&mut self, is_ordered: bool) {
         if !self.is_active || self.is_ordered != is_ordered {
             self.reset();
@@ -123,8 +127,8 @@ impl Window {
         (self.is_active, self.is_ordered) = (true, is_ordered);
     }
 
-    /// Takes in an event that has just come, while the window is live. `is_reported` says whether all is known
-    /// that it takes to hand the event out.
+    /// Adds a new event to a live window. `is_reported` says whether the topic cache has the
+    /// event's topics.
     pub(super) fn push(
         &mut self,
         position: Position,
@@ -140,23 +144,23 @@ impl Window {
             position,
             OpenDelivery::new(keys.cloned(), event.received_at),
         );
-        // What waits for others would take the room of what does not.
+        // Events of waiting deliveries would take the room of ready ones.
         let is_next = self.ready.contains(&(event.received_at, position));
-        if is_reported && is_next && self.bytes < BYTES {
+        if is_reported && is_next && self.bytes < EVENT_BYTES {
             self.load(position, event.clone());
         }
     }
 
-    /// Takes in an open delivery at or behind [`next`](Self::next), or passes it over for want of room.
+    /// Adds an open delivery at or behind [`next`](Self::next), or defers it.
     pub(super) fn offer(&mut self, position: Position, mut open: OpenDelivery) {
-        self.pass(position);
+        self.advance_past(position);
         if self.entries.contains_key(&position) {
             return;
         }
         open.keys = open.keys.filter(|_| self.is_ordered);
         match &open.keys {
             Some(keys)
-                if self.deferred.takes(keys) || self.is_full() && self.ordering.has(keys) =>
+                if self.deferred.takes(keys) || self.is_full() && self.ordering.shares_a_key(keys) =>
             {
                 self.deferred.add(position, keys);
             }
@@ -164,33 +168,33 @@ impl Window {
         }
     }
 
-    /// Goes on behind `position`.
-    pub(super) fn pass(&mut self, position: Position) {
+    /// Moves the cursor behind `position`.
+    pub(super) fn advance_past(&mut self, position: Position) {
         self.next = self.next.max(position.next());
     }
 
-    /// From where on there is nothing here yet.
+    /// The cursor: the position from which on the window has no deliveries.
     pub(super) const fn next(&self) -> Position {
         self.next
     }
 
     fn is_full(&self) -> bool {
-        self.entries.len() >= self.room
+        self.entries.len() >= self.capacity
     }
 
-    /// Takes in a delivery that a command has made again, as it stands since.
+    /// Applies the state of a replayed delivery.
     pub(super) fn replay(&mut self, position: Position, open: OpenDelivery) {
         match self.entries.get_mut(&position) {
             Some(entry) => {
                 self.ready.remove(&(entry.open.due_at, position));
-                // It keeps its place.
+                // The delivery keeps its place.
                 let keys = entry.open.keys.take();
                 entry.open = OpenDelivery { keys, ..open };
-                self.look_again(position);
+                self.update_readiness(position);
             }
-            // It comes with the others.
+            // The delivery will be read with the others.
             None if !self.is_live && position >= self.next => {}
-            // Something before it may have been passed over, and something behind it not.
+            // Deliveries before it may be deferred, and deliveries behind it may not be.
             None if self.deferred.first().is_some_and(|first| first < position) => self.reset(),
             None => {
                 let keys = open.keys.filter(|_| self.is_ordered);
@@ -206,19 +210,19 @@ impl Window {
             self.ordering.add(position, keys);
         }
         if self.in_flight.contains_key(&position) {
-            self.absent -= 1;
-            keys.iter().for_each(|keys| self.ordering.hold(keys, true));
+            self.detached -= 1;
+            keys.iter().for_each(|keys| self.ordering.set_in_flight(keys, true));
         }
-        keys.iter().for_each(|keys| self.look_at_neighbours(keys));
-        self.look_again(position);
+        keys.iter().for_each(|keys| self.update_neighbours(keys));
+        self.update_readiness(position);
     }
 
-    /// Notes whether a delivery is ready.
-    fn look_again(&mut self, position: Position) {
+    /// Updates whether a delivery is ready.
+    fn update_readiness(&mut self, position: Position) {
         let Some(Entry { open, .. }) = self.entries.get(&position) else {
             return;
         };
-        let is_free = |keys| self.ordering.is_free(position, keys) && !self.waits_for_absent(keys);
+        let is_free = |keys| self.ordering.is_free(position, keys) && !self.waits_for_detached(keys);
         let place = (open.due_at, position);
         if !self.in_flight.contains_key(&position) && open.keys.as_ref().is_none_or(is_free) {
             self.ready.insert(place);
@@ -227,12 +231,12 @@ impl Window {
         }
     }
 
-    /// Whether something that shares a key with these is being attempted and is not among the entries.
-    fn waits_for_absent(&self, keys: &OrderingKeys) -> bool {
+    /// Whether a delivery in flight that is not among the entries shares one of these keys.
+    fn waits_for_detached(&self, keys: &OrderingKeys) -> bool {
         let mut in_flight =
             self.in_flight
                 .iter()
-                .take(if self.absent > 0 { usize::MAX } else { 0 });
+                .take(if self.detached > 0 { usize::MAX } else { 0 });
         in_flight.any(|(position, open)| {
             let shares = open
                 .keys
@@ -242,13 +246,13 @@ impl Window {
         })
     }
 
-    fn look_at_neighbours(&mut self, keys: &OrderingKeys) {
+    fn update_neighbours(&mut self, keys: &OrderingKeys) {
         for position in self.ordering.neighbours(keys) {
-            self.look_again(position);
+            self.update_readiness(position);
         }
     }
 
-    /// Removes a delivery that is open no longer and not being attempted.
+    /// Removes a finished delivery.
     fn remove(&mut self, position: Position) {
         let Some(Entry { open, event }) = self.entries.remove(&position) else {
             return;
@@ -259,31 +263,32 @@ impl Window {
         }
         if let Some(keys) = &open.keys {
             self.ordering.remove(position, keys);
-            self.look_at_neighbours(keys);
+            self.update_neighbours(keys);
             self.is_unblocked |= self.deferred.is_unblocked(keys, &self.ordering);
         }
     }
 
-    /// From where on the ledger has to be read for more; `None` when there is enough that is due at `now`, or
-    /// no more.
-    pub(super) fn wants(&mut self, now: Timestamp) -> Option<Position> {
+    /// The position from which on the ledger must be read for more deliveries; `None` if enough are
+    /// due at `now`, or there are no more.
+    pub(super) fn refill_from(&mut self, now: Timestamp) -> Option<Position> {
         if let Some(first) = self.deferred.first()
             && (self.is_unblocked || self.entries.is_empty())
         {
             (self.deferred, self.is_unblocked) = (Deferred::default(), false);
             (self.is_live, self.next) = (false, first);
         }
-        let (count, ready) = (self.entries.len(), self.due(now).take(ENOUGH).count());
-        let few = (self.room / FEW).max(1);
-        // A full window passes over what it reads, and has to read that again: it is filled by halves.
-        let is_half_full = 2 * count >= self.room;
+        let (count, ready) = (self.entries.len(), self.due(now).take(ENOUGH_READY).count());
+        let few = (self.capacity / READY_FRACTION).max(1);
+        // A full window defers what it reads, and must read that again. So a half-full one is
+        // enough.
+        let is_half_full = 2 * count >= self.capacity;
         let is_enough =
-            ready >= ENOUGH || is_half_full && ready >= few || count >= MOST * self.room;
+            ready >= ENOUGH_READY || is_half_full && ready >= few || count >= LIMIT_FACTOR * self.capacity;
         (self.is_active && !self.is_live && !is_enough).then_some(self.next)
     }
 
-    /// Whether it cannot hand out so many at `now` without the ledger, which may have more.
-    pub(super) fn is_short_of(&self, count: usize, now: Timestamp) -> bool {
+    /// Whether a claim of `count` deliveries at `now` needs the ledger, which may have more.
+    pub(super) fn needs_fill(&self, count: usize, now: Timestamp) -> bool {
         let mut due = self.due(now).take(count);
         let load = due
             .by_ref()
@@ -309,16 +314,16 @@ impl Window {
         entry.is_some_and(|entry| entry.event.is_some())
     }
 
-    /// Those that are attempted next and whose events are not here: what is due at `now`, and behind it the
-    /// oldest of those that wait for what moves.
+    /// The next deliveries whose events are not loaded: those that are due at `now`, and the oldest
+    /// of those that wait for due ones.
     pub(super) fn unloaded(&self, now: Timestamp) -> Vec<Position> {
         let moves = |entry: &Entry| {
-            let mut heads = entry
+            let mut first_of_each_key = entry
                 .open
                 .keys
                 .iter()
-                .flat_map(|keys| self.ordering.heads(keys));
-            heads.all(|head| {
+                .flat_map(|keys| self.ordering.first_of_each_key(keys));
+            first_of_each_key.all(|head| {
                 self.entries
                     .get(&head)
                     .is_some_and(|head| head.open.due_at <= now)
@@ -327,13 +332,13 @@ impl Window {
         let lacks = |position: &Position, entry: &Entry| {
             entry.event.is_none() && !self.in_flight.contains_key(position)
         };
-        let due = self.due(now).take(ENOUGH).filter(|position| {
+        let due = self.due(now).take(ENOUGH_READY).filter(|position| {
             let entry = self.entries.get(position);
             entry.is_some_and(|entry| lacks(position, entry))
         });
         let mut due: Vec<_> = due.collect();
         due.sort_unstable();
-        let oldest = self.entries.iter().take(AHEAD);
+        let oldest = self.entries.iter().take(PREFETCHED);
         let oldest = oldest.filter(|(position, entry)| {
             lacks(position, entry) && due.binary_search(position).is_err() && moves(entry)
         });
@@ -341,19 +346,19 @@ impl Window {
         [due, oldest].concat()
     }
 
-    /// Makes room for the events of those that are attempted next, where what waits for them has taken it.
+    /// Unloads all events if those of waiting deliveries have taken the room of the next ones.
     pub(super) fn make_room(&mut self, now: Timestamp) {
         let is_short = self
             .due(now)
             .next()
             .is_some_and(|position| !self.is_loaded(position));
-        if is_short && self.bytes >= BYTES {
+        if is_short && self.bytes >= EVENT_BYTES {
             self.unload_all();
         }
     }
 
-    /// Whether it is time to read more events ahead, though enough are here for the moment.
-    pub(super) fn wants_prefetch(&mut self) -> bool {
+    /// Whether to load more events in advance.
+    pub(super) fn needs_prefetch(&mut self) -> bool {
         let is_time = self.loaded < self.refill_below;
         if is_time {
             self.refill_below = 0;
@@ -361,14 +366,14 @@ impl Window {
         is_time
     }
 
-    /// Notes that events were read. Where many were, there may be more: these are read while the first half
-    /// of them is handed out, so that handlers do not wait for the ledger.
+    /// Reports that events were loaded. If there were many, there may be more: they are loaded
+    /// while the first half is handed out, so that handlers do not wait for the ledger.
     pub(super) fn filled(&mut self) {
-        let are_many = self.loaded >= MANY;
-        self.refill_below = if are_many { self.loaded / 2 } else { 0 };
+        let is_large = self.loaded >= LIKELY_MORE;
+        self.refill_below = if is_large { self.loaded / 2 } else { 0 };
     }
 
-    /// Takes in the event of a delivery. Whether there is room for more.
+    /// Loads the event of a delivery. Returns whether there is room for more.
     pub(super) fn load(&mut self, position: Position, event: Arc<Notification>) -> bool {
         if let Some(entry) = self.entries.get_mut(&position)
             && entry.event.is_none()
@@ -377,15 +382,15 @@ impl Window {
             self.loaded += 1;
             entry.event = Some(event);
         }
-        self.bytes < BYTES
+        self.bytes < EVENT_BYTES
     }
 
-    /// Whether the event of any delivery is here.
+    /// Whether any event is loaded.
     pub(super) const fn has_loaded(&self) -> bool {
         self.loaded > 0
     }
 
-    /// Lets go of all events.
+    /// Unloads all events.
     pub(super) fn unload_all(&mut self) {
         (self.bytes, self.loaded) = (0, 0);
         self.entries
@@ -393,7 +398,7 @@ impl Window {
             .for_each(|entry| entry.event = None);
     }
 
-    /// Hands out up to `at_most` deliveries that are due at `now`, oldest first.
+    /// Claims up to `at_most` loaded deliveries that are due at `now`, oldest first.
     pub(super) fn claim(
         &mut self,
         at_most: usize,
@@ -417,12 +422,12 @@ impl Window {
             self.ready.remove(&(entry.open.due_at, position));
             let open = entry.open.clone();
             if let Some(keys) = &open.keys {
-                self.ordering.hold(keys, true);
+                self.ordering.set_in_flight(keys, true);
             }
             *last_lease += 1;
             let lease = Lease(*last_lease);
             claims.push(Claim {
-                superseded: topic_cache.supersede(&notification),
+                superseded: topic_cache.is_superseded(&notification),
                 notification,
                 lease,
                 attempt: open.attempts + 1,
@@ -436,13 +441,13 @@ impl Window {
         claims
     }
 
-    /// When the next one is due that is not due at `now`.
+    /// The next due time after `now`.
     pub(super) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         let mut later = self.ready.range((now, Position::LAST)..);
         later.next().map(|(due_at, _)| *due_at)
     }
 
-    /// Takes in how an attempt went, and says how the delivery stands since, if that has changed.
+    /// Settles a delivery. Returns its new state if it has changed.
     pub(super) fn settle(
         &mut self,
         settlement: &Settlement,
@@ -456,13 +461,13 @@ impl Window {
         let snapshot = match self.entries.contains_key(&position) {
             true => self.settle_entry(position, in_flight, settlement),
             false => {
-                self.absent -= 1;
+                self.detached -= 1;
                 in_flight
                     .judge(settlement, self.is_active)
                     .map(|(_, snapshot)| snapshot)
             }
         };
-        keys.iter().for_each(|keys| self.look_at_neighbours(keys));
+        keys.iter().for_each(|keys| self.update_neighbours(keys));
         snapshot.map(|snapshot| (position, snapshot))
     }
 
@@ -474,9 +479,10 @@ impl Window {
     ) -> Option<DeliverySnapshot> {
         let entry = self.entries.get_mut(&position)?;
         if let Some(keys) = &entry.open.keys {
-            self.ordering.hold(keys, false);
+            self.ordering.set_in_flight(keys, false);
         }
-        // A replay that was asked for during the attempt is owed whatever came of the attempt.
+        // If a replay was requested during the attempt, the delivery is due again whatever the
+        // result.
         let is_owed = entry.open.replays != in_flight.replays;
         let judged = if is_owed {
             None
@@ -492,12 +498,12 @@ impl Window {
         });
         match &snapshot {
             Some(snapshot) if snapshot.is_over() => self.remove(position),
-            _ => self.look_again(position),
+            _ => self.update_readiness(position),
         }
         snapshot
     }
 
-    /// Parks a delivery that cannot be attempted, because `why`, and says how it stands since.
+    /// Parks a delivery that cannot be attempted. Returns its new state.
     pub(super) fn park(
         &mut self,
         position: Position,
@@ -511,7 +517,7 @@ impl Window {
     }
 }
 
-/// About how many bytes an event takes in memory.
+/// The approximate size of an event in memory, in bytes.
 fn size(event: &Notification) -> usize {
     512 + event.body.len()
 }
