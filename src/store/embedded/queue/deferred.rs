@@ -62,7 +62,9 @@ impl Deferred {
         let whole = OrderingKeys::from_hashes(keys.scope(), Vec::new());
         match keys.is_whole() {
             true => scope.some.iter().any(is_alone) || !ordering.shares_a_key(&whole),
-            false => keys.keys().iter().any(is_alone) || scope.is_whole && !ordering.shares_a_key(&whole),
+            false => {
+                keys.keys().iter().any(is_alone) || scope.is_whole && !ordering.shares_a_key(&whole)
+            }
         }
     }
 }

@@ -206,12 +206,7 @@ impl Queue {
     // Used by workers.
 
     /// Whether the ledger must first [fill](Self::fill) the window of `handler` for this claim.
-    pub(super) fn needs_fill(
-        &self,
-        handler: &HandlerName,
-        at_most: usize,
-        now: Timestamp,
-    ) -> bool {
+    pub(super) fn needs_fill(&self, handler: &HandlerName, at_most: usize, now: Timestamp) -> bool {
         let state = self.lock();
         let window = state.windows.get(handler);
         state.hands_out() && window.is_some_and(|window| window.needs_fill(at_most, now))

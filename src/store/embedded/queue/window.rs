@@ -160,7 +160,8 @@ impl Window {
         open.keys = open.keys.filter(|_| self.is_ordered);
         match &open.keys {
             Some(keys)
-                if self.deferred.takes(keys) || self.is_full() && self.ordering.shares_a_key(keys) =>
+                if self.deferred.takes(keys)
+                    || self.is_full() && self.ordering.shares_a_key(keys) =>
             {
                 self.deferred.add(position, keys);
             }
@@ -211,7 +212,8 @@ impl Window {
         }
         if self.in_flight.contains_key(&position) {
             self.detached -= 1;
-            keys.iter().for_each(|keys| self.ordering.set_in_flight(keys, true));
+            keys.iter()
+                .for_each(|keys| self.ordering.set_in_flight(keys, true));
         }
         keys.iter().for_each(|keys| self.update_neighbours(keys));
         self.update_readiness(position);
@@ -222,7 +224,8 @@ impl Window {
         let Some(Entry { open, .. }) = self.entries.get(&position) else {
             return;
         };
-        let is_free = |keys| self.ordering.is_free(position, keys) && !self.waits_for_detached(keys);
+        let is_free =
+            |keys| self.ordering.is_free(position, keys) && !self.waits_for_detached(keys);
         let place = (open.due_at, position);
         if !self.in_flight.contains_key(&position) && open.keys.as_ref().is_none_or(is_free) {
             self.ready.insert(place);
@@ -282,8 +285,9 @@ impl Window {
         // A full window defers what it reads, and must read that again. So a half-full one is
         // enough.
         let is_half_full = 2 * count >= self.capacity;
-        let is_enough =
-            ready >= ENOUGH_READY || is_half_full && ready >= few || count >= LIMIT_FACTOR * self.capacity;
+        let is_enough = ready >= ENOUGH_READY
+            || is_half_full && ready >= few
+            || count >= LIMIT_FACTOR * self.capacity;
         (self.is_active && !self.is_live && !is_enough).then_some(self.next)
     }
 
