@@ -302,7 +302,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
         ("nameless", "alert certificate required"),
         (
             "wary",
-            "broker certificate could not be verified, verify that `ca` is correctly configured",
+            "broker certificate could not be verified, verify that `tls.ca` is correctly configured",
         ),
     ] {
         eventually(why, || {
