@@ -148,10 +148,7 @@ impl Ledger {
         what: &'static str,
         job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = with_reply(Access::Write, what, job);
-        let sent = self.sender()?.send(job).await;
-        sent.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        self.submit(Access::Write, what, job).await
     }
 
     /// Runs `job`, which changes nothing in the database, before all waiting jobs that do.
@@ -160,7 +157,16 @@ impl Ledger {
         what: &'static str,
         job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<(), StoreError> {
-        let (job, answer) = with_reply(Access::Read, what, job);
+        self.submit(Access::Read, what, job).await
+    }
+
+    async fn submit<T: Send + 'static>(
+        &self,
+        access: Access,
+        what: &'static str,
+        job: impl FnOnce(&mut LedgerDatabase) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, answer) = with_reply(access, what, job);
         let sent = self.sender()?.send(job).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
