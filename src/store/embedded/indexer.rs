@@ -25,8 +25,8 @@ use crate::store::Follower;
 /// The most records of one batch.
 const BATCH_RECORDS: usize = 4096;
 
-/// The most bytes of one batch.
-const BATCH_BYTES: usize = 4 << 20;
+/// The most bytes of one batch, on disk. States of deliveries take some six times as much in memory.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// The interval of transactions without new records: the outbox may have changes of commands.
 const LOOK_EVERY: Duration = Duration::from_millis(250);

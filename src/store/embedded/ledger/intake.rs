@@ -58,9 +58,14 @@ impl JournalBatch {
         })
     }
 
-    /// The number of bytes of the events' bodies.
+    /// The memory that the contents take, in bytes: events' bodies and deliveries' states.
     pub(in super::super) fn bytes(&self) -> usize {
-        self.events().map(|event| event.body.len()).sum()
+        let bytes = |(_, content): &(Position, Content)| match content {
+            Content::Event(event) => event.notification.body.len(),
+            Content::Deliveries(updates) => updates.len() * size_of::<DeliveryUpdate>(),
+            Content::Subscriptions(..) | Content::Inventory(..) | Content::Other => 0,
+        };
+        self.contents.iter().map(bytes).sum()
     }
 }
 
