@@ -91,7 +91,7 @@ pub(super) use open_delivery::OpenDelivery;
 /// The number of contents in the tail that the ledger ingests at once.
 const TAIL_RECORDS: usize = 4096;
 
-/// The number of bytes of bodies in the tail that the ledger ingests at once.
+/// The number of bytes of bodies and deliveries' states in the tail that the ledger ingests at once.
 const TAIL_BYTES: usize = 4 << 20;
 
 /// The most updates that may wait for the ledger.

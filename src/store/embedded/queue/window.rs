@@ -294,7 +294,7 @@ impl Window {
     /// Whether a claim of `count` deliveries at `now` needs the ledger, which may have more.
     pub(super) fn needs_fill(&self, count: usize, now: Timestamp) -> bool {
         let mut due = self.due(now).take(count);
-        let load = due
+        let loaded = due
             .by_ref()
             .take_while(|position| self.is_loaded(*position))
             .count();
@@ -303,7 +303,7 @@ impl Window {
                 || self.is_unblocked
                 || self.entries.is_empty() && self.deferred.first().is_some()
         };
-        self.is_active && load < count && (self.due(now).nth(load).is_some() || is_behind())
+        self.is_active && loaded < count && (self.due(now).nth(loaded).is_some() || is_behind())
     }
 
     fn due(&self, now: Timestamp) -> impl Iterator<Item = Position> {
