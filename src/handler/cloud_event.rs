@@ -56,7 +56,9 @@ impl<'a> CloudEvent<'a> {
         let mut line = Vec::with_capacity(self.notification.body.len() + 640);
         for (name, attribute) in self.attributes() {
             line.push(if line.is_empty() { b'{' } else { b',' });
-            line.extend([b"\"", name.as_bytes(), b"\":"].concat());
+            line.push(b'"');
+            line.extend(name.as_bytes());
+            line.extend(b"\":");
             attribute.write_json(&mut line);
         }
         match self.json {
