@@ -277,40 +277,26 @@ fn the_schema_has_the_keys_that_are_read() {
             .into_iter()
             .collect()
     };
+    let check = |keys: BTreeSet<String>, table: &str| assert_eq!(keys, known(table), "{table}");
     let sections = &schema["properties"];
     for section in ["log", "server", "admin"] {
         let keys = sections[section]["properties"].as_object().unwrap().keys();
         let keys: BTreeSet<_> = keys.cloned().collect();
-        assert_eq!(keys, known(&format!("[{section}]")), "[{section}]");
+        check(keys, &format!("[{section}]"));
     }
     for engine in ENGINES {
         let keys = schema_keys(&sections["store"], "kind", engine.kind);
-        assert_eq!(
-            keys,
-            known(&format!("[store]\nkind = {:?}", engine.kind)),
-            "{}",
-            engine.kind
-        );
+        check(keys, &format!("[store]\nkind = {:?}", engine.kind));
     }
     for family in families() {
         let endpoints = &sections["endpoints"]["additionalProperties"];
         let keys = schema_keys(endpoints, "family", family.name);
-        assert_eq!(
-            keys,
-            known(&format!("[endpoints.x]\nfamily = {:?}", family.name)),
-            "{}",
-            family.name
-        );
+        check(keys, &format!("[endpoints.x]\nfamily = {:?}", family.name));
     }
     for handler in KINDS {
         let handlers = &sections["handlers"]["additionalProperties"];
         let keys = schema_keys(handlers, "kind", handler.kind);
-        assert_eq!(
-            keys,
-            known(&format!("[handlers.x]\nkind = {:?}", handler.kind)),
-            "{}",
-            handler.kind
-        );
+        check(keys, &format!("[handlers.x]\nkind = {:?}", handler.kind));
     }
 }
 
