@@ -90,9 +90,9 @@ impl Retry {
     fn pause(&self, attempt: u32, jitter: f64) -> Duration {
         let doubled = 2_u32.saturating_pow(attempt.saturating_sub(1));
         let full = self.first.saturating_mul(doubled).min(self.ceiling);
-        let spare = full / 2;
-        let taken = Duration::try_from_secs_f64(spare.as_secs_f64() * jitter).unwrap_or(spare);
-        full - taken.min(spare)
+        let half = full / 2;
+        let cut = Duration::try_from_secs_f64(half.as_secs_f64() * jitter).unwrap_or(half);
+        full - cut.min(half)
     }
 }
 

@@ -169,8 +169,8 @@ impl Worker {
         loop {
             self.release_waiting();
             self.start_settle();
-            let is_told = self.settling.is_empty() && self.unsettled.is_empty();
-            if self.attempts.is_empty() && is_told && !self.claim_call.is_pending() {
+            let is_settled = self.settling.is_empty() && self.unsettled.is_empty();
+            if self.attempts.is_empty() && is_settled && !self.claim_call.is_pending() {
                 return;
             }
             let pause_ends = self.pause_ends();
@@ -215,8 +215,8 @@ impl Worker {
     /// process dies.
     fn room(&self) -> usize {
         let ended = self.settling.len() + self.unsettled.len();
-        let held = self.waiting.len() + self.attempts.len() + ended;
-        (self.concurrency() + self.ahead()).saturating_sub(held)
+        let claimed = self.waiting.len() + self.attempts.len() + ended;
+        (self.concurrency() + self.ahead()).saturating_sub(claimed)
     }
 
     /// Whether to claim more: when half of the advance claims have been attempted, and not while

@@ -6,10 +6,10 @@ use super::*;
 async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
-    let taken_by_old = Arc::new(StdMutex::new(Vec::new()));
-    let old_took = taken_by_old.clone();
+    let received_by_old = Arc::new(StdMutex::new(Vec::new()));
+    let old_took = received_by_old.clone();
     let mut old = handler("crm", move |body, _| {
-        taken_by_old.lock().unwrap().push(body);
+        received_by_old.lock().unwrap().push(body);
         let gate = gate.clone();
         Box::pin(async move {
             gate.acquire().await.unwrap().forget();
@@ -133,7 +133,7 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
 async fn what_the_last_settlement_brings_is_released() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
-    let (sender, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let harness = Harness::new(vec![handler("crm", move |body, _| {
         sender.send(body).unwrap();
         let gate = gate.clone();
@@ -145,7 +145,7 @@ async fn what_the_last_settlement_brings_is_released() {
     .await;
     harness.store.push(Some("a"), "1").await;
     harness.store.push(Some("a"), "2").await;
-    assert_eq!(next(&mut taken).await, "1");
+    assert_eq!(next(&mut received).await, "1");
     let drained = harness.drain();
     tokio::pin!(drained);
     tokio::select! {
@@ -161,5 +161,5 @@ async fn what_the_last_settlement_brings_is_released() {
             .store
             .rows(|rows| matches!(rows[1].state, State::Ready))
     );
-    assert!(taken.try_recv().is_err());
+    assert!(received.try_recv().is_err());
 }

@@ -114,7 +114,7 @@ async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
 
 #[tokio::test]
 async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
-    let (sender, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
     let harness = Harness::new(vec![handler("crm", move |body, context| {
@@ -144,16 +144,16 @@ async fn a_failing_delivery_holds_up_its_key_in_order_and_no_other_key() {
 
     let mut first = Vec::new();
     for _ in 0..3 {
-        first.push(next(&mut taken).await.0);
+        first.push(next(&mut received).await.0);
     }
     first.sort();
     assert_eq!(first, ["a1", "b1", "b2"]);
     harness.store.until(|rows| rows[1].attempts >= 3).await;
     opened.add_permits(1);
-    let (body, attempt) = next(&mut taken).await;
+    let (body, attempt) = next(&mut received).await;
     assert_eq!(body, "a2");
     assert!(attempt > 3, "{attempt}");
-    assert_eq!(next(&mut taken).await, ("a3".to_owned(), 1));
+    assert_eq!(next(&mut received).await, ("a3".to_owned(), 1));
     assert!(harness.drain().await);
     assert_eq!(harness.count("crm", "done"), 5);
     assert_eq!(harness.count("crm", "retry"), u64::from(attempt) - 1);
@@ -381,7 +381,7 @@ async fn as_many_attempts_as_allowed_run_at_once_and_no_more() {
 
 #[tokio::test]
 async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt() {
-    let (sender, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let harness = Harness::new(vec![handler("crm", move |body, _| {
         sender.send(body).unwrap();
         done()
@@ -390,20 +390,20 @@ async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt(
     harness.store.fail_settle(1);
     harness.store.push(Some("a"), "1").await;
     harness.store.push(Some("a"), "2").await;
-    assert_eq!(next(&mut taken).await, "1");
+    assert_eq!(next(&mut received).await, "1");
     harness.store.fail_claim(1);
-    assert_eq!(next(&mut taken).await, "2");
+    assert_eq!(next(&mut received).await, "2");
     harness
         .store
         .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
         .await;
     assert!(harness.drain().await);
-    assert!(taken.try_recv().is_err());
+    assert!(received.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
-    let (sender, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let harness = Harness::new(vec![handler("crm", move |body, context| {
         let failing = body == "2" && context.attempt == 1;
         sender.send(body).unwrap();
@@ -425,16 +425,16 @@ async fn what_a_settlement_brings_is_attempted_next_and_in_order() {
         .await;
     let mut got = Vec::new();
     for _ in 0..5 {
-        got.push(next(&mut taken).await);
+        got.push(next(&mut received).await);
     }
     assert_eq!(got, ["1", "2", "2", "3", "4"]);
     assert!(harness.drain().await);
-    assert!(taken.try_recv().is_err());
+    assert!(received.try_recv().is_err());
 }
 
 #[tokio::test]
 async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
-    let (sender, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let gate = Arc::new(Semaphore::new(0));
     let opened = gate.clone();
     let harness = Harness::new(vec![handler("crm", move |body, _| {
@@ -457,7 +457,7 @@ async fn what_is_not_on_record_yet_is_in_hand_and_bounded() {
     harness.store.until(|rows| count(rows) == 12).await;
     opened.add_permits(100);
     for _ in 0..12 {
-        next(&mut taken).await;
+        next(&mut received).await;
     }
     assert_eq!(claimed(), 12);
     harness.store.push(None, "{}").await;

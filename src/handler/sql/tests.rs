@@ -104,7 +104,7 @@ async fn every_field_gets_into_its_column_and_a_second_copy_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_will_not_pass_by_itself_is_parked_without_a_word_of_the_event() {
+async fn permanent_failures_are_parked_without_content_of_the_event() {
     for (statement, why) in [
         (
             "INSERT INTO e VALUES (:subject, 1)",

@@ -1,4 +1,4 @@
-//! Copies of one event.
+//! Duplicates of one event.
 
 use std::sync::Arc;
 
@@ -9,28 +9,28 @@ use crate::{
 };
 
 on_every_engine![
-    of_a_thousand_copies_at_once_one_is_delivered,
-    any_known_key_makes_a_copy_and_its_other_keys_are_not_learnt,
-    a_copy_of_what_was_delivered_before_the_store_was_opened_is_a_copy,
+    one_of_a_thousand_concurrent_duplicates_is_delivered,
+    an_event_with_one_known_key_is_a_duplicate_and_adds_no_keys,
+    duplicates_of_an_event_delivered_before_a_restart_are_recognized,
 ];
 
-async fn of_a_thousand_copies_at_once_one_is_delivered(place: Place) {
+async fn one_of_a_thousand_concurrent_duplicates_is_delivered(place: Place) {
     let store = Arc::new(place.subscribed().await);
     let duplicates: Vec<_> = (0..1000)
         .map(|_| {
             let store = store.clone();
-            // Each copy is an event of its own to everything but its dedupe key.
+            // Each duplicate is an event of its own to everything but its dedupe key.
             tokio::spawn(async move { store.append(&event(1)).await })
         })
         .collect();
-    for copy in duplicates {
-        copy.await.unwrap().unwrap();
+    for duplicate in duplicates {
+        duplicate.await.unwrap().unwrap();
     }
     assert_eq!(store.drain("crm").await.len(), 1);
     assert_eq!(place.metrics.duplicates.get(), 999);
 }
 
-async fn any_known_key_makes_a_copy_and_its_other_keys_are_not_learnt(place: Place) {
+async fn an_event_with_one_known_key_is_a_duplicate_and_adds_no_keys(place: Place) {
     let store = place.subscribed().await;
     let key = |what: &str| DedupeKey::new("zoom", what, b"");
     let with = |n, dedupe: Vec<DedupeKey>| Notification { dedupe, ..event(n) };
@@ -52,7 +52,7 @@ async fn any_known_key_makes_a_copy_and_its_other_keys_are_not_learnt(place: Pla
     assert_eq!(got, [1, 3, 4, 5].map(|n| event(n).received_at));
 }
 
-async fn a_copy_of_what_was_delivered_before_the_store_was_opened_is_a_copy(place: Place) {
+async fn duplicates_of_an_event_delivered_before_a_restart_are_recognized(place: Place) {
     let store = place.subscribed().await;
     store.append(&event(1)).await.unwrap();
     let claims = store.claim("crm", at(10)).await;

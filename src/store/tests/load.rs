@@ -14,9 +14,9 @@ use super::{Place, at, by_key, eventually, keyed, on_every_engine};
 use crate::{event::Notification, store::Verdict};
 
 on_every_engine![
-    what_is_appended_by_many_at_once_is_all_there_and_in_the_order_of_each,
+    concurrent_appends_are_all_stored_in_the_order_of_each_sender,
     events_are_delivered_in_order_while_more_arrive,
-    what_is_stored_makes_room_for_more,
+    stored_events_free_their_memory_for_more,
 ];
 
 /// Event `turn` of sender `sender`, who has a key of its own.
@@ -24,7 +24,7 @@ fn sent(sender: u64, turn: u64) -> Notification {
     keyed(sender * 1000 + turn, &format!("sender {sender}"))
 }
 
-async fn what_is_appended_by_many_at_once_is_all_there_and_in_the_order_of_each(place: Place) {
+async fn concurrent_appends_are_all_stored_in_the_order_of_each_sender(place: Place) {
     let store = Arc::new(place.subscribed().await);
     let senders: Vec<_> = (0..32)
         .map(|sender| {
@@ -85,7 +85,7 @@ async fn events_are_delivered_in_order_while_more_arrive(place: Place) {
     assert_eq!(by_key(got.iter().map(|event| &**event)), by_key(&events));
 }
 
-async fn what_is_stored_makes_room_for_more(place: Place) {
+async fn stored_events_free_their_memory_for_more(place: Place) {
     let store = place.subscribed().await;
     let large = |n| Notification {
         body: Bytes::from(vec![b' '; 1 << 20]),

@@ -37,7 +37,7 @@ enum Step {
     Claim { service: usize, at_most: usize },
     /// A service claims all that it can get.
     ClaimAll { service: usize },
-    /// A claim is settled: the one of that number, of those that are held.
+    /// A claim is settled: the one of that number, of those in flight.
     Settle { which: usize, verdict: Kind },
     /// A delivery that is over is made again.
     Replay { which: usize },
@@ -108,7 +108,7 @@ enum How {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open { due: i64 },
-    Held,
+    InFlight,
     Over,
 }
 
@@ -133,7 +133,7 @@ impl Reference {
                 let is_in_the_way = match other.state {
                     State::Open { .. } if how == How::GoesOn && other.is_replay => false,
                     State::Open { .. } => other_place < place,
-                    State::Held => true,
+                    State::InFlight => true,
                     State::Over => false,
                 };
                 let share = |(a, b): (&OrderingKeys, &OrderingKeys)| a.share_a_key_with(b);
@@ -165,7 +165,7 @@ impl Reference {
             self.may_begin(place, now, how),
             "delivery {place} was handed out too early"
         );
-        self.deliveries[place].state = State::Held;
+        self.deliveries[place].state = State::InFlight;
     }
 
     fn waiting(&self, now: i64) -> Vec<usize> {
@@ -185,8 +185,8 @@ impl Reference {
 struct Run {
     place: Place,
     services: Vec<Option<Opened>>,
-    /// What each service holds.
-    held: BTreeMap<usize, Vec<Claim>>,
+    /// The claims of each service that are in flight.
+    in_flight: BTreeMap<usize, Vec<Claim>>,
     reference: Reference,
     now: i64,
     events: u64,
@@ -201,7 +201,7 @@ impl Run {
         Self {
             place,
             services,
-            held: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             reference: Reference::default(),
             now: 1000,
             events: 0,
@@ -258,7 +258,7 @@ impl Run {
         let again = claimed.next_due.is_some_and(|due| due <= at(self.now));
         let some = !claimed.claims.is_empty();
         assert!(claimed.claims.len() <= at_most);
-        self.hold(number, claimed.claims, How::Claimed);
+        self.begin(number, claimed.claims, How::Claimed);
         some || again
     }
 
@@ -266,33 +266,36 @@ impl Run {
         for _ in 0..1000 {
             if !self.claim(service, 100).await {
                 let waiting = self.reference.waiting(self.now);
-                assert!(waiting.is_empty(), "deliveries {waiting:?} are held back");
+                assert!(
+                    waiting.is_empty(),
+                    "deliveries {waiting:?} are not handed out"
+                );
                 return;
             }
         }
         panic!("there is always more to claim");
     }
 
-    fn hold(&mut self, service: usize, claims: Vec<Claim>, how: How) {
+    fn begin(&mut self, service: usize, claims: Vec<Claim>, how: How) {
         for claim in &claims {
             self.reference.take(claim.notification.id, self.now, how);
         }
-        self.held.entry(service).or_default().extend(claims);
+        self.in_flight.entry(service).or_default().extend(claims);
     }
 
     async fn settle(&mut self, which: usize, kind: Kind) {
-        let count: usize = self.held.values().map(Vec::len).sum();
+        let count: usize = self.in_flight.values().map(Vec::len).sum();
         if count == 0 {
             return;
         }
         let mut which = which % count;
         for service in 0..self.services.len() {
-            let held = self.held.entry(service).or_default();
-            if which >= held.len() {
-                which -= held.len();
+            let claims = self.in_flight.entry(service).or_default();
+            if which >= claims.len() {
+                which -= claims.len();
                 continue;
             }
-            let claim = held.remove(which);
+            let claim = claims.remove(which);
             let id = claim.notification.id;
             let due = self.now + RETRY_SECONDS;
             let (verdict, state) = match kind {
@@ -305,7 +308,7 @@ impl Run {
             self.reference.set(id, state);
             let (_, opened) = self.service(service);
             let next = opened.settle_all("crm", &[claim], verdict).await;
-            self.hold(service, next, How::GoesOn);
+            self.begin(service, next, How::GoesOn);
             return;
         }
     }
@@ -336,7 +339,7 @@ impl Run {
         let number = service % self.services.len();
         let stopped = self.services[number].take().unwrap();
         stopped.close().await;
-        for claim in self.held.remove(&number).unwrap_or_default() {
+        for claim in self.in_flight.remove(&number).unwrap_or_default() {
             let id = claim.notification.id;
             self.reference.set(id, State::Open { due: 0 });
         }
@@ -348,7 +351,7 @@ impl Run {
         self.now += RETRY_SECONDS;
         while !self.reference.is_over() {
             self.claim_all(0).await;
-            while self.held.values().any(|held| !held.is_empty()) {
+            while self.in_flight.values().any(|claims| !claims.is_empty()) {
                 self.settle(0, Kind::Done).await;
             }
         }
@@ -381,7 +384,7 @@ fn check(place: fn() -> Place, cases: u32) {
 
 mod embedded {
     #[test]
-    fn whatever_happens_order_holds_and_nothing_is_held_back() {
+    fn any_sequence_of_steps_agrees_with_the_reference() {
         super::check(crate::store::embedded::tests::place, 60);
     }
 }
@@ -389,7 +392,7 @@ mod embedded {
 #[cfg(feature = "postgres")]
 mod postgres {
     #[test]
-    fn whatever_happens_order_holds_and_nothing_is_held_back() {
+    fn any_sequence_of_steps_agrees_with_the_reference() {
         super::check(crate::store::postgres::tests::place, 60);
     }
 }

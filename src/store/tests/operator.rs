@@ -10,17 +10,17 @@ use crate::{
 };
 
 on_every_engine![
-    events_are_listed_newest_first_and_by_what_is_asked,
+    events_are_listed_newest_first_and_filtered,
     one_event_is_shown_whole_with_its_deliveries,
     parked_deliveries_are_listed_with_their_reason,
-    what_is_parked_can_be_done_without,
-    a_replay_comes_at_its_own_place_marked_as_one,
+    parked_deliveries_can_be_skipped,
+    a_replay_keeps_its_place_in_the_order_and_is_marked,
     a_replay_has_a_number_that_its_attempts_share,
-    a_replay_of_what_is_being_attempted_is_made_after_it,
-    a_replay_does_not_wait_for_the_retry_of_the_attempt_before_it,
-    a_replay_never_runs_beside_another_of_its_key,
+    a_replay_of_a_delivery_in_flight_follows_it,
+    a_replay_does_not_wait_for_the_retry_before_it,
+    a_replay_never_runs_beside_another_delivery_of_its_key,
     a_replay_to_a_named_handler_needs_no_pattern,
-    a_long_replay_goes_on_slice_by_slice,
+    a_long_replay_is_made_in_slices,
 ];
 
 pub(in crate::store) fn all_parked() -> ParkedFilter {
@@ -40,12 +40,12 @@ fn all_events() -> EventFilter {
 fn replay(place: &Place, selection: &ReplaySelection, now: i64) -> u64 {
     place.operator(|records| {
         let planned = records.plan(selection).unwrap();
-        let mut told = 0;
+        let mut reported = 0;
         let made = records
-            .replay(selection, "mended", at(now), &mut |n| told = n)
+            .replay(selection, "mended", at(now), &mut |n| reported = n)
             .unwrap();
         assert_eq!(made, planned);
-        assert_eq!(told, made.total());
+        assert_eq!(reported, made.total());
         made.total()
     })
 }
@@ -59,7 +59,7 @@ async fn with_parked(place: &Place) -> (Opened, Vec<crate::event::Notification>)
     (store, events)
 }
 
-async fn events_are_listed_newest_first_and_by_what_is_asked(place: Place) {
+async fn events_are_listed_newest_first_and_filtered(place: Place) {
     let store = place.subscribed().await;
     let mut events: Vec<_> = (0..5)
         .map(|n| keyed(n, ["a", "b"][n as usize % 2]))
@@ -161,7 +161,7 @@ async fn parked_deliveries_are_listed_with_their_reason(place: Place) {
     assert!(list(other).is_empty());
 }
 
-async fn what_is_parked_can_be_done_without(place: Place) {
+async fn parked_deliveries_can_be_skipped(place: Place) {
     let (store, events) = with_parked(&place).await;
     let skip = |asked: &[(usize, &str)]| {
         let asked = asked.iter();
@@ -188,7 +188,7 @@ async fn what_is_parked_can_be_done_without(place: Place) {
     assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
 }
 
-async fn a_replay_comes_at_its_own_place_marked_as_one(place: Place) {
+async fn a_replay_keeps_its_place_in_the_order_and_is_marked(place: Place) {
     let (store, events) = with_parked(&place).await;
     let selection = ReplaySelection {
         parked_only: true,
@@ -215,8 +215,8 @@ async fn a_replay_has_a_number_that_its_attempts_share(place: Place) {
         assert_eq!(replay(&place, &selection, 20), 1);
         for verdict in [retry(20), parked()] {
             let claims = store.claim("crm", at(20)).await;
-            let told: Vec<_> = claims.iter().map(|claim| claim.replays).collect();
-            assert_eq!((ids(&claims), told), (vec![events[0].id], vec![number]));
+            let replays: Vec<_> = claims.iter().map(|claim| claim.replays).collect();
+            assert_eq!((ids(&claims), replays), (vec![events[0].id], vec![number]));
             store.settle("crm", &claims[0], verdict).await;
         }
     }
@@ -224,31 +224,31 @@ async fn a_replay_has_a_number_that_its_attempts_share(place: Place) {
     assert_eq!((ids(&claims)[0], claims[0].replays), (events[1].id, 0));
 }
 
-async fn a_replay_of_what_is_being_attempted_is_made_after_it(place: Place) {
+async fn a_replay_of_a_delivery_in_flight_follows_it(place: Place) {
     let (store, events) = with_parked(&place).await;
-    let under_way = store.claim("crm", at(20)).await;
+    let in_flight = store.claim("crm", at(20)).await;
     let selection = ReplaySelection {
         ids: vec![events[1].id],
         ..ReplaySelection::default()
     };
     assert_eq!(replay(&place, &selection, 20), 1);
     assert!(store.claim("crm", at(20)).await.is_empty());
-    store.settle("crm", &under_way[0], Verdict::Done).await;
+    store.settle("crm", &in_flight[0], Verdict::Done).await;
     let claims = store.claim("crm", at(20)).await;
     assert_eq!(ids(&claims), [events[1].id]);
     assert_eq!(claims[0].replay.as_deref(), Some("mended"));
 }
 
-async fn a_replay_does_not_wait_for_the_retry_of_the_attempt_before_it(place: Place) {
+async fn a_replay_does_not_wait_for_the_retry_before_it(place: Place) {
     let (store, events) = with_parked(&place).await;
-    let under_way = store.claim("crm", at(20)).await;
-    assert_eq!(ids(&under_way), [events[1].id]);
+    let in_flight = store.claim("crm", at(20)).await;
+    assert_eq!(ids(&in_flight), [events[1].id]);
     let selection = ReplaySelection {
         ids: vec![events[1].id],
         ..ReplaySelection::default()
     };
     assert_eq!(replay(&place, &selection, 20), 1);
-    store.settle("crm", &under_way[0], retry(1000)).await;
+    store.settle("crm", &in_flight[0], retry(1000)).await;
     let claims = store.claim("crm", at(21)).await;
     assert_eq!(ids(&claims), [events[1].id]);
     assert_eq!(
@@ -257,17 +257,17 @@ async fn a_replay_does_not_wait_for_the_retry_of_the_attempt_before_it(place: Pl
     );
 }
 
-async fn a_replay_never_runs_beside_another_of_its_key(place: Place) {
+async fn a_replay_never_runs_beside_another_delivery_of_its_key(place: Place) {
     let (store, events) = with_parked(&place).await;
-    let under_way = store.claim("crm", at(20)).await;
-    assert_eq!(ids(&under_way), [events[1].id]);
+    let in_flight = store.claim("crm", at(20)).await;
+    assert_eq!(ids(&in_flight), [events[1].id]);
     let selection = ReplaySelection {
         ids: vec![events[0].id],
         ..ReplaySelection::default()
     };
     assert_eq!(replay(&place, &selection, 20), 1);
     assert!(store.claim("crm", at(20)).await.is_empty());
-    store.settle("crm", &under_way[0], retry(30)).await;
+    store.settle("crm", &in_flight[0], retry(30)).await;
     let claims = store.claim("crm", at(40)).await;
     assert_eq!(
         ids(&claims),
@@ -324,16 +324,16 @@ async fn a_replay_to_a_named_handler_needs_no_pattern(place: Place) {
     ));
 }
 
-async fn a_long_replay_goes_on_slice_by_slice(place: Place) {
+async fn a_long_replay_is_made_in_slices(place: Place) {
     let store = place.subscribed().await;
     store.append_all((0..700).map(event)).await;
     assert_eq!(store.drain("crm").await.len(), 700);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let selection = ReplaySelection::default();
     let made = place
-        .operator(|records| records.replay(&selection, "again", at(20), &mut |n| told.push(n)))
+        .operator(|records| records.replay(&selection, "again", at(20), &mut |n| reported.push(n)))
         .unwrap();
     assert_eq!(made.total(), 700);
-    assert!(told.len() > 2 && told.is_sorted(), "{told:?}");
+    assert!(reported.len() > 2 && reported.is_sorted(), "{reported:?}");
     assert_eq!(store.drain("crm").await.len(), 700);
 }

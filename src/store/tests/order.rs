@@ -12,20 +12,20 @@ use crate::{
 };
 
 on_every_engine![
-    events_of_one_key_come_one_at_a_time_in_order,
-    events_without_a_key_wait_for_nobody,
-    a_delivery_that_waits_for_its_retry_holds_up_its_key,
+    events_of_one_key_are_delivered_one_at_a_time_in_order,
+    events_without_a_key_wait_for_no_other,
+    a_delivery_that_waits_for_its_retry_blocks_its_key,
     nothing_overtakes_a_retry_behind_a_replay,
-    a_parked_delivery_holds_up_nobody,
-    without_order_everything_comes_at_once,
-    without_order_a_retry_waits_alone_for_its_time,
-    a_handler_whose_order_changes_keeps_to_the_new_one,
-    no_more_is_handed_out_than_was_asked_for_and_oldest_first,
+    a_parked_delivery_blocks_no_other,
+    an_unordered_handler_gets_everything_at_once,
+    a_retry_of_an_unordered_handler_blocks_no_other,
+    a_handler_follows_a_change_of_its_order,
+    a_claim_gets_the_oldest_and_no_more_than_requested,
     a_failing_head_loses_nothing_and_breaks_no_order,
-    an_event_of_very_many_numbers_stands_for_its_account,
+    an_event_of_very_many_numbers_is_ordered_by_its_account,
 ];
 
-async fn events_of_one_key_come_one_at_a_time_in_order(place: Place) {
+async fn events_of_one_key_are_delivered_one_at_a_time_in_order(place: Place) {
     let store = place.subscribed().await;
     let (a, b) = ([keyed(1, "a"), keyed(2, "a"), keyed(3, "a")], keyed(4, "b"));
     store.append_all(a.clone()).await;
@@ -43,7 +43,7 @@ async fn events_of_one_key_come_one_at_a_time_in_order(place: Place) {
     assert_eq!(ids(&store.claim("crm", at(10)).await), [a[2].id]);
 }
 
-async fn events_without_a_key_wait_for_nobody(place: Place) {
+async fn events_without_a_key_wait_for_no_other(place: Place) {
     let store = place.subscribed().await;
     let events = [loose(1), loose(2), keyed(3, "a"), loose(4)];
     store.append_all(events.clone()).await;
@@ -51,7 +51,7 @@ async fn events_without_a_key_wait_for_nobody(place: Place) {
     assert_eq!(ids(&claims), events.each_ref().map(|event| event.id));
 }
 
-async fn a_delivery_that_waits_for_its_retry_holds_up_its_key(place: Place) {
+async fn a_delivery_that_waits_for_its_retry_blocks_its_key(place: Place) {
     let store = place.subscribed().await;
     let events = [keyed(1, "a"), keyed(2, "a")];
     store.append_all(events.clone()).await;
@@ -95,7 +95,7 @@ async fn nothing_overtakes_a_retry_behind_a_replay(place: Place) {
     assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
 }
 
-async fn a_parked_delivery_holds_up_nobody(place: Place) {
+async fn a_parked_delivery_blocks_no_other(place: Place) {
     let store = place.subscribed().await;
     let events = [keyed(1, "a"), keyed(2, "a")];
     store.append_all(events.clone()).await;
@@ -104,7 +104,7 @@ async fn a_parked_delivery_holds_up_nobody(place: Place) {
     assert_eq!(store.drain("crm").await, [events[1].id]);
 }
 
-async fn without_order_everything_comes_at_once(place: Place) {
+async fn an_unordered_handler_gets_everything_at_once(place: Place) {
     let store = place.open().await;
     store.store.subscribe(vec![unordered()]).await.unwrap();
     // At once, so that an engine may store them together.
@@ -121,7 +121,7 @@ async fn without_order_everything_comes_at_once(place: Place) {
     assert_eq!(store.claim("crm", at(10)).await.len(), 50);
 }
 
-async fn without_order_a_retry_waits_alone_for_its_time(place: Place) {
+async fn a_retry_of_an_unordered_handler_blocks_no_other(place: Place) {
     let store = place.open().await;
     store.store.subscribe(vec![unordered()]).await.unwrap();
     let events: Vec<_> = (0..4).map(|n| keyed(n, "a")).collect();
@@ -149,7 +149,7 @@ fn unordered() -> Subscription {
     }
 }
 
-async fn a_handler_whose_order_changes_keeps_to_the_new_one(place: Place) {
+async fn a_handler_follows_a_change_of_its_order(place: Place) {
     let store = place.subscribed().await;
     let events = [keyed(1, "a"), keyed(2, "a"), keyed(3, "a")];
     store.append_all(events.clone()).await;
@@ -173,7 +173,7 @@ async fn a_handler_whose_order_changes_keeps_to_the_new_one(place: Place) {
     assert_eq!(ids(&rest), [events[0].id, events[2].id]);
 }
 
-async fn no_more_is_handed_out_than_was_asked_for_and_oldest_first(place: Place) {
+async fn a_claim_gets_the_oldest_and_no_more_than_requested(place: Place) {
     let store = place.subscribed().await;
     let events: Vec<_> = (0..10).map(event).collect();
     store.append_all(events.clone()).await;
@@ -219,7 +219,7 @@ async fn a_failing_head_loses_nothing_and_breaks_no_order(place: Place) {
     );
 }
 
-async fn an_event_of_very_many_numbers_stands_for_its_account(place: Place) {
+async fn an_event_of_very_many_numbers_is_ordered_by_its_account(place: Place) {
     let store = place.subscribed().await;
     let numbers: Vec<_> = (0..80_000).map(|n| (10_000_000 + n).to_string()).collect();
     let numbers: Vec<_> = numbers.iter().map(String::as_str).collect();

@@ -4,21 +4,21 @@ use super::{Place, at, event, eventually, ids, keyed, on_every_engine, retry};
 use crate::store::{AppendError, StoreError, Verdict};
 
 on_every_engine![
-    a_place_without_a_store_says_so,
-    a_closed_store_says_so,
+    a_missing_store_is_an_error_to_an_operator,
+    an_append_to_a_closed_store_is_an_error,
     dropping_a_store_without_closing_it_loses_nothing,
     closing_a_store_loses_nothing,
-    a_claim_that_was_cut_short_is_made_again,
-    order_is_kept_from_one_opening_to_the_next,
+    an_interrupted_claim_is_made_again,
+    order_survives_restarts,
     retries_and_their_count_survive_a_restart,
 ];
 
-async fn a_place_without_a_store_says_so(place: Place) {
+async fn a_missing_store_is_an_error_to_an_operator(place: Place) {
     let absent = place.try_records().err();
     assert!(matches!(absent, Some(StoreError::Absent(_))), "{absent:?}");
 }
 
-async fn a_closed_store_says_so(place: Place) {
+async fn an_append_to_a_closed_store_is_an_error(place: Place) {
     let store = place.open().await;
     store.append(&event(1)).await.unwrap();
     store.store.close().await.unwrap();
@@ -53,7 +53,7 @@ async fn closing_a_store_loses_nothing(place: Place) {
     assert_eq!(store.drain("archive").await.len(), 50);
 }
 
-async fn a_claim_that_was_cut_short_is_made_again(place: Place) {
+async fn an_interrupted_claim_is_made_again(place: Place) {
     let store = place.open().await;
     store.subscribe(&["archive"]).await;
     store.append_all([event(1), event(2)]).await;
@@ -71,7 +71,7 @@ async fn a_claim_that_was_cut_short_is_made_again(place: Place) {
     assert_eq!(again[0].attempt, 1, "it never ended");
 }
 
-async fn order_is_kept_from_one_opening_to_the_next(place: Place) {
+async fn order_survives_restarts(place: Place) {
     let events: Vec<_> = (0..6).map(|n| keyed(n, "a")).collect();
     for event in &events {
         let store = place.subscribed().await;

@@ -4,13 +4,13 @@ use super::{Place, at, event, ids, keyed, on_every_engine, parked, retry};
 use crate::store::{DeliveryState, Settlement, Verdict};
 
 on_every_engine![
-    a_released_claim_is_as_if_it_had_not_been_made,
-    a_claim_that_has_been_settled_is_settled_once,
+    a_released_claim_leaves_no_trace,
+    a_second_settlement_of_a_claim_changes_nothing,
     every_verdict_is_on_record,
     a_retry_counts_from_the_first_attempt,
 ];
 
-async fn a_released_claim_is_as_if_it_had_not_been_made(place: Place) {
+async fn a_released_claim_leaves_no_trace(place: Place) {
     let store = place.subscribed().await;
     store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
     let first = store.claim("crm", at(10)).await;
@@ -23,7 +23,7 @@ async fn a_released_claim_is_as_if_it_had_not_been_made(place: Place) {
     assert!(store.claim("crm", at(10)).await.is_empty());
 }
 
-async fn a_claim_that_has_been_settled_is_settled_once(place: Place) {
+async fn a_second_settlement_of_a_claim_changes_nothing(place: Place) {
     let store = place.subscribed().await;
     store.append_all([keyed(1, "a"), keyed(2, "a")]).await;
     let claims = store.claim("crm", at(10)).await;
@@ -75,11 +75,11 @@ async fn every_verdict_is_on_record(place: Place) {
             .failures
             .first()
             .map(|failure| failure.why.as_str());
-        let told = match &verdict {
+        let expected = match &verdict {
             Verdict::Retry { why, .. } | Verdict::Parked { why } => Some(why.as_str()),
             Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => None,
         };
-        assert_eq!(why, told, "{verdict:?}");
+        assert_eq!(why, expected, "{verdict:?}");
     }
 }
 

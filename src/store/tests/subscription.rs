@@ -1,4 +1,4 @@
-//! Who gets what, and what becomes of it when that changes.
+//! Which handler gets which event, and what happens when subscriptions change.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use crate::{
 };
 
 on_every_engine![
-    handlers_get_what_their_patterns_take_and_do_not_wait_for_each_other,
-    an_event_that_nobody_asked_for_is_kept,
+    handlers_get_what_their_patterns_match_and_do_not_wait_for_each_other,
+    an_event_without_a_handler_is_kept,
     an_event_is_superseded_when_all_its_topics_are,
-    the_latest_of_events_that_come_at_once_supersedes_the_others,
-    deliveries_of_a_handler_that_is_gone_are_parked,
+    the_latest_of_concurrent_events_supersedes_the_others,
+    deliveries_of_a_removed_handler_are_parked,
 ];
 
-async fn handlers_get_what_their_patterns_take_and_do_not_wait_for_each_other(place: Place) {
+async fn handlers_get_what_their_patterns_match_and_do_not_wait_for_each_other(place: Place) {
     let store = place.open().await;
     let subscriptions = vec![everything("all"), zoom_only()];
     store.store.subscribe(subscriptions).await.unwrap();
@@ -39,7 +39,7 @@ fn zoom_only() -> Subscription {
     }
 }
 
-async fn an_event_that_nobody_asked_for_is_kept(place: Place) {
+async fn an_event_without_a_handler_is_kept(place: Place) {
     let store = place.open().await;
     store.store.subscribe(vec![zoom_only()]).await.unwrap();
     let event = event(1);
@@ -81,7 +81,7 @@ async fn an_event_is_superseded_when_all_its_topics_are(place: Place) {
     );
 }
 
-async fn the_latest_of_events_that_come_at_once_supersedes_the_others(place: Place) {
+async fn the_latest_of_concurrent_events_supersedes_the_others(place: Place) {
     let store = Arc::new(place.subscribed().await);
     // The latest is the first to arrive.
     let appends: Vec<_> = (0..50)
@@ -106,25 +106,25 @@ async fn the_latest_of_events_that_come_at_once_supersedes_the_others(place: Pla
     }
 }
 
-async fn deliveries_of_a_handler_that_is_gone_are_parked(place: Place) {
+async fn deliveries_of_a_removed_handler_are_parked(place: Place) {
     let store = place.open().await;
     store.subscribe(&["old", "crm"]).await;
     store.append_all([keyed(1, "a"), keyed(2, "b")]).await;
-    let held = store.claim("old", at(10)).await;
+    let in_flight = store.claim("old", at(10)).await;
     store.subscribe(&["crm", "new"]).await;
     let all = operator::all_parked();
     let parked = || place.operator(|records| records.parked(&all)).unwrap();
-    // An engine may wait for a while, in case another replica still names it.
+    // An engine may wait for a while, in case another replica still has the handler.
     let both = eventually("they are parked", async || {
         Some(parked()).filter(|parked| parked.len() == 2)
     });
     assert_eq!(both.await[0].why, "no handler of this name is configured");
     // Nobody would try again.
-    store.settle("old", &held[1], retry(0)).await;
+    store.settle("old", &in_flight[1], retry(0)).await;
     let whys: Vec<_> = parked().into_iter().map(|parked| parked.why).collect();
     assert_eq!(whys, ["no handler of this name is configured"; 2]);
-    // What was under way may still end well.
-    store.settle("old", &held[0], Verdict::Done).await;
+    // What is in flight may still end well.
+    store.settle("old", &in_flight[0], Verdict::Done).await;
     assert_eq!(parked().len(), 1);
     store.store.measure(clock()).await.unwrap();
     let old = (&HandlerName::from("old")).into();

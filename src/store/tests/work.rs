@@ -7,12 +7,12 @@ use crate::{
 };
 
 on_every_engine![
-    work_is_announced_when_an_event_comes_and_when_a_key_is_free_again,
-    the_gauges_say_what_there_is,
-    counts_hold_through_a_long_run,
+    workers_are_notified_of_a_new_event_and_of_a_freed_key,
+    the_gauges_count_the_deliveries,
+    counts_are_right_throughout_a_long_run,
 ];
 
-async fn work_is_announced_when_an_event_comes_and_when_a_key_is_free_again(place: Place) {
+async fn workers_are_notified_of_a_new_event_and_of_a_freed_key(place: Place) {
     let store = place.subscribed().await;
     let mut work = store.store.work();
     work.mark_unchanged();
@@ -24,7 +24,7 @@ async fn work_is_announced_when_an_event_comes_and_when_a_key_is_free_again(plac
     work.changed().await.unwrap();
 }
 
-async fn the_gauges_say_what_there_is(place: Place) {
+async fn the_gauges_count_the_deliveries(place: Place) {
     let store = place.subscribed().await;
     store
         .append_all([keyed(1, "a"), keyed(2, "a"), keyed(3, "b"), keyed(4, "c")])
@@ -43,7 +43,7 @@ async fn the_gauges_say_what_there_is(place: Place) {
     assert_eq!(*store.store.health().borrow(), Health::Sound);
 }
 
-async fn counts_hold_through_a_long_run(place: Place) {
+async fn counts_are_right_throughout_a_long_run(place: Place) {
     let store = place.subscribed().await;
     let replay = |selection: &ReplaySelection| {
         place.operator(|records| records.replay(selection, "again", at(120), &mut |_| {}))

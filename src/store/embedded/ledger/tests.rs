@@ -15,7 +15,7 @@ fn plan(query: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_happens_often_uses_an_index_to_its_full_depth() {
+fn frequent_statements_use_their_indexes_to_full_depth() {
     for (query, depth) in [
         (
             ordering::BEFORE,

@@ -64,7 +64,7 @@ fn all_deliveries(place: &Place) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_it_knows_is_in_the_journal_from_then_on() {
+async fn the_deliveries_of_the_ledger_are_added_to_the_journal() {
     let place = of_version_1();
     let store = start(&place, &["crm"]).await;
     assert_eq!(states(&place), STATES);
@@ -86,7 +86,7 @@ async fn what_it_knows_is_in_the_journal_from_then_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_added_to_its_segments() {
+async fn nothing_is_appended_to_a_segment_of_version_1() {
     let place = of_version_1();
     let before = fs::read(place.journal().segment(1)).unwrap();
     let store = start(&place, &["crm"]).await;
@@ -98,7 +98,7 @@ async fn nothing_is_added_to_its_segments() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_made_again_where_it_was_cut_short() {
+async fn an_interrupted_backfill_is_repeated() {
     // Before the new segment had its name.
     let place = of_version_1();
     let unfinished = place.journal().segment(2).with_extension("new");
@@ -116,7 +116,7 @@ async fn it_is_made_again_where_it_was_cut_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_cannot_be_read_is_set_aside() {
+async fn an_unreadable_ledger_is_set_aside() {
     let place = of_version_1();
     let path = place.settings.ledger();
     let db = Connection::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Copies are known, whatever becomes of the table that they are known by.
+//! Duplicates are recognized, whatever happens to the table of the deduplication index.
 
 use std::{
     fs::{self, OpenOptions},
@@ -29,19 +29,19 @@ fn place_of(n: u64) -> Position {
     Position::new(1 + (n >> 16) as u32, 64 + (n & 0xffff))
 }
 
-/// Adds `numbers` to the table, which is made anew whenever it is crowded. Says how often it was.
+/// Adds `numbers` to the table, which is rebuilt whenever it is crowded. Returns how often.
 fn add(dedup_index: &mut DedupIndex, numbers: Range<u64>, oldest: Position) -> u32 {
-    let mut renewed = 0;
+    let mut rebuilds = 0;
     for n in numbers {
         let Found::Free(slot) = dedup_index.find(&key(n), |_| true).unwrap() else {
             panic!("{n} is known already");
         };
         if dedup_index.add(&key(n), slot, place_of(n)).unwrap() {
             dedup_index.rebuild(oldest).unwrap();
-            renewed += 1;
+            rebuilds += 1;
         }
     }
-    renewed
+    rebuilds
 }
 
 fn is_known(dedup_index: &DedupIndex, n: u64) -> bool {
@@ -49,7 +49,7 @@ fn is_known(dedup_index: &DedupIndex, n: u64) -> bool {
 }
 
 #[test]
-fn the_table_grows_with_what_it_holds_and_not_with_what_has_gone() {
+fn the_table_grows_with_its_live_entries_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
     assert!(DedupIndex::open(&path).unwrap().is_none());
@@ -107,7 +107,7 @@ fn is_damaged<T>(done: &Result<T, IndexError>) -> bool {
 }
 
 #[test]
-fn whatever_else_comes_into_any_slot_is_noticed_by_who_comes_upon_it() {
+fn a_lookup_notices_damage_of_any_slot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
     let (dedup_index, table) = small_table(&path);
@@ -125,7 +125,7 @@ fn whatever_else_comes_into_any_slot_is_noticed_by_who_comes_upon_it() {
 }
 
 #[test]
-fn a_table_with_any_damaged_slot_is_not_renewed() {
+fn a_table_with_a_damaged_slot_is_not_rebuilt_from_itself() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("table");
     let (mut dedup_index, table) = small_table(&path);
@@ -177,7 +177,7 @@ fn twins() -> [DedupeKey; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_look_alike_in_the_table_are_told_apart() {
+async fn keys_with_equal_hashes_are_distinguished() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -194,7 +194,7 @@ async fn keys_that_look_alike_in_the_table_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_keys_of_one_event_that_want_the_same_slot_are_both_learnt() {
+async fn two_keys_of_one_event_with_the_same_slot_are_both_added() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -214,7 +214,7 @@ fn table(place: &Place) -> PathBuf {
     place.settings.path.join("seen.table")
 }
 
-/// Stores two events, lets `harm` happen to the table, and says how many of two copies and a new
+/// Stores two events, lets `harm` happen to the table, and says how many of two duplicates and a new
 /// event are delivered afterwards.
 async fn delivered_after(harm: impl FnOnce(&Place), stops: bool) -> usize {
     let place = Place::new();
@@ -236,14 +236,14 @@ async fn delivered_after(harm: impl FnOnce(&Place), stops: bool) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn copies_are_known_after_a_stop_and_after_a_crash() {
+async fn duplicates_are_recognized_after_a_stop_and_after_a_crash() {
     for stops in [true, false] {
         assert_eq!(delivered_after(|_| {}, stops).await, 1);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_lost_or_broken_is_made_from_the_journal() {
+async fn a_lost_or_broken_table_is_rebuilt_from_the_journal() {
     for stops in [true, false] {
         let remove = |place: &Place| fs::remove_file(table(place)).unwrap();
         assert_eq!(delivered_after(remove, stops).await, 1);
@@ -288,7 +288,7 @@ fn do_harm(place: &Place, harm: Harm) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_damaged_while_no_store_is_open_is_made_from_the_journal() {
+async fn a_table_damaged_while_the_store_is_closed_is_rebuilt() {
     for (what, harm) in HARMS {
         for stops in [true, false] {
             let delivered = delivered_after(|place| do_harm(place, *harm), stops).await;
@@ -298,7 +298,7 @@ async fn a_table_that_is_damaged_while_no_store_is_open_is_made_from_the_journal
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_damaged_while_the_store_is_open_is_made_from_the_journal() {
+async fn a_table_damaged_while_the_store_is_open_is_rebuilt() {
     for (what, harm) in HARMS {
         let place = Place::new();
         let store = place.open();
@@ -330,7 +330,7 @@ async fn a_table_that_is_damaged_while_the_store_is_open_is_made_from_the_journa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_closed_while_it_mends_its_table_lets_no_copy_through() {
+async fn a_store_closed_while_it_rebuilds_its_table_delivers_no_duplicate() {
     for (what, harm) in HARMS {
         let place = Place::new();
         let store = place.open();
@@ -357,7 +357,7 @@ fn of_version_1(watermark: Position) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_of_version_1_is_made_from_the_journal() {
+async fn a_table_of_version_1_is_rebuilt_from_the_journal() {
     let replace = |place: &Place| {
         let dedup_index = DedupIndex::open(&table(place)).unwrap().unwrap();
         fs::write(table(place), of_version_1(dedup_index.watermark())).unwrap();
@@ -366,7 +366,7 @@ async fn a_table_of_version_1_is_made_from_the_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_table_has_lost_with_the_power_is_learnt_again() {
+async fn entries_lost_with_the_power_are_added_again() {
     let lose = |place: &Place| {
         let path = place.dir.path().join("empty");
         DedupIndex::create(&path).unwrap();
@@ -376,7 +376,7 @@ async fn what_the_table_has_lost_with_the_power_is_learnt_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_learnt_before_a_stop_is_not_read_again() {
+async fn entries_added_before_a_stop_are_not_read_again() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -406,7 +406,7 @@ async fn table_of(events: &[u64]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_of_any_other_moment_hides_nothing_and_lets_no_copy_through() {
+async fn a_table_of_another_moment_hides_no_event_and_delivers_no_duplicate() {
     for other in [
         &[][..],
         &[1],
@@ -422,10 +422,10 @@ async fn a_table_of_any_other_moment_hides_nothing_and_lets_no_copy_through() {
     }
 }
 
-/// The table says of a copy's position that the event is there, since it was before the journal lost
+/// The table says of a duplicate's position that the event is there, since it was before the journal lost
 /// its end.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_position_that_is_used_again_hides_no_earlier_event() {
+async fn a_reused_position_hides_no_earlier_event() {
     let table_of_other = table_of(&[1, 2, 3, 4]).await;
     let place = Place::new();
     drop(place.open());

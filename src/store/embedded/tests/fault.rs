@@ -28,13 +28,13 @@ pub(super) struct Faulty {
     pub(super) write: AtomicBool,
     sync: AtomicBool,
     truncate: AtomicBool,
-    /// Fails the writes that make a spare, as a full disk does.
+    /// Fails the writes of the preallocator, as a full disk does.
     pub(super) fill: AtomicBool,
-    /// How often room for a spare was looked for.
-    pub(super) spare_looks: AtomicU64,
+    /// How often the preallocator asked for the free space.
+    pub(super) preallocator_looks: AtomicU64,
     /// Free space, where it is not the real one.
     pub(super) free: AtomicU64,
-    /// How often it was asked for.
+    /// How often others asked for it.
     looks: AtomicU64,
     /// How often a file was synced.
     syncs: AtomicU64,
@@ -42,12 +42,12 @@ pub(super) struct Faulty {
 
 impl Disk for Faulty {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if !is_preparer() && self.write.load(Ordering::SeqCst) {
+        if !is_preallocator() && self.write.load(Ordering::SeqCst) {
             // Part of it arrives, as on a disk that fills up.
             SYSTEM.write(file, &bytes[..bytes.len() / 2], offset)?;
             return Err(io::ErrorKind::StorageFull.into());
         }
-        if is_preparer() && self.fill.load(Ordering::SeqCst) {
+        if is_preallocator() && self.fill.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         SYSTEM.write(file, bytes, offset)
@@ -69,8 +69,8 @@ impl Disk for Faulty {
     }
 
     fn free(&self, path: &Path) -> io::Result<u64> {
-        let looks = if is_preparer() {
-            &self.spare_looks
+        let looks = if is_preallocator() {
+            &self.preallocator_looks
         } else {
             &self.looks
         };
@@ -82,8 +82,8 @@ impl Disk for Faulty {
     }
 }
 
-/// Whether it is the preparer who calls.
-fn is_preparer() -> bool {
+/// Whether the preallocator calls.
+fn is_preallocator() -> bool {
     std::thread::current().name() == Some("preallocator")
 }
 
@@ -152,7 +152,7 @@ async fn a_full_disk_costs_one_batch_and_leaves_nothing_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_cannot_be_undone_poisons() {
+async fn a_write_that_cannot_be_undone_poisons_the_store() {
     let (place, disk) = faulty();
     let store = place.open();
     disk.write.store(true, Ordering::SeqCst);
@@ -164,7 +164,7 @@ async fn a_write_that_cannot_be_undone_poisons() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_the_reserve_events_are_refused_until_there_is_room() {
+async fn events_are_refused_while_free_space_is_under_the_reserve() {
     let (mut place, disk) = faulty();
     place.settings.reserve = 1000;
     disk.free.store(999, Ordering::SeqCst);
@@ -207,7 +207,7 @@ async fn an_event_that_is_too_large_is_refused_and_the_next_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_of_a_thread_that_delivers_poisons_the_store() {
+async fn a_panic_of_a_background_thread_poisons_the_store() {
     let place = Place::new();
     let store = place.open();
     store.append(&event(1)).await.unwrap();
@@ -234,7 +234,7 @@ async fn a_panic_of_a_thread_that_delivers_poisons_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_becomes_of_a_delivery_is_synced_though_nothing_else_comes() {
+async fn an_outcome_is_synced_without_further_events() {
     let (place, disk) = faulty();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -283,7 +283,7 @@ impl Powered {
 /// One outcome after the other, so that the journal's writer is never idle for long, and no event, whose sync
 /// would take the outcomes along.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loss_of_power_takes_outcomes_of_the_last_second_only() {
+async fn a_power_loss_costs_outcomes_of_the_last_second_only() {
     const OUTCOMES: u64 = 60;
     const PAUSE: Duration = Duration::from_millis(50);
     /// What is promised, and as much again for a machine that is busy.

@@ -99,7 +99,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_written_is_what_is_read(
+    fn an_event_is_read_as_it_was_written(
         notification in notifications(),
         number in 1_u32..1_000_000,
         offset in 64_u64..(1 << 30),
@@ -115,7 +115,7 @@ proptest! {
     }
 
     #[test]
-    fn a_record_is_valid_in_its_own_place_only(
+    fn a_record_is_valid_at_its_own_position_only(
         notification in notifications(),
         a in any::<u32>(),
         b in any::<u32>(),
@@ -127,7 +127,7 @@ proptest! {
     }
 
     #[test]
-    fn a_header_comes_back_and_shows_damage(
+    fn a_header_is_read_as_it_was_written_and_its_damage_is_noticed(
         number in 1_u32..,
         previous in proptest::option::of((1_u32.., any::<u64>())),
         records_before in any::<u64>(),
@@ -176,7 +176,7 @@ fn a_segment_cut_anywhere_yields_the_whole_records_before_the_cut() {
 }
 
 #[test]
-fn a_header_that_this_version_cannot_do_with_says_so() {
+fn an_unsupported_header_is_refused_with_the_reason() {
     for (at, number, expected) in [
         (8, 9, BadHeader::TooNew(9)),
         (20, 5, BadHeader::Encrypted(5)),
@@ -190,7 +190,7 @@ fn a_header_that_this_version_cannot_do_with_says_so() {
 }
 
 #[test]
-fn the_frame_is_as_it_is_documented() {
+fn the_frame_is_as_documented() {
     let position = Position::new(3, 64);
     let bytes = encode(&event(1), position);
     let (public, personal) = shared(&bytes);
@@ -198,7 +198,7 @@ fn the_frame_is_as_it_is_documented() {
 }
 
 #[test]
-fn an_event_whose_personal_part_was_erased_is_known_all_the_same() {
+fn an_event_is_read_though_its_personal_part_was_erased() {
     let position = Position::new(3, 64);
     let original = numbered(1, "acme", &["+12025550100"]);
     let (public, personal) = shared(&encode(&original, position));
@@ -216,7 +216,7 @@ fn an_event_whose_personal_part_was_erased_is_known_all_the_same() {
 }
 
 #[test]
-fn zeros_that_nobody_meant_are_damage() {
+fn partial_zeros_are_damage() {
     let position = Position::new(3, 64);
     let mut bytes = encode(&event(1), position).to_vec();
     let (public, _) = shared(&bytes.clone().into());
@@ -228,7 +228,7 @@ fn zeros_that_nobody_meant_are_damage() {
 }
 
 #[test]
-fn what_a_later_version_adds_is_passed_over() {
+fn additions_of_a_later_version_are_ignored() {
     let position = Position::new(3, 64);
     let original = numbered(1, "acme", &["+12025550100"]);
     let (public, personal) = shared(&encode(&original, position));
@@ -286,7 +286,7 @@ fn frozen_deliveries() -> Vec<(Position, DeliverySnapshot)> {
 }
 
 #[test]
-fn what_became_of_deliveries_comes_back() {
+fn deliveries_are_read_as_they_were_written() {
     let position = Position::new(3, 64);
     let deliveries = frozen_deliveries();
     let record = Record::of_deliveries(&deliveries).remove(0);
@@ -323,7 +323,7 @@ fn frozen_subscriptions() -> Vec<Subscription> {
 }
 
 #[test]
-fn subscriptions_and_inventories_come_back() {
+fn subscriptions_and_inventories_are_read_as_they_were_written() {
     let position = Position::new(3, 64);
     let record = Record::subscriptions(at(9), &frozen_subscriptions()).unwrap();
     match record::content(&place(&record, position), position) {
@@ -376,7 +376,7 @@ fn the_frozen_journals_are_still_read() {
 
 /// A reader reads ahead, and so may have read a record before all of it was written.
 #[test]
-fn an_event_that_was_written_since_is_read_whole() {
+fn an_event_completed_after_a_read_ahead_is_read_whole() {
     let place = tempfile::tempdir().unwrap();
     let journal = Directory::new(place.path());
     let [first, second, ..] = &frozen_notifications()[..] else {

@@ -1,4 +1,4 @@
-//! The ledger, where what it says can be held against its own rules and against the disk.
+//! The ledger, compared with its own rules and with the disk.
 
 use super::Place;
 use crate::store::{
@@ -7,7 +7,7 @@ use crate::store::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_fails_its_checksum_is_parked_and_the_next_goes_on() {
+async fn an_event_that_fails_its_checksum_is_parked_and_the_next_is_delivered() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -22,7 +22,7 @@ async fn an_event_that_fails_its_checksum_is_parked_and_the_next_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gauges_say_how_much_room_there_is() {
+async fn the_gauges_report_the_disk_space() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -37,7 +37,7 @@ async fn the_gauges_say_how_much_room_there_is() {
 
 /// The counts in `handlers` follow `deliveries` through everything that can happen to them.
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_hold_through_a_long_run() {
+async fn counts_are_right_throughout_a_long_run() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;

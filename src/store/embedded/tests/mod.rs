@@ -97,14 +97,14 @@ impl Place {
         self.settings.journal()
     }
 
-    /// The files beside the segments, or beside the ledger, whose names contain `word`.
-    fn kept(&self, word: &str) -> Vec<std::path::PathBuf> {
+    /// The files beside the segments, or beside the ledger, whose names contain `part`.
+    fn kept(&self, part: &str) -> Vec<std::path::PathBuf> {
         let path = &self.settings.path;
         [path.clone(), path.join("journal")]
             .iter()
             .flat_map(|dir| std::fs::read_dir(dir).unwrap())
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.to_string_lossy().contains(word))
+            .filter(|path| path.to_string_lossy().contains(part))
             .collect()
     }
 
@@ -117,7 +117,7 @@ impl Place {
     }
 }
 
-/// Returns when the journal has all that it was told by then.
+/// Returns when the journal has all records that were sent by then.
 async fn written(store: &Opened) {
     let nothing = Record::inventory(Position::default(), Position::default());
     let answer = store.store.shared.journal_sender.put_durably(nothing);

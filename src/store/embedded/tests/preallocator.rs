@@ -1,4 +1,4 @@
-//! Segments that were made ahead of their use.
+//! Preallocated segments.
 
 use std::{
     fs::{self, OpenOptions},
@@ -34,7 +34,7 @@ fn preallocated(place: &Place) -> PathBuf {
     place.journal().path().join("spare.new")
 }
 
-/// An event so large that a spare is ordered.
+/// An event so large that a segment is preallocated.
 fn large(n: u64) -> Notification {
     Notification {
         body: vec![b'x'; 100_000].into(),
@@ -48,7 +48,7 @@ async fn wait(since: Instant) {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
-/// Appends until a segment that was made ahead is written to. Says which, and how many events that
+/// Appends until a preallocated segment is written to. Says which, and how many events that
 /// took.
 async fn fill(place: &Place, store: &Opened) -> (u32, usize) {
     let began = Instant::now();
@@ -68,7 +68,7 @@ async fn fill(place: &Place, store: &Opened) -> (u32, usize) {
     }
 }
 
-/// A store that writes to a segment that was made ahead.
+/// A store that writes to a preallocated segment.
 async fn filled() -> (Place, Opened, u32, usize) {
     let mut place = Place::new();
     place.settings.segment = SEGMENT;
@@ -98,7 +98,7 @@ fn damaged_bytes(place: &Place) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_store_soon_writes_to_a_segment_that_was_made_ahead() {
+async fn a_busy_store_soon_writes_to_a_preallocated_segment() {
     let (place, store, number, count) = filled().await;
     assert_eq!(size(&place, number), SEGMENT);
     assert!(size(&place, number - 1) < SEGMENT, "it need not be full");
@@ -115,7 +115,7 @@ async fn a_busy_store_soon_writes_to_a_segment_that_was_made_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_rolls_from_one_segment_made_ahead_to_the_next() {
+async fn a_store_rolls_from_one_preallocated_segment_to_the_next() {
     let (place, store, number, count) = filled().await;
     let began = Instant::now();
     let mut more = 0;
@@ -134,7 +134,7 @@ async fn a_store_rolls_from_one_segment_made_ahead_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn zeros_after_the_last_record_are_kept_and_written_over() {
+async fn zeros_after_the_last_record_are_kept_and_overwritten() {
     let (place, store, number, count) = filled().await;
     let before = end(&store);
     store.close().await;
@@ -151,7 +151,7 @@ async fn zeros_after_the_last_record_are_kept_and_written_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_ends_in_zeros_is_told_from_those_after_it() {
+async fn a_record_that_ends_in_zeros_is_read_whole() {
     let (place, store, _, count) = filled().await;
     let mut zeros = event(1);
     zeros.body = vec![0; 5000].into();
@@ -167,7 +167,7 @@ async fn a_record_that_ends_in_zeros_is_told_from_those_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_loses_nothing_of_a_segment_that_was_made_ahead() {
+async fn a_crash_loses_nothing_of_a_preallocated_segment() {
     let (place, store, number, count) = filled().await;
     store.append_all((0..50).map(event)).await;
     let after = place.crash();
@@ -179,7 +179,7 @@ async fn a_crash_loses_nothing_of_a_segment_that_was_made_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_torn_in_a_segment_made_ahead_is_cut_with_the_zeros_after_it() {
+async fn a_torn_record_is_cut_with_the_preallocated_zeros_after_it() {
     let (place, store, number, count) = filled().await;
     let started = end(&store).offset();
     store.append(&event(1)).await.unwrap();
@@ -260,7 +260,7 @@ async fn a_sealed_segment_holds_no_unused_zeros() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_room_for_a_spare_segments_begin_empty() {
+async fn segments_begin_empty_without_room_to_preallocate() {
     let (mut place, disk) = faulty();
     place.settings.segment = SEGMENT;
     place.settings.reserve = 1000;
@@ -269,7 +269,7 @@ async fn without_room_for_a_spare_segments_begin_empty() {
     store.subscribe(&["crm"]).await;
     let began = Instant::now();
     let mut count = 0;
-    while disk.spare_looks.load(Ordering::SeqCst) == 0 || end(&store).segment() < 3 {
+    while disk.preallocator_looks.load(Ordering::SeqCst) == 0 || end(&store).segment() < 3 {
         wait(began).await;
         store.append(&large(count)).await.unwrap();
         count += 1;
@@ -288,7 +288,7 @@ async fn without_room_for_a_spare_segments_begin_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_fills_up_under_a_spare_costs_the_spare_only() {
+async fn a_disk_that_fills_up_during_preallocation_costs_no_event() {
     let (mut place, disk) = faulty();
     place.settings.segment = SEGMENT;
     disk.fill.store(true, Ordering::SeqCst);
@@ -296,7 +296,7 @@ async fn a_disk_that_fills_up_under_a_spare_costs_the_spare_only() {
     store.append(&large(0)).await.unwrap();
     let began = Instant::now();
     let mut count = 1;
-    while disk.spare_looks.load(Ordering::SeqCst) == 0 || preallocated(&place).exists() {
+    while disk.preallocator_looks.load(Ordering::SeqCst) == 0 || preallocated(&place).exists() {
         wait(began).await;
         store.append(&event(count)).await.unwrap();
         count += 1;
@@ -308,7 +308,7 @@ async fn a_disk_that_fills_up_under_a_spare_costs_the_spare_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_write_to_a_segment_made_ahead_leaves_nothing_of_it() {
+async fn a_failed_write_to_a_preallocated_segment_leaves_nothing_of_it() {
     let (mut place, disk) = faulty();
     place.settings.segment = SEGMENT;
     let store = place.open();
@@ -328,7 +328,7 @@ async fn a_failed_write_to_a_segment_made_ahead_leaves_nothing_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spare_is_removed_when_its_room_is_needed_and_when_the_store_is_closed() {
+async fn an_unused_segment_is_removed_when_room_is_short_and_at_close() {
     let (mut place, disk) = faulty();
     place.settings.segment = SEGMENT;
     place.settings.reserve = 2;
@@ -355,7 +355,7 @@ async fn a_spare_is_removed_when_its_room_is_needed_and_when_the_store_is_closed
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_crash_left_of_a_spare_is_never_used() {
+async fn remains_of_a_preallocated_segment_are_never_used() {
     let mut place = Place::new();
     place.settings.segment = SEGMENT;
     drop(place.open());

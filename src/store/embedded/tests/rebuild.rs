@@ -96,7 +96,7 @@ fn replay(place: &Place, event: &Notification, reason: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_became_of_each_delivery_is_known() {
+async fn each_delivery_is_rebuilt_with_its_outcome() {
     let place = Place::new();
     let (store, events) = of_all_kinds(&place).await;
     store.close().await;
@@ -117,7 +117,7 @@ async fn what_became_of_each_delivery_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_known_of_a_store_that_was_never_closed() {
+async fn deliveries_of_a_store_that_was_never_closed_are_rebuilt() {
     let place = Place::new();
     let (store, events) = of_all_kinds(&place).await;
     // An append that is answered comes behind all that was handed over before.
@@ -130,7 +130,7 @@ async fn it_is_known_of_a_store_that_was_never_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_commands_change_while_no_service_runs_is_known() {
+async fn changes_by_commands_without_a_service_are_rebuilt() {
     let place = Place::new();
     let store = start(&place, &["crm"]).await;
     let events: Vec<_> = (1..=3).map(event).collect();
@@ -155,7 +155,7 @@ async fn what_commands_change_while_no_service_runs_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_get_what_came_in_their_time() {
+async fn each_handler_gets_the_events_of_its_own_time() {
     let place = Place::new();
     let store = start(&place, &["crm"]).await;
     let events: Vec<_> = (1..=3).map(event).collect();
@@ -183,7 +183,7 @@ async fn handlers_get_what_came_in_their_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_handed_out_before_all_of_the_journal_is_read() {
+async fn nothing_is_claimed_before_the_whole_journal_is_read() {
     let place = Place::new();
     let store = Arc::new(start(&place, &["crm"]).await);
     // More than is read at once.
@@ -222,7 +222,7 @@ async fn nothing_is_handed_out_before_all_of_the_journal_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_of_what_was_done_is_still_to_be_made() {
+async fn a_pending_replay_of_a_done_delivery_is_rebuilt() {
     let place = Place::new();
     let store = start(&place, &["crm"]).await;
     let event = event(1);

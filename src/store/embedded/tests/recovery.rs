@@ -16,8 +16,7 @@ use crate::store::{
     tests::{at, clock, event, eventually, keyed, operator::all_parked},
 };
 
-/// Where the records of segment `number` begin.
-/// Where the events of a segment begin.
+/// Where the events of segment `number` begin.
 fn offsets(place: &Place, number: u32) -> Vec<usize> {
     let mut scan = Scan::open(&place.journal(), Position::new(number, 0)).unwrap();
     let mut offsets = Vec::new();
@@ -32,7 +31,7 @@ fn offsets(place: &Place, number: u32) -> Vec<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_taken_is_there_after_a_crash() {
+async fn appended_events_survive_a_crash() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["archive"]).await;
@@ -171,7 +170,7 @@ async fn no_position_is_used_twice_when_the_journal_has_lost_its_end() {
     place.damage(1, |bytes| bytes.truncate(second));
     let store = place.open();
     store.append(&keyed(3, "c")).await.unwrap();
-    // Behind the one in which the journal is told what is left.
+    // Behind the one in which the journal records what is left.
     assert_eq!(offsets(&place, 3).len(), 1);
     store.subscribe(&["archive"]).await;
     // Positions, not numbers of records: the journal counts fewer than the ledger has read.
@@ -194,7 +193,7 @@ async fn no_position_is_used_twice_when_the_journal_has_lost_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_ledger_is_made_again_from_the_journal() {
+async fn a_deleted_ledger_is_rebuilt_from_the_journal() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["archive"]).await;
@@ -204,8 +203,8 @@ async fn a_deleted_ledger_is_made_again_from_the_journal() {
     for kept in place.kept("ledger") {
         std::fs::remove_file(kept).unwrap();
     }
-    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let listener = told.clone();
+    let reports = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let listener = reports.clone();
     let context = Context {
         metrics: place.metrics.clone(),
         clock,
@@ -217,16 +216,16 @@ async fn a_deleted_ledger_is_made_again_from_the_journal() {
     store.subscribe(&["archive"]).await;
     let got: BTreeSet<_> = store.drain("archive").await.into_iter().collect();
     assert_eq!(got.len(), 21);
-    // The ledger is complete before that is told.
-    eventually("the end is told", async || {
-        let told = told.lock().unwrap().last().copied();
-        told.filter(|(done, all)| done == all && *all > 21)
+    // The ledger is complete before the end is reported.
+    eventually("the end is reported", async || {
+        let last = reports.lock().unwrap().last().copied();
+        last.filter(|(done, all)| done == all && *all > 21)
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_ledger_is_set_aside_and_made_again() {
+async fn a_damaged_ledger_is_set_aside_and_rebuilt() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["archive"]).await;
@@ -240,7 +239,7 @@ async fn a_damaged_ledger_is_set_aside_and_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_breaks_under_way_is_made_again() {
+async fn a_ledger_damaged_beyond_its_first_pages_is_rebuilt() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["archive"]).await;
@@ -262,7 +261,7 @@ async fn a_ledger_that_breaks_under_way_is_made_again() {
     let mut got = BTreeSet::new();
     while got.len() < 2000 {
         let handler = "archive".into();
-        // The first of these fails, and makes the ledger known for damaged.
+        // The first of these fails, and marks the ledger as damaged.
         let Ok(claims) = store.store.claim(&handler, 100, at(1000)).await else {
             continue;
         };
@@ -276,18 +275,18 @@ async fn a_ledger_that_breaks_under_way_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_segment_that_was_sealed_behind_the_indexers_back_is_read_to_its_end() {
+async fn a_segment_sealed_before_it_was_indexed_is_read_to_its_end() {
     let mut place = Place::new();
     place.settings.segment = 1500;
     let store = place.open();
     store.subscribe(&["archive"]).await;
     store.append(&event(1)).await.unwrap();
     store.settle_down().await;
-    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (release, released) = std::sync::mpsc::channel::<()>();
     let ledger = store.store.shared.ledger.clone();
     let busy = tokio::spawn(async move {
         let wait = ledger.run("waiting", move |_| {
-            held.recv().ok();
+            released.recv().ok();
             Ok(())
         });
         wait.await
@@ -300,7 +299,7 @@ async fn a_segment_that_was_sealed_behind_the_indexers_back_is_read_to_its_end()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_services_cannot_have_one_store() {
+async fn two_services_cannot_open_one_store() {
     let place = Place::new();
     let store = place.open();
     assert!(matches!(
@@ -312,7 +311,7 @@ async fn two_services_cannot_have_one_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_later_version_wrote_is_left_alone() {
+async fn files_of_a_later_version_are_left_alone() {
     let place = Place::new();
     drop(place.open());
     let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
@@ -370,7 +369,7 @@ fn events_known(place: &Place) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_is_ahead_is_cut_and_keeps_all_else() {
+async fn a_ledger_ahead_of_its_journal_is_cut_and_keeps_the_rest() {
     let place = ahead().await;
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -384,7 +383,7 @@ async fn a_ledger_that_is_ahead_is_cut_and_keeps_all_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_that_a_kill_came_before_is_made_at_the_next_start() {
+async fn a_cut_prevented_by_a_kill_is_made_at_the_next_start() {
     let place = ahead().await;
     let ledger = std::fs::read(place.settings.ledger()).unwrap();
     drop(place.open());
@@ -395,7 +394,7 @@ async fn a_cut_that_a_kill_came_before_is_made_at_the_next_start() {
     assert_eq!(events_known(&place), 2 + 1);
     store.append(&keyed(5, "e")).await.unwrap();
     assert_eq!(store.drain("crm").await.len(), 1);
-    // Each of the two cuts has the journal told of what is left.
+    // Each of the two cuts has the journal record what is left.
     assert_eq!(place.journal().segments().unwrap(), [1, 2, 3, 4]);
 }
 
@@ -422,11 +421,11 @@ async fn a_ledger_of_another_history_is_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_is_believed_over_damage_at_its_last_event() {
+async fn a_ledger_is_kept_though_its_last_event_is_damaged() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
-    // The last record is a copy, which the ledger has no event for.
+    // The last record is a duplicate, for which the ledger has no event.
     store.append_all([1, 2, 3, 1].map(event)).await;
     assert_eq!(store.drain("crm").await.len(), 3);
     store.close().await;
@@ -442,7 +441,7 @@ async fn a_ledger_is_believed_over_damage_at_its_last_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_that_is_put_together_from_pieces_is_set_aside() {
+async fn a_ledger_of_pieces_is_set_aside() {
     let place = Place::new();
     let store = place.open();
     store.subscribe(&["crm"]).await;
@@ -461,7 +460,7 @@ async fn a_ledger_that_is_put_together_from_pieces_is_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_whose_pages_are_of_two_moments_is_made_again() {
+async fn a_ledger_whose_pages_are_of_two_moments_is_rebuilt() {
     let origin = Place::new();
     let store = origin.open();
     store.subscribe(&["crm"]).await;

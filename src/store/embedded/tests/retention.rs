@@ -42,7 +42,7 @@ async fn three_segments(place: &mut Place) -> Opened {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_old_segments_of_which_nothing_is_needed_are_deleted() {
+async fn only_old_segments_without_needed_events_are_deleted() {
     let mut place = Place::new();
     let store = three_segments(&mut place).await;
     let claims = store.claim("crm", at(10)).await;
@@ -91,7 +91,7 @@ async fn an_open_delivery_keeps_its_segment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_ledger_has_not_read_may_be_needed() {
+async fn segments_that_the_ledger_has_not_read_are_needed() {
     let mut place = Place::new();
     let store = three_segments(&mut place).await;
     store.drain("crm").await;
@@ -107,7 +107,7 @@ async fn what_the_ledger_has_not_read_may_be_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_forgotten_is_forgotten_whole() {
+async fn nothing_of_a_deleted_segment_remains() {
     let mut place = Place::new();
     let store = three_segments(&mut place).await;
     store.drain("crm").await;
@@ -121,7 +121,7 @@ async fn what_was_forgotten_is_forgotten_whole() {
             .unwrap();
         assert_eq!(rows, 1, "{table}");
     }
-    // A copy of it is an event again.
+    // A duplicate of it is a new event.
     store.append(&event(1)).await.unwrap();
     assert_eq!(store.drain("crm").await.len(), 1);
 }
@@ -144,7 +144,7 @@ async fn a_store_opens_after_its_first_segments_were_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_became_of_kept_events_outlives_the_segments_that_said_so() {
+async fn outcomes_of_kept_events_outlive_the_segments_that_recorded_them() {
     let mut place = Place::new();
     place.settings.segment = 1 << 10;
     let store = place.open();
@@ -185,7 +185,7 @@ fn moving_clock() -> jiff::Timestamp {
 static LATE: AtomicBool = AtomicBool::new(false);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_segment_is_sealed_after_a_day_though_it_is_small() {
+async fn a_small_segment_is_sealed_after_a_day() {
     let mut place = Place::new();
     place.clock = moving_clock;
     let store = place.open();

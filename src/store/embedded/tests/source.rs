@@ -37,7 +37,7 @@ fn slices(place: &Place) -> Vec<Vec<EventId>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn few_large_events_are_read_at_once_and_all_of_them_in_the_end() {
+async fn large_events_are_read_in_small_slices() {
     let place = Place::new();
     let store = place.open();
     let events: Vec<_> = (0..10).map(large).collect();

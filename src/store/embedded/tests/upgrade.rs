@@ -96,7 +96,7 @@ async fn claim(store: &Opened, now: Timestamp) -> Vec<Claim> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_ledger_of_version_1_says_of_a_delivery_is_kept() {
+async fn deliveries_of_a_ledger_of_version_1_are_kept() {
     let events = events();
     let place = of_version_1(&events).await;
     let store = start(&place).await;
@@ -125,7 +125,7 @@ async fn what_a_ledger_of_version_1_says_of_a_delivery_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_open_in_a_ledger_of_version_1_is_in_order_per_number() {
+async fn open_deliveries_of_a_ledger_of_version_1_are_ordered_per_number() {
     let events = events();
     let place = of_version_1(&events).await;
     let store = start(&place).await;
@@ -151,7 +151,7 @@ async fn what_is_open_in_a_ledger_of_version_1_is_in_order_per_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_ledger_of_version_1_parked_is_replayed_at_its_place() {
+async fn parked_deliveries_of_a_ledger_of_version_1_are_replayed_in_order() {
     let events = events();
     let place = of_version_1(&events).await;
     let store = start(&place).await;
@@ -170,7 +170,7 @@ async fn what_a_ledger_of_version_1_parked_is_replayed_at_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_command_works_on_a_ledger_of_version_1_before_a_service_has() {
+async fn commands_refuse_a_ledger_of_version_1_until_a_service_upgrades_it() {
     let place = of_version_1(&events()).await;
     let refused = place.settings.operator(clock).err().unwrap();
     assert!(matches!(refused, StoreError::TooOld(_)), "{refused}");

@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// A server of its own, whose commits can be made to wait for a standby that is not there.
-struct Lonely {
+struct Primary {
     server: Postgres,
     database: String,
 }
 
-impl Lonely {
+impl Primary {
     fn new() -> Self {
         let server = Postgres::start(&[]);
         let database = server.create_database();
@@ -75,7 +75,7 @@ impl Lonely {
 type Appending = JoinHandle<Result<(), AppendError>>;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_outlives_a_crash_of_the_database() {
+async fn acknowledged_events_survive_a_crash_of_the_database() {
     // What does not wait for the disk stays in memory for as long as it can.
     let lazy = ["wal_writer_delay=10s"];
     let mut server = Postgres::start(&lazy);
@@ -98,36 +98,36 @@ async fn what_was_acknowledged_outlives_a_crash_of_the_database() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_time_limit_has_an_event_acknowledged_that_no_standby_has() {
-    let lonely = Lonely::new();
-    let replica = lonely.replica().await;
+async fn no_timeout_acknowledges_an_event_that_no_standby_has() {
+    let primary = Primary::new();
+    let replica = primary.replica().await;
     replica.store.append(&event(1)).await.unwrap();
-    lonely.wait_for("nobody").await;
+    primary.wait_for("nobody").await;
     // Twice as long as a statement may take.
-    let append = lonely.append(&replica, event(2), 2).await;
+    let append = primary.append(&replica, event(2), 2).await;
     let health = replica.store.store.health();
     let refuses = matches!(*health.borrow(), Health::Unavailable { .. });
     assert!(refuses, "{:?}", *health.borrow());
-    lonely.wait_for("").await;
+    primary.wait_for("").await;
     append.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_what_no_standby_has_waits_for_one_as_well() {
-    let lonely = Lonely::new();
-    let (one, other) = (lonely.replica().await, lonely.replica().await);
+async fn a_duplicate_waits_for_the_standby_as_well() {
+    let primary = Primary::new();
+    let (one, other) = (primary.replica().await, primary.replica().await);
     one.store.append(&event(1)).await.unwrap();
-    lonely.wait_for("nobody").await;
-    let append = lonely.append(&one, event(2), 0).await;
-    // Its wait is cut short: it is committed here alone, and nobody is told that it is.
-    lonely.sql(
+    primary.wait_for("nobody").await;
+    let append = primary.append(&one, event(2), 0).await;
+    // Its wait is cut short: it is committed here alone, and the commit is not reported.
+    primary.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE wait_event = 'SyncRep' AND query LIKE '%INSERT INTO seen%'",
     );
     assert!(append.await.unwrap().is_err());
-    let copy = lonely.append(&other, event(2), 0).await;
-    lonely.wait_for("").await;
-    copy.await.unwrap().unwrap();
+    let duplicate = primary.append(&other, event(2), 0).await;
+    primary.wait_for("").await;
+    duplicate.await.unwrap().unwrap();
     assert_eq!(other.metrics.duplicates.get(), 1);
     assert_eq!(other.store.drain("crm").await.len(), 2);
 }

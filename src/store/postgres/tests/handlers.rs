@@ -27,14 +27,14 @@ fn parked(database: &Database) -> String {
     )
 }
 
-async fn with_patience(database: &Database, abandon_after: Duration) -> Replica {
+async fn open_abandoning_after(database: &Database, abandon_after: Duration) -> Replica {
     let mut settings = settings(&database.url());
     settings.abandon_after = abandon_after;
     Replica::open(settings, clock).await
 }
 
 /// Has an event stored for handlers whose replica is gone after that.
-async fn left_behind(database: &Database, handlers: &[&str]) {
+async fn append_and_leave(database: &Database, handlers: &[&str]) {
     let gone = Replica::open(settings(&database.url()), clock).await;
     gone.store.subscribe(handlers).await;
     gone.store.append(&event(1)).await.unwrap();
@@ -42,18 +42,18 @@ async fn left_behind(database: &Database, handlers: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deliveries_are_parked_only_where_nobody_has_named_their_handler_for_a_while() {
+async fn deliveries_are_parked_once_no_replica_has_had_their_handler_for_a_while() {
     let database = Database::new();
-    left_behind(&database, &["crm", "other", "gone"]).await;
+    append_and_leave(&database, &["crm", "other", "gone"]).await;
     forget(&database, "gone");
     // Just now, for as long as this takes.
     database.sql(
         "UPDATE hookswitch.handlers SET named_at = clock_timestamp() + interval '1 h'
          WHERE name = 'other'",
     );
-    let replica = with_patience(&database, Duration::from_millis(1)).await;
+    let replica = open_abandoning_after(&database, Duration::from_millis(1)).await;
     eventually("what is left behind is parked", async || {
-        // The upkeep looks when handlers are named.
+        // The maintenance looks when handlers are named.
         replica.store.subscribe(&["crm"]).await;
         forget(&database, "crm");
         (!parked(&database).is_empty()).then_some(())
@@ -71,33 +71,33 @@ async fn deliveries_are_parked_only_where_nobody_has_named_their_handler_for_a_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_parked_before_others_had_their_time_to_come_back() {
+async fn nothing_is_parked_before_other_replicas_had_time_to_return() {
     let database = Database::new();
-    left_behind(&database, &["late"]).await;
+    append_and_leave(&database, &["late"]).await;
     // All of them were away for long.
     forget(&database, "late");
     let old = Notification {
         received_at: at(-10 * 24 * 3600),
         ..event(2)
     };
-    let first = with_patience(&database, Duration::from_hours(1)).await;
+    let first = open_abandoning_after(&database, Duration::from_hours(1)).await;
     first.store.append(&old).await.unwrap();
     let day = rows::day(old.received_at).strftime("events_%Y%m%d");
     let partition = format!("SELECT to_regclass('hookswitch.{day}') IS NULL");
-    // A round of the upkeep ends with what is old.
+    // A round of the maintenance ends with old days.
     eventually("a round has passed", async || {
         first.store.subscribe(&["crm"]).await;
         (database.sql(&partition) == "t").then_some(())
     })
     .await;
     assert_eq!(parked(&database), "");
-    let late = with_patience(&database, Duration::from_hours(1)).await;
+    let late = open_abandoning_after(&database, Duration::from_hours(1)).await;
     late.store.subscribe(&["late"]).await;
     assert_eq!(late.store.drain("late").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_goes_on_naming_its_handlers() {
+async fn a_replica_keeps_registering_its_handlers() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
     forget(&database, "crm");
@@ -118,7 +118,7 @@ async fn a_replica_goes_on_naming_its_handlers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_event_is_taken_before_the_handlers_that_were_asked_for_are_known() {
+async fn no_event_is_stored_before_its_subscriptions_are() {
     let database = Database::new();
     let replica = Replica::open(settings(&database.url()), clock).await;
     replica.store.append(&event(1)).await.unwrap();
@@ -140,24 +140,24 @@ async fn no_event_is_taken_before_the_handlers_that_were_asked_for_are_known() {
     })
     .await;
     database.sql("DROP TRIGGER refuse ON hookswitch.handlers");
-    let taken = event(3);
-    eventually("events are taken", async || {
-        replica.store.append(&taken).await.ok()
+    let stored = event(3);
+    eventually("events are accepted", async || {
+        replica.store.append(&stored).await.ok()
     })
     .await;
-    assert_eq!(replica.store.drain("crm").await, [taken.id]);
+    assert_eq!(replica.store.drain("crm").await, [stored.id]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_comes_back_gets_what_was_not_parked_yet() {
+async fn a_handler_that_returns_gets_what_was_not_parked_yet() {
     let database = Database::new();
-    left_behind(&database, &["crm"]).await;
+    append_and_leave(&database, &["crm"]).await;
     // Parking was cut short behind the first of a key, which was the one that looked ready.
     database.sql(
         "UPDATE hookswitch.handlers SET configured = false;
          UPDATE hookswitch.deliveries SET state = 1",
     );
-    let back = with_patience(&database, Duration::from_hours(1)).await;
+    let back = open_abandoning_after(&database, Duration::from_hours(1)).await;
     back.store.subscribe(&["crm"]).await;
     assert_eq!(back.store.drain("crm").await.len(), 1);
 }
@@ -170,7 +170,7 @@ fn unordered() -> Vec<Subscription> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_of_who_is_gone_hold_up_nobody_after_a_change_of_order() {
+async fn claims_of_a_dead_replica_block_nothing_after_a_change_of_order() {
     let database = Database::new();
     let gone = Replica::open(settings(&database.url()), clock).await;
     gone.store.store.subscribe(unordered()).await.unwrap();
@@ -188,7 +188,7 @@ async fn claims_of_who_is_gone_hold_up_nobody_after_a_change_of_order() {
     .await;
     got.sort_unstable();
     assert_eq!(got, expected);
-    // And back, with a key in hand.
+    // And back, with a claimed key.
     ordered
         .store
         .append_all([keyed(4, "a"), keyed(5, "a")])
@@ -206,7 +206,7 @@ async fn claims_of_who_is_gone_hold_up_nobody_after_a_change_of_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_replica_of_the_order_before_has_queued_is_delivered_all_the_same() {
+async fn deliveries_queued_under_the_previous_order_are_delivered() {
     let database = Database::new();
     let (old, new) = (Replica::new(&database).await, Replica::new(&database).await);
     new.store.store.subscribe(unordered()).await.unwrap();
@@ -218,7 +218,7 @@ async fn what_a_replica_of_the_order_before_has_queued_is_delivered_all_the_same
     old.store.close().await;
     let mut got = Vec::new();
     eventually("all of it is delivered", async || {
-        // The upkeep looks when handlers are named, and now and then.
+        // The maintenance looks when handlers are named, and now and then.
         new.store.store.subscribe(unordered()).await.unwrap();
         got.extend(new.store.drain("crm").await);
         (got.len() == 20).then_some(())

@@ -22,7 +22,7 @@ use crate::store::{
 const RUN_OUT: &str = "UPDATE hookswitch.claims SET until = clock_timestamp() - interval '1 s'";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_lost_a_claim_knows_it_before_an_attempt() {
+async fn a_replica_notices_a_lost_claim_before_an_attempt() {
     let database = Database::new();
     let one = Replica::new(&database).await;
     one.store.append_all([event(1), event(2)]).await;
@@ -41,7 +41,7 @@ async fn whoever_has_lost_a_claim_knows_it_before_an_attempt() {
 }
 
 #[test]
-fn what_comes_after_a_settlement_is_held_no_longer_than_what_came_before() {
+fn the_lease_of_a_run_counts_from_its_first_delivery() {
     let term = Duration::from_mins(1);
     let prepared = |n: u64, since| PreparedClaim {
         delivery: ClaimedDelivery {
@@ -74,7 +74,7 @@ fn what_comes_after_a_settlement_is_held_no_longer_than_what_came_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_closed_store_had_in_hand_others_can_have_at_once() {
+async fn claims_of_a_closed_store_are_free_at_once() {
     let database = Database::new();
     let mut settings = settings(&database.url());
     settings.lease = Duration::from_hours(1);
@@ -93,7 +93,7 @@ async fn what_a_closed_store_had_in_hand_others_can_have_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_closed_leaves_alone_what_others_have_taken() {
+async fn closing_a_store_leaves_the_claims_of_other_replicas() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
     let third = Replica::new(&database).await;

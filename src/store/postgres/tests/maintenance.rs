@@ -33,7 +33,7 @@ fn later() -> Timestamp {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_day_is_dropped_when_it_is_old_and_nothing_of_it_is_needed() {
+async fn an_old_day_is_dropped_once_nothing_of_it_is_needed() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
     // The last day is not over by the time that is kept, though this event of it is.
@@ -66,14 +66,14 @@ async fn a_day_is_dropped_when_it_is_old_and_nothing_of_it_is_needed() {
         let day = rows::day(events[dropped].received_at).strftime("%Y%m%d");
         assert!(!left.contains(&day.to_string()), "{day} in {left}");
     }
-    // What was forgotten is new again; what was not is a copy.
+    // Events of dropped days are new again; the others are duplicates.
     replica.store.append_all(events).await;
     let new = replica.store.claim("crm", later()).await;
     assert_eq!(new.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_of_a_topic_goes_with_the_last_event_that_says_it() {
+async fn a_topic_is_kept_until_its_last_event_is_dropped() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
     let about_x = |n, day| Notification {
@@ -98,7 +98,7 @@ async fn what_is_known_of_a_topic_goes_with_the_last_event_that_says_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_text_column_refuses_is_stored_all_the_same() {
+async fn text_that_postgresql_refuses_is_stored() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
     let odd = Notification {
@@ -122,7 +122,7 @@ async fn what_a_text_column_refuses_is_stored_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_event_that_cannot_be_stored_costs_its_neighbours_nothing() {
+async fn an_event_that_cannot_be_stored_fails_alone() {
     let database = Database::new();
     let replica = std::sync::Arc::new(Replica::new(&database).await);
     database.sql(
@@ -153,7 +153,7 @@ async fn one_event_that_cannot_be_stored_costs_its_neighbours_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_stands_in_the_way_at_the_start_is_said() {
+async fn problems_at_the_start_are_reported() {
     let database = Database::new();
     drop(Replica::new(&database).await);
     let url = database.url();
@@ -187,7 +187,7 @@ fn base_name(url: &str) -> &str {
 }
 
 #[test]
-fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
+fn a_url_is_parsed_or_refused_with_the_reason() {
     use crate::store::postgres::settings::Tls;
     let read = |url: &str| -> Result<_, String> {
         let address: crate::store::postgres::settings::DatabaseUrl =
@@ -232,7 +232,7 @@ fn a_url_is_read_as_far_as_it_can_be_told_what_it_means() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_of_an_event_that_nobody_claims_are_learnt() {
+async fn topics_of_an_unclaimed_event_are_added() {
     let database = Database::new();
     let replica = Replica::new(&database).await;
     let many = topics::MOST_TOPICS + 1;
@@ -243,11 +243,11 @@ async fn topics_of_an_event_that_nobody_claims_are_learnt() {
     };
     replica.store.append(&large).await.unwrap();
     replica.shared().maintenance.notify_one();
-    suite::eventually("they are learnt", async || {
+    suite::eventually("they are added", async || {
         let left = "SELECT count(*) FROM hookswitch.unlearnt";
         (database.sql(left) == "0").then_some(())
     })
     .await;
-    let learnt = database.sql("SELECT count(*) FROM hookswitch.topics");
-    assert_eq!(learnt, many.to_string());
+    let added = database.sql("SELECT count(*) FROM hookswitch.topics");
+    assert_eq!(added, many.to_string());
 }

@@ -33,7 +33,7 @@ fn add(position: usize, event: &Notification, state: i16) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_open_in_tables_of_one_key_for_each_event_overtakes_nothing() {
+async fn open_deliveries_of_version_2_keep_their_order() {
     let database = Database::new();
     let mut connection = connection(&database).await;
     schema::migrate_to(&mut connection, 2).await.unwrap();

@@ -52,7 +52,7 @@ fn unqualified(plan: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_happens_often_uses_an_index_to_its_full_depth() {
+async fn frequent_statements_use_their_indexes_to_full_depth() {
     let database = Database::new();
     let connection = connection(&database).await;
     for (statement, steps) in [

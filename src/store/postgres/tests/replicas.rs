@@ -15,7 +15,7 @@ use crate::store::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_replica_at_a_time_has_one_of_a_key() {
+async fn only_one_replica_at_a_time_has_a_claim_of_a_key() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
     let events = [keyed(1, "a"), keyed(2, "a"), keyed(3, "b")];
@@ -30,7 +30,7 @@ async fn one_replica_at_a_time_has_one_of_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_claims_waits_for_the_claims_of_others_and_takes_nothing_from_them() {
+async fn concurrent_claims_wait_for_each_other_and_do_not_overlap() {
     for ordered in [true, false] {
         let database = Database::new();
         let replica = Arc::new(Replica::new(&database).await);
@@ -65,7 +65,7 @@ async fn whoever_claims_waits_for_the_claims_of_others_and_takes_nothing_from_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_copies_that_reach_all_replicas_at_once_one_is_delivered() {
+async fn one_of_concurrent_duplicates_at_all_replicas_is_delivered() {
     let database = Database::new();
     let one = Arc::new(Replica::new(&database).await);
     let other = Arc::new(Replica::new(&database).await);
@@ -75,8 +75,8 @@ async fn of_copies_that_reach_all_replicas_at_once_one_is_delivered() {
             tokio::spawn(async move { replica.store.append(&event(n / 30)).await })
         })
         .collect();
-    for copy in duplicates {
-        copy.await.unwrap().unwrap();
+    for duplicate in duplicates {
+        duplicate.await.unwrap().unwrap();
     }
     assert_eq!(one.store.drain("crm").await.len(), 10);
     let dropped = one.metrics.duplicates.get() + other.metrics.duplicates.get();
@@ -84,7 +84,7 @@ async fn of_copies_that_reach_all_replicas_at_once_one_is_delivered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_replica_that_was_frozen_past_its_lease_says_changes_nothing() {
+async fn settlements_of_a_replica_frozen_past_its_lease_change_nothing() {
     let database = Database::new();
     let (frozen, other) = (Replica::new(&database).await, Replica::new(&database).await);
     let verdicts = [Verdict::Done, parked(), retry(0), Verdict::Released];
@@ -121,7 +121,7 @@ async fn what_a_replica_that_was_frozen_past_its_lease_says_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_is_renewed_while_its_replica_lives_and_runs_out_when_it_does_not() {
+async fn a_lease_is_renewed_until_its_replica_is_gone() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
     one.store.append(&event(1)).await.unwrap();
@@ -140,7 +140,7 @@ async fn a_lease_is_renewed_while_its_replica_lives_and_runs_out_when_it_does_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claim_outlives_a_crash_of_the_database() {
+async fn a_claim_survives_a_crash_of_the_database() {
     // What does not wait for the disk stays in memory for as long as it can.
     let lazy = ["wal_writer_delay=10s"];
     let mut server = postgres::Postgres::start(&lazy);
@@ -169,7 +169,7 @@ async fn a_claim_outlives_a_crash_of_the_database() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn order_is_kept_while_several_replicas_take_and_deliver() {
+async fn order_is_kept_while_several_replicas_append_and_deliver() {
     let database = Database::new();
     let replicas = [
         Arc::new(Replica::new(&database).await),
@@ -188,25 +188,25 @@ async fn order_is_kept_while_several_replicas_take_and_deliver() {
             })
         })
         .collect();
-    let under_way = Arc::new(std::sync::Mutex::new(HashSet::new()));
+    let in_flight = Arc::new(std::sync::Mutex::new(HashSet::new()));
     let got = Arc::new(std::sync::Mutex::new(Vec::new()));
     let workers: Vec<_> = replicas
         .iter()
         .cloned()
         .map(|replica| {
-            let (under_way, got) = (under_way.clone(), got.clone());
+            let (in_flight, got) = (in_flight.clone(), got.clone());
             tokio::spawn(async move {
                 while got.lock().unwrap().len() < 160 {
                     let claims = replica.store.claim_once("crm", 5, at(10)).await;
                     for claim in &claims {
                         let key = claim.notification.key.clone();
-                        assert!(under_way.lock().unwrap().insert(key), "two of one key");
+                        assert!(in_flight.lock().unwrap().insert(key), "two of one key");
                     }
                     tokio::task::yield_now().await;
                     for claim in &claims {
                         let key = claim.notification.key.clone();
                         got.lock().unwrap().push(claim.notification.clone());
-                        under_way.lock().unwrap().remove(&key);
+                        in_flight.lock().unwrap().remove(&key);
                         replica.store.settle("crm", claim, Verdict::Done).await;
                     }
                 }
@@ -231,7 +231,7 @@ async fn order_is_kept_while_several_replicas_take_and_deliver() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_are_started_at_once_on_an_empty_database_all_come_up() {
+async fn replicas_started_together_on_an_empty_database_all_start() {
     let database = Database::new();
     let opened = (0..4).map(|_| {
         let settings = settings(&database.url());
@@ -267,7 +267,7 @@ async fn an_event_wakes_the_other_replicas() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_stops_for_good_where_the_tables_have_become_too_new_for_it() {
+async fn a_service_refuses_events_once_the_tables_are_too_new() {
     let database = Database::new();
     let one = Replica::new(&database).await;
     database.sql("UPDATE hookswitch.schema_version SET version = 99, needs = 99");

@@ -18,7 +18,7 @@ use crate::{
 const LONGEST: usize = MOST_RUN_DELIVERIES as usize;
 
 /// What `replica` gets of its key, one settlement after the other, until nothing comes with one.
-async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
+async fn settle_run(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
     let mut got = Vec::new();
     let mut now = first;
     while !now.is_empty() {
@@ -30,18 +30,18 @@ async fn follow(replica: &Replica, first: Vec<Claim>) -> Vec<Claim> {
     got
 }
 
-async fn line(replica: &Replica, length: usize) -> Vec<Notification> {
+async fn append_one_key(replica: &Replica, length: usize) -> Vec<Notification> {
     let events: Vec<_> = (0..length as u64).map(|n| keyed(n, "a")).collect();
     replica.store.append_all(events.clone()).await;
     events
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_settlement_brings_the_next_of_the_key_until_the_run_is_over() {
+async fn a_settlement_returns_the_next_delivery_of_the_key_until_the_run_ends() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = line(&one, LONGEST + 4).await;
-    let run = follow(&one, one.store.claim("crm", at(10)).await).await;
+    let events = append_one_key(&one, LONGEST + 4).await;
+    let run = settle_run(&one, one.store.claim("crm", at(10)).await).await;
     let expected: Vec<_> = events.iter().map(|event| event.id).collect();
     assert_eq!(ids(&run), expected[..LONGEST], "others have their turn too");
     assert_eq!(other.store.drain("crm").await, expected[LONGEST..]);
@@ -49,30 +49,30 @@ async fn a_settlement_brings_the_next_of_the_key_until_the_run_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_else_gets_a_key_between_two_of_a_run() {
+async fn no_other_replica_gets_a_key_during_a_run() {
     let database = Database::new();
     let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-    let events = line(&one, 3).await;
+    let events = append_one_key(&one, 3).await;
     let first = one.store.claim("crm", at(10)).await;
     let second = one.store.settle_all("crm", &first, Verdict::Done).await;
     assert_eq!(ids(&second), [events[1].id]);
     assert!(other.store.claim("crm", at(10)).await.is_empty());
     assert!(one.store.claim("crm", at(10)).await.is_empty());
-    // What was parked holds up nobody.
+    // A parked delivery blocks no other.
     let third = one.store.settle_all("crm", &second, parked()).await;
     assert_eq!(ids(&third), [events[2].id]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
+async fn an_expired_run_is_taken_over_where_it_stopped() {
     // In the first run, before which all of the key looked ready, and in the second, before which
     // all of it was queued.
     for before in [0, LONGEST] {
         let database = Database::new();
         let (one, other) = (Replica::new(&database).await, Replica::new(&database).await);
-        let events = line(&one, LONGEST + 4).await;
+        let events = append_one_key(&one, LONGEST + 4).await;
         if before > 0 {
-            follow(&one, one.store.claim("crm", at(10)).await).await;
+            settle_run(&one, one.store.claim("crm", at(10)).await).await;
         }
         let first = one.store.claim("crm", at(10)).await;
         let second = one.store.settle_all("crm", &first, Verdict::Done).await;
@@ -87,7 +87,7 @@ async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
         let late = one.store.settle_all("crm", &second, Verdict::Done).await;
         assert_eq!(ids(&late), []);
         assert!(one.store.claim("crm", at(10)).await.is_empty());
-        let mut got = ids(&follow(&other, taken_over).await);
+        let mut got = ids(&settle_run(&other, taken_over).await);
         got.extend(one.store.drain("crm").await);
         let rest: Vec<_> = events[before + 1..].iter().map(|event| event.id).collect();
         assert_eq!(got, rest);
@@ -95,40 +95,40 @@ async fn whoever_dies_within_a_run_is_taken_over_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_to_wait_ends_its_run_and_loses_nothing_of_the_key() {
+async fn a_retry_or_a_release_ends_its_run_and_loses_nothing_of_the_key() {
     let database = Database::new();
     let one = Replica::new(&database).await;
-    let events = line(&one, 4).await;
+    let events = append_one_key(&one, 4).await;
     for verdict in [retry(20), Verdict::Released] {
         let first = one.store.claim("crm", at(30)).await;
         let second = one.store.settle_all("crm", &first, Verdict::Done).await;
         let none = one.store.settle_all("crm", &second, verdict).await;
         assert_eq!(ids(&none), []);
     }
-    let rest = follow(&one, one.store.claim("crm", at(30)).await).await;
+    let rest = settle_run(&one, one.store.claim("crm", at(30)).await).await;
     assert_eq!(ids(&rest), [events[2].id, events[3].id]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_within_a_run_is_made_after_it() {
+async fn a_replay_within_a_run_follows_the_run() {
     let database = Database::new();
     let one = Replica::new(&database).await;
-    let events = line(&one, 3).await;
+    let events = append_one_key(&one, 3).await;
     let first = one.store.claim("crm", at(10)).await;
     let second = one.store.settle_all("crm", &first, Verdict::Done).await;
-    // As `replay` does to one that is under way.
+    // As `replay` does to a delivery in flight.
     database.sql(
         "UPDATE hookswitch.deliveries d SET replays = replays + 1, state = 0 FROM hookswitch.claims h
          WHERE d.position = h.position",
     );
     let third = one.store.settle_all("crm", &second, Verdict::Done).await;
     assert_eq!(ids(&third), [events[2].id]);
-    assert_eq!(ids(&follow(&one, third).await), [events[2].id]);
+    assert_eq!(ids(&settle_run(&one, third).await), [events[2].id]);
     assert_eq!(one.store.drain("crm").await, [events[1].id]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_events_come_one_by_one() {
+async fn large_events_form_no_run() {
     let database = Database::new();
     let one = Replica::new(&database).await;
     let large = |n| Notification {
@@ -143,7 +143,7 @@ async fn large_events_come_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_ends_before_what_shares_its_key_and_has_more_keys() {
+async fn a_run_ends_before_an_event_that_has_further_keys() {
     let database = Database::new();
     let one = Replica::new(&database).await;
     let (a, b) = ("+12025550100", "+12025550101");
@@ -161,7 +161,7 @@ async fn a_run_ends_before_what_shares_its_key_and_has_more_keys() {
         });
         one.store.append_all(events.clone()).await;
         for expected in [&events[..2], &events[2..3], &events[3..]] {
-            let run = follow(&one, one.store.claim("crm", at(10)).await).await;
+            let run = settle_run(&one, one.store.claim("crm", at(10)).await).await;
             let expected: Vec<_> = expected.iter().map(|event| event.id).collect();
             assert_eq!(ids(&run), expected);
         }
@@ -169,24 +169,24 @@ async fn a_run_ends_before_what_shares_its_key_and_has_more_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_queued_holds_up_no_claim_and_is_looked_at_again() {
+async fn a_failure_to_queue_fails_no_claim_and_loses_nothing() {
     let database = Database::new();
     let mut settings = settings(&database.url());
     settings.statement_timeout = Duration::from_secs(1);
     let one = Replica::open(settings, clock).await;
     one.store.subscribe(&["crm"]).await;
-    let events = line(&one, 3).await;
+    let events = append_one_key(&one, 3).await;
     let other = connection(&database).await;
     let lock = "BEGIN; SELECT FROM deliveries ORDER BY position DESC LIMIT 1 FOR UPDATE";
     other.client.batch_execute(lock).await.unwrap();
     let first = one.store.claim("crm", at(10)).await;
     assert_eq!(ids(&first), [events[0].id]);
     other.client.batch_execute("ROLLBACK").await.unwrap();
-    assert_eq!(follow(&one, first).await.len(), 3);
+    assert_eq!(settle_run(&one, first).await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_queued_while_a_settlement_waits_is_woken_by_it() {
+async fn a_settlement_wakes_a_delivery_queued_while_it_waits() {
     let database = Database::new();
     let one = Arc::new(Replica::new(&database).await);
     let (a, b) = ("+12025550100", "+12025550101");
@@ -212,7 +212,7 @@ async fn what_is_queued_while_a_settlement_waits_is_woken_by_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_queued_behind_what_is_ending() {
+async fn nothing_is_queued_behind_a_delivery_that_is_being_settled() {
     let database = Database::new();
     let one = Replica::new(&database).await;
     let events = [keyed(1, "a"), keyed(2, "a")];
