@@ -1,16 +1,16 @@
 //! The receivers that hookswitch is compared with. Step 0 is the least durable receiver: it verifies Zoom's
 //! signature over the raw body, writes whatever waits to a file in one write, syncs the file, and answers 200.
-//! It parses nothing, recognizes no copies and delivers nothing. Each further step adds the least code for one
+//! It parses nothing, recognizes no duplicates and delivers nothing. Each further step adds the least code for one
 //! more thing that a 200 of hookswitch stands for.
 //!
 //! | step | adds |
 //! |---|---|
 //! | 1 | the body is read as JSON: event name, account, members of the object |
-//! | 2 | two hashes by which copies are known, an id, a record with a checksum |
+//! | 2 | two hashes by which duplicates are recognized, an id, a record with a checksum |
 //! | 3 | a head must come within 10 s, and the answer within 2 s |
-//! | 4 | a thread at the lowest priority learns what was stored, and tells copies in memory |
+//! | 4 | a thread at the lowest priority reads what was stored, and recognizes duplicates in memory |
 //! | 5 | a counter and two histograms |
-//! | 6 | copies are told by a table in a file |
+//! | 6 | duplicates are recognized by a table in a file |
 //! | 7 | a row for each event and a row for each topic in SQLite, 2,048 events a transaction |
 
 use std::{
@@ -49,11 +49,11 @@ use crate::{SECRET, process::Process};
 pub(crate) const STEPS: [&str; 8] = [
     "the least durable receiver",
     "and the body is read as JSON",
-    "and two hashes of copies, an id, a record with a checksum",
+    "and two hashes to recognize duplicates, an id, a record with a checksum",
     "and deadlines for the head and the answer",
-    "and a follower that tells copies in memory",
+    "and a background thread that recognizes duplicates in memory",
     "and a counter and two histograms",
-    "and copies told by a table in a file",
+    "and duplicates recognized by a table in a file",
     "and rows in SQLite, by which an operator's questions are answered",
 ];
 
@@ -63,7 +63,7 @@ const FILE_BYTES: u64 = 256 << 20;
 /// The most records that are written at once.
 const BATCH: usize = 1024;
 
-/// The number of slots in the table of copies; each has 16 bytes.
+/// The number of slots in the deduplication table; each has 16 bytes.
 const SLOTS: u64 = 4 << 20;
 
 #[derive(Deserialize)]
@@ -83,13 +83,13 @@ struct Payload<'a> {
     object: HashMap<Cow<'a, str>, &'a RawValue>,
 }
 
-/// What the follower is told of an event.
+/// What the background thread gets of an event.
 struct Fact {
     id: Uuid,
     name: String,
     account: String,
     at: u64,
-    copies: [[u8; 16]; 2],
+    dedupe_keys: [[u8; 16]; 2],
 }
 
 struct Append {
@@ -231,7 +231,7 @@ fn record(step: u32, headers: &HeaderMap, body: Bytes) -> Option<(Bytes, Option<
         name: envelope.event.into_owned(),
         account: envelope.payload.account_id.into_owned(),
         at: envelope.event_ts,
-        copies: [[0; 16]; 2],
+        dedupe_keys: [[0; 16]; 2],
     };
     std::hint::black_box(envelope.payload.object.len());
     if step == 1 {
@@ -239,14 +239,14 @@ fn record(step: u32, headers: &HeaderMap, body: Bytes) -> Option<(Bytes, Option<
     }
     let request = headers.get("x-zm-request-id")?.as_bytes();
     fact.id = Uuid::now_v7();
-    fact.copies = [hash(b"body", &body), hash(b"request", request)];
+    fact.dedupe_keys = [hash(b"body", &body), hash(b"request", request)];
     let mut record = Vec::with_capacity(body.len() + 160);
     for part in [
         fact.id.as_bytes(),
         fact.name.as_bytes(),
         fact.account.as_bytes(),
-        &fact.copies[0],
-        &fact.copies[1],
+        &fact.dedupe_keys[0],
+        &fact.dedupe_keys[1],
         &body,
     ] {
         record.extend_from_slice(part);
@@ -330,15 +330,15 @@ fn follow(handed: threads::Receiver<Vec<Fact>>, step: u32, path: &Path) -> anyho
     let db = ledger(&path.with_extension("db"))?;
     let mut number = 0_i64;
     for fact in handed.into_iter().flatten() {
-        for copy in fact.copies {
+        for key in fact.dedupe_keys {
             if step < 6 {
-                seen.insert(copy);
+                seen.insert(key);
                 continue;
             }
-            let slot = u64::from_le_bytes(*copy.first_chunk().context("a hash")?) % (SLOTS - 16);
+            let slot = u64::from_le_bytes(*key.first_chunk().context("a hash")?) % (SLOTS - 16);
             let mut window = [0; 256];
             table.read_exact_at(&mut window, slot * 16)?;
-            table.write_all_at(&copy, slot * 16)?;
+            table.write_all_at(&key, slot * 16)?;
         }
         if seen.len() > 1 << 17 {
             seen.clear();

@@ -121,7 +121,7 @@ fn an_event_becomes_a_message_in_each_form() {
 }
 
 #[test]
-fn what_the_broker_will_never_take_is_parked_and_the_rest_goes_on() {
+fn permanent_refusals_are_parked_and_the_rest_is_delivered() {
     let broker = RabbitMq::shared();
     let reader = Reader::new(broker);
     reader.queue("sound", None);
@@ -187,7 +187,7 @@ fn what_the_broker_will_never_take_is_parked_and_the_rest_goes_on() {
 }
 
 #[test]
-fn a_full_queue_is_tried_again_until_it_has_room() {
+fn a_full_queue_is_retried_until_it_has_room() {
     let broker = RabbitMq::shared();
     let reader = Reader::new(broker);
     reader.queue("full", Some(1));
@@ -219,7 +219,7 @@ fn cnam_of(message: &Message) -> (u64, u64) {
 }
 
 #[test]
-fn a_broker_that_does_not_let_us_in_is_tried_again_and_says_why_without_the_password() {
+fn a_refused_login_is_retried_and_reported_without_the_password() {
     let broker = RabbitMq::shared();
     let few = "retry = { attempts = 2, first = \"1ms\" }";
     let wrong = |more: &str| {
@@ -249,7 +249,7 @@ fn a_broker_that_does_not_let_us_in_is_tried_again_and_says_why_without_the_pass
 }
 
 #[test]
-fn over_tls_each_side_is_who_an_authority_says() {
+fn over_tls_both_sides_are_verified_by_the_ca() {
     let broker = RabbitMq::shared();
     let reader = Reader::new(broker);
     reader.queue("tls", None);
@@ -287,7 +287,7 @@ fn over_tls_each_side_is_who_an_authority_says() {
 }
 
 #[test]
-fn a_broker_that_says_nothing_holds_no_threads() {
+fn a_silent_broker_occupies_no_threads() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let knocks = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -330,7 +330,7 @@ fn library_threads(id: u32) -> usize {
 
 /// One of its own, since it is killed.
 #[test]
-fn nothing_is_lost_when_the_broker_is_killed_and_is_away_and_is_out_of_memory() {
+fn nothing_is_lost_when_the_broker_is_killed_or_down_or_out_of_memory() {
     let mut broker = RabbitMq::start();
     let reader = Reader::new(&broker);
     reader.queue("kept", None);
@@ -366,14 +366,14 @@ fn nothing_is_lost_when_the_broker_is_killed_and_is_away_and_is_out_of_memory() 
     broker.restart();
 
     let reader = Reader::new(&broker);
-    let mut taken = Vec::new();
+    let mut received = Vec::new();
     let mut collect = |count: u64| {
         let expected: Vec<_> = (0..count)
             .map(|serial| format!("serial {serial}"))
             .collect();
         eventually("everything is delivered, in order", || {
-            taken.extend(std::iter::from_fn(|| Some(reader.take("kept")?.json())));
-            (0..4).all(|carrier| distinct_serials(&taken, carrier) == expected)
+            received.extend(std::iter::from_fn(|| Some(reader.take("kept")?.json())));
+            (0..4).all(|carrier| distinct_serials(&received, carrier) == expected)
         });
     };
     collect(60);

@@ -23,7 +23,7 @@ on_every_engine![
     a_bad_signature_can_be_configured_to_be_retried,
     requests_to_no_endpoint_are_rejected,
     an_event_of_another_family_is_delivered_under_its_own_name,
-    a_thousand_copies_at_once_are_one_event,
+    a_thousand_concurrent_duplicates_are_one_event,
     a_flood_of_bad_signatures_affects_no_honest_sender_and_no_log,
 ];
 
@@ -243,7 +243,7 @@ fn an_event_of_another_family_is_delivered_under_its_own_name(engine: Engine) {
     );
 }
 
-fn a_thousand_copies_at_once_are_one_event(engine: Engine) {
+fn a_thousand_concurrent_duplicates_are_one_event(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = Arc::new(home.start());
     let body = cnam(3, 33);
@@ -260,7 +260,7 @@ fn a_thousand_copies_at_once_are_one_event(engine: Engine) {
     for sender in senders {
         assert_eq!(sender.join().unwrap(), [200; 20]);
     }
-    // An event behind the copies: once it is delivered, so is everything before it.
+    // An event behind the duplicates: once it is delivered, so is everything before it.
     assert_eq!(service.zoom(&cnam(3, 34)).status, 200);
     eventually("the last event is archived", || {
         home.archived()
@@ -268,7 +268,7 @@ fn a_thousand_copies_at_once_are_one_event(engine: Engine) {
             .any(|event| event["data"]["payload"]["object"]["cnam"] == "serial 34")
     });
     assert_eq!(home.archived().len(), 2);
-    eventually("the copies are counted", || {
+    eventually("the duplicates are counted", || {
         service.metric("hookswitch_duplicates_total") == 999.0
     });
 }
@@ -293,7 +293,7 @@ fn a_flood_of_bad_signatures_affects_no_honest_sender_and_no_log(engine: Engine)
         let end = Raise(&over);
         for serial in 0..200 {
             // The flood may slow the database so that an append times out; senders retry.
-            eventually("an honest event is taken", || {
+            eventually("an honest event is accepted", || {
                 let answer = service.zoom(&cnam(1, serial));
                 let may_wait = matches!(engine, Engine::Postgres) && answer.status == 503;
                 assert!(answer.status == 200 || may_wait, "{answer:?}");

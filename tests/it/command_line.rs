@@ -13,7 +13,7 @@ on_every_engine![
     stored_events_can_be_listed_and_shown,
     a_replay_of_everything_needs_a_selection,
     a_missing_store_is_reported,
-    logs_hold_no_content_of_requests,
+    logs_contain_no_content_of_requests,
 ];
 
 fn shipped(name: &str) -> std::path::PathBuf {
@@ -28,7 +28,7 @@ fn text(output: &Output) -> (String, String) {
 }
 
 #[test]
-fn every_shipped_configuration_is_sound() {
+fn every_shipped_configuration_is_valid() {
     // The reference shows every kind, and a lean build lacks most.
     let all = ["local.toml", "container.toml", "hookswitch.toml"];
     let names = all.iter().take(if cfg!(feature = "full") { 3 } else { 2 });
@@ -59,7 +59,7 @@ fn every_shipped_configuration_is_sound() {
 }
 
 #[test]
-fn a_wrong_configuration_is_reported_whole_with_exit_code_64() {
+fn an_invalid_configuration_is_reported_whole_with_exit_code_64() {
     let home = Home::new(&[
         &ENDPOINTS.replace("family = \"zoom", "famly = \"zoom"),
         "[handlers.x]\nkind = \"http\"\n",
@@ -211,7 +211,7 @@ fn a_missing_store_is_reported(engine: Engine) {
     assert!(!home.path().join("data").exists(), "looking makes nothing");
 }
 
-fn logs_hold_no_content_of_requests(engine: Engine) {
+fn logs_contain_no_content_of_requests(engine: Engine) {
     let home = engine.home(&[
         ENDPOINTS,
         "[handlers.log]\nkind = \"log\"\nevents = [\"*\"]\n",

@@ -177,7 +177,7 @@ fn post(service: &Service, serial: u64) {
     assert_eq!(service.zoom(&body).status, 200);
 }
 
-/// Starts a service on a copied store and holds it to everything. `known` has the events by their ids, and
+/// Starts a service on a copied store and checks everything. `known` has the events by their ids, and
 /// `before` what was delivered when the copy was complete.
 fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>, before: &BTreeSet<u64>) {
     let is_done = || -> BTreeSet<u64> {
@@ -217,7 +217,7 @@ fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>, before: &BTr
         done.len()
     );
     assert!(ready < Duration::from_secs(5), "{ready:?}");
-    // Copies are told, whatever became of the table.
+    // Duplicates are recognized, whatever became of the index.
     let copied = [stored.first().unwrap(), stored.last().unwrap()];
     for (serial, marker) in copied.into_iter().zip(NEW + 1..) {
         let before = deliveries_of(home, *serial);

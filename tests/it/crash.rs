@@ -1,5 +1,5 @@
 //! What survives: kills in the middle of a load, torn and flipped and missing bytes, a ledger that
-//! is gone, a table of copies that is overwritten.
+//! is gone, a deduplication index that is overwritten.
 
 use std::{
     collections::BTreeSet,
@@ -298,7 +298,7 @@ fn a_damaged_ledger_is_put_aside_and_rebuilt() {
     assert!(service.log().contains("ledger"), "{}", service.log());
 }
 
-/// What the table of copies is overwritten with.
+/// What the deduplication index is overwritten with.
 type Fill = fn(&mut [u8]);
 
 const FILLS: [(&str, Fill); 2] = [
@@ -309,8 +309,8 @@ const FILLS: [(&str, Fill); 2] = [
     ("zeros", |bytes| bytes.fill(0)),
 ];
 
-/// Overwrites the table of copies from `offset` on, as a disk that fails would.
-fn overwrite_table(home: &Home, offset: usize, fill: Fill) {
+/// Overwrites the deduplication index from `offset` on, as a disk that fails would.
+fn overwrite_index(home: &Home, offset: usize, fill: Fill) {
     let path = home.path().join("data/seen.table");
     let mut bytes = fs::read(&path).unwrap();
     fill(&mut bytes[offset..]);
@@ -338,7 +338,7 @@ fn only_new_ones_come(home: &Home, service: &Service, count: u64) {
 }
 
 #[test]
-fn a_table_of_copies_that_is_overwritten_while_the_service_runs_lets_no_copy_through() {
+fn a_deduplication_index_overwritten_at_runtime_delivers_no_duplicate() {
     for (what, fill) in FILLS {
         eprintln!("{what}");
         let home = Home::new(&[ENDPOINTS, ARCHIVE]);
@@ -347,20 +347,20 @@ fn a_table_of_copies_that_is_overwritten_while_the_service_runs_lets_no_copy_thr
             assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
         }
         archive_holds(&home, &(0..20).collect());
-        overwrite_table(&home, 0, fill);
+        overwrite_index(&home, 0, fill);
         only_new_ones_come(&home, &service, 20);
     }
 }
 
 #[test]
-fn a_table_of_copies_that_is_overwritten_before_the_start_lets_no_copy_through() {
+fn a_deduplication_index_overwritten_before_the_start_delivers_no_duplicate() {
     const HEADER_BYTES: usize = 4096;
     for (what, fill) in FILLS {
         for offset in [0, HEADER_BYTES] {
             eprintln!("{what} from {offset} on");
             let home = Home::new(&[ENDPOINTS, ARCHIVE]);
             store(&home, 20);
-            overwrite_table(&home, offset, fill);
+            overwrite_index(&home, offset, fill);
             let service = home.start();
             only_new_ones_come(&home, &service, 20);
         }

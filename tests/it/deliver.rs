@@ -7,13 +7,13 @@ use crate::harness::{
 };
 
 on_every_engine![
-    a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other,
-    a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand,
+    a_temporary_failure_blocks_its_key_and_no_other,
+    a_delivery_that_keeps_failing_is_parked_and_can_be_replayed,
     a_final_answer_parks_at_once,
-    what_is_parked_for_a_handler_that_is_gone_can_be_skipped,
-    a_handler_whose_server_is_gone_delays_no_other,
+    parked_deliveries_of_a_removed_handler_can_be_skipped,
+    a_handler_whose_server_is_down_delays_no_other,
     order_holds_for_many_keys_at_once,
-    an_old_event_that_comes_late_is_marked_as_superseded,
+    a_late_old_event_is_marked_as_superseded,
     a_program_that_embeds_the_crate_brings_its_own_kind,
 ];
 
@@ -32,7 +32,7 @@ retry = {{ attempts = 3, first = "20ms", ceiling = "50ms" }}
     )
 }
 
-fn a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other(engine: Engine) {
+fn a_temporary_failure_blocks_its_key_and_no_other(engine: Engine) {
     let receiver = Receiver::start();
     let home = engine.home(&[
         ENDPOINTS,
@@ -45,24 +45,24 @@ fn a_delivery_that_fails_for_a_while_holds_its_key_in_order_and_no_other(engine:
         assert_eq!(service.zoom(&cnam(2, serial + 10)).status, 200);
     }
     eventually("the other key gets through", || {
-        serials(&receiver.taken(), 2).len() == 4
+        serials(&receiver.received(), 2).len() == 4
     });
-    assert_eq!(serials(&receiver.taken(), 1), ["serial 1"]);
+    assert_eq!(serials(&receiver.received(), 1), ["serial 1"]);
     receiver.answer("serial 2\"", 200);
     eventually("the key goes on", || {
-        serials(&receiver.taken(), 1).len() == 4
+        serials(&receiver.received(), 1).len() == 4
     });
     assert_eq!(
-        serials(&receiver.taken(), 1),
+        serials(&receiver.received(), 1),
         ["serial 1", "serial 2", "serial 3", "serial 4"]
     );
     assert_eq!(
-        serials(&receiver.taken(), 2),
+        serials(&receiver.received(), 2),
         ["serial 11", "serial 12", "serial 13", "serial 14"]
     );
 }
 
-fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand(engine: Engine) {
+fn a_delivery_that_keeps_failing_is_parked_and_can_be_replayed(engine: Engine) {
     let receiver = Receiver::start();
     let home = engine.home(&[ENDPOINTS, &crm(&receiver, "")]);
     let service = home.start();
@@ -71,7 +71,7 @@ fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand(engine: Engine
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
     eventually("the next of the key goes on without it", || {
-        serials(&receiver.taken(), 1) == ["serial 1", "serial 3"]
+        serials(&receiver.received(), 1) == ["serial 1", "serial 3"]
     });
     let mut parked = Value::Null;
     eventually("it is parked", || {
@@ -88,7 +88,7 @@ fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand(engine: Engine
     let plan = home.json(&["replay", "--parked", "--dry-run"]);
     assert_eq!(plan, serde_json::json!([["crm", 1]]));
     assert_eq!(
-        serials(&receiver.taken(), 1).len(),
+        serials(&receiver.received(), 1).len(),
         2,
         "a dry run delivers nothing"
     );
@@ -96,7 +96,7 @@ fn a_delivery_that_goes_on_failing_is_parked_and_replayed_by_hand(engine: Engine
     receiver.answer("serial 2\"", 200);
     home.json(&["replay", "--parked", "--reason", "the server is mended"]);
     eventually("it is delivered", || {
-        serials(&receiver.taken(), 1).len() == 3
+        serials(&receiver.received(), 1).len() == 3
     });
     eventually("nothing is parked", || {
         home.json(&["parked", "list"]) == serde_json::json!([])
@@ -124,7 +124,7 @@ fn a_final_answer_parks_at_once(engine: Engine) {
     );
 }
 
-fn what_is_parked_for_a_handler_that_is_gone_can_be_skipped(engine: Engine) {
+fn parked_deliveries_of_a_removed_handler_can_be_skipped(engine: Engine) {
     let receiver = Receiver::start();
     receiver.answer("serial", 422);
     let home = engine.home(&[ENDPOINTS, ARCHIVE, &crm(&receiver, "")]);
@@ -168,7 +168,7 @@ fn what_is_parked_for_a_handler_that_is_gone_can_be_skipped(engine: Engine) {
     eventually("it counts as parked no more", || counted() == 0.0);
 }
 
-fn a_handler_whose_server_is_gone_delays_no_other(engine: Engine) {
+fn a_handler_whose_server_is_down_delays_no_other(engine: Engine) {
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = gone.local_addr().unwrap();
     drop(gone);
@@ -200,16 +200,16 @@ fn order_holds_for_many_keys_at_once(engine: Engine) {
         let carrier = u32::try_from(serial % 10).unwrap();
         assert_eq!(service.zoom(&cnam(carrier, serial)).status, 200);
     }
-    eventually("all are taken", || receiver.taken().len() == 200);
+    eventually("all are taken", || receiver.received().len() == 200);
     for carrier in 0..10 {
         let wanted: Vec<_> = (0..20)
             .map(|turn| format!("serial {}", turn * 10 + carrier))
             .collect();
-        assert_eq!(serials(&receiver.taken(), carrier), wanted);
+        assert_eq!(serials(&receiver.received(), carrier), wanted);
     }
 }
 
-fn an_old_event_that_comes_late_is_marked_as_superseded(engine: Engine) {
+fn a_late_old_event_is_marked_as_superseded(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     // The newer event of the number comes first.

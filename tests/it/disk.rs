@@ -80,7 +80,7 @@ fn a_full_disk_loses_nothing_and_is_used_again_once_there_is_room() {
         .arg(&data)
         .status();
     assert!(grown.unwrap().success());
-    eventually("events are taken again", || {
+    eventually("events are accepted again", || {
         service.zoom(&cnam(1, 5000)).status == 200
     });
     acknowledged.insert(5000);
@@ -131,7 +131,7 @@ pub(crate) fn faulty_disk(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_said_at_the_start() {
+fn an_unwritable_folder_is_reported_at_the_start() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);
     let output = on_mount(&home, "ro,size=1m")
         .arg("serve")

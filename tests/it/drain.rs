@@ -40,7 +40,7 @@ fn a_request_in_flight_is_finished_before_the_service_stops(engine: Engine) {
     });
 
     service.signal("TERM");
-    eventually("no new connection is taken", || {
+    eventually("no new connection is accepted", || {
         request(service.address, "GET", "/", &[], b"").is_err()
     });
     stream.write_all(&body.as_bytes()[20..]).unwrap();

@@ -539,7 +539,7 @@ impl Receiver {
     }
 
     /// The CloudEvents that were answered 200, in order of arrival.
-    pub(crate) fn taken(&self) -> Vec<serde_json::Value> {
+    pub(crate) fn received(&self) -> Vec<serde_json::Value> {
         self.seen.lock().unwrap().clone()
     }
 }
@@ -549,10 +549,10 @@ fn serve_one<S: Read + Write>(stream: S, seen: &Seen, statuses: &Statuses) {
     while let Some(text) = read_request(&mut reader) {
         let status = {
             let statuses = statuses.lock().unwrap();
-            let told = statuses
+            let configured = statuses
                 .iter()
                 .find(|(needle, _)| text.contains(needle.as_str()));
-            told.map_or(200, |(_, status)| *status)
+            configured.map_or(200, |(_, status)| *status)
         };
         if status == 200 {
             seen.lock()
@@ -646,9 +646,9 @@ pub(crate) fn cnam_about(carrier: u32, numbers: &[&str], serial: u64) -> String 
     )
 }
 
-/// The serial numbers of the caller-name changes of `carrier` among `taken`, in order.
-pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
-    taken
+/// The serial numbers of the caller-name changes of `carrier` among `events`, in order.
+pub(crate) fn serials(events: &[serde_json::Value], carrier: u32) -> Vec<String> {
+    events
         .iter()
         .map(|event| &event["data"]["payload"]["object"])
         .filter(|object| object["carrier_code"] == carrier)
@@ -657,7 +657,7 @@ pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> 
 }
 
 /// [`serials`] without duplicates: each serial number where it first occurs. Order per key does not
-/// cover copies.
+/// cover duplicates.
 #[cfg(any(
     feature = "amqp",
     feature = "mqtt",
@@ -665,9 +665,9 @@ pub(crate) fn serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> 
     feature = "redis",
     feature = "sqs"
 ))]
-pub(crate) fn distinct_serials(taken: &[serde_json::Value], carrier: u32) -> Vec<String> {
+pub(crate) fn distinct_serials(events: &[serde_json::Value], carrier: u32) -> Vec<String> {
     let mut seen = std::collections::HashSet::new();
-    let mut serials = serials(taken, carrier);
+    let mut serials = serials(events, carrier);
     serials.retain(|serial| seen.insert(serial.clone()));
     serials
 }

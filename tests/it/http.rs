@@ -52,7 +52,7 @@ fn both_sides_verify_each_other() {
     says(&service, "nameless", "CertificateRequired");
     says(&service, "wary", "invalid peer certificate");
     says(&service, "by-the-system", "invalid peer certificate");
-    assert_eq!(receiver.taken().len(), 0);
+    assert_eq!(receiver.received().len(), 0);
 
     home.configure(&[
         ENDPOINTS,
@@ -64,6 +64,6 @@ fn both_sides_verify_each_other() {
     });
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
     eventually("the one with a certificate delivers", || {
-        receiver.taken().len() == 1
+        receiver.received().len() == 1
     });
 }

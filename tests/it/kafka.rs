@@ -35,18 +35,18 @@ struct Kafka {
     // Let go of first: it takes its leave of the cluster.
     consumer: BaseConsumer,
     cluster: MockCluster<'static, DefaultProducerContext>,
-    taken: Vec<Taken>,
+    received: Vec<Received>,
 }
 
 /// A message as a consumer gets it.
-struct Taken {
+struct Received {
     partition: i32,
     key: String,
     headers: BTreeMap<String, String>,
     body: Value,
 }
 
-impl Taken {
+impl Received {
     fn serial(&self) -> &str {
         self.body["data"]["payload"]["object"]["cnam"]
             .as_str()
@@ -74,7 +74,7 @@ impl Kafka {
         Self {
             consumer,
             cluster,
-            taken: Vec::new(),
+            received: Vec::new(),
         }
     }
 
@@ -83,11 +83,11 @@ impl Kafka {
     }
 
     /// What has come so far.
-    fn taken(&mut self) -> &[Taken] {
+    fn received(&mut self) -> &[Received] {
         while let Some(Ok(message)) = self.consumer.poll(Duration::from_millis(20)) {
             let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
             let headers = message.headers().unwrap().iter();
-            self.taken.push(Taken {
+            self.received.push(Received {
                 partition: message.partition(),
                 key: text(message.key()),
                 headers: headers
@@ -96,14 +96,14 @@ impl Kafka {
                 body: serde_json::from_slice(message.payload().unwrap()).unwrap(),
             });
         }
-        &self.taken
+        &self.received
     }
 
     /// The serials under `key`, each where it came first.
     fn serials(&mut self, key: &str) -> Vec<String> {
         let mut serials = Vec::new();
-        for taken in self.taken().iter().filter(|taken| taken.key == key) {
-            let serial = taken.serial().to_owned();
+        for message in self.received().iter().filter(|it| it.key == key) {
+            let serial = message.serial().to_owned();
             if !serials.contains(&serial) {
                 serials.push(serial);
             }
@@ -146,7 +146,7 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
     let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is there", || kafka.taken().len() == 1);
+    eventually("it is there", || kafka.received().len() == 1);
 
     home.configure(&[ENDPOINTS, &kafka.handler("format = \"binary\"")]);
     service.signal("HUP");
@@ -154,9 +154,9 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
         service.metric("hookswitch_reloads_total") > 0.0
     });
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
-    eventually("it is there", || kafka.taken().len() == 2);
+    eventually("it is there", || kafka.received().len() == 2);
 
-    let [structured, binary] = kafka.taken() else {
+    let [structured, binary] = kafka.received() else {
         panic!("there are more than two messages");
     };
     assert_eq!(structured.key, key(1));
@@ -183,19 +183,19 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
 }
 
 #[test]
-fn a_broker_that_is_down_or_goes_away_gets_everything_once_it_is_back_in_order() {
+fn a_broker_gets_everything_in_order_after_an_outage() {
     let _turn = STARTS.write().unwrap_or_else(PoisonError::into_inner);
     let mut kafka = Kafka::start();
     kafka.cluster.broker_down(1).unwrap();
     let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
     let service = home.start();
     post(&service, 0..10);
-    let told = "no broker confirmed it in time; last trouble: ";
-    eventually("it says why", || service.log().contains(told));
+    let why = "no broker confirmed it in time; last trouble: ";
+    eventually("it says why", || service.log().contains(why));
     kafka.cluster.broker_up(1).unwrap();
-    eventually("what had come is there", || kafka.taken().len() >= 20);
+    eventually("what had come is there", || kafka.received().len() >= 20);
     post(&service, 10..20);
-    eventually("some of the rest is there", || kafka.taken().len() > 20);
+    eventually("some of the rest is there", || kafka.received().len() > 20);
     kafka.cluster.broker_down(1).unwrap();
     post(&service, 20..30);
     kafka.cluster.broker_up(1).unwrap();
@@ -209,7 +209,7 @@ fn a_broker_that_is_down_or_goes_away_gets_everything_once_it_is_back_in_order()
 }
 
 #[test]
-fn what_kafka_will_not_take_is_parked_with_its_reason() {
+fn messages_that_kafka_refuses_are_parked_with_the_reason() {
     let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     use RDKafkaRespErr as Error;
     type Refuse = fn(&Kafka);
@@ -264,7 +264,7 @@ fn what_kafka_will_not_take_is_parked_with_its_reason() {
 }
 
 #[test]
-fn too_few_replicas_are_waited_for() {
+fn too_few_replicas_are_retried() {
     let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     let mut kafka = Kafka::start();
     let few = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
@@ -279,7 +279,7 @@ fn too_few_replicas_are_waited_for() {
 }
 
 #[test]
-fn over_tls_each_side_is_who_an_authority_says() {
+fn over_tls_both_sides_are_verified_by_the_ca() {
     let _turn = STARTS.read().unwrap_or_else(PoisonError::into_inner);
     let mut kafka = Kafka::start();
     let relay = Relay::start(kafka.cluster.bootstrap_servers().parse().unwrap());
@@ -314,5 +314,5 @@ fn over_tls_each_side_is_who_an_authority_says() {
         });
     }
     assert_eq!(kafka.serials(&key(1)), ["serial 1"]);
-    assert_eq!(kafka.taken().len(), 1);
+    assert_eq!(kafka.received().len(), 1);
 }

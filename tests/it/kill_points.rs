@@ -4,9 +4,9 @@
 //!
 //! One life of the service tells the points that the script passes. Then, for each kind of point, a service with
 //! the same script ends at its first passage, once in each phase, and at a middle and the last one, in the phases
-//! that leave least. The next service on the store is held to everything.
+//! that leave least. The next service on the store is checked for everything.
 //!
-//! The library is under the journal alone: when the power fails, the ledger and the table of copies keep what they
+//! The library is under the journal alone: when the power fails, the ledger and the deduplication index keep what they
 //! have, or are lost as a whole.
 
 use std::{
@@ -84,7 +84,7 @@ enum Scene {
 }
 
 /// What the lives have in common.
-struct Stage {
+struct Fixture {
     folder: TempDir,
     library: PathBuf,
     receiver: Receiver,
@@ -151,11 +151,11 @@ impl fmt::Display for Kill {
 
 #[test]
 fn a_kill_at_any_point_of_the_journals_writer_loses_nothing_and_repeats_nothing_done() {
-    let stage = Stage::new();
+    let fixture = Fixture::new();
     let mut known = HashSet::new();
     let mut kills = Vec::new();
     for scene in [Scene::Old, Scene::Torn, Scene::New] {
-        kills.extend(stage.kills(scene, &mut known));
+        kills.extend(fixture.kills(scene, &mut known));
     }
     for point in PASSED {
         let is_passed = known.iter().any(|known| known.ends_with(point));
@@ -170,7 +170,7 @@ fn a_kill_at_any_point_of_the_journals_writer_loses_nothing_and_repeats_nothing_
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(kill) = next() {
-                    let ended = catch_unwind(AssertUnwindSafe(|| stage.holds(&kill)));
+                    let ended = catch_unwind(AssertUnwindSafe(|| fixture.check(&kill)));
                     if let Err(why) = ended {
                         let failure = format!("{kill}: {}", text(&*why));
                         failures.lock().unwrap().push(failure);
@@ -190,14 +190,14 @@ fn text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or_default()
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let library = faulty_disk(folder.path());
         let receiver = Receiver::start();
         receiver.answer("refused", 422);
         let old = configured(&receiver);
-        let mut stage = Self {
+        let mut fixture = Self {
             folder,
             library,
             receiver,
@@ -205,17 +205,17 @@ impl Stage {
             done: BTreeSet::new(),
             deletable: Vec::new(),
         };
-        let mut command = stage.command(Scene::New);
+        let mut command = fixture.command(Scene::New);
         command.env("FAULTY_DISK_LATER", (-AGE).to_string());
-        let mut life = Life::begin(&stage.old, command).unwrap();
+        let mut life = Life::begin(&fixture.old, command).unwrap();
         (life.behind, life.next) = (AGE, 0);
         life.fill_a_store().unwrap();
-        stage.done = life.end();
-        let segments = segments(&stage.old);
+        fixture.done = life.end();
+        let segments = segments(&fixture.old);
         let inner = segments[1..segments.len() - 1].iter();
-        stage.deletable = inner.map(|path| path.file_name().unwrap().into()).collect();
-        assert!(!stage.deletable.is_empty());
-        stage
+        fixture.deletable = inner.map(|path| path.file_name().unwrap().into()).collect();
+        assert!(!fixture.deletable.is_empty());
+        fixture
     }
 
     fn command(&self, scene: Scene) -> Command {
@@ -284,8 +284,8 @@ impl Stage {
         Some(())
     }
 
-    /// Ends a life as `kill` says, and holds the one after it to everything.
-    fn holds(&self, kill: &Kill) {
+    /// Ends a life as `kill` says, and checks everything in the one after it.
+    fn check(&self, kill: &Kill) {
         let home = self.home(kill.scene);
         let mut command = self.command(kill.scene);
         let Kill {
@@ -404,40 +404,40 @@ impl<'a> Life<'a> {
         self.call("taken")?;
         self.call("refused")?;
         self.roll()?;
-        // Each more than a segment has room for, and sooner than the next one is made ahead.
+        // Each more than a segment has room for, and sooner than the next one is preallocated.
         for _ in 0..2 {
             self.post(SEGMENT as usize)?;
         }
         self.burst()?;
         self.roll()?;
-        self.order_spare()?;
+        self.preallocate()?;
         self.until_all_is_delivered()
     }
 
-    /// Posts until a segment that was made ahead is written to.
+    /// Posts until a preallocated segment is written to.
     fn roll(&mut self) -> Option<()> {
-        self.order_spare()?;
+        self.preallocate()?;
         let home = self.home;
         let last = || segments(home).pop();
         let is_ahead = |last: &Option<PathBuf>| size(last.as_ref().unwrap()) == SEGMENT;
         let before = last();
         if is_ahead(&before) {
-            // What was made ahead itself is filled first.
+            // The preallocated segment is filled first.
             self.post(SEGMENT as usize)?;
         }
-        self.until("a segment that was made ahead is written to", |life| {
+        self.until("a preallocated segment is written to", |life| {
             life.post(0);
             let last = last();
             last > before && is_ahead(&last)
         })
     }
 
-    /// Posts as much as a segment has when the next one is made ahead.
-    fn order_spare(&mut self) -> Option<()> {
+    /// Posts until the next segment is preallocated.
+    fn preallocate(&mut self) -> Option<()> {
         let (home, before) = (self.home, segments(self.home).pop());
         let spare = home.path().join("data/journal/spare.new");
         self.post(SEGMENT as usize / 16)?;
-        self.until("a segment is made ahead", |_| {
+        self.until("a segment is preallocated", |_| {
             size(&spare) == SEGMENT || segments(home).pop() > before
         })
     }

@@ -111,7 +111,7 @@ fn an_event_becomes_a_message_in_each_form() {
 }
 
 #[test]
-fn a_message_that_nobody_hears_is_done_and_one_to_be_retained_is_kept() {
+fn a_message_without_subscribers_is_done_and_a_retained_one_is_kept() {
     let broker = Mosquitto::start();
     let home = Home::new(&[
         ENDPOINTS,
@@ -132,7 +132,7 @@ fn a_message_that_nobody_hears_is_done_and_one_to_be_retained_is_kept() {
 }
 
 #[test]
-fn what_the_broker_will_never_take_is_parked_and_the_rest_goes_on() {
+fn permanent_refusals_are_parked_and_the_rest_is_delivered() {
     let broker = Mosquitto::with("retain_available false", "topic readwrite telephony/#\n");
     let subscriber = Subscriber::new(&broker, "telephony/#");
     let home = Home::new(&[
@@ -178,7 +178,7 @@ fn what_the_broker_will_never_take_is_parked_and_the_rest_goes_on() {
 }
 
 #[test]
-fn each_confirmation_is_that_of_its_own_message() {
+fn each_acknowledgement_is_that_of_its_own_message() {
     let number = |serial: u64| format!("+12025550{serial:03}");
     let even = (0..100).step_by(2);
     let rights: String = even
@@ -220,7 +220,7 @@ fn each_confirmation_is_that_of_its_own_message() {
 }
 
 #[test]
-fn a_broker_that_does_not_let_us_in_is_tried_again_and_says_why_without_the_password() {
+fn a_refused_login_is_retried_and_reported_without_the_password() {
     let rights = "topic read telephony/#\nuser hookswitch\ntopic write telephony/#\n";
     let broker = Mosquitto::with("", rights);
     let subscriber = Subscriber::new(&broker, "telephony/#");
@@ -252,7 +252,7 @@ fn a_broker_that_does_not_let_us_in_is_tried_again_and_says_why_without_the_pass
 }
 
 #[test]
-fn over_tls_the_broker_is_who_the_authority_says() {
+fn over_tls_the_broker_is_verified_by_the_ca() {
     let broker = Mosquitto::start();
     let subscriber = Subscriber::new(&broker, "telephony/#");
     let url = format!("url = \"mqtts://localhost:{}\"", broker.tls_port);
@@ -280,7 +280,7 @@ fn over_tls_the_broker_is_who_the_authority_says() {
 }
 
 #[test]
-fn a_broker_that_asks_for_a_certificate_is_shown_it() {
+fn a_client_certificate_is_presented_on_request() {
     let broker = Mosquitto::start();
     let subscriber = Subscriber::new(&broker, "telephony/#");
     let home = Home::new(&[]);
@@ -307,7 +307,7 @@ fn a_broker_that_asks_for_a_certificate_is_shown_it() {
 }
 
 #[test]
-fn nothing_is_lost_when_the_broker_freezes_and_is_killed_and_is_away() {
+fn nothing_is_lost_when_the_broker_freezes_or_is_killed_or_down() {
     let mut broker = Mosquitto::start();
     let subscriber = Subscriber::new(&broker, "telephony/#");
     // It writes down who has subscribed.
@@ -326,8 +326,8 @@ fn nothing_is_lost_when_the_broker_freezes_and_is_killed_and_is_away() {
             .map(|serial| format!("serial {serial}"))
             .collect();
         eventually("everything is delivered, in order", || {
-            let taken: Vec<_> = subscriber.messages().iter().map(json_of).collect();
-            (0..4).all(|carrier| distinct_serials(&taken, carrier) == expected)
+            let received: Vec<_> = subscriber.messages().iter().map(json_of).collect();
+            (0..4).all(|carrier| distinct_serials(&received, carrier) == expected)
         });
     };
     post(&service, 0..5);

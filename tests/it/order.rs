@@ -16,11 +16,11 @@ use crate::harness::{
 };
 
 on_every_engine![
-    a_number_that_fails_for_good_holds_up_no_other_of_its_account,
-    numbers_of_one_account_are_delivered_at_once,
-    an_event_without_a_readable_number_waits_for_its_account_and_holds_it_up,
-    an_event_of_several_numbers_waits_for_each_and_holds_up_only_those,
-    what_a_delivery_waits_for_is_shown,
+    a_number_that_keeps_failing_blocks_no_other_of_its_account,
+    numbers_of_one_account_are_delivered_concurrently,
+    an_event_without_a_readable_number_waits_for_its_account_and_blocks_it,
+    an_event_of_several_numbers_waits_for_each_and_blocks_only_those,
+    the_event_that_a_delivery_waits_for_is_shown,
     a_body_of_80_000_numbers_is_delivered_in_the_order_of_its_account,
 ];
 
@@ -75,16 +75,16 @@ fn waits(home: &Home, serial: u64, other: u64) {
     });
 }
 
-/// Waits until the receiver has taken exactly `wanted` of account `account`, in this order.
-fn taken(receiver: &Receiver, account: u32, wanted: &[u64]) {
+/// Waits until the receiver has received exactly `wanted` of `account`, in this order.
+fn assert_received(receiver: &Receiver, account: u32, wanted: &[u64]) {
     let wanted: Vec<_> = wanted.iter().map(|n| format!("serial {n}")).collect();
-    eventually(&format!("{wanted:?} are taken"), || {
-        serials(&receiver.taken(), account).len() >= wanted.len()
+    eventually(&format!("{wanted:?} are received"), || {
+        serials(&receiver.received(), account).len() >= wanted.len()
     });
-    assert_eq!(serials(&receiver.taken(), account), wanted);
+    assert_eq!(serials(&receiver.received(), account), wanted);
 }
 
-fn a_number_that_fails_for_good_holds_up_no_other_of_its_account(engine: Engine) {
+fn a_number_that_keeps_failing_blocks_no_other_of_its_account(engine: Engine) {
     let receiver = Receiver::start();
     receiver.answer(&mark(7), 500);
     let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
@@ -92,8 +92,8 @@ fn a_number_that_fails_for_good_holds_up_no_other_of_its_account(engine: Engine)
     for serial in 0..100 {
         post(&service, 1, &[serial % 50], serial);
     }
-    eventually("all others arrive", || receiver.taken().len() == 98);
-    let arrived = serials(&receiver.taken(), 1);
+    eventually("all others arrive", || receiver.received().len() == 98);
+    let arrived = serials(&receiver.received(), 1);
     for n in (0..50).filter(|n| *n != 7) {
         let place = |serial: u64| {
             arrived
@@ -108,8 +108,8 @@ fn a_number_that_fails_for_good_holds_up_no_other_of_its_account(engine: Engine)
     waits(&home, 57, 7);
 
     receiver.answer(&mark(7), 200);
-    eventually("its number goes on", || receiver.taken().len() == 100);
-    let last = serials(&receiver.taken(), 1).split_off(98);
+    eventually("its number goes on", || receiver.received().len() == 100);
+    let last = serials(&receiver.received(), 1).split_off(98);
     assert_eq!(last, ["serial 7", "serial 57"]);
 }
 
@@ -133,7 +133,7 @@ fn answer_together(barrier: Arc<Barrier>) -> SocketAddr {
     address
 }
 
-fn numbers_of_one_account_are_delivered_at_once(engine: Engine) {
+fn numbers_of_one_account_are_delivered_concurrently(engine: Engine) {
     let address = answer_together(Arc::new(Barrier::new(8)));
     // An attempt that ran out of time would be counted at the barrier once more.
     let at_once = patient(address, "concurrency = 8\ntimeout = \"1h\"");
@@ -147,7 +147,7 @@ fn numbers_of_one_account_are_delivered_at_once(engine: Engine) {
     });
 }
 
-fn an_event_without_a_readable_number_waits_for_its_account_and_holds_it_up(engine: Engine) {
+fn an_event_without_a_readable_number_waits_for_its_account_and_blocks_it(engine: Engine) {
     let receiver = Receiver::start();
     let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
     let service = home.start();
@@ -159,8 +159,8 @@ fn an_event_without_a_readable_number_waits_for_its_account_and_holds_it_up(engi
     assert_eq!(service.zoom(&unreadable).status, 200);
     post(&service, 1, &[4], 4);
     post(&service, 2, &[4], 5);
-    taken(&receiver, 1, &[2]);
-    taken(&receiver, 2, &[5]);
+    assert_received(&receiver, 1, &[2]);
+    assert_received(&receiver, 2, &[5]);
     waits(&home, 3, 1);
     waits(&home, 4, 3);
 
@@ -169,15 +169,15 @@ fn an_event_without_a_readable_number_waits_for_its_account_and_holds_it_up(engi
         shown(&home, 3)["deliveries"][0]["attempts"].as_u64() > Some(1)
     });
     post(&service, 2, &[6], 6);
-    taken(&receiver, 2, &[5, 6]);
+    assert_received(&receiver, 2, &[5, 6]);
     waits(&home, 4, 3);
-    taken(&receiver, 1, &[2, 1]);
+    assert_received(&receiver, 1, &[2, 1]);
 
     receiver.answer(&mark(3), 200);
-    taken(&receiver, 1, &[2, 1, 3, 4]);
+    assert_received(&receiver, 1, &[2, 1, 3, 4]);
 }
 
-fn an_event_of_several_numbers_waits_for_each_and_holds_up_only_those(engine: Engine) {
+fn an_event_of_several_numbers_waits_for_each_and_blocks_only_those(engine: Engine) {
     let receiver = Receiver::start();
     let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
     let service = home.start();
@@ -191,20 +191,20 @@ fn an_event_of_several_numbers_waits_for_each_and_holds_up_only_those(engine: En
         post(&service, account, &[1, 3, 2], both);
         post(&service, account, &[3], after);
         post(&service, account, &[4], other);
-        taken(&receiver, account, &[other]);
+        assert_received(&receiver, account, &[other]);
         waits(&home, after, both);
 
         receiver.answer(&mark(first), 200);
         waits(&home, both, second);
         waits(&home, after, both);
-        taken(&receiver, account, &[other, first]);
+        assert_received(&receiver, account, &[other, first]);
 
         receiver.answer(&mark(second), 200);
-        taken(&receiver, account, &[other, first, second, both, after]);
+        assert_received(&receiver, account, &[other, first, second, both, after]);
     }
 }
 
-fn what_a_delivery_waits_for_is_shown(engine: Engine) {
+fn the_event_that_a_delivery_waits_for_is_shown(engine: Engine) {
     let receiver = Receiver::start();
     receiver.answer(&mark(1), 503);
     let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
@@ -240,7 +240,7 @@ fn a_body_of_80_000_numbers_is_delivered_in_the_order_of_its_account(engine: Eng
     waits(&home, 3, 2);
 
     receiver.answer(&mark(1), 200);
-    taken(&receiver, 1, &[1]);
+    assert_received(&receiver, 1, &[1]);
     receiver.answer(&mark(2), 200);
-    taken(&receiver, 1, &[1, 2, 3]);
+    assert_received(&receiver, 1, &[1, 2, 3]);
 }

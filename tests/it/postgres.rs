@@ -45,7 +45,7 @@ fn takes_events(service: &Service) -> bool {
 }
 
 #[test]
-fn events_come_through_and_commands_see_them() {
+fn events_are_delivered_and_commands_show_them() {
     let database = Database::new();
     let home = home(&database.url());
     let service = home.start();
@@ -70,7 +70,7 @@ fn events_come_through_and_commands_see_them() {
 }
 
 #[test]
-fn a_service_takes_events_while_its_database_is_there() {
+fn a_service_accepts_events_while_its_database_is_up() {
     let mut postgres = Postgres::start(&[]);
     let database = postgres.create_database();
     let home = home(&postgres.url(&database));
@@ -91,14 +91,14 @@ fn a_service_takes_events_while_its_database_is_there() {
         assert_eq!(service.ready(), (503, "unavailable".to_owned()));
     }
     postgres.restart(&[]);
-    eventually("what was taken is delivered", || {
+    eventually("stored events are delivered", || {
         archived(&[&home]).is_superset(&said([2, 3].into_iter()))
     });
     assert!(!service.log().contains(PASSWORD));
 }
 
 #[test]
-fn what_a_dead_replica_took_another_one_delivers() {
+fn another_replica_delivers_what_a_dead_one_stored() {
     let database = Database::new();
     let homes = [home(&database.url()), home(&database.url())];
     let (mut dying, other) = (homes[0].start(), homes[1].start());
@@ -139,7 +139,7 @@ const CLIENTS: &str = "SELECT string_agg(DISTINCT client_dn, ' ') FROM pg_stat_s
     JOIN pg_stat_activity USING (pid) WHERE ssl";
 
 #[test]
-fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
+fn a_client_certificate_is_presented_to_the_database() {
     let client = Identity::new();
     let (authority, key) = certificate();
     let own = (authority.as_str(), key.as_str());
@@ -158,11 +158,11 @@ fn a_database_that_wants_to_know_who_comes_is_shown_a_certificate() {
 
     home.configure(&[&config(&known)]);
     let refused = home.run(&["serve"]);
-    let told = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(69), "{told}");
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(69), "{stderr}");
     assert!(
-        told.contains("connection requires a valid client certificate"),
-        "{told}"
+        stderr.contains("connection requires a valid client certificate"),
+        "{stderr}"
     );
 
     let shown = client.settings(home.path());

@@ -157,7 +157,7 @@ fn says(service: &Service, why: &str) {
 }
 
 #[test]
-fn an_entry_holds_the_event_in_each_of_its_forms() {
+fn an_entry_contains_the_event_in_each_form() {
     let server = start(&[]);
     let at = plain(&server) + "/3";
     let home = Home::new(&[
@@ -206,7 +206,7 @@ fn an_entry_holds_the_event_in_each_of_its_forms() {
 }
 
 #[test]
-fn a_server_that_comes_up_late_gets_every_event() {
+fn a_server_that_starts_late_gets_every_event() {
     let mut server = start(&[]);
     server.kill();
     let home = Home::new(&[ENDPOINTS, &handler("late", plain(&server), "")]);
@@ -223,7 +223,7 @@ fn a_server_that_comes_up_late_gets_every_event() {
 }
 
 #[test]
-fn a_server_that_is_killed_in_the_middle_costs_neither_events_nor_order() {
+fn a_server_killed_under_load_costs_neither_events_nor_order() {
     let mut server = start(&[]);
     let home = Home::new(&[ENDPOINTS, &handler("stream", plain(&server), "")]);
     let service = home.start();
@@ -313,7 +313,7 @@ fn an_entry_counts_once_enough_replicas_have_it() {
 }
 
 #[test]
-fn a_refusal_is_named_and_what_was_refused_is_added_once_it_is_mended() {
+fn a_refusal_is_reported_and_its_entry_added_once_it_is_resolved() {
     let server = start(&[]);
     let mut client = Client::connect(server.address());
     client.ok(&["ACL", "SETUSER", "reader", "on", ">hush", "~*", "+xlen"]);
@@ -368,7 +368,7 @@ fn a_refusal_is_named_and_what_was_refused_is_added_once_it_is_mended() {
 }
 
 #[test]
-fn what_goes_on_failing_is_parked_with_its_reason() {
+fn an_entry_that_keeps_failing_is_parked_with_its_reason() {
     let server = start(&["--requirepass", "sesame"]);
     let open = handler("open", plain(&server), "");
     let home = Home::new(&[
@@ -407,7 +407,7 @@ fn start_secure(more: &[&str]) -> (Server, u16) {
 }
 
 #[test]
-fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
+fn tls_is_used_and_the_server_is_verified_by_the_ca() {
     let more = ["--tls-auth-clients", "no", "--tls-ca-cert-file", "cert.pem"];
     let (server, secure) = start_secure(&more);
     let known = server.dir().join("cert.pem");
@@ -430,7 +430,7 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
 }
 
 #[test]
-fn a_server_that_asks_for_a_certificate_is_shown_it() {
+fn a_client_certificate_is_presented_on_request() {
     let identity = Identity::new();
     let authority = tempfile::NamedTempFile::new().unwrap();
     fs::write(&authority, &identity.authority).unwrap();

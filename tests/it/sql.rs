@@ -77,7 +77,7 @@ fn every_field_gets_into_its_column_whatever_its_type() {
          CREATE TABLE events (id uuid PRIMARY KEY, source text, type what, subject varchar(20),
              time timestamptz, received timestamptz, key text, attempt int, attempts bigint,
              superseded bool, replay text, content text, data document, body bytea, event json,
-             told text)",
+             note text)",
     );
     let statement = "INSERT INTO events VALUES (:id, :source, :type, :subject, :time,
             :receivedtime, :key, :attempt, :attempt, :superseded, :replayreason, :datacontenttype,
@@ -113,7 +113,7 @@ fn every_field_gets_into_its_column_whatever_its_type() {
     );
     assert_eq!(row["replay"], Value::Null);
     let time = event["time"].as_str().unwrap();
-    assert_eq!(row["told"], format!("{time} :id false"));
+    assert_eq!(row["note"], format!("{time} :id false"));
     // PostgreSQL keeps microseconds, and rounds a text to them.
     let far = database.sql(
         "SELECT count(*) FROM events WHERE time <> (event->>'time')::timestamptz
@@ -126,14 +126,14 @@ fn every_field_gets_into_its_column_whatever_its_type() {
     let id = row["id"].as_str().unwrap();
     home.json(&["replay", id, "--reason", "once more"]);
     let replay = || database.sql("SELECT replay FROM events");
-    eventually("the replay is told by its reason", || {
+    eventually("the replay arrives with its reason", || {
         replay() == "once more"
     });
     assert_eq!(count(), "1");
 }
 
 #[test]
-fn a_server_that_is_down_or_killed_gets_everything_once_it_is_back_in_order() {
+fn a_server_gets_everything_in_order_after_an_outage() {
     let mut postgres = Postgres::start(&[]);
     let database = postgres.create_database();
     postgres.sql(&database, TABLE);
@@ -167,7 +167,7 @@ fn a_server_that_is_down_or_killed_gets_everything_once_it_is_back_in_order() {
 }
 
 #[test]
-fn what_will_not_pass_by_itself_is_parked_without_a_word_of_the_event() {
+fn permanent_failures_are_parked_without_content_of_the_event() {
     for (schema, statement, why) in [
         (
             "CREATE TABLE events (number text UNIQUE);
@@ -243,7 +243,7 @@ fn what_will_not_pass_by_itself_is_parked_without_a_word_of_the_event() {
 }
 
 #[test]
-fn wrong_credentials_and_a_database_that_is_not_there_are_named_and_waited_for() {
+fn wrong_credentials_and_a_missing_database_are_reported_and_retried() {
     let database = Database::new();
     database.sql(TABLE);
     let url = database.url();
@@ -274,7 +274,7 @@ fn wrong_credentials_and_a_database_that_is_not_there_are_named_and_waited_for()
 }
 
 #[test]
-fn a_statement_that_has_to_wait_holds_up_nothing_else_and_is_run_again() {
+fn a_statement_that_waits_for_a_lock_blocks_nothing_else_and_is_retried() {
     let database = Database::new();
     database.sql(
         "CREATE TABLE events (seq bigserial, id uuid PRIMARY KEY, data jsonb);
@@ -307,7 +307,7 @@ fn a_statement_that_has_to_wait_holds_up_nothing_else_and_is_run_again() {
 }
 
 #[test]
-fn a_schema_that_changes_and_a_server_that_takes_no_writes_lose_nothing() {
+fn a_schema_change_and_a_read_only_server_lose_nothing() {
     let database = Database::new();
     database.sql("CREATE TABLE events (id uuid PRIMARY KEY, data text)");
     let home = Home::new(&[ENDPOINTS, &warehouse(&database.url(), INSERT, "")]);
@@ -342,7 +342,7 @@ fn a_schema_that_changes_and_a_server_that_takes_no_writes_lose_nothing() {
 }
 
 #[test]
-fn over_tls_each_side_is_who_an_authority_says() {
+fn over_tls_both_sides_are_verified_by_the_ca() {
     let client = Identity::new();
     let (authority, key) = certificate();
     let postgres = Postgres::start_with_tls((&authority, &key), &client.authority, |_| {});
@@ -392,7 +392,7 @@ fn sqlite_gets_its_events_in_order() {
     database.execute_batch(table).unwrap();
     drop(database);
     fs::rename(made, &path).unwrap();
-    let told = || -> String {
+    let serials = || -> String {
         open()
             .query_row(
                 "SELECT coalesce(group_concat(substr(data->>'$.payload.object.cnam', 8), ' '), '')
@@ -404,6 +404,6 @@ fn sqlite_gets_its_events_in_order() {
     };
     let expected: Vec<_> = (0..20).map(|serial: u32| serial.to_string()).collect();
     eventually("all of it is there in order", || {
-        told() == expected.join(" ")
+        serials() == expected.join(" ")
     });
 }

@@ -95,10 +95,10 @@ fn sayings_of(carrier: u32) -> Vec<String> {
 }
 
 #[test]
-fn a_move_that_is_killed_and_loses_its_database_is_finished_by_running_it_again() {
+fn a_transfer_that_is_killed_and_loses_its_database_is_finished_by_a_second_run() {
     let receiver = Receiver::start();
     let old = large(&receiver);
-    let (before, parked, delivered) = (listed(&old), old.parked(), receiver.taken().len());
+    let (before, parked, delivered) = (listed(&old), old.parked(), receiver.received().len());
     assert_eq!(before.len() as u64, u64::from(CARRIERS) * OF_EACH);
     assert_eq!(delivered as u64, u64::from(CARRIERS - 1) * OF_EACH - 1);
     assert_eq!(parked.len(), 1);
@@ -115,15 +115,15 @@ fn a_move_that_is_killed_and_loses_its_database_is_finished_by_running_it_again(
     });
     assert_eq!(service.zoom(&cnam(REFUSED, 1_000_000)).status, 503);
     stop(service);
-    assert_eq!(receiver.taken().len(), delivered);
+    assert_eq!(receiver.received().len(), delivered);
 
     gated.set(u64::from(CARRIERS) * OF_EACH);
     let whole = migrate(&old, &new);
     assert!(whole.status.success(), "{whole:?}");
     let all = "3200 events with 6400 deliveries moved and compared";
     assert!(said(&whole).starts_with(all), "{whole:?}");
-    for told in ["3200 of 3200 events moved", "3200 of 3200 events compared"] {
-        assert!(said(&whole).contains(told), "{whole:?}");
+    for line in ["3200 of 3200 events moved", "3200 of 3200 events compared"] {
+        assert!(said(&whole).contains(line), "{whole:?}");
     }
     assert!(listed(&new) == before, "the lists of events differ");
     assert_eq!(new.parked(), parked);
@@ -132,13 +132,13 @@ fn a_move_that_is_killed_and_loses_its_database_is_finished_by_running_it_again(
     let service = new.start();
     eventually("what was open is delivered", || {
         service.metric("hookswitch_open_deliveries{handler=\"crm\"}") == 0.0
-            && receiver.taken().len() as u64 >= delivered as u64 + OF_EACH
+            && receiver.received().len() as u64 >= delivered as u64 + OF_EACH
     });
     stop(service);
     // All of them in order, and nothing besides.
-    let taken = receiver.taken().split_off(delivered);
-    assert_eq!(serials(&taken, REFUSED), sayings_of(REFUSED));
-    assert_eq!(taken.len() as u64, OF_EACH);
+    let received = receiver.received().split_off(delivered);
+    assert_eq!(serials(&received, REFUSED), sayings_of(REFUSED));
+    assert_eq!(received.len() as u64, OF_EACH);
     assert!(new.archived().is_empty());
     assert_eq!(new.parked(), parked);
 }

@@ -96,7 +96,7 @@ fn stop(mut service: Service) {
 }
 
 #[test]
-fn what_an_embedded_store_holds_can_be_moved_whole() {
+fn an_embedded_store_is_transferred_whole() {
     let receiver = Receiver::start();
     receiver.answer("serial 3\"", 503);
     receiver.answer("serial 7\"", 410);
@@ -157,7 +157,7 @@ fn says_that_all_is_there(output: &Output) {
 }
 
 #[test]
-fn a_move_goes_on_behind_the_one_before_whatever_was_deleted_since() {
+fn a_transfer_continues_after_the_one_before_despite_deletions() {
     let old = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = old.start();
     for serial in [1, 2, 3] {
@@ -195,7 +195,7 @@ fn a_move_goes_on_behind_the_one_before_whatever_was_deleted_since() {
 }
 
 #[test]
-fn a_store_that_a_service_has_worked_on_since_is_not_taken_for_a_bad_copy() {
+fn a_store_that_a_service_has_used_since_is_not_mistaken_for_a_bad_transfer() {
     let receiver = Receiver::start();
     receiver.answer("serial", 503);
     let old = Home::new(&[ENDPOINTS, ARCHIVE, &crm(&receiver)]);
@@ -210,7 +210,7 @@ fn a_store_that_a_service_has_worked_on_since_is_not_taken_for_a_bad_copy() {
     assert!(migrate(&old, &new).status.success());
     receiver.answer("serial", 200);
     let service = new.start();
-    eventually("all are delivered", || receiver.taken().len() == 5);
+    eventually("all are delivered", || receiver.received().len() == 5);
     stop(service);
 
     says_that_all_is_there(&migrate(&old, &new));
@@ -224,7 +224,7 @@ fn a_store_that_a_service_has_worked_on_since_is_not_taken_for_a_bad_copy() {
 }
 
 #[test]
-fn a_service_that_is_started_during_a_move_waits_for_its_end() {
+fn a_service_started_during_a_transfer_waits_for_its_end() {
     let old = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = old.start();
     for serial in [1, 2] {
@@ -247,7 +247,7 @@ fn a_service_that_is_started_during_a_move_waits_for_its_end() {
     gated.set(9);
     let moved = moving.wait_with_output().unwrap();
     assert!(moved.status.success(), "{moved:?}");
-    eventually("events are taken", || {
+    eventually("events are accepted", || {
         service.zoom(&cnam(1, 3)).status == 200
     });
 }
@@ -286,7 +286,7 @@ fn damage(home: &Home, serial: u64) {
 }
 
 #[test]
-fn an_event_that_is_damaged_stays_behind_and_still_supersedes_older_ones() {
+fn a_damaged_event_is_not_transferred_and_still_supersedes_older_ones() {
     let receiver = Receiver::start();
     receiver.answer("serial", 503);
     let old = Home::new(&[ENDPOINTS, ARCHIVE, &crm(&receiver)]);
@@ -325,9 +325,11 @@ fn an_event_that_is_damaged_stays_behind_and_still_supersedes_older_ones() {
 
     receiver.answer("serial", 200);
     let _service = new.start();
-    eventually("what was open is delivered", || receiver.taken().len() == 3);
-    let taken = receiver.taken().into_iter();
-    let superseded: Vec<_> = taken
+    eventually("what was open is delivered", || {
+        receiver.received().len() == 3
+    });
+    let received = receiver.received().into_iter();
+    let superseded: Vec<_> = received
         .filter(|event| event["superseded"] == true)
         .map(|event| event["subject"].clone())
         .collect();

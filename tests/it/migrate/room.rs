@@ -52,7 +52,7 @@ fn small_database() -> (Postgres, Disk) {
 }
 
 #[test]
-fn a_disk_without_room_is_named_and_the_move_goes_on_once_there_is_some() {
+fn a_full_disk_is_reported_and_the_transfer_continues_once_there_is_room() {
     let old = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = old.start();
     for serial in 0..EVENTS {

@@ -45,7 +45,7 @@ fn check(client: &mut Client, right: &str, wrong: &str, secrets: &[String]) {
 }
 
 #[test]
-fn a_wrong_token_is_named_and_not_shown() {
+fn a_wrong_token_is_reported_and_not_shown() {
     let server = start("authorization { token: sesame }");
     let mut client = Client::connect_as(server.address(), json!({ "auth_token": "sesame" }));
     check(
@@ -57,7 +57,7 @@ fn a_wrong_token_is_named_and_not_shown() {
 }
 
 #[test]
-fn a_user_is_known_by_an_nkey() {
+fn a_user_authenticates_with_an_nkey() {
     let (known, stranger) = (KeyPair::new_user(), KeyPair::new_user());
     let server = start(&format!(
         "authorization {{ users: [ {{ nkey: {} }}, {{ user: admin, password: admin }} ] }}",
@@ -146,7 +146,7 @@ fn accounts(operator: &KeyPair, account: &KeyPair) -> String {
 }
 
 #[test]
-fn a_user_is_known_by_its_accounts_word() {
+fn a_user_authenticates_with_a_jwt_of_its_account() {
     let operator = KeyPair::new_operator();
     let (account, stranger) = (KeyPair::new_account(), KeyPair::new_account());
     let server = start(&accounts(&operator, &account));

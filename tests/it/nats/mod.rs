@@ -196,7 +196,7 @@ fn reasons(home: &Home) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_message_holds_the_event_in_each_of_its_forms() {
+fn a_message_contains_the_event_in_each_form() {
     let server = start("");
     let mut client = Client::connect(server.address());
     client.create("telephony", &["telephony.>"], &json!({}));
@@ -217,7 +217,7 @@ fn a_message_holds_the_event_in_each_of_its_forms() {
     let service = home.start();
     let body = cnam(1, 7);
     assert_eq!(service.zoom(&body).status, 200);
-    // One stream has the event of each handler: none is a copy of another.
+    // One stream has the event of each handler: none is a duplicate of another.
     eventually("all are there", || client.count("telephony") == 3);
     let stored = client.stored("telephony");
     let of = |start: &str| {
@@ -282,7 +282,7 @@ fn a_message_holds_the_event_in_each_of_its_forms() {
 }
 
 #[test]
-fn a_server_that_comes_up_late_gets_every_event() {
+fn a_server_that_starts_late_gets_every_event() {
     let mut server = start("");
     Client::connect(server.address()).create("telephony", &["telephony"], &json!({}));
     server.stop("TERM");
@@ -303,7 +303,7 @@ fn a_server_that_comes_up_late_gets_every_event() {
 }
 
 #[test]
-fn a_server_that_is_killed_in_the_middle_costs_neither_events_nor_order() {
+fn a_server_killed_under_load_costs_neither_events_nor_order() {
     let mut server = start("");
     Client::connect(server.address()).create("telephony", &["telephony"], &json!({}));
     let home = Home::new(&[
@@ -342,7 +342,7 @@ fn a_server_that_is_killed_in_the_middle_costs_neither_events_nor_order() {
 }
 
 #[test]
-fn a_replay_is_no_copy_to_the_stream() {
+fn a_replay_is_no_duplicate_to_the_stream() {
     let server = start("");
     let mut client = Client::connect(server.address());
     client.create("telephony", &["telephony"], &json!({}));
@@ -360,15 +360,15 @@ fn a_replay_is_no_copy_to_the_stream() {
     assert_eq!(events[2]["replayreason"], "lost");
     assert_eq!(events[0]["id"], events[2]["id"]);
     let id = events[0]["id"].as_str().unwrap();
-    // Each is told from the others, and from no other attempt at it.
+    // Each replay has an id of its own, which its attempts share.
     let stored = client.stored("telephony").into_iter();
-    let told: Vec<_> = stored.map(|it| it.headers["Nats-Msg-Id"].clone()).collect();
+    let ids: Vec<_> = stored.map(|it| it.headers["Nats-Msg-Id"].clone()).collect();
     let wanted = ["", "/1", "/2"].map(|end| format!("{id}/bus{end}"));
-    assert_eq!(told, wanted);
+    assert_eq!(ids, wanted);
 }
 
 #[test]
-fn what_no_attempt_can_change_is_parked_and_a_missing_stream_is_waited_for() {
+fn permanent_failures_are_parked_and_a_missing_stream_is_retried() {
     let server = start(
         "max_payload: 4096\n\
          authorization { users: [\n\

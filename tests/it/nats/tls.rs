@@ -27,7 +27,7 @@ fn start_with(more: &str, beside: &str) -> Server {
 }
 
 #[test]
-fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
+fn tls_is_used_and_the_server_is_verified_by_the_ca() {
     let server = start("");
     let mut client = Client::connect(server.address());
     client.create("telephony", &["telephony"], &json!({}));
@@ -64,7 +64,7 @@ fn tls_is_asked_for_and_the_server_is_known_by_its_authority() {
 
 /// The server is known by an authority of the system, which is made of the environment here.
 #[test]
-fn a_server_that_insists_on_tls_has_it_although_nothing_asks_for_it() {
+fn tls_is_used_with_a_server_that_requires_it() {
     let server = start_with("", "");
     let handler = bus("plain", &server, "subject = \"telephony\"");
     let home = Home::new(&[ENDPOINTS, &handler]);
@@ -79,7 +79,7 @@ fn a_server_that_insists_on_tls_has_it_although_nothing_asks_for_it() {
 }
 
 #[test]
-fn a_server_that_asks_for_a_certificate_is_shown_it() {
+fn a_client_certificate_is_presented_on_request() {
     let identity = Identity::new();
     let authority = tempfile::NamedTempFile::new().unwrap();
     fs::write(&authority, &identity.authority).unwrap();

@@ -71,7 +71,7 @@ fn a_replica_that_is_frozen_past_its_lease_changes_nothing_when_it_thaws() {
     let failed_at = Instant::now();
     cluster.replica(0).signal("STOP");
     cluster.until_taken_over(&load, failed_at);
-    // It finds that its deliveries were taken, and says so of what others have said it of by now.
+    // Its settlements come after those of the replicas that have taken its deliveries over.
     cluster.sink.attend();
     cluster.replica(0).signal("CONT");
     acknowledged(&load, 200);

@@ -27,9 +27,9 @@ pub(super) struct Figures {
     /// carefully as that there are events, and may be lost with the primary.
     pub(super) just_ended: usize,
     /// From the failure to the first 200 for a request that began after it.
-    pub(super) taken_again: Duration,
+    pub(super) accepted_after: Duration,
     /// From the failure to the last delivery of what had been acknowledged before it.
-    pub(super) taken_over: Duration,
+    pub(super) caught_up_after: Duration,
 }
 
 impl Figures {
@@ -37,7 +37,7 @@ impl Figures {
     /// event is two, every answer is a 200 or a 503, and order.
     ///
     /// Order means: what was acknowledged before another event that shares a key with it was sent for
-    /// the first time is delivered before that. Copies that come later are counted, and have no order.
+    /// the first time is delivered before that. Repeated deliveries are counted, and have no order.
     pub(super) fn of(log: &Log, sink: &Sink, failed_at: Instant) -> Self {
         let acknowledged: BTreeSet<_> = log.acknowledged().map(|(serial, _)| serial).collect();
         eventually("everything acknowledged is delivered", || {
@@ -72,8 +72,8 @@ impl Figures {
             unanswered,
             longest: answered.map(|e| e.took).max().unwrap_or_default(),
             just_ended: just_ended(&arrivals, failed_at),
-            taken_again: taken_again(log, failed_at),
-            taken_over: taken_over(log, &arrivals, failed_at),
+            accepted_after: until_accepted(log, failed_at),
+            caught_up_after: until_caught_up(log, &arrivals, failed_at),
         }
     }
 
@@ -94,8 +94,8 @@ impl fmt::Display for Figures {
             self.refused,
             self.unanswered.values().sum::<usize>(),
             self.longest.as_millis(),
-            self.taken_again.as_secs_f64(),
-            self.taken_over.as_secs_f64(),
+            self.accepted_after.as_secs_f64(),
+            self.caught_up_after.as_secs_f64(),
         )
     }
 }
@@ -137,17 +137,17 @@ fn just_ended(arrivals: &[Arrival], failed_at: Instant) -> usize {
     ended.filter(|at| last_second.contains(at)).count()
 }
 
-fn taken_again(log: &Log, failed_at: Instant) -> Duration {
-    let taken =
+fn until_accepted(log: &Log, failed_at: Instant) -> Duration {
+    let accepted =
         |exchange: &&Exchange| exchange.began_at > failed_at && exchange.status == Some(200);
-    let ends = log.exchanges.iter().filter(taken);
+    let ends = log.exchanges.iter().filter(accepted);
     let first = ends.map(|exchange| exchange.began_at + exchange.took).min();
     first.unwrap().duration_since(failed_at)
 }
 
 /// Of each event the first answered arrival counts: those that the failed replica had under way
 /// are answered late or never.
-fn taken_over(log: &Log, arrivals: &[Arrival], failed_at: Instant) -> Duration {
+fn until_caught_up(log: &Log, arrivals: &[Arrival], failed_at: Instant) -> Duration {
     let mut answered: BTreeMap<u64, Instant> = BTreeMap::new();
     for arrival in arrivals {
         let Some(at) = arrival.answered_at else {

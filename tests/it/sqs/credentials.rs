@@ -51,7 +51,7 @@ session_token = { env = "SESSION" }
 }
 
 #[test]
-fn without_keys_the_environment_and_then_a_profile_say_who_we_are() {
+fn without_keys_the_environment_and_then_a_profile_are_used() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &keyless("bus", &sqs, "telephony", "")]);
     let mut command = stranger(&home);
@@ -80,7 +80,7 @@ fn contained(home: &Home, sqs: &Sqs, token: &str) -> Service {
 }
 
 #[test]
-fn what_a_containers_agent_gave_is_kept_until_the_queue_no_longer_believes_it() {
+fn credentials_of_a_container_agent_are_kept_until_the_queue_refuses_them() {
     let sqs = Sqs::start();
     sqs.allow("ASIAFIRST", "first-secret", Some("first-session"));
     let home = Home::new(&[ENDPOINTS, &keyless("bus", &sqs, "telephony", "")]);
@@ -94,7 +94,7 @@ fn what_a_containers_agent_gave_is_kept_until_the_queue_no_longer_believes_it() 
 }
 
 #[test]
-fn what_is_about_to_run_out_is_asked_for_anew() {
+fn expiring_credentials_are_renewed() {
     let sqs = Sqs::start();
     sqs.allow(ID, SECRET, Some("a-session"));
     sqs.lend_for(100);
@@ -106,7 +106,7 @@ fn what_is_about_to_run_out_is_asked_for_anew() {
 }
 
 #[test]
-fn an_instance_is_what_its_metadata_say() {
+fn an_instance_uses_the_credentials_of_its_metadata() {
     let sqs = Sqs::start();
     sqs.allow(ID, SECRET, Some("a-session"));
     let home = Home::new(&[ENDPOINTS, &keyless("bus", &sqs, "telephony", "")]);
@@ -117,7 +117,7 @@ fn an_instance_is_what_its_metadata_say() {
 }
 
 #[test]
-fn an_agent_that_fails_is_the_end_of_the_search_and_its_failure_the_reason() {
+fn a_failing_agent_ends_the_search_with_its_error() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &keyless("bus", &sqs, "telephony", "")]);
     let service = contained(&home, &sqs, "a-token-of-somebody-else");
@@ -128,7 +128,7 @@ fn an_agent_that_fails_is_the_end_of_the_search_and_its_failure_the_reason() {
 }
 
 #[test]
-fn nobody_is_told_what_is_missing() {
+fn missing_credentials_are_reported() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &keyless("bus", &sqs, "telephony", "")]);
     let service = Service::spawn(&home, stranger(&home));
@@ -146,7 +146,7 @@ fn nobody_is_told_what_is_missing() {
 }
 
 #[test]
-fn wrong_keys_are_told_from_unknown_ones_and_can_be_mended() {
+fn wrong_and_unknown_keys_are_distinguished_and_can_be_corrected() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS]);
     let wrong = handler("bus", &sqs, "telephony", "").replace(SECRET, "a-wrong-secret");

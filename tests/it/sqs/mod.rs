@@ -76,7 +76,10 @@ fn an_event_is_a_message_in_either_form() {
         panic!("there is more than one message");
     };
     assert_eq!(structured.content_type, "application/cloudevents+json");
-    assert_eq!((&structured.group, &structured.copies), (&None, &None));
+    assert_eq!(
+        (&structured.group, &structured.deduplication_id),
+        (&None, &None)
+    );
     let event = structured.event();
     assert_eq!(event["specversion"], "1.0");
     assert_eq!(event["partitionkey"], key(1));
@@ -111,12 +114,15 @@ fn a_fifo_queue_has_each_event_once_in_the_group_of_its_key_though_answers_get_l
         let event = message.event();
         let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
         assert_eq!(message.group, Some(text(&event["partitionkey"])));
-        assert_eq!(message.copies, Some(format!("{}/bus", text(&event["id"]))));
+        assert_eq!(
+            message.deduplication_id,
+            Some(format!("{}/bus", text(&event["id"])))
+        );
     }
 }
 
 #[test]
-fn a_replay_gets_through_to_a_queue_that_has_had_the_event() {
+fn a_replay_reaches_a_queue_that_has_had_the_event() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "telephony.fifo", "")]);
     let service = home.start();
@@ -139,18 +145,18 @@ fn a_replay_gets_through_to_a_queue_that_has_had_the_event() {
         });
     }
     let messages = sqs.messages("telephony.fifo");
-    let copies: Vec<_> = messages
+    let ids: Vec<_> = messages
         .iter()
-        .map(|message| message.copies.clone().unwrap())
+        .map(|message| message.deduplication_id.clone().unwrap())
         .collect();
     let expected = ["", "/1", "/2"].map(|number| format!("{id}/bus{number}"));
-    assert_eq!(copies, expected);
+    assert_eq!(ids, expected);
     let reason = |message: &stand_in::Message| message.event()["replayreason"].clone();
     assert_eq!(reason(&messages[2]), "lost there");
 }
 
 #[test]
-fn what_sqs_cannot_take_now_is_sent_again_in_order() {
+fn temporary_refusals_are_retried_in_order() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "telephony", "")]);
     let service = home.start();
@@ -189,7 +195,7 @@ fn what_sqs_cannot_take_now_is_sent_again_in_order() {
 }
 
 #[test]
-fn what_sqs_never_takes_is_parked_with_its_reason() {
+fn permanent_refusals_are_parked_with_their_reason() {
     let odd = cnam(1, 1).replace("serial 1", "\u{ffff}");
     for (largest, body, more, why) in [
         (
@@ -217,7 +223,7 @@ fn what_sqs_never_takes_is_parked_with_its_reason() {
 }
 
 #[test]
-fn a_character_that_sqs_does_not_take_is_no_obstacle_to_the_structured_form() {
+fn a_character_that_sqs_refuses_is_sent_in_the_structured_form() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "telephony", "")]);
     let service = home.start();
@@ -232,7 +238,7 @@ fn a_character_that_sqs_does_not_take_is_no_obstacle_to_the_structured_form() {
 }
 
 #[test]
-fn what_an_operator_can_mend_is_not_parked_and_is_delivered_once_it_is_mended() {
+fn problems_that_an_operator_can_fix_are_retried_until_they_are_fixed() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "to-be-made", "")]);
     let service = home.start();
@@ -253,7 +259,7 @@ fn what_an_operator_can_mend_is_not_parked_and_is_delivered_once_it_is_mended() 
 }
 
 #[test]
-fn over_tls_the_server_is_one_that_an_authority_vouches_for() {
+fn over_tls_the_server_is_verified_by_the_ca() {
     let (certificate, key) = certificate();
     let sqs = Sqs::start_tls(&certificate, &key);
     let home = Home::new(&[]);

@@ -39,9 +39,9 @@ pub(super) struct Sqs {
 pub(super) enum Plan {
     /// It is refused.
     Refuse(u16, &'static str),
-    /// It is taken, and the connection is closed without an answer.
+    /// The message is accepted, and the connection is closed without an answer.
     LoseAnswer,
-    /// It is taken, and the answer has the digest of something else.
+    /// The message is accepted, and the answer has the digest of something else.
     Garble,
     /// Somebody else answers.
     Interlope,
@@ -53,7 +53,7 @@ pub(super) struct Message {
     pub(super) body: String,
     pub(super) content_type: String,
     pub(super) group: Option<String>,
-    pub(super) copies: Option<String>,
+    pub(super) deduplication_id: Option<String>,
 }
 
 impl Message {
@@ -307,13 +307,14 @@ impl State {
         let queue = self.queues.get_mut(&name);
         let queue = queue.ok_or((400, "com.amazonaws.sqs#QueueDoesNotExist"))?;
         let is_fifo = name.ends_with(".fifo");
-        if message.group.is_some() != is_fifo || message.copies.is_some() != is_fifo {
+        if message.group.is_some() != is_fifo || message.deduplication_id.is_some() != is_fifo {
             return Err((400, "com.amazonaws.sqs#InvalidParameterValue"));
         }
         let body = message.body.clone();
-        let is_copy = |other: &Message| is_fifo && other.copies == message.copies;
+        let is_duplicate =
+            |other: &Message| is_fifo && other.deduplication_id == message.deduplication_id;
         // No test takes the five minutes after which the queue would have forgotten.
-        if !queue.iter().any(is_copy) {
+        if !queue.iter().any(is_duplicate) {
             queue.push(message);
         }
         Ok(body)
@@ -360,12 +361,12 @@ fn message(sent: &Value, largest: usize) -> Result<Message, Refusal> {
         body: body.to_owned(),
         content_type: text(&attributes["content-type"]["StringValue"]).ok_or(wrong)?,
         group: text(&sent["MessageGroupId"]),
-        copies: text(&sent["MessageDeduplicationId"]),
+        deduplication_id: text(&sent["MessageDeduplicationId"]),
     };
     let is_id = |id: &String| {
         (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    let mut ids = message.group.iter().chain(&message.copies);
+    let mut ids = message.group.iter().chain(&message.deduplication_id);
     if ids.all(is_id) {
         Ok(message)
     } else {
