@@ -351,6 +351,12 @@ impl Reloader {
             ));
             return;
         }
+        // The content of the files may have changed since the configuration was checked.
+        let certificate = components.certificate.as_ref();
+        if let Some(Err(error)) = certificate.map(|certificate| certificate.refresh()) {
+            self.refuse(&error.to_string());
+            return;
+        }
         *restart_required = config.restart_required;
         // Handlers first: an event of a new endpoint must find its handlers.
         if let Err(error) = components.dispatcher.replace(config.handlers).await {
@@ -358,13 +364,6 @@ impl Reloader {
             return;
         }
         components.webhook.replace_endpoints(config.endpoints);
-        if let Some(Err(error)) = components
-            .certificate
-            .as_ref()
-            .map(|certificate| certificate.refresh())
-        {
-            tracing::error!(%error, "the old certificate stays in use");
-        }
         components
             .metrics
             .reloads

@@ -11,6 +11,8 @@ use rustls::{
 };
 use serde::Deserialize;
 
+use crate::pem;
+
 /// The CA certificates of a PEM file. The file is read together with the settings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "PathBuf")]
@@ -40,7 +42,7 @@ impl TryFrom<PathBuf> for CaBundle {
             format!("{path} cannot be read as a PEM file with certificates: {problem}")
         };
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(&path).map_err(|error| wrong(&error))? {
+        for certificate in CertificateDer::pem_slice_iter(&pem::read(&path)?) {
             let certificate = certificate.map_err(|error| wrong(&error))?;
             roots.add(certificate).map_err(|error| wrong(&error))?;
         }

@@ -7,17 +7,19 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, ConfigBuilder, Error, InconsistentKeys, WantsVerifier,
+    ClientConfig, ConfigBuilder, Error, WantsVerifier,
     client::{WantsClientCert, danger::ServerCertVerifier},
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_platform_verifier::BuilderVerifierExt;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::ca_bundle::CaBundle;
+use crate::{
+    ca_bundle::CaBundle,
+    pem::{self, CertificateChain, PrivateKey},
+};
 
 /// The setting `tls`: the CA bundle that verifies the server, and the certificate of the client.
 ///
@@ -41,10 +43,10 @@ struct Files {
     /// A PEM file with the certificate that is presented to a server that asks for one, followed by
     /// its intermediates.
     #[schemars(with = "Option<PathBuf>")]
-    certificate: Option<Certificate>,
+    certificate: Option<CertificateChain>,
     /// A PEM file with the private key of the certificate.
     #[schemars(with = "Option<PathBuf>")]
-    key: Option<Key>,
+    key: Option<PrivateKey>,
 }
 
 /// A certificate and its matching key.
@@ -166,82 +168,12 @@ fn half(given: &str, missing: &str) -> String {
 }
 
 impl Identity {
-    fn new(certificate: &Certificate, key: &Key) -> Result<Self, String> {
-        let (chain, der) = (certificate.chain.clone(), key.key.clone_key());
-        let certified = CertifiedKey::from_der(chain, der, &aws_lc_rs::default_provider());
-        let certified = certified.map_err(|error| {
-            let (certificate, key) = (certificate.path.display(), key.path.display());
-            match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => format!(
-                    "the key in {key} is not that of the certificate in {certificate}; name the \
-                     two files that belong together"
-                ),
-                error => format!(
-                    "the certificate in {certificate} and the key in {key} cannot be used: {error}"
-                ),
-            }
-        })?;
+    fn new(certificate: &CertificateChain, key: &PrivateKey) -> Result<Self, String> {
         Ok(Self {
             certificate: certificate.path.clone(),
             key: key.path.clone(),
-            certified: Arc::new(certified),
+            certified: Arc::new(pem::certify(certificate, key)?),
         })
-    }
-}
-
-/// A PEM file with the client's certificate, followed by its intermediates. The file is read
-/// together with the settings.
-#[derive(Deserialize)]
-#[serde(try_from = "PathBuf")]
-struct Certificate {
-    path: PathBuf,
-    chain: Vec<CertificateDer<'static>>,
-}
-
-impl TryFrom<PathBuf> for Certificate {
-    type Error = String;
-
-    fn try_from(path: PathBuf) -> Result<Self, String> {
-        let wrong = |problem: &dyn fmt::Display| {
-            let path = path.display();
-            format!(
-                "{path} cannot be read as a PEM file with a certificate: {problem}; it should hold \
-                 ours and then its intermediates, where this user may read them"
-            )
-        };
-        let chain = CertificateDer::pem_file_iter(&path).map_err(|error| wrong(&error))?;
-        let chain: Vec<_> = chain
-            .collect::<Result<_, _>>()
-            .map_err(|error| wrong(&error))?;
-        if chain.is_empty() {
-            return Err(wrong(&"there is none in it"));
-        }
-        Ok(Self { path, chain })
-    }
-}
-
-/// A PEM file with the private key of the certificate. The file is read together with the settings.
-#[derive(Deserialize)]
-#[serde(try_from = "PathBuf")]
-struct Key {
-    path: PathBuf,
-    key: PrivateKeyDer<'static>,
-}
-
-impl TryFrom<PathBuf> for Key {
-    type Error = String;
-
-    fn try_from(path: PathBuf) -> Result<Self, String> {
-        match PrivateKeyDer::from_pem_file(&path) {
-            Ok(key) => Ok(Self { path, key }),
-            Err(problem) => {
-                let path = path.display();
-                Err(format!(
-                    "{path} cannot be read as a PEM file with a private key: {problem}; it \
-                     should hold one that is not encrypted, where this user may read it"
-                ))
-            }
-        }
     }
 }
 
@@ -284,10 +216,10 @@ mod tests {
                 [None, certificate, Some(&*other)],
                 "is not that of the certificate",
             ),
-            ([None, key, key], "there is none in it"),
+            ([None, key, key], "a private key and no certificate"),
             (
                 [None, certificate, certificate],
-                "one that is not encrypted",
+                "a certificate and no private key",
             ),
         ] {
             let refused = read(texts).unwrap_err();

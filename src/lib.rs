@@ -34,7 +34,7 @@
 //! | [`store`] | keeps events and deliveries durably |
 //! | [`provider`] | verifies requests, and composes them for tests |
 //! | [`event`] | parses events |
-//! | [`client_tls`], [`secret`], [`ca_bundle`], `postgres_url`, [`quantity`], [`spanned`], [`cleartext`], `entries`, [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, URLs of PostgreSQL, sizes and durations, a TOML value with its places, warnings about credentials without TLS, tables with a line for each entry, logs and metrics |
+//! | [`client_tls`], [`secret`], [`ca_bundle`], [`pem`], `postgres_url`, [`quantity`], [`spanned`], [`cleartext`], `entries`, [`telemetry`] | foundations that every floor may use: TLS with a server, secrets by reference, CA certificates, certificates and keys, URLs of PostgreSQL, sizes and durations, a TOML value with its places, warnings about credentials without TLS, tables with a line for each entry, logs and metrics |
 //!
 //! # Glossary
 //!
@@ -115,6 +115,7 @@ mod ca_bundle;
 mod cleartext;
 mod client_tls;
 mod entries;
+mod pem;
 #[cfg(any(feature = "postgres", feature = "sql"))]
 mod postgres_url;
 mod quantity;

@@ -9,7 +9,13 @@
 //! reported at that place. What a reference may refer to is the caller's to say: [`Sources`] are
 //! set for one thread while [`watch`] runs, since `Deserialize` takes no arguments.
 
-use std::{borrow::Cow, cell::RefCell, fmt, fs, io, path::Path, sync::Arc};
+use std::{
+    borrow::Cow,
+    cell::{Cell, RefCell},
+    fmt, fs, io,
+    path::Path,
+    sync::Arc,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use secrecy::{ExposeSecret, SecretString};
@@ -95,6 +101,29 @@ pub fn watch<T>(sources: Sources, read: impl FnOnce() -> T) -> (T, Vec<Secret>) 
     (value, INLINE.replace(inline_before))
 }
 
+thread_local! {
+    /// Whether [`unread`] runs.
+    static UNREAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The error in place of a value that is not read while [`unread`] runs. It is no problem of the
+/// TOML.
+pub const NOT_READ: &str = "this is not read here";
+
+/// Runs `read`, for which no reference to a secret, a certificate or a program leads anywhere: each
+/// reference with the right form fails with [`NOT_READ`].
+pub fn unread<T>(read: impl FnOnce() -> T) -> T {
+    let before = UNREAD.replace(true);
+    let value = read();
+    UNREAD.set(before);
+    value
+}
+
+/// Whether [`unread`] runs, so that no reference must be followed.
+pub fn is_unread() -> bool {
+    UNREAD.get()
+}
+
 /// Why a secret could not be had.
 #[derive(Debug, thiserror::Error)]
 enum Missing {
@@ -106,6 +135,16 @@ enum Missing {
     Unreadable { path: String, error: io::Error },
     #[error("the secret file {0:?} is empty; write the secret into it")]
     EmptyFile(String),
+    #[error(
+        "the secret file {0:?} begins with a byte order mark, which would be part of the secret; \
+         save it as UTF-8 without one"
+    )]
+    Marked(String),
+    #[error(
+        "variables are not replaced in this file, so the text itself would be the secret; write \
+         {{ env = \"{0}\" }} for the whole text"
+    )]
+    Unexpanded(String),
     #[error(
         "the secret file {0:?} can be written by everyone, so anyone could choose the secret; take \
          that right away with `chmod o-w`"
@@ -148,6 +187,9 @@ fn from_env(name: String, sources: Sources) -> Result<String, Missing> {
     }
 }
 
+/// What editors of Windows write before a text in UTF-8 or UTF-16.
+const BYTE_ORDER_MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"];
+
 /// Reads a file and takes one line end off, which editors and `echo` put there.
 fn from_file(path: String) -> Result<String, Missing> {
     let unreadable = |error| Missing::Unreadable {
@@ -157,7 +199,12 @@ fn from_file(path: String) -> Result<String, Missing> {
     if is_exposed(Path::new(&path)).map_err(unreadable)? {
         return Err(Missing::Exposed(path));
     }
-    let text = fs::read_to_string(&path).map_err(unreadable)?;
+    let bytes = fs::read(&path).map_err(unreadable)?;
+    if BYTE_ORDER_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+        return Err(Missing::Marked(path));
+    }
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|error| unreadable(io::Error::other(error)))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
@@ -207,7 +254,25 @@ impl<'de> Deserialize<'de> for Secret {
         if text.trim() != text {
             return Err(de::Error::custom(Missing::Padded));
         }
+        refuse_unexpanded(&text)?;
         Ok(Self::derived(text))
+    }
+}
+
+/// Checks that `text` is not `${NAME}`, which is a reference in other programs' files.
+///
+/// # Errors
+///
+/// When the text is such a reference, or a word followed by one, such as `Bearer ${NAME}`.
+pub fn refuse_unexpanded<E: de::Error>(text: &str) -> Result<(), E> {
+    let last = text.split_once(' ').map_or(text, |(_, last)| last);
+    let name = last
+        .strip_prefix("${")
+        .and_then(|rest| rest.strip_suffix('}'));
+    let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    match name.filter(|name| !name.is_empty() && is_name(name)) {
+        Some(name) => Err(E::custom(Missing::Unexpanded(name.to_owned()))),
+        None => Ok(()),
     }
 }
 
@@ -250,14 +315,17 @@ impl<'de> de::Visitor<'de> for Reference {
     }
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
-        let read = match map.next_entry()? {
-            Some((Place::Env, name)) => from_env(name, SOURCES.with_borrow(|sources| *sources)),
-            Some((Place::File, path)) => from_file(path),
-            None => Err(Missing::NoPlace),
-        };
+        let reference = map.next_entry::<Place, String>()?;
         if map.next_entry::<Place, de::IgnoredAny>()?.is_some() {
             return Err(de::Error::custom(Missing::TwoPlaces));
         }
+        let read = match reference {
+            None => Err(Missing::NoPlace),
+            Some((_, name)) if name.is_empty() => Err(Missing::NoPlace),
+            Some(_) if is_unread() => return Err(de::Error::custom(NOT_READ)),
+            Some((Place::Env, name)) => from_env(name, SOURCES.with_borrow(|sources| *sources)),
+            Some((Place::File, path)) => from_file(path),
+        };
         read.map_err(de::Error::custom)
     }
 }

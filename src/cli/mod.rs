@@ -40,7 +40,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     app,
     config::{self, Config},
-    store,
+    http, store,
 };
 
 /// Receives RingCentral and Zoom telephony webhooks and never loses one.
@@ -97,7 +97,7 @@ enum Command {
     Completions(completions::Args),
 }
 
-/// How a command ended that did not fail.
+/// How a command ended that did not fail unexpectedly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
     Success,
@@ -148,10 +148,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS; // `hookswitch events list | head` is no failure.
     }
     let printed = writeln!(stderr, "hookswitch: {error:#}");
-    let unavailable = error.is::<app::Error>() || error.is::<store::StoreError>();
-    ExitCode::from(match (printed, unavailable) {
-        (Ok(()), true) => 69,
-        _ => 1,
+    ExitCode::from(match error.downcast_ref::<app::Error>() {
+        _ if printed.is_err() => 1,
+        // The files have changed since the configuration was checked.
+        Some(app::Error::Bind(http::Error::Certificate(_))) => 64,
+        Some(_) => 69,
+        None if error.is::<store::StoreError>() => 69,
+        None => 1,
     })
 }
 

@@ -1,18 +1,13 @@
 //! The rules that no single setting can check: rules between keys, between sections, and of names.
 
-use std::{
-    fs::File,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{iter, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
     Log, diagnostics,
     report::{Problem, Span},
     section::{Findings, Section},
 };
-use crate::{admin, cleartext::CleartextWarning, dispatch, http};
+use crate::{admin, cleartext::CleartextWarning, dispatch, http, secret};
 
 /// Checks the name of an endpoint or handler, which becomes a metric label and a log field.
 pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findings) {
@@ -126,7 +121,43 @@ pub(super) fn log(log: &Log, section: &Section<'_>, findings: &mut Findings) {
         let problem = Problem::new(format!("`filter` cannot be read: {error}"));
         let problem = problem.help("for example \"info\", or \"warn,hookswitch=debug\"");
         add(section, &["filter"], problem, findings);
+        return;
     }
+    for word in log.filter.split(',').map(str::trim) {
+        if let Some(level) = meant_level(word) {
+            let problem = Problem::new(format!(
+                "`filter` takes {word:?} for the name of a target, since it is no level"
+            ));
+            let problem = problem.help(format!("did you mean `{level}`?"));
+            add(section, &["filter"], problem, findings);
+        }
+    }
+}
+
+/// The level that a part of a filter was meant to be. A lone word that is no level is the name of a
+/// target, which silences all others.
+fn meant_level(word: &str) -> Option<&'static str> {
+    /// What other programs call the levels.
+    const OTHERS: &[(&str, &str)] = &[
+        ("warning", "warn"),
+        ("err", "error"),
+        ("fatal", "error"),
+        ("critical", "error"),
+        ("notice", "info"),
+        ("verbose", "debug"),
+        ("all", "trace"),
+        ("none", "off"),
+        ("silent", "off"),
+    ];
+    const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
+    let word = word.to_ascii_lowercase();
+    if LEVELS.contains(&word.as_str()) {
+        return None;
+    }
+    let other = OTHERS.iter().find(|(other, _)| *other == word);
+    let other = other.map(|(_, level)| *level);
+    let near = |level: &&str| word.len() > 2 && strsim::damerau_levenshtein(level, &word) == 1;
+    other.or_else(|| LEVELS.into_iter().find(near))
 }
 
 /// The largest `max_body`: half of what the embedded store takes as one record.
@@ -158,6 +189,12 @@ pub(super) fn server(server: &http::Settings, section: &Section<'_>, findings: &
         let help = "a provider's events have a few kilobytes; `max_body = \"1MiB\"` is plenty";
         add(section, &["max_body"], problem.help(help), findings);
     }
+    if let Some(tls) = server.tls.as_ref().filter(|_| !secret::is_unread()) {
+        for (key, problem) in tls.problems() {
+            let path: Vec<_> = iter::once("tls").chain(key).collect();
+            add(section, &path, diagnostics::problem(&problem), findings);
+        }
+    }
     if server.body_memory < server.max_body {
         let problem = Problem::new(
             "`body_memory` is less than `max_body`, so the largest bodies would never get in",
@@ -172,19 +209,6 @@ pub(super) fn server(server: &http::Settings, section: &Section<'_>, findings: &
             problem.help("give it room for several bodies, 16 times `max_body` for example"),
             findings,
         );
-    }
-    if let Some(tls) = &server.tls {
-        for (key, path) in [("certificate", &tls.certificate), ("key", &tls.key)] {
-            readable(section, &["tls", key], path, findings);
-        }
-    }
-}
-
-fn readable(section: &Section<'_>, keys: &[&str], path: &Path, findings: &mut Findings) {
-    if let Err(error) = File::open(path) {
-        let problem = Problem::new(format!("the file {path:?} cannot be read: {error}"));
-        let help = "name a PEM file that this user may read";
-        add(section, keys, problem.help(help), findings);
     }
 }
 

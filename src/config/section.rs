@@ -11,7 +11,10 @@ use super::{
     redaction::Redaction,
     report::{Problem, Span},
 };
-use crate::spanned::{Deserializer, Error, Kind, Path, Place};
+use crate::{
+    secret,
+    spanned::{Deserializer, Error, Kind, Path, Place},
+};
 
 /// A value with its place.
 pub(super) type Value<'i> = toml::Spanned<DeValue<'i>>;
@@ -248,7 +251,7 @@ impl<'i> Section<'i> {
                 span: span.clone(),
                 is_key: false,
             });
-            if !self.explains(&wrong, &error.kind, &place) {
+            if !is_unread(&error.kind) && !self.explains(&wrong, &error.kind, &place) {
                 self.report(&error.kind, &place, hints, findings);
                 self.mistyped.extend(meant(&error.kind, &place, hints));
                 if diagnostics::is_of_unread(&error.kind, &place) {
@@ -288,6 +291,11 @@ impl<'i> Section<'i> {
             _ => findings.add(problem),
         }
     }
+}
+
+/// Whether the value has the right form, and a reference in it was not followed.
+fn is_unread(error: &Kind) -> bool {
+    matches!(error, Kind::Message { message, .. } if message == secret::NOT_READ)
 }
 
 /// The path that a mistyped key was most likely meant to have.

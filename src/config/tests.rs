@@ -449,6 +449,50 @@ fn a_password_or_token_in_a_url_is_shown_by_no_report() {
     assert!(!report.contains("hunter2"), "{report}");
 }
 
+/// The fixtures hold no key, so this makes its own.
+#[test]
+fn a_certificate_that_its_key_does_not_fit_is_a_problem_at_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = || rcgen::generate_simple_self_signed(["hooks.example".to_owned()]).unwrap();
+    let (made, other) = (make(), make());
+    let write = |name: &str, content: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let certificate = &write("server.pem", made.cert.pem());
+    let key = &write("server-key.pem", made.signing_key.serialize_pem());
+    let stray = &write("other-key.pem", other.signing_key.serialize_pem());
+    let problems = |certificate: &Path, key: &Path| {
+        let tls = format!("tls = {{ certificate = {certificate:?}, key = {key:?} }}");
+        let text = format!("[server]\n{tls}\n{SOUND}");
+        let found = |problem: &Problem| {
+            let place = problem.place.clone().unwrap();
+            (text[place].to_owned(), problem.to_string())
+        };
+        match read(&text) {
+            Ok(config) => {
+                assert!(config.server.tls.is_some());
+                Vec::new()
+            }
+            Err(report) => report.problems().iter().map(found).collect(),
+        }
+    };
+    assert_eq!(problems(certificate, key), []);
+    let [(place, why)] = &problems(certificate, stray)[..] else {
+        panic!("not one problem");
+    };
+    assert!(place.starts_with("{ certificate = "), "{place}");
+    assert!(why.contains("is not that of the certificate"), "{why}");
+    let [(first, swapped), (second, other)] = &problems(key, certificate)[..] else {
+        panic!("not two problems");
+    };
+    assert!(first.contains("server-key.pem"), "{first}");
+    assert!(swapped.contains("name it as the `key`"), "{swapped}");
+    assert!(second.contains("server.pem"), "{second}");
+    assert!(other.contains("name it as the `certificate`"), "{other}");
+}
+
 /// As the fixture of this has it for absolute paths.
 #[test]
 fn one_file_is_one_whether_its_path_begins_here_or_at_the_root() {

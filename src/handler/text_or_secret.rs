@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 
 /// A text in the TOML itself, or a reference to a secret. Either way it is treated as a secret
 /// from then on, and it holds no NUL, which neither a header nor an environment can hold.
@@ -58,6 +58,7 @@ impl<'de> de::Visitor<'de> for PlainOrReference {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<TextOrSecret, E> {
+        secret::refuse_unexpanded(text)?;
         Ok(TextOrSecret {
             secret: Secret::derived(text.to_owned()),
             is_reference: false,

@@ -1,8 +1,8 @@
 //! The server's certificate, reloaded when its files change.
 
 use std::{
-    fs,
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -10,15 +10,17 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
-    crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    crypto::aws_lc_rs,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use x509_cert::der::Decode;
 
 use super::{Error, Tls};
-use crate::telemetry::FloatGauge;
+use crate::{
+    pem::{self, CertificateChain, PrivateKey},
+    telemetry::FloatGauge,
+};
 
 /// How often the files are read. A certificate is renewed minutes before it expires, at the least.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -33,6 +35,22 @@ pub struct Certificate {
     expiry: FloatGauge,
 }
 
+/// Why a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read.
+    #[error("{} cannot be read: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// A file does not hold what it should, or the files do not belong together.
+    #[error("{0}")]
+    Unusable(String),
+}
+
 /// The content of both files.
 #[derive(PartialEq, Eq)]
 struct Pem {
@@ -42,7 +60,7 @@ struct Pem {
 
 impl Certificate {
     /// Reads `files`; keeps `expiry` at the time when the certificate expires.
-    pub(super) fn load(files: &Tls, expiry: FloatGauge) -> Result<Self, Error> {
+    pub(super) fn load(files: &Tls, expiry: FloatGauge) -> Result<Self, CertificateError> {
         let pem = Pem::read(files)?;
         let key = pem.parse(files)?;
         let certificate = Self {
@@ -61,7 +79,7 @@ impl Certificate {
     /// # Errors
     ///
     /// When the files cannot be read or used; the certificate in use stays in use.
-    pub fn refresh(&self) -> Result<bool, Error> {
+    pub fn refresh(&self) -> Result<bool, CertificateError> {
         let pem = Pem::read(&self.files)?;
         let mut last_read = self
             .last_read
@@ -88,12 +106,12 @@ impl Certificate {
                 continue;
             };
             let was_unreadable = unreadable;
-            unreadable = matches!(refreshed, Err(Error::Unreadable { .. }));
+            unreadable = matches!(refreshed, Err(CertificateError::Unreadable { .. }));
             match refreshed {
                 Ok(true) => tracing::info!("the certificate was renewed"),
                 Ok(false) => {}
                 // A missing file is logged once.
-                Err(Error::Unreadable { .. }) if was_unreadable => {}
+                Err(CertificateError::Unreadable { .. }) if was_unreadable => {}
                 Err(error) => {
                     tracing::error!(%error, "the new certificate cannot be used; the old one stays in use");
                 }
@@ -124,9 +142,9 @@ impl ResolvesServerCert for Certificate {
 }
 
 impl Pem {
-    fn read(files: &Tls) -> Result<Self, Error> {
+    fn read(files: &Tls) -> Result<Self, CertificateError> {
         let read = |path: &Path| {
-            fs::read(path).map_err(|error| Error::Unreadable {
+            fs::read(path).map_err(|error| CertificateError::Unreadable {
                 path: path.to_owned(),
                 error,
             })
@@ -137,28 +155,12 @@ impl Pem {
         })
     }
 
-    fn parse(&self, files: &Tls) -> Result<CertifiedKey, Error> {
-        let not_pem = |path: &Path, what, help| Error::NotPem {
-            path: path.to_owned(),
-            what,
-            help,
+    fn parse(&self, files: &Tls) -> Result<CertifiedKey, CertificateError> {
+        let parse = || {
+            let chain = CertificateChain::parse(&files.certificate, &self.certificate)?;
+            pem::certify(&chain, &PrivateKey::parse(&files.key, &self.key)?)
         };
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.certificate)
-            .collect::<Result<_, _>>()
-            .ok()
-            .filter(|chain: &Vec<_>| !chain.is_empty())
-            .ok_or_else(|| {
-                let help = "it should hold the certificate and then its intermediates";
-                not_pem(&files.certificate, "certificate", help)
-            })?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| {
-            let help = "it should hold one private key that is not encrypted";
-            not_pem(&files.key, "private key", help)
-        })?;
-        CertifiedKey::from_der(chain, key, &crypto()).map_err(|error| Error::Certificate {
-            files: files.clone(),
-            error,
-        })
+        parse().map_err(CertificateError::Unusable)
     }
 }
 
@@ -168,13 +170,9 @@ impl std::fmt::Debug for Pem {
     }
 }
 
-fn crypto() -> CryptoProvider {
-    aws_lc_rs::default_provider()
-}
-
 /// TLS 1.2 and 1.3, with HTTP/2 or HTTP/1.1 over them.
 pub(super) fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, Error> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(Error::Tls)?
         .with_no_client_auth()

@@ -35,12 +35,13 @@ use serde::Deserialize;
 
 use crate::{
     event::{EndpointName, Family},
+    pem::{self, CertificateChain, PrivateKey},
     provider::Provider,
     quantity,
     telemetry::Metrics,
 };
 
-pub use certificate::Certificate;
+pub use certificate::{Certificate, CertificateError};
 pub use listener::{Drained, Listener, ListenerMetrics};
 pub use webhook::Webhook;
 
@@ -102,32 +103,9 @@ pub enum Error {
         /// The system's error.
         error: io::Error,
     },
-    /// A file of the certificate cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        error: io::Error,
-    },
-    /// A file of the certificate is not the expected PEM.
-    #[error("{} holds no {what} in PEM form; {help}", path.display())]
-    NotPem {
-        /// The file.
-        path: PathBuf,
-        /// What the file should hold.
-        what: &'static str,
-        /// What to do.
-        help: &'static str,
-    },
-    /// The certificate and the key do not match, or cannot be used.
-    #[error("the certificate {} cannot be used with the key {}: {error}", files.certificate.display(), files.key.display())]
-    Certificate {
-        /// The files.
-        files: Tls,
-        /// The error of rustls.
-        error: rustls::Error,
-    },
+    /// The certificate or its key cannot be used. The configuration is wrong.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// TLS cannot be set up at all.
     #[error("TLS cannot be set up: {0}")]
     Tls(rustls::Error),
@@ -199,6 +177,29 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub key: PathBuf,
+}
+
+impl Tls {
+    /// What is wrong with the files: each problem with the key of its file, or without one when the
+    /// files do not belong together.
+    pub fn problems(&self) -> Vec<(Option<&'static str>, String)> {
+        let chain = CertificateChain::try_from(self.certificate.clone());
+        let key = PrivateKey::try_from(self.key.clone());
+        match (chain, key) {
+            (Ok(chain), Ok(key)) => {
+                let mismatch = pem::certify(&chain, &key).err();
+                mismatch
+                    .map(|problem| (None, problem))
+                    .into_iter()
+                    .collect()
+            }
+            (chain, key) => {
+                let chain = chain.err().map(|problem| (Some("certificate"), problem));
+                let key = key.err().map(|problem| (Some("key"), problem));
+                chain.into_iter().chain(key).collect()
+            }
+        }
+    }
 }
 
 /// One URL that a provider posts to.

@@ -19,7 +19,9 @@ const FLOORS: &[&[&str]] = &[
     &["provider"],
     &["event"],
     &["client_tls"],
-    &["secret", "ca_bundle", "postgres_url", "quantity"],
+    &["ca_bundle"],
+    &["pem"],
+    &["secret", "postgres_url", "quantity"],
     &["cleartext", "entries", "spanned"],
     &["telemetry"],
 ];

@@ -1,13 +1,19 @@
 //! Reloads by SIGHUP: validated and applied as a whole, without dropping a request.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
     crash::{Load, archived_serials},
-    harness::{ARCHIVE, ENDPOINTS, Engine, Home, ZOOM_SECRET, cnam, eventually, on_every_engine},
+    harness::{
+        ARCHIVE, ENDPOINTS, Engine, Home, ZOOM_SECRET, certificate, cnam, eventually,
+        on_every_engine,
+    },
 };
 
 on_every_engine![
@@ -86,6 +92,38 @@ fn a_change_that_needs_a_restart_is_refused() {
         archived_serials(&home).len() == 1
     });
     assert!(!home.path().join("second.ndjson").exists());
+}
+
+#[test]
+fn a_certificate_that_its_key_does_not_fit_is_an_error_of_the_configuration() {
+    let tls = "[server]\ntls = { certificate = \"{dir}/server.pem\", key = \"{dir}/key.pem\" }\n";
+    let endpoints = ENDPOINTS.replace("[server]\n", tls);
+    let home = Home::new(&[&endpoints]);
+    let (made, key) = certificate();
+    let key_file = home.path().join("key.pem");
+    fs::write(home.path().join("server.pem"), made).unwrap();
+    fs::write(&key_file, &key).unwrap();
+    let service = home.start();
+    let reloads =
+        |result: &str| service.metric(&format!("hookswitch_reloads_total{{result=\"{result}\"}}"));
+
+    fs::write(&key_file, certificate().1).unwrap();
+    home.configure(&[&endpoints, ARCHIVE]);
+    service.signal("HUP");
+    eventually("the reload is refused", || reloads("refused") >= 1.0);
+    eventually("the log says why", || {
+        service.log().contains("is not that of the certificate")
+    });
+    let log = service.log();
+    assert!(!log.contains("was reloaded"), "{log}");
+    for command in ["check", "serve"] {
+        assert_eq!(home.run(&[command]).status.code(), Some(64), "{command}");
+    }
+
+    fs::write(&key_file, key).unwrap();
+    service.signal("HUP");
+    eventually("the reload is applied", || reloads("applied") >= 1.0);
+    eventually("the log says so", || service.log().contains("was reloaded"));
 }
 
 #[test]

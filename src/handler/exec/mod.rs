@@ -24,7 +24,10 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, os::unix::process::ExitStatusExt, process::ExitStatus};
+use std::{
+    borrow::Borrow, collections::BTreeMap, io, os::unix::process::ExitStatusExt, path::Path,
+    process::ExitStatus,
+};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -34,6 +37,7 @@ use super::{
     AnyEvent, BuildContext, BuildError, Delivery, Handler, HandlerKind, Outcome,
     cloud_event::CloudEvent, text_or_secret::TextOrSecret,
 };
+use crate::secret;
 use run::Run;
 
 /// Where programs are looked for that are named without a directory.
@@ -46,7 +50,8 @@ const TEMPORARY_FAILURE: i32 = 75;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
-    /// The program, by its whole path, and its arguments. No shell is involved.
+    /// The program and its arguments. The program has its whole path, or is a name that is looked
+    /// for in `PATH`. No shell is involved.
     #[schemars(with = "Vec<String>")]
     command: CommandLine,
     /// Environment variables besides those that hookswitch sets. A value is a text or a secret.
@@ -64,27 +69,64 @@ struct CommandLine {
 }
 
 impl TryFrom<Vec<String>> for CommandLine {
-    type Error = &'static str;
+    type Error = String;
 
-    fn try_from(words: Vec<String>) -> Result<Self, Self::Error> {
+    fn try_from(words: Vec<String>) -> Result<Self, String> {
         if words.iter().any(|word| word.contains('\0')) {
-            return Err("the command holds a NUL character");
+            return Err("the command holds a NUL character".to_owned());
         }
         let mut words = words.into_iter();
-        match words.next() {
-            Some(program) if !program.is_empty() => Ok(Self {
-                program,
-                arguments: words.collect(),
-            }),
-            _ => Err("the command is empty; name a program, such as [\"/usr/bin/env\"]"),
+        let program = words.next().filter(|program| !program.is_empty());
+        let empty = "the command is empty; name a program, such as [\"/usr/bin/env\"]";
+        let program = program.ok_or(empty)?;
+        if program.contains('/') {
+            check_path(&program)?;
         }
+        Ok(Self {
+            program,
+            arguments: words.collect(),
+        })
     }
+}
+
+/// Checks that `program` is a whole path, and that this user may run what is there.
+fn check_path(program: &str) -> Result<(), String> {
+    let path = Path::new(program);
+    if !path.is_absolute() {
+        return Err(format!(
+            "the program {program:?} is looked for in the folder that hookswitch is started from; \
+             write its whole path, which begins with a slash"
+        ));
+    }
+    if secret::is_unread() {
+        return Ok(());
+    }
+    require_executable(path).map_err(|error| {
+        let help = match error.kind() {
+            io::ErrorKind::PermissionDenied => "let this user execute it, with `chmod +x`",
+            _ => "install it, or name one that is there",
+        };
+        format!("the program {program:?} cannot be run: {error}; {help}")
+    })
+}
+
+fn require_executable(path: &Path) -> io::Result<()> {
+    if path.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok(rustix::fs::access(path, rustix::fs::Access::EXEC_OK)?)
 }
 
 /// The name of an environment variable.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 struct Variable(String);
+
+impl Borrow<str> for Variable {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 impl TryFrom<String> for Variable {
     type Error = String;
@@ -108,13 +150,32 @@ impl HandlerKind for Settings {
 [handlers.provision]
 kind = "exec"
 events = ["ringcentral.phone-number.*"]
-command = ["/usr/local/bin/provision", "--from-webhook"]
+command = ["/bin/sh", "/usr/local/lib/provision.sh", "--from-webhook"]
 environment = { TZ = "UTC", API_KEY = { env = "PROVISION_API_KEY" } }
 "#;
     type Handler = Exec;
 
     fn build(self, _context: &mut BuildContext) -> Result<Exec, BuildError> {
+        self.find_program().map_err(BuildError)?;
         Ok(Exec { settings: self })
+    }
+}
+
+impl Settings {
+    /// Looks for a program that is named without a directory.
+    fn find_program(&self) -> Result<(), String> {
+        let program = &self.command.program;
+        let path = self.environment.get("PATH");
+        let path = path.map_or(PATH, TextOrSecret::expose);
+        let mut folders = path.split(':').map(Path::new);
+        let is_there = |folder: &Path| require_executable(&folder.join(program)).is_ok();
+        if program.contains('/') || secret::is_unread() || folders.any(is_there) {
+            return Ok(());
+        }
+        Err(format!(
+            "there is no program {program:?} in {PATH}; write its whole path, or set `PATH` in \
+             `environment`"
+        ))
     }
 }
 

@@ -67,7 +67,13 @@ async fn the_exit_status_decides() {
 #[tokio::test]
 async fn a_program_that_is_not_there_is_tried_again() {
     let exec = Exec {
-        settings: read("{ command = [\"no-such-program-anywhere\"] }").unwrap(),
+        settings: Settings {
+            command: CommandLine {
+                program: "no-such-program-anywhere".to_owned(),
+                arguments: Vec::new(),
+            },
+            environment: BTreeMap::new(),
+        },
     };
     let Outcome::Retry { why, .. } = deliver(&exec, "{}").await else {
         panic!("not a retry");
@@ -83,7 +89,7 @@ async fn a_program_that_is_not_there_is_tried_again() {
 async fn the_program_gets_the_event_and_a_clean_environment() {
     let directory = tempfile::tempdir().unwrap();
     let mut exec = shell("cat > $1/stdin && env | sort > $1/env", directory.path());
-    exec.settings.environment = read("{ command = [\"x\"], environment = { COLOR = \"blue\" } }")
+    exec.settings.environment = read("{ command = [\"ls\"], environment = { COLOR = \"blue\" } }")
         .unwrap()
         .environment;
     assert!(matches!(deliver(&exec, "{\"a\": 1}").await, Outcome::Done));
@@ -191,6 +197,10 @@ fn settings_that_cannot_work_are_refused_while_they_are_read() {
         "{ command = [\"\"] }",
         "{ command = [\"a\\u0000b\"] }",
         "{ command = \"ls\" }",
+        "{ command = [\"./ls\"] }",
+        "{ command = [\"/nonexistent/ls\"] }",
+        "{ command = [\"/tmp\"] }",
+        "{ command = [\"/etc/passwd\"] }",
         "{ command = [\"ls\"], environment = { \"A=B\" = \"c\" } }",
         "{ command = [\"ls\"], environment = { HOOKSWITCH_ID = \"c\" } }",
         "{ command = [\"ls\"], environment = { A = \"\\u0000\" } }",

@@ -76,13 +76,14 @@ use super::{
     Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
     health::HealthReporter, pending,
 };
-use crate::{event::HandlerName, provider::Verified, quantity};
+use crate::{event::HandlerName, provider::Verified, quantity, secret};
 
 /// The settings of an embedded store.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The directory of the store.
+    #[serde(deserialize_with = "directory")]
     pub path: PathBuf,
     /// How long events are kept after their last delivery is finished. Duplicates are recognized
     /// for as long.
@@ -110,6 +111,20 @@ fn default_reserve() -> u64 {
 
 fn default_segment() -> u64 {
     64 << 20
+}
+
+/// Reads the path of a directory, which may not exist yet.
+fn directory<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    let there = path.ancestors().find(|path| path.exists());
+    match there.filter(|there| !there.is_dir() && !secret::is_unread()) {
+        None => Ok(path),
+        Some(file) => Err(serde::de::Error::custom(format!(
+            "the store cannot be at {}, since {} is no folder; name a folder, which need not exist",
+            path.display(),
+            file.display()
+        ))),
+    }
 }
 
 fn segment_size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
