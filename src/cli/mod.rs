@@ -102,6 +102,7 @@ enum Command {
 enum Exit {
     Success,
     Negative,
+    WrongConfiguration,
     ServiceFailed,
 }
 
@@ -111,6 +112,7 @@ pub fn main(builder: &app::Builder) -> ExitCode {
     match run(&cli, builder) {
         Ok(Exit::Success) => ExitCode::SUCCESS,
         Ok(Exit::Negative) => ExitCode::FAILURE,
+        Ok(Exit::WrongConfiguration) => ExitCode::from(64),
         Ok(Exit::ServiceFailed) => ExitCode::from(70),
         Err(error) => fail(&error),
     }
@@ -123,7 +125,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
     };
     match &cli.command {
         Command::Serve(args) => serve::run(args, &cli.config, builder),
-        Command::Check(args) => check::run(args, &cli.config, &config()?),
+        Command::Check(args) => check::run(args, &cli.config, builder),
         Command::Send(args) => send::run(args, config()?),
         Command::Healthcheck(args) => healthcheck::run(args, &cli.config),
         Command::Events(command) => events::run(command, &*operator()?),

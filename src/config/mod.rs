@@ -31,11 +31,11 @@ use std::{fs, path::Path};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub use report::{Problem, Report};
+pub use report::{Location, Problem, Report, Severity};
 pub use restart_required::RestartRequired;
 pub use schema::schema;
 
-use crate::{admin, dispatch, handler, http, store, telemetry::LogFormat};
+use crate::{admin, dispatch, handler, http, secret, store, telemetry::LogFormat};
 
 /// Everything that a service is built from: a TOML file without problems.
 #[derive(Debug)]
@@ -106,6 +106,17 @@ pub fn parse(
     Ok(Config { warnings, ..config })
 }
 
+/// Reads the file at `path` without following its references: no secret, certificate or program has
+/// to be there. What depends on the content of a secret is not checked.
+pub fn check_form(path: &Path, kinds: &[handler::Kind]) -> Report {
+    let read = || -> Result<Report, Report> {
+        let text = text(path)?;
+        let (_, findings) = reader::read(&text, kinds, |_| None, |reader| reader.config());
+        Ok(report(path, &text, findings))
+    };
+    secret::unread(read).unwrap_or_else(|report| report)
+}
+
 /// Reads only `[store]`, for commands that run without the secrets of the endpoints.
 ///
 /// # Errors
@@ -135,12 +146,16 @@ fn part<T>(
     part: impl FnOnce(&mut reader::Reader<'_, '_>) -> Option<T>,
 ) -> Result<(T, Report), Report> {
     let (value, findings) = reader::read(text, kinds, env, part);
-    let path = path.display().to_string();
-    let report = Report::new(path, text, &findings.redaction, findings.problems);
+    let report = report(path, text, findings);
     match value {
         Some(value) => Ok((value, report)),
         None => Err(report),
     }
+}
+
+fn report(path: &Path, text: &str, findings: section::Findings) -> Report {
+    let path = path.display().to_string();
+    Report::new(path, text, &findings.redaction, findings.problems)
 }
 
 /// The text of the file at `path`.

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Config, Log, check, diagnostics,
-    report::{Problem, Report, Severity},
+    report::{Problem, Report},
     restart_required::RestartRequired,
     section::{Findings, Hints, Section, Value},
     syntax,
@@ -52,8 +52,7 @@ pub(super) fn read<T>(
     let (value, secrets) = secret::watch(sources, || part(&mut reader));
     let mut findings = reader.findings;
     findings.redaction.add_read(&table, &secrets);
-    let mut problems = findings.problems.iter();
-    let is_wrong = problems.any(|problem| problem.severity == Severity::Error);
+    let is_wrong = findings.problems.iter().any(Problem::is_error);
     (value.filter(|_| !is_wrong), findings)
 }
 

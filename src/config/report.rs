@@ -3,6 +3,7 @@
 use std::{fmt, ops::Range};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use serde::Serialize;
 
 use super::redaction::Redaction;
 
@@ -10,7 +11,8 @@ use super::redaction::Redaction;
 pub(super) type Span = Range<usize>;
 
 /// How bad a problem is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The service cannot start from the file.
     Error,
@@ -44,6 +46,11 @@ impl Problem {
         }
     }
 
+    /// Whether the service cannot start because of the problem.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
     pub(super) const fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
         self
@@ -74,6 +81,15 @@ impl fmt::Display for Problem {
             None => Ok(()),
         }
     }
+}
+
+/// A place in the file, in lines and characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Location {
+    /// The line, from 1.
+    pub line: usize,
+    /// The character in the line, from 1.
+    pub column: usize,
 }
 
 /// Every problem of a file, in the order of the file.
@@ -110,6 +126,27 @@ impl Report {
     /// The problems, in the order of the file.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// The path of the file.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether the service can start from the file.
+    pub fn is_sound(&self) -> bool {
+        !self.problems.iter().any(Problem::is_error)
+    }
+
+    /// The location of the byte `at` of the file.
+    pub fn location(&self, at: usize) -> Location {
+        let at = self.source.floor_char_boundary(at);
+        let before = self.source.get(..at).unwrap_or_default();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        Location {
+            line: before.matches('\n').count() + 1,
+            column: line.chars().count() + 1,
+        }
     }
 
     /// The report as a text for people. `color` belongs on terminals only.

@@ -449,6 +449,88 @@ fn a_password_or_token_in_a_url_is_shown_by_no_report() {
     assert!(!report.contains("hunter2"), "{report}");
 }
 
+#[test]
+fn a_file_is_checked_for_its_form_where_nothing_that_it_refers_to_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hookswitch.toml");
+    let check = |text: &str| {
+        fs::write(&path, text).unwrap();
+        check_form(&path, KINDS)
+    };
+    let nothing_there = r#"
+[server]
+listen = "0.0.0.0:443"
+tls = { certificate = "/nonexistent/server.pem", key = "/nonexistent/server-key.pem" }
+[store]
+kind = "embedded"
+path = "/dev/null/store"
+[endpoints.zoom]
+family = "zoom.number-management"
+path = "/zoom"
+secret_tokens = [{ file = "/nonexistent/zoom" }, { env = "UNSET" }]
+[handlers.crm]
+kind = "http"
+events = ["*"]
+url = { env = "UNSET" }
+signing_secret = { env = "UNSET" }
+tls = { certificate = "/nonexistent/crm.pem", key = "/nonexistent/crm-key.pem" }
+[handlers.provision]
+kind = "exec"
+events = ["*"]
+command = ["/nonexistent/provision"]
+environment = { KEY = { env = "UNSET" } }
+"#;
+    assert_eq!(check(nothing_there).problems(), []);
+    for (right, wrong, why) in [
+        ("url = {", "ulr = {", "unknown key `ulr`"),
+        (
+            "{ env = \"UNSET\" }]",
+            "{ env = 1 }]",
+            "`secret_tokens.env` must be",
+        ),
+        ("{ env = \"UNSET\" }]", "{ env = \"\" }]", "needs a place"),
+        (
+            "{ env = \"UNSET\" }]",
+            "\"hunter2\"]",
+            "a secret stands in the file",
+        ),
+        ("{ env = \"UNSET\" }]", "{ evn = \"UNSET\" }]", "evn"),
+        (
+            "[{ file = \"/nonexistent/zoom\" }, { env = \"UNSET\" }]",
+            "[]",
+            "at least one secret",
+        ),
+        (
+            "\"/nonexistent/provision\"",
+            "\"./provision\"",
+            "write its whole path",
+        ),
+    ] {
+        let report = check(&nothing_there.replacen(right, wrong, 1));
+        assert!(!report.is_sound(), "{wrong}");
+        let report = report.render(false);
+        assert!(
+            report.contains(why) && report.ends_with(": 1 problem\n"),
+            "{report}"
+        );
+        assert!(!report.contains("hunter2"), "{report}");
+    }
+    assert!(!check_form(&path.with_extension("lost"), KINDS).is_sound());
+    assert!(
+        read(nothing_there).is_err(),
+        "the next read reads everything"
+    );
+}
+
+#[test]
+fn a_place_is_a_line_and_a_character() {
+    let report = read("# ä\n[log] # ä").unwrap_err();
+    let at = |line, column| Location { line, column };
+    assert_eq!(report.location(0), at(1, 1));
+    assert_eq!(report.location("# ä".len()), at(1, 4));
+    assert_eq!(report.location("# ä\n[log] # ä".len()), at(2, 10));
+}
+
 /// The fixtures hold no key, so this makes its own.
 #[test]
 fn a_certificate_that_its_key_does_not_fit_is_a_problem_at_its_place() {

@@ -80,6 +80,43 @@ fn an_invalid_configuration_is_reported_whole_with_exit_code_64() {
     }
 }
 
+#[test]
+fn a_configuration_is_checked_without_secrets_and_for_machines() {
+    let check = |arguments: &[&str], config: &Path| {
+        let arguments = [&["check"], arguments].concat();
+        let mut command = hookswitch();
+        command.env_remove("ZOOM_SECRET_TOKEN");
+        command.args(arguments).arg("--config").arg(config);
+        command.output().unwrap()
+    };
+    let shipped = shipped("container.toml");
+    let output = check(&[], &shipped);
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    let output = check(&["--without-secrets"], &shipped);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output).0.contains("were not read"), "{output:?}");
+
+    let output = check(&["--without-secrets", "--json"], &shipped);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let file = shipped.to_str().unwrap();
+    let sound = serde_json::json!({ "file": file, "sound": true, "problems": [] });
+    assert_eq!((output.status.code(), json), (Some(0), sound));
+
+    let home = Home::new(&[&ENDPOINTS.replace("[store]", "[stor]")]);
+    let output = check(&["--json"], &home.config());
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(text(&output).1, "", "the report is on standard output");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["sound"], false);
+    let start = serde_json::json!({ "line": 8, "column": 2 });
+    let end = serde_json::json!({ "line": 8, "column": 6 });
+    let problem = serde_json::json!({
+        "severity": "error", "message": "unknown section [stor]",
+        "help": "did you mean [store]?", "start": start, "end": end,
+    });
+    assert_eq!(json["problems"][0], problem);
+}
+
 fn send_posts_to_every_endpoint_and_prints_the_answers(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
