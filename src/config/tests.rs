@@ -14,7 +14,7 @@ fn env(name: &str) -> Option<String> {
         "UNSET" => None,
         "EMPTY" => Some(String::new()),
         "PADDED" => Some("a-secret-with-a-line-end\n".to_owned()),
-        "NOT_BASE64" => Some("whsec_!!!".to_owned()),
+        "NOT_BASE64" => Some("a-text-of-our-own".to_owned()),
         "CLEAR_STORE_URL" => {
             Some("postgres://me:hunter2@db.example.com/hookswitch?sslmode=disable".to_owned())
         }

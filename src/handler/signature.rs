@@ -5,35 +5,46 @@ use std::fmt;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
+use serde::Deserialize;
 use sha2::Sha256;
 
 use crate::secret::Secret;
 
-/// What a signing secret begins with that stands for other bytes than its own.
+/// What the libraries take off a secret before they decode it.
 const PREFIX: &str = "whsec_";
 
-/// Signs requests.
-#[derive(Clone)]
+/// Signs requests with the key that a secret is in base64.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "Secret")]
 pub(super) struct Signer(Hmac<Sha256>);
 
-/// A signing secret begins as if it were in base64 and is not.
+/// A signing secret holds no key that the libraries of Standard Webhooks could read out of it.
 #[derive(Debug, thiserror::Error)]
-#[error("the signing secret begins with {PREFIX:?} and does not go on in base64; copy it whole")]
+#[error(
+    "the signing secret is not a key in base64, as the libraries of Standard Webhooks read it; copy \
+     the receiver's secret whole, or give both sides a new one, made by `openssl rand -base64 24`"
+)]
 pub(super) struct NotBase64;
 
-impl Signer {
-    /// The signer for `secret`: `whsec_` and a key in base64, or a key as plain text.
-    pub(super) fn new(secret: &Secret) -> Result<Self, NotBase64> {
+impl TryFrom<Secret> for Signer {
+    type Error = NotBase64;
+
+    /// The signer for a key in base64, with or without `whsec_` before it. Some of the libraries read
+    /// other texts too, each in its own way; this is what all of them agree on.
+    fn try_from(secret: Secret) -> Result<Self, NotBase64> {
         let text = secret.expose();
-        let key = match text.strip_prefix(PREFIX) {
-            Some(encoded) => BASE64_STANDARD.decode(encoded).map_err(|_| NotBase64)?,
-            None => text.as_bytes().to_vec(),
-        };
+        let encoded = text.strip_prefix(PREFIX).unwrap_or(text);
+        let key = BASE64_STANDARD.decode(encoded).map_err(|_| NotBase64)?;
+        if key.is_empty() {
+            return Err(NotBase64);
+        }
         #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
         let keyed = Hmac::new_from_slice(&key).expect("HMAC takes a key of any length");
         Ok(Self(keyed))
     }
+}
 
+impl Signer {
     /// The `webhook-signature` of `body`, sent as `id` at `at`.
     pub(super) fn sign(&self, id: &str, at: Timestamp, body: &[u8]) -> String {
         let mac = self
@@ -58,36 +69,39 @@ mod tests {
     use super::*;
 
     fn signer(secret: &str) -> Result<Signer, NotBase64> {
-        Signer::new(&Secret::derived(secret.to_owned()))
+        Secret::derived(secret.to_owned()).try_into()
     }
 
+    /// The example that Standard Webhooks publishes.
     #[test]
-    fn the_published_example_comes_out() {
-        let signature = signer("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-            .unwrap()
-            .sign(
+    fn the_published_example_comes_out_with_and_without_the_prefix() {
+        for secret in [
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        ] {
+            let signature = signer(secret).unwrap().sign(
                 "msg_p5jXN8AQM9LWM0D4loKWxJek",
                 Timestamp::constant(1_614_265_330, 0),
                 br#"{"test": 2432232314}"#,
             );
-        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+            assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        }
     }
 
     #[test]
-    fn a_plain_secret_is_its_own_key() {
-        let sign = |secret: &str| {
-            signer(secret)
-                .unwrap()
-                .sign("id", Timestamp::UNIX_EPOCH, b"{}")
-        };
-        // "plain" in base64.
-        assert_eq!(sign("plain"), sign("whsec_cGxhaW4="));
-        assert_ne!(sign("plain"), sign("plainer"));
-    }
-
-    #[test]
-    fn a_secret_that_was_cut_off_is_refused_and_not_shown() {
-        let problem = signer("whsec_MfKQ9r8GK!").unwrap_err().to_string();
-        assert!(!problem.contains("MfKQ9r8GK"), "{problem}");
+    fn a_secret_that_the_libraries_would_read_differently_is_refused_and_not_shown() {
+        for secret in [
+            "hunter2",
+            "whsec_hunter2!",
+            "whsec_MfKQ9r8GKYqr TwjUPD8ILPZI",
+            "whsec_whsec_MfKQ9r8GKYqr",
+            "MfKQ9r8G-Yqr_wjU",
+            "whsec_MfKQ9r8GKY",
+            "whsec_",
+        ] {
+            let problem = signer(secret).unwrap_err().to_string();
+            assert!(problem.contains("openssl rand -base64 24"), "{problem}");
+            assert!(!problem.contains(secret), "{problem}");
+        }
     }
 }

@@ -86,7 +86,7 @@ fn check(recipe: &str) -> String {
         let value = if name.ends_with("_URL") {
             "postgres://me@db/warehouse"
         } else {
-            "secret"
+            "c2VjcmV0" // A signing secret is in base64.
         };
         command.env(name, value);
     }

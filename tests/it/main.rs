@@ -43,6 +43,7 @@ mod sql;
 #[cfg(feature = "sqs")]
 mod sqs;
 mod standstill;
+mod verifiers;
 #[path = "../support"]
 mod support {
     #[cfg(feature = "mqtt")]

@@ -71,12 +71,11 @@ connect_timeout = "5s"
             }
             None => builder,
         };
-        let signer = self.signing_secret.as_ref().map(Signer::new).transpose();
         Ok(Http {
             client: builder.build().map_err(client::refuse)?,
             url: self.url,
             format: self.format,
-            signer: signer.map_err(|problem| BuildError(problem.to_string()))?,
+            signer: self.signing_secret,
             headers: self
                 .headers
                 .into_iter()

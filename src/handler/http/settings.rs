@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::{
     cleartext::CleartextWarning,
     client_tls::ClientTls,
-    handler::{self, message::Format, text_or_secret::TextOrSecret},
+    handler::{self, message::Format, signature::Signer, text_or_secret::TextOrSecret},
     quantity,
     secret::Secret,
 };
@@ -29,9 +29,11 @@ pub(in crate::handler) struct Settings {
     /// attributes as headers, `raw` is the provider's own body.
     #[serde(default)]
     pub(super) format: Format,
-    /// The secret that requests are signed with, as Standard Webhooks describes. Without it, requests
-    /// are not signed.
-    pub(super) signing_secret: Option<Secret>,
+    /// The secret that requests are signed with, as Standard Webhooks describes: a key in base64, with
+    /// or without `whsec_` before it. `openssl rand -base64 24` makes one. Without it, requests are not
+    /// signed.
+    #[schemars(with = "Option<Secret>")]
+    pub(super) signing_secret: Option<Signer>,
     /// Headers of each request. A value is a text or a secret.
     #[serde(default)]
     #[schemars(with = "HashMap<String, TextOrSecret>")]
