@@ -2,8 +2,13 @@
 //!
 //! What is posted is a [`Message`] in CloudEvents' HTTP binding: its attributes are `ce-` headers.
 //!
-//! Every request has a `webhook-id` (the event's id, the same in every attempt and replay) and a
-//! `webhook-timestamp`; with a `signing_secret`, it is signed as Standard Webhooks says.
+//! **Signature.** Every request has a `webhook-id` and a `webhook-timestamp`; with a `signing_secret`,
+//! it has the `webhook-signature` of Standard Webhooks too. The libraries that verify a signature read
+//! the body as JSON in UTF-8. The structured form is always that. The provider's own body, which the
+//! other forms have, may be something else, and then the libraries fail.
+//!
+//! **Copies.** `webhook-id` is the delivery's [copy key](Delivery::copy_key), so a receiver that drops
+//! copies by it takes one message however often hookswitch had to try, and one more for each replay.
 //!
 //! | answer | outcome |
 //! |---|---|
@@ -131,7 +136,7 @@ impl Http {
             headers.insert(name, HeaderValue::try_from(to_header(text))?);
         }
         let body = message.body;
-        let id = delivery.idempotency_key().to_string();
+        let id = to_header(&delivery.copy_key());
         let at = delivery.context.started_at;
         if let Some(signer) = &self.signer {
             let signature = signer.sign(&id, at, &body);

@@ -256,7 +256,8 @@ async fn the_structured_form_is_one_cloud_event() {
         Some("application/cloudevents+json")
     );
     let id = "0192f0c1-2a3b-7c4d-8e5f-60718293a4b5";
-    assert_eq!(request.header("webhook-id"), Some(id));
+    let message = format!("{id}/sample");
+    assert_eq!(request.header("webhook-id"), Some(&*message));
     assert_eq!(request.header("webhook-timestamp"), Some("1772604000"));
     assert_eq!(request.header("webhook-signature"), None);
     let event: serde_json::Value = serde_json::from_slice(&request.body).unwrap();

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{
-        ARCHIVE, ENDPOINTS, Home, ZOOM_SECRET, as_pairs, eventually, unix_now, zoom_headers,
+        ARCHIVE, ENDPOINTS, Home, ZOOM_SECRET, as_pairs, cnam, eventually, unix_now, zoom_headers,
     },
     support::server::Server,
 };
@@ -158,9 +158,46 @@ fn the_libraries_refuse_what_another_key_signed() {
         &javascript.handler("javascript", OTHER_KEY),
     ]);
     let service = home.start();
-    assert_eq!(service.zoom(&crate::harness::cnam(1, 1)).status, 200);
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     eventually("both are parked", || home.parked().len() == 2);
     let why = "the answer was 401 Unauthorized";
     let parked = [("javascript", why), ("python", why)].map(|(to, why)| (to.into(), why.into()));
     assert_eq!(home.parked(), parked);
+}
+
+#[test]
+fn a_replay_is_no_copy_to_a_receiver_that_drops_copies() {
+    let (python, javascript) = (Receiver::python(KEY), Receiver::javascript(KEY));
+    let home = Home::new(&[
+        ENDPOINTS,
+        &python.handler("python", KEY),
+        &javascript.handler("javascript", KEY),
+    ]);
+    let service = home.start();
+    assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
+    eventually("it is received", || !python.messages().is_empty());
+    let id = python.messages()[0]["event"]["id"].clone();
+    let id = id.as_str().unwrap();
+    let reasons = ["the receiver lost a day", "and another one"];
+    for reason in reasons {
+        eventually("each delivery is done", || {
+            let event = home.json(&["events", "show", id]);
+            let deliveries = event["deliveries"].as_array().unwrap();
+            deliveries
+                .iter()
+                .all(|delivery| delivery["state"] == "done")
+        });
+        home.json(&["replay", id, "--reason", reason]);
+    }
+    for receiver in [python, javascript] {
+        eventually("each replay is received", || receiver.messages().len() == 3);
+        let messages = receiver.messages();
+        let received = messages.iter().map(|message| &message["event"]);
+        let received: Vec<_> = received
+            .map(|event| (&event["id"], &event["replayreason"]))
+            .collect();
+        let expected = [Value::Null, reasons[0].into(), reasons[1].into()];
+        let id = Value::from(id);
+        assert_eq!(received, expected.each_ref().map(|reason| (&id, reason)));
+    }
 }
