@@ -116,13 +116,23 @@ impl Pair<'_> {
     }
 }
 
-/// Prints latencies at `rate` requests a second, each before the disk's own.
+/// Prints latencies at `rate` requests a second, in turn with the receiver, each pair before the disk's own.
 fn latency(pair: &Pair<'_>, rate: f64, dir: &Path) -> anyhow::Result<()> {
-    println!("== latency at half of that load, and the disk's own sync right after");
+    println!("== latency at half of that load, in turn with the receiver, and the disk's own sync");
+    let [listen, _, least] = PORTS;
+    let mut ratios = Vec::new();
     for _ in 0..pair.args.turns {
-        let load = load::Args::on(PORTS[0], 64, pair.args.seconds).at(rate as u64);
-        println!("{}", load::run(load)?);
+        let load = |port| load::Args::on(port, 64, pair.args.seconds).at(rate as u64);
+        let least = load::run(load(least))?;
+        let ours = load::run(load(listen))?;
+        let ratio = ours.p99_ms() / least.p99_ms();
+        println!("ours {ours}\nleast {least}\np99: {ratio:.2}");
         println!("{}", disk::measure(dir, &disk::Args { seconds: 3 })?);
+        ratios.push(ratio);
+    }
+    ratios.sort_by(f64::total_cmp);
+    if let Some(median) = ratios.get(ratios.len() / 2) {
+        println!("median of p99: {median:.2}");
     }
     println!(
         "ledger lag {}",
