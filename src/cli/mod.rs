@@ -14,6 +14,7 @@
 //! | 69 | the service or its store cannot be opened: in use, unreadable, address in use |
 //! | 70 | the store was poisoned by a failed write or sync, or a component of the service failed; acknowledged events are safe |
 
+mod backup;
 mod check;
 mod completions;
 mod events;
@@ -85,6 +86,8 @@ enum Command {
     Parked(parked::Command),
     /// Deliver events again
     Replay(replay::Args),
+    /// Copy an embedded store to a new directory; a service may be using the store
+    Backup(backup::Args),
     /// Move all events and deliveries from one store to another
     #[command(subcommand)]
     Migrate(migrate::Command),
@@ -131,6 +134,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Events(command) => events::run(command, &*operator()?),
         Command::Parked(command) => parked::run(command, &mut *operator()?),
         Command::Replay(args) => replay::run(args, &mut *operator()?),
+        Command::Backup(args) => backup::run(args, &*config::load_store(&cli.config)?),
         Command::Migrate(command) => migrate::run(command, &cli.config, builder),
         Command::Handlers(command) => handlers::run(command, builder),
         Command::Schema(args) => schema::run(args, builder),

@@ -28,7 +28,7 @@ mod statistics;
 mod tests;
 mod transfer;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -354,6 +354,15 @@ pub enum StoreError {
     /// This kind of store cannot be a source, or a target, of a transfer.
     #[error("events cannot be moved {0} a store of that kind")]
     TransferUnsupported(&'static str),
+    /// This kind of store is backed up with tools of its own.
+    #[error(
+        "a PostgreSQL store is backed up with the tools of PostgreSQL, such as pg_dump or pg_basebackup; \
+         docs/operations.md says what to dump"
+    )]
+    BackupUnsupported,
+    /// The directory of a backup is not new.
+    #[error("{0} exists already; name a new directory, so that no backup is overwritten")]
+    BackupExists(String),
     /// The target differs from the source after a transfer.
     #[error(
         "of {events} transferred events, the new store lacks {missing} and differs in {altered}; if a \
@@ -419,6 +428,15 @@ pub struct Context {
     pub rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
 }
 
+/// What a backup has.
+#[derive(Debug)]
+pub struct BackupSummary {
+    /// The size of the journal, in bytes.
+    pub journal_bytes: u64,
+    /// The size of the ledger, in bytes.
+    pub ledger_bytes: u64,
+}
+
 /// The settings of one engine: the TOML's `[store]` without `kind`.
 pub trait Engine: Send + std::fmt::Debug {
     /// The credential that these settings send without TLS.
@@ -439,6 +457,17 @@ pub trait Engine: Send + std::fmt::Debug {
     ///
     /// When the store does not exist or cannot be read.
     fn operator(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Operator>, StoreError>;
+
+    /// Copies the store to the new directory `to`, which a service can be started on. A service may be using
+    /// the store.
+    ///
+    /// # Errors
+    ///
+    /// When the store does not exist or cannot be read, `to` exists or cannot be written, or the store is of a
+    /// kind with tools of its own for this.
+    fn backup(&self, _to: &Path) -> Result<BackupSummary, StoreError> {
+        Err(StoreError::BackupUnsupported)
+    }
 
     /// Opens the store as the source of a transfer. `subscriptions` decide who gets the events that
     /// the ledger has not read yet.

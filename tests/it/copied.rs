@@ -22,12 +22,12 @@ const LOG: &[&str] = &["ledger.db-wal"];
 const TABLE: &[&str] = &["seen.table"];
 
 /// Serials of events that only the copy gets.
-const NEW: u64 = 10_000_000;
+pub(crate) const NEW: u64 = 10_000_000;
 
 /// How many events are acknowledged from one file to the next.
 const BETWEEN: usize = 40;
 
-fn home() -> Home {
+pub(crate) fn home() -> Home {
     let endpoints = ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"");
     Home::new(&[&endpoints, ARCHIVE])
 }
@@ -109,7 +109,7 @@ fn damage(log: &str) -> Vec<(u32, Range<usize>)> {
 }
 
 /// The serials in the journal of a store that has been recovered, outside of its `damaged` stretches.
-fn in_journal(home: &Home, damaged: &[(u32, Range<usize>)]) -> BTreeSet<u64> {
+pub(crate) fn in_journal(home: &Home, damaged: &[(u32, Range<usize>)]) -> BTreeSet<u64> {
     let mut serials = BTreeSet::new();
     for entry in fs::read_dir(home.path().join("data/journal")).unwrap() {
         let path = entry.unwrap().path();
@@ -154,7 +154,7 @@ fn done(home: &Home) -> BTreeSet<String> {
 }
 
 /// The serial of each event that a home has delivered, by its id.
-fn by_id(home: &Home) -> BTreeMap<String, u64> {
+pub(crate) fn by_id(home: &Home) -> BTreeMap<String, u64> {
     let archived = home.archived();
     let events = archived.iter().filter_map(|event| {
         let said = event["data"]["payload"]["object"]["cnam"].as_str()?;
@@ -164,7 +164,7 @@ fn by_id(home: &Home) -> BTreeMap<String, u64> {
     events.collect()
 }
 
-fn deliveries_of(home: &Home, serial: u64) -> usize {
+pub(crate) fn deliveries_of(home: &Home, serial: u64) -> usize {
     let said = format!("serial {serial}");
     let archived = home.archived();
     let events = archived.iter();
@@ -172,14 +172,19 @@ fn deliveries_of(home: &Home, serial: u64) -> usize {
     ours.count()
 }
 
-fn post(service: &Service, serial: u64) {
+pub(crate) fn post(service: &Service, serial: u64) {
     let body = cnam(u32::try_from(serial % 7).unwrap(), serial);
     assert_eq!(service.zoom(&body).status, 200);
 }
 
 /// Starts a service on a copied store and checks everything. `known` has the events by their ids, and
-/// `before` what was delivered when the copy was complete.
-fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>, before: &BTreeSet<u64>) {
+/// `before` what was delivered when the copy was complete. Returns the log.
+pub(crate) fn comes_up(
+    what: &str,
+    home: &Home,
+    known: &BTreeMap<String, u64>,
+    before: &BTreeSet<u64>,
+) -> String {
     let is_done = || -> BTreeSet<u64> {
         let done = done(home);
         done.iter()
@@ -247,6 +252,7 @@ fn comes_up(what: &str, home: &Home, known: &BTreeMap<String, u64>, before: &BTr
         assert!(log.matches(line).count() <= 1, "{what}: {log}");
     }
     assert!(!log.contains("cannot be"), "{what}: {log}");
+    log
 }
 
 #[test]

@@ -155,6 +155,12 @@ impl Home {
         self.path().join("hookswitch.toml")
     }
 
+    /// The URL of the store, where it is a database.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn database_url(&self) -> String {
+        self.database.as_ref().unwrap().url()
+    }
+
     /// Writes the configuration, the concatenation of `parts`.
     pub(crate) fn configure(&self, parts: &[&str]) {
         let mut config = parts.concat();

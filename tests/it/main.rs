@@ -10,6 +10,7 @@
 #[cfg(feature = "amqp")]
 mod amqp;
 mod answers;
+mod backup;
 mod command_line;
 mod copied;
 mod crash;

@@ -27,6 +27,7 @@
 //! **Invariant:** blocking work is done on the engine's own threads.
 
 mod backfill;
+mod backup;
 mod codec;
 mod dedup_index;
 mod deduplicator;
@@ -72,8 +73,8 @@ use self::{
     record::{Record, TooLarge},
 };
 use super::{
-    Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
-    Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
+    Append, AppendError, BackupSummary, BoxFuture, Claim, Claims, Context, Deliveries, Engine,
+    Followers, Health, Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
     health::HealthReporter, pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity, secret};
@@ -152,6 +153,10 @@ impl Engine for Settings {
 
     fn operator(&self, clock: fn() -> Timestamp) -> Result<Box<dyn Operator>, StoreError> {
         Ok(Box::new(OperatorConnection::open(self, clock)?))
+    }
+
+    fn backup(&self, to: &Path) -> Result<BackupSummary, StoreError> {
+        backup::backup(self, to)
     }
 
     fn source(

@@ -51,6 +51,7 @@ use crate::{
 pub(super) use self::{
     intake::{JournalBatch, TopicReader, Watermark},
     operator::OperatorConnection,
+    sqlite::copy,
 };
 
 /// The most jobs in one transaction, and the most that wait.

@@ -8,7 +8,10 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
-use crate::store::{StoreError, embedded::disk};
+use crate::store::{
+    StoreError,
+    embedded::{disk, segment::Position},
+};
 
 /// The version of `schema.sql`.
 const VERSION: i64 = 4;
@@ -44,6 +47,26 @@ pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> 
             false => StoreError::TooNew(text),
         }
     })
+}
+
+/// Copies the ledger at `from`, as of one moment, to stable storage. Returns the position of its watermark.
+///
+/// # Errors
+///
+/// When the ledger cannot be read, or `to` exists or cannot be written.
+pub(in super::super) fn copy(from: &Path, to: &Path) -> Result<Position, StoreError> {
+    disk::ensure_file(to).map_err(StoreError::writing(to))?;
+    let from = open(from, false)?;
+    let copy = || -> rusqlite::Result<i64> {
+        from.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let copied = Connection::open_with_flags(to, flags)?;
+        copied.query_row("SELECT through FROM progress", [], |row| row.get(0))
+    };
+    let through = copy().map_err(StoreError::database("copying the ledger"))?;
+    let sync = || fs::File::open(to)?.sync_all();
+    sync().map_err(StoreError::writing(to))?;
+    Ok(Position::from_sql(through))
 }
 
 /// Whether the database is corrupt, and must be replaced.
