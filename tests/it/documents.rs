@@ -59,7 +59,10 @@ fn every_recipe_is_a_configuration_that_loads() {
         let text = fs::read_to_string(&document).unwrap();
         for recipe in text.split("```toml\n").skip(1) {
             let recipe = recipe.split("```").next().unwrap();
-            if !recipe.starts_with("[handlers.") {
+            let is_part = ["[handlers.", "[server]"]
+                .iter()
+                .all(|table| !recipe.starts_with(table));
+            if is_part {
                 continue;
             }
             let report = check(recipe);
@@ -72,24 +75,22 @@ fn every_recipe_is_a_configuration_that_loads() {
     assert!(loaded >= 4, "only {loaded} recipes were loaded");
 }
 
-/// What `check` says about a configuration with the handlers of `recipe`.
+/// What `check` says about `recipe`: a whole configuration, or the handlers of one.
 fn check(recipe: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hookswitch.toml");
     let rest = "[store]\nkind = \"embedded\"\npath = \"data\"\n[endpoints.zoom]\nfamily = \
                 \"zoom.number-management\"\npath = \"/zoom\"\nsecret_tokens = [\"secret\"]\n";
+    let rest = if recipe.starts_with("[handlers.") {
+        rest
+    } else {
+        ""
+    };
     fs::write(&path, format!("{recipe}\n{rest}")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_hookswitch"));
-    command.arg("check").arg("--config").arg(path);
-    for name in recipe.split("env = \"").skip(1) {
-        let name = name.split('"').next().unwrap();
-        let value = if name.ends_with("_URL") {
-            "postgres://me@db/warehouse"
-        } else {
-            "c2VjcmV0" // A signing secret is in base64.
-        };
-        command.env(name, value);
-    }
+    command
+        .args(["check", "--without-secrets", "--config"])
+        .arg(path);
     let output = command.output().unwrap();
     match output.status.success() {
         true => String::new(),
