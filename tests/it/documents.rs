@@ -6,6 +6,8 @@ use std::{
     process::Command,
 };
 
+use crate::floors::sources;
+
 #[test]
 fn every_link_within_the_project_resolves() {
     let documents = documents();
@@ -73,6 +75,36 @@ fn every_recipe_is_a_configuration_that_loads() {
         }
     }
     assert!(loaded >= 4, "only {loaded} recipes were loaded");
+}
+
+#[test]
+fn every_warning_and_error_of_the_log_is_explained() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    let page = fs::read_to_string(page).unwrap();
+    let mut explained = 0;
+    for source in sources().into_values().flatten() {
+        for message in log_messages(&fs::read_to_string(&source).unwrap()) {
+            assert!(page.contains(&message), "{}: {message:?}", source.display());
+            explained += 1;
+        }
+    }
+    assert!(explained > 30, "only {explained} messages were found");
+}
+
+/// The first part without values of each message that `source` logs as a warning or an error. What has only
+/// values is left out.
+fn log_messages(source: &str) -> Vec<String> {
+    let calls = ["tracing::warn!(", "tracing::error!("].map(|call| source.split(call).skip(1));
+    let messages = calls.into_iter().flatten().filter_map(|call| {
+        let (call, _) = call.split_once(");")?;
+        let (rest, _) = call.rsplit_once('"')?;
+        let (_, message) = rest.rsplit_once('"')?;
+        let lines = message.split("\\\n").map(str::trim_start);
+        let message = lines.collect::<String>();
+        let mut parts = message.split(['{', '}']).step_by(2).map(str::trim);
+        parts.find(|part| part.len() > 8).map(ToOwned::to_owned)
+    });
+    messages.collect()
 }
 
 /// What `check` says about `recipe`: a whole configuration, or the handlers of one.
@@ -198,7 +230,7 @@ fn has_heading(file: &Path, anchor: &str) -> bool {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let mut anchors = headings.map(|heading| {
         let words = heading.trim_start_matches('#').trim().to_lowercase();
-        words.replace(' ', "-")
+        words.replace([',', '.'], "").replace(' ', "-")
     });
     anchors.any(|heading| heading == anchor)
 }

@@ -45,7 +45,7 @@ fn height(floor: &str) -> Option<usize> {
 }
 
 /// Source files by floor.
-fn sources() -> BTreeMap<String, Vec<PathBuf>> {
+pub(crate) fn sources() -> BTreeMap<String, Vec<PathBuf>> {
     fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
