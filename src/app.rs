@@ -23,7 +23,7 @@ use crate::{
     handler::{self, HandlerKind},
     http::{self, Webhook},
     store::{self, Health, Store, StoreError},
-    telemetry::{ByResult, Metrics},
+    telemetry::{ByResult, ByVersion, Metrics},
 };
 
 /// The clock of all floors below.
@@ -158,6 +158,10 @@ impl App {
         log_warnings(&config.warnings);
         let restart_required = config.restart_required;
         let metrics = Arc::new(Metrics::default());
+        let version = ByVersion {
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        metrics.build_info.get_or_create(&version).set(1);
         let readiness = Arc::new(Readiness::default());
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();

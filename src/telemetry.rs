@@ -113,6 +113,13 @@ pub struct ByFollower {
     pub follower: &'static str,
 }
 
+/// By version of this library.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByVersion {
+    /// The version.
+    pub version: &'static str,
+}
+
 /// By result of a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByResult {
@@ -171,6 +178,7 @@ metrics! {
     events: Family<ByEvent, Counter> = Family::default(), "Authentic events stored, by event name, duplicates included";
     misdirected: Family<ByEndpoint, Counter> = Family::default(), "Authentic events posted to an endpoint of another family";
     duplicates: Counter = Counter::default(), "Stored duplicates of stored events";
+    last_event_timestamp_seconds: Family<ByEndpoint, FloatGauge> = Family::default(), "Time of the last stored event; 0 after a start until the first one";
     last_handshake_timestamp_seconds: Family<ByEndpoint, FloatGauge> = Family::default(), "Time of the last handshake; Zoom repeats its handshake every 72 hours";
     answer_seconds: DurationHistograms<ByEndpoint> = Family::new_with_constructor(duration_histogram), "Time from the end of a request's head to its answer";
     connections: Gauge = Gauge::default(), "Open connections from providers";
@@ -190,21 +198,68 @@ metrics! {
     open_deliveries: Family<ByHandler, Gauge> = Family::default(), "Unfinished deliveries";
     oldest_open_seconds: Family<ByHandler, FloatGauge> = Family::default(), "Age of the oldest unfinished delivery";
     parked_deliveries: Family<ByHandler, Gauge> = Family::default(), "Parked deliveries";
-    reloads: Family<ByResult, Counter> = Family::default(), "Reloads of the configuration";
+    reloads: Family<ByResult, Counter> = reloads(), "Reloads of the configuration";
     certificate_expiry_timestamp_seconds: FloatGauge = FloatGauge::default(), "Time at which the server's certificate expires; 0 without TLS";
+    build_info: Family<ByVersion, Gauge> = Family::default(), "1, with the version of the service as a label";
+}
+
+/// Reloads of both results, so that a rate is known from the first one on.
+fn reloads() -> Family<ByResult, Counter> {
+    let reloads = Family::default();
+    for result in ["applied", "refused"] {
+        drop(reloads.get_or_create(&ByResult { result }));
+    }
+    reloads
+}
+
+/// A format of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsFormat {
+    /// The text format of Prometheus, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics, version 1.0.0.
+    OpenMetrics,
 }
 
 impl Metrics {
-    /// The metrics in the Prometheus text format.
+    /// The metrics in `format`.
     ///
     /// # Errors
     ///
     /// Never in practice: writing to a `String` cannot fail.
-    pub fn render(&self) -> Result<String, std::fmt::Error> {
+    pub fn render(&self, format: MetricsFormat) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        Ok(match format {
+            MetricsFormat::Prometheus => prometheus_text(&text),
+            MetricsFormat::OpenMetrics => text,
+        })
     }
+}
+
+/// `open_metrics` in the text format of Prometheus. In that format a counter's help and type are
+/// those of its time series, whose name ends in `_total`, and there is no end mark.
+fn prometheus_text(open_metrics: &str) -> String {
+    let (mut text, mut help) = (String::new(), "");
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described;
+        } else if let Some(typed) = line.strip_prefix("# TYPE ") {
+            let suffix = if typed.ends_with(" counter") {
+                "_total"
+            } else {
+                ""
+            };
+            for (word, description) in [("HELP", help), ("TYPE", typed)] {
+                let (name, rest) = description.split_once(' ').unwrap_or((description, ""));
+                text += &format!("# {word} {name}{suffix} {rest}\n");
+            }
+        } else if !line.starts_with('#') {
+            text += line;
+            text.push('\n');
+        }
+    }
+    text
 }
 
 /// The format of log lines.
@@ -261,10 +316,51 @@ pub fn start_logging(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn each_time_series_has_its_help_and_type_in_the_text_format() {
+        let metrics = Metrics::default();
+        let endpoint = "numbers".to_owned();
+        metrics
+            .misdirected
+            .get_or_create(&ByEndpoint { endpoint })
+            .inc();
+        let text = metrics.render(MetricsFormat::Prometheus).unwrap();
+        assert!(!text.contains("# EOF"), "{text}");
+        let describes = |kind: &str| -> HashMap<&str, &str> {
+            let lines = text.lines().filter_map(|line| line.strip_prefix(kind));
+            lines.filter_map(|line| line.split_once(' ')).collect()
+        };
+        let (help, types) = (describes("# HELP "), describes("# TYPE "));
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let series = line.split(['{', ' ']).next().unwrap();
+            let of_histogram = ["_bucket", "_sum", "_count"];
+            let base = of_histogram
+                .iter()
+                .find_map(|part| series.strip_suffix(part));
+            let base = base.filter(|base| types.get(base) == Some(&"histogram"));
+            let metric = base.unwrap_or(series);
+            assert!(help.contains_key(metric), "no help for {line}");
+            let is_counter = types[metric] == "counter";
+            assert_eq!(series.ends_with("_total"), is_counter, "{line}");
+        }
+        for line in [
+            "# HELP hookswitch_reloads_total Reloads of the configuration.\n",
+            "hookswitch_reloads_total{result=\"applied\"} 0\n",
+            "hookswitch_reloads_total{result=\"refused\"} 0\n",
+            "hookswitch_misdirected_total{endpoint=\"numbers\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+    }
+
     #[test]
     fn every_metric_is_documented() {
         let operations = include_str!("../docs/operations.md");
-        for (name, help) in super::METRICS {
+        for (name, help) in METRICS {
             let line = format!("| `hookswitch_{name}` | {help} |");
             assert!(
                 operations.contains(&line),

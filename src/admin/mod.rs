@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/livez` | 200 while the process can answer at all |
 //! | `/readyz` | 200 `ready`, or 503 with the reason in one word |
-//! | `/metrics` | all metrics as text, for requests with the token |
+//! | `/metrics` | all metrics as text, for requests with the token; OpenMetrics if `Accept` names it |
 //!
 //! **Invariant:** the admin server changes nothing. An answer to a request without the token is one
 //! word at most.
@@ -34,7 +34,7 @@ pub use readiness::{Phase, Readiness};
 use crate::{
     http::{self as ingress, Drained, Listener, ListenerMetrics},
     secret::Secret,
-    telemetry::Metrics,
+    telemetry::{Metrics, MetricsFormat},
 };
 
 /// The TOML's `[admin]`.
@@ -66,8 +66,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the store may take to update its gauges. After that the metrics are sent as they are.
 const MEASURE_BUDGET: Duration = Duration::from_secs(2);
 
-/// The content type of the metrics.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type by which a client asks for OpenMetrics.
+const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// The admin server. [`bind`](Self::bind) takes the address; [`serve`](Self::serve) accepts
 /// connections.
@@ -147,12 +147,34 @@ async fn get_metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -
         return (StatusCode::UNAUTHORIZED, challenge).into_response();
     }
     state.measure().await;
-    match state.metrics.render() {
-        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+    let format = metrics_format(&headers);
+    let content_type = match format {
+        MetricsFormat::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        MetricsFormat::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    };
+    match state.metrics.render(format) {
+        Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "the metrics cannot be encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
+    }
+}
+
+/// OpenMetrics, if the client asks for it by name. What it prefers is not compared: a client that
+/// can read both formats gets the newer one.
+fn metrics_format(headers: &HeaderMap) -> MetricsFormat {
+    let accepted = headers.get_all(header::ACCEPT).iter();
+    let mut ranges = accepted
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    let names_it = |range: &str| {
+        let name = range.split(';').next().unwrap_or_default();
+        name.trim().eq_ignore_ascii_case(OPEN_METRICS)
+    };
+    match ranges.any(names_it) {
+        true => MetricsFormat::OpenMetrics,
+        false => MetricsFormat::Prometheus,
     }
 }
 

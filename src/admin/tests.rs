@@ -103,11 +103,40 @@ async fn gauges_are_updated_when_metrics_are_requested() {
         .readiness
         .set_store(Arc::clone(&store) as Arc<dyn crate::store::Monitored>);
     let response = server.get("/metrics", None).await;
-    assert_eq!(response.headers()["content-type"], METRICS_TYPE);
     let text = response.text().await.unwrap();
     assert!(text.contains("hookswitch_store_sound 0\n"), "{text}");
-    assert!(text.ends_with("# EOF\n"), "{text}");
     assert_eq!(*store.measured_at.lock().unwrap(), Some(noon()));
+}
+
+#[tokio::test]
+async fn a_client_gets_open_metrics_if_it_asks_for_them() {
+    let server = TestServer::open("");
+    let url = format!("http://{}/metrics", server.address);
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(20))
+        .build()
+        .unwrap();
+    let prometheus =
+        "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4";
+    for (accept, content_type, is_open) in [
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8", false),
+        (
+            "text/html, text/plain",
+            "text/plain; version=0.0.4; charset=utf-8",
+            false,
+        ),
+        (
+            prometheus,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            true,
+        ),
+    ] {
+        let request = client.get(&url).header("accept", accept);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.headers()["content-type"], content_type, "{accept}");
+        let text = response.text().await.unwrap();
+        assert_eq!(text.ends_with("# EOF\n"), is_open, "{text}");
+    }
 }
 
 #[tokio::test]

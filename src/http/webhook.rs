@@ -177,6 +177,7 @@ impl Webhook {
         let is_event = event.is_some();
         if let Some(event) = event {
             self.store(route, event).await?;
+            route.last_event.set(seconds(now));
         }
         if !is_event || reply != Reply::Empty {
             route.last_handshake.set(seconds(now));
@@ -251,6 +252,7 @@ struct Route {
     series: Vec<Series>,
     misdirected: Counter,
     last_handshake: FloatGauge,
+    last_event: FloatGauge,
     answer_seconds: Histogram,
 }
 
@@ -272,6 +274,10 @@ impl Route {
             misdirected: metrics.misdirected.get_or_create(&label).clone(),
             last_handshake: metrics
                 .last_handshake_timestamp_seconds
+                .get_or_create(&label)
+                .clone(),
+            last_event: metrics
+                .last_event_timestamp_seconds
                 .get_or_create(&label)
                 .clone(),
             answer_seconds: metrics.answer_seconds.get_or_create(&label).clone(),
@@ -479,7 +485,10 @@ mod tests {
         let counted = |answer| {
             let series =
                 format!("hookswitch_requests_total{{endpoint=\"x\",answer=\"{answer}\"}} 1\n");
-            metrics.render().unwrap().contains(&series)
+            metrics
+                .render(crate::telemetry::MetricsFormat::Prometheus)
+                .unwrap()
+                .contains(&series)
         };
         assert!(!counted("path"));
         answers.count(Err(&Rejection::Path), || Timestamp::UNIX_EPOCH);

@@ -71,6 +71,10 @@ async fn a_ringcentral_handshake_is_echoed() {
     assert_eq!(server.store.kept().len(), 1, "the body is an event too");
     let last = "hookswitch_last_handshake_timestamp_seconds{endpoint=\"ringcentral-phone-number\"}";
     assert_eq!(server.metric(last), 1_800_000_000.0);
+    let last = "hookswitch_last_event_timestamp_seconds{endpoint=\"ringcentral-phone-number\"}";
+    assert_eq!(server.metric(last), 1_800_000_000.0);
+    let other = "hookswitch_last_event_timestamp_seconds{endpoint=\"zoom-number-management\"}";
+    assert_eq!(server.metric(other), 0.0);
 }
 
 #[tokio::test]

@@ -252,7 +252,10 @@ impl TestServer {
 
     /// The value of the metric whose line begins with `series`.
     fn metric(&self, series: &str) -> f64 {
-        let text = self.metrics.render().unwrap();
+        let text = self
+            .metrics
+            .render(crate::telemetry::MetricsFormat::Prometheus)
+            .unwrap();
         let line = text.lines().find(|line| line.starts_with(series));
         let line = line.unwrap_or_else(|| panic!("no {series} in:\n{text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
