@@ -1,7 +1,7 @@
 //! `check`: the problems and warnings of a configuration.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::Path,
 };
 
@@ -77,7 +77,7 @@ pub(super) fn run(args: &Args, path: &Path, builder: &Builder) -> anyhow::Result
 fn print(report: &Report, summary: &str) -> io::Result<()> {
     if !report.problems().is_empty() {
         let mut stderr = io::stderr().lock();
-        let color = stderr.is_terminal();
+        let color = output::has_color(&stderr);
         writeln!(stderr, "{}", report.render(color))?;
     }
     if report.is_sound() {

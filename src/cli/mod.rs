@@ -30,7 +30,7 @@ mod serve;
 mod time;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     process::ExitCode,
 };
@@ -145,7 +145,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
 /// Prints `error`, and returns its exit code.
 fn fail(error: &anyhow::Error) -> ExitCode {
     let mut stderr = io::stderr().lock();
-    let color = stderr.is_terminal();
+    let color = output::has_color(&stderr);
     if let Some(report) = error.downcast_ref::<config::Report>() {
         let printed = writeln!(stderr, "{}", report.render(color));
         return ExitCode::from(if printed.is_ok() { 64 } else { 1 });

@@ -1,7 +1,7 @@
 //! `serve`: runs the service and handles its signals.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::Path,
     sync::Mutex,
 };
@@ -9,11 +9,11 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Exit, replay::progress_bar};
+use super::{Exit, output, replay::progress_bar};
 use crate::{
     app::{App, Builder, End, Reloader},
     config::{Config, Log},
-    telemetry,
+    telemetry::{self, LogFormat},
 };
 
 #[derive(Debug, clap::Args)]
@@ -49,12 +49,12 @@ pub(super) fn run(_args: &Args, path: &Path, builder: &Builder) -> anyhow::Resul
 /// Starts logging to standard error, as configured.
 pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
     let Log { format, filter } = &config.log;
-    telemetry::start_logging(*format, filter, io::stderr().is_terminal())
+    telemetry::start_logging(*format, filter, output::has_color(&io::stderr()))
         .with_context(|| format!("log.filter {filter:?} is not a filter"))
 }
 
 async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result<End> {
-    let banner = Banner::of(&config, path);
+    let banner = (config.log.format == LogFormat::Text).then(|| Banner::of(&config, path));
     let app = App::build(config, rebuild_progress()).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -65,8 +65,17 @@ async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result
         }
     };
     let reloads = reload_on_hangup(app.reloader(), path, builder)?;
-    // Signals are handled from here on, so a reader of the banner may send one.
-    banner.print(&app)?;
+    // Signals are handled from here on, so a reader of the log or of the banner may send one.
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = %app.address(),
+        admin.address = %app.admin_address(),
+        config = %path.display(),
+        "the service has started"
+    );
+    if let Some(banner) = banner {
+        banner.print(&app)?;
+    }
     tokio::select! {
         end = app.run(shutdown) => Ok(end),
         never = reloads => match never {},
@@ -109,11 +118,14 @@ pub(super) fn rebuild_progress() -> impl Fn(u64, u64) + Send + Sync + 'static {
     }
 }
 
-/// The text that `serve` prints when it is ready.
+/// The text that `serve` prints when it is ready, for people. A log for machines has only the record.
 struct Banner {
     scheme: &'static str,
     paths: Vec<(String, String)>,
     config: String,
+    /// Whether to say how to try the service. A production service refers to its secrets: they stand
+    /// in the file itself while somebody tries it, on loopback alone.
+    is_trial: bool,
 }
 
 impl Banner {
@@ -129,6 +141,7 @@ impl Banner {
                 .map(|endpoint| (endpoint.family.name.to_owned(), endpoint.path.clone()))
                 .collect(),
             config: path.display().to_string(),
+            is_trial: config.has_inline_secrets,
         }
     }
 
@@ -145,11 +158,13 @@ impl Banner {
             "operators",
             app.admin_address()
         )?;
-        writeln!(out, "Try it from another terminal:")?;
-        // The program as it was called, since it may not be in PATH.
-        let program = std::env::args().next();
-        let program = program.as_deref().unwrap_or("hookswitch");
-        writeln!(out, "  {program} send --all --config {}", self.config)?;
+        if self.is_trial {
+            writeln!(out, "Try it from another terminal:")?;
+            // The program as it was called, since it may not be in PATH.
+            let program = std::env::args().next();
+            let program = program.as_deref().unwrap_or("hookswitch");
+            writeln!(out, "  {program} send --all --config {}", self.config)?;
+        }
         out.flush()
     }
 }

@@ -52,6 +52,8 @@ pub struct Config {
     pub(crate) endpoints: Vec<http::Endpoint>,
     /// Who gets what.
     pub(crate) handlers: Vec<dispatch::ConfiguredHandler>,
+    /// Whether a secret stands in the file itself.
+    pub(crate) has_inline_secrets: bool,
     /// The sections that require a restart when they change.
     pub(crate) restart_required: RestartRequired,
     /// The warnings. Most files have none.
@@ -102,8 +104,17 @@ pub fn parse(
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
 ) -> Result<Config, Report> {
-    let (config, warnings) = part(path, text, kinds, env, |reader| reader.config())?;
-    Ok(Config { warnings, ..config })
+    let (config, findings) = reader::read(text, kinds, env, |reader| reader.config());
+    let has_inline_secrets = findings.has_inline_secrets;
+    let warnings = report(path, text, findings);
+    match config {
+        Some(config) => Ok(Config {
+            has_inline_secrets,
+            warnings,
+            ..config
+        }),
+        None => Err(warnings),
+    }
 }
 
 /// Reads the file at `path` without following its references: no secret, certificate or program has
@@ -123,8 +134,7 @@ pub fn check_form(path: &Path, kinds: &[handler::Kind]) -> Report {
 ///
 /// A report of what is wrong with that section.
 pub fn load_store(path: &Path) -> Result<Box<dyn store::Engine>, Report> {
-    let store = |reader: &mut reader::Reader<'_, '_>| reader.store();
-    Ok(part(path, &text(path)?, &[], environment, store)?.0)
+    part(path, |reader| reader.store())
 }
 
 /// Reads only `[admin]`, for commands that ask a running service.
@@ -133,24 +143,17 @@ pub fn load_store(path: &Path) -> Result<Box<dyn store::Engine>, Report> {
 ///
 /// A report of what is wrong with that section.
 pub fn load_admin(path: &Path) -> Result<admin::Settings, Report> {
-    let admin = |reader: &mut reader::Reader<'_, '_>| Some(reader.admin()?.0);
-    Ok(part(path, &text(path)?, &[], environment, admin)?.0)
+    part(path, |reader| Some(reader.admin()?.0))
 }
 
-/// Reads the part of `text` that `part` reads. The report holds the warnings of that part.
+/// Reads the part of the file at `path` that `part` reads.
 fn part<T>(
     path: &Path,
-    text: &str,
-    kinds: &[handler::Kind],
-    env: fn(&str) -> Option<String>,
     part: impl FnOnce(&mut reader::Reader<'_, '_>) -> Option<T>,
-) -> Result<(T, Report), Report> {
-    let (value, findings) = reader::read(text, kinds, env, part);
-    let report = report(path, text, findings);
-    match value {
-        Some(value) => Ok((value, report)),
-        None => Err(report),
-    }
+) -> Result<T, Report> {
+    let text = text(path)?;
+    let (value, findings) = reader::read(&text, &[], environment, part);
+    value.ok_or_else(|| report(path, &text, findings))
 }
 
 fn report(path: &Path, text: &str, findings: section::Findings) -> Report {

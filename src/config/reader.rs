@@ -52,6 +52,7 @@ pub(super) fn read<T>(
     let (value, secrets) = secret::watch(sources, || part(&mut reader));
     let mut findings = reader.findings;
     findings.redaction.add_read(&table, &secrets);
+    findings.has_inline_secrets = !secrets.is_empty();
     let is_wrong = findings.problems.iter().any(Problem::is_error);
     (value.filter(|_| !is_wrong), findings)
 }
@@ -94,7 +95,8 @@ impl<'a, 'i> Reader<'a, 'i> {
             endpoints,
             handlers,
             restart_required,
-            // They are a report once everything has been read.
+            // These are known once everything has been read.
+            has_inline_secrets: false,
             warnings: Report::default(),
         })
     }

@@ -252,7 +252,7 @@ impl Service {
         let log = follow(child.stderr.take().unwrap());
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut introduction = String::new();
-        while !introduction.contains(" send --all ") {
+        while !introduction.contains("operators ") {
             if stdout.read_line(&mut introduction).unwrap() == 0 {
                 let status = child.wait().unwrap();
                 let log = log.lock().unwrap();
