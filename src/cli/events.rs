@@ -177,7 +177,8 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryDetails) -> io::Resul
     if let Some(reason) = &delivery.replay {
         write!(out, ", replayed: {reason}")?;
     }
-    if let Some(why) = &delivery.why {
+    let last = delivery.failures.last().map(|failure| &failure.why);
+    if let Some(why) = delivery.why.as_ref().filter(|why| last != Some(why)) {
         write!(out, ", since {why}")?;
     }
     writeln!(out)?;

@@ -1,6 +1,6 @@
 //! `send`: posts to an endpoint as its provider would, to test it.
 
-use std::{path::PathBuf, time::Instant};
+use std::{error::Error, io, path::PathBuf, time::Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -57,6 +57,9 @@ struct Sent {
     took_ms: u128,
     /// What is wrong with the answer; `None` if the provider would accept it.
     problem: Option<String>,
+    /// Whether the server was reached, and its certificate is not trusted.
+    #[serde(skip)]
+    is_untrusted: bool,
 }
 
 pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Exit> {
@@ -84,8 +87,13 @@ pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Exit> {
         Ok(sent)
     })?;
     print(args, &sent)?;
-    let unanswered = sent.iter().all(|sent| sent.status.is_none());
-    if unanswered && !sent.is_empty() {
+    if !sent.is_empty() && sent.iter().all(|sent| sent.status.is_none()) {
+        if sent.iter().all(|sent| sent.is_untrusted) {
+            bail!(
+                "the server at {base} shows a certificate that is not trusted; is it the right one, \
+                 with its intermediates? --insecure accepts any certificate"
+            );
+        }
         bail!("no server answered at {base}; is `hookswitch serve` running there?");
     }
     let sound = sent.iter().all(|sent| sent.problem.is_none());
@@ -206,22 +214,31 @@ async fn post(
     let started = Instant::now();
     let answer = exchange(client, url, &composed).await;
     let took_ms = started.elapsed().as_millis();
-    let (status, answer_bytes, problem) = match answer {
-        Ok(answer) => (
-            Some(answer.status),
-            answer.bytes,
-            problem(&answer, &composed.expected),
-        ),
-        Err(error) => (None, 0, Some(root_cause(&error))),
-    };
-    Sent {
+    let mut sent = Sent {
         endpoint: endpoint.name.to_string(),
         message,
-        status,
-        answer_bytes,
+        status: None,
+        answer_bytes: 0,
         took_ms,
-        problem,
+        problem: None,
+        is_untrusted: false,
+    };
+    match answer {
+        Ok(answer) => {
+            sent.status = Some(answer.status);
+            sent.answer_bytes = answer.bytes;
+            sent.problem = problem(&answer, &composed.expected);
+        }
+        Err(error) => {
+            let cause = root_cause(&error);
+            sent.is_untrusted = matches!(
+                cause.downcast_ref(),
+                Some(rustls::Error::InvalidCertificate(_))
+            );
+            sent.problem = Some(cause.to_string());
+        }
     }
+    sent
 }
 
 /// An HTTP answer.
@@ -309,10 +326,15 @@ fn print(args: &Args, sent: &[Sent]) -> anyhow::Result<()> {
 }
 
 /// The innermost source of `error`: `reqwest` itself only says that sending failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+    loop {
+        // An I/O error passes over the error inside to the source of that.
+        let io = cause.downcast_ref::<io::Error>();
+        let inner = io.and_then(io::Error::get_ref);
+        match inner.map(|inner| inner as _).or_else(|| cause.source()) {
+            Some(source) => cause = source,
+            None => return cause,
+        }
     }
-    cause.to_string()
 }

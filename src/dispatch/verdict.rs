@@ -121,11 +121,11 @@ impl Reporter {
         let (attempt, end) = (claim.attempt, end.as_str());
         match verdict {
             Verdict::Parked { why } => tracing::error!(
-                %handler, event.id = %id, event.name = %name, attempt, reason = %why,
+                %handler, event.id = %id, event.name = %name, attempt,
                 "parked the delivery of {id} to {handler}: {why}",
             ),
             Verdict::Retry { due_at, why } => tracing::warn!(
-                %handler, event.id = %id, event.name = %name, attempt, %due_at, reason = %why,
+                %handler, event.id = %id, event.name = %name, attempt, %due_at,
                 "the delivery of {id} to {handler} will be tried again: {why}",
             ),
             Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => tracing::debug!(

@@ -96,7 +96,7 @@ impl Server {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {error}; is something else using the port?")]
+    #[error("cannot listen on {address}: {error}{}", bind_help(error))]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -109,6 +109,19 @@ pub enum Error {
     /// TLS cannot be set up at all.
     #[error("TLS cannot be set up: {0}")]
     Tls(rustls::Error),
+}
+
+/// What to do about an address that cannot be listened on.
+fn bind_help(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; is something else using the port?",
+        io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+        io::ErrorKind::PermissionDenied => {
+            "; this user may not listen on the port: give the program CAP_NET_BIND_SERVICE, as the \
+             systemd unit can, or choose a port from 1024 on"
+        }
+        _ => "",
+    }
 }
 
 /// The TOML's `[server]`.

@@ -342,6 +342,17 @@ pub enum StoreError {
     /// There is no store at the configured place.
     #[error("there is no store at {0}; has `hookswitch serve` run with this configuration?")]
     Absent(String),
+    /// The store belongs to another user.
+    #[error(
+        "the store at {path} cannot be read by the user {user}; run the command as the user of the \
+         service, for example with `sudo -u`"
+    )]
+    Foreign {
+        /// The store.
+        path: String,
+        /// The user of this process.
+        user: String,
+    },
     /// A replay names a handler that is not configured.
     #[error("no handler called {0:?} is configured; start the service with this handler first")]
     UnknownHandler(HandlerName),

@@ -1,9 +1,15 @@
 //! The subcommands, run as a person or a script would.
 
-use std::{path::Path, process::Output};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    process::{Command, Output, Stdio},
+};
 
 use crate::harness::{
-    ARCHIVE, ENDPOINTS, Engine, Home, cnam, eventually, hookswitch, on_every_engine,
+    ARCHIVE, ENDPOINTS, Engine, Home, certificate, cnam, eventually, hookswitch, on_every_engine,
 };
 
 on_every_engine![
@@ -176,6 +182,142 @@ fn send_without_a_server_fails_with_a_hint() {
             .contains("is `hookswitch serve` running there?"),
         "{output:?}"
     );
+}
+
+#[test]
+fn a_certificate_that_is_not_trusted_is_told_from_a_server_that_is_not_there() {
+    let tls = "[server]\ntls = { certificate = \"{dir}/server.pem\", key = \"{dir}/key.pem\" }\n";
+    let home = Home::new(&[&ENDPOINTS.replace("[server]\n", tls)]);
+    let (made, key) = certificate();
+    fs::write(home.path().join("server.pem"), made).unwrap();
+    fs::write(home.path().join("key.pem"), key).unwrap();
+    let service = home.start();
+    let base = format!("https://{}", service.address);
+    let send = |more: &[&str]| {
+        let arguments = ["send", "--all", "--handshake", "--to", &base];
+        home.run(&[&arguments, more].concat())
+    };
+    let output = send(&[]);
+    let (_, stderr) = text(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr.contains("a certificate that is not trusted"),
+        "{stderr}"
+    );
+    assert!(!stderr.contains("no server answered"), "{stderr}");
+    assert_eq!(send(&["--insecure"]).status.code(), Some(0));
+}
+
+/// Runs `hookswitch` as a user who owns nothing: as another one where this is root.
+fn run_as_a_stranger(home: &Home, command: &str, hidden: &Path) -> Output {
+    let is_root = rustix::process::geteuid().is_root();
+    let open = fs::metadata(hidden).unwrap().permissions();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mode = if is_root { 0o700 } else { 0o000 };
+    fs::set_permissions(hidden, fs::Permissions::from_mode(mode)).unwrap();
+    let mut stranger = hookswitch();
+    if is_root {
+        stranger.uid(65534).gid(65534);
+    }
+    stranger
+        .args(command.split(' '))
+        .arg("--config")
+        .arg(home.config());
+    let output = stranger.output().unwrap();
+    fs::set_permissions(hidden, open).unwrap();
+    output
+}
+
+#[test]
+fn a_store_of_another_user_is_told_from_one_that_is_not_there() {
+    let home = Home::new(&[ENDPOINTS]);
+    drop(home.start());
+    let output = run_as_a_stranger(&home, "events list", &home.path().join("data"));
+    let (_, stderr) = text(&output);
+    assert_eq!(output.status.code(), Some(69), "{stderr}");
+    assert!(
+        stderr.contains("run the command as the user of the service"),
+        "{stderr}"
+    );
+
+    let output = run_as_a_stranger(&home, "serve", &home.path().join("data"));
+    let (_, stderr) = text(&output);
+    assert_eq!(output.status.code(), Some(69), "{stderr}");
+    assert!(
+        stderr.contains("cannot write") && stderr.contains("[store] path"),
+        "{stderr}"
+    );
+    let user = if rustix::process::geteuid().is_root() {
+        "65534"
+    } else {
+        "the user"
+    };
+    assert!(stderr.contains(user), "{stderr}");
+}
+
+#[test]
+fn a_log_for_machines_has_no_text_beside_it() {
+    let json = "[log]\nformat = \"json\"\n";
+    let home = Home::new(&[json, ENDPOINTS]);
+    let mut serve = hookswitch();
+    serve.arg("serve").arg("--config").arg(home.config());
+    let mut serve = serve
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(serve.stderr.take().unwrap());
+    let mut record = String::new();
+    while !record.contains("has started") {
+        record.clear();
+        assert!(
+            stderr.read_line(&mut record).unwrap() > 0,
+            "no record of the start"
+        );
+    }
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["version"], env!("CARGO_PKG_VERSION"));
+    assert!(
+        record["address"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:"),
+        "{record}"
+    );
+    let stopped = Command::new("kill").arg(serve.id().to_string()).status();
+    assert!(stopped.unwrap().success());
+    let output = serve.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output).0, "");
+}
+
+#[test]
+fn how_to_try_it_is_said_while_the_secrets_stand_in_the_file_alone() {
+    let introduction = |config: &str| {
+        let home = Home::new(&[config]);
+        let mut serve = hookswitch();
+        serve.arg("serve").arg("--config").arg(home.config());
+        serve.env("TOKEN_OF_THE_TEST", "a-token-for-tests");
+        let serve = serve.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut serve = serve.spawn().unwrap();
+        // The record of the start comes first, and what is printed after it before any other line.
+        let mut stdout = BufReader::new(serve.stdout.take().unwrap());
+        let mut text = String::new();
+        while !text.contains("operators ") {
+            assert!(stdout.read_line(&mut text).unwrap() > 0, "{text}");
+        }
+        let stopped = Command::new("kill").arg(serve.id().to_string()).status();
+        assert!(stopped.unwrap().success());
+        stdout.read_to_string(&mut text).unwrap();
+        assert!(serve.wait().unwrap().success());
+        text
+    };
+    assert!(introduction(ENDPOINTS).contains("Try it"));
+    let by_reference = "{ env = \"TOKEN_OF_THE_TEST\" }";
+    let production = ENDPOINTS
+        .replace("\"a-token-for-tests\"", by_reference)
+        .replace("\"a-secret-for-tests\"", by_reference);
+    assert!(!introduction(&production).contains("Try it"));
 }
 
 fn healthcheck_asks_the_admin_server(engine: Engine) {

@@ -47,10 +47,11 @@ mod segment;
 mod source;
 #[cfg(test)]
 pub(super) mod tests;
+mod user;
 
 use std::{
     fs::File,
-    io,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -58,6 +59,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rustix::fs::Access;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
@@ -175,6 +177,25 @@ impl Settings {
 
     fn ledger(&self) -> PathBuf {
         self.path.join("ledger.db")
+    }
+
+    /// Checks that the store exists, and that this user may use it. The ledger is not opened: to
+    /// close it again would release the locks that this process has on it.
+    fn require_ledger(&self) -> Result<(), StoreError> {
+        let access = Access::READ_OK | Access::WRITE_OK;
+        let path = || self.path.display().to_string();
+        let read = StoreError::reading(&self.path);
+        match rustix::fs::access(self.ledger(), access).map_err(io::Error::from) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(match error.kind() {
+                ErrorKind::NotFound | ErrorKind::NotADirectory => StoreError::Absent(path()),
+                ErrorKind::PermissionDenied => StoreError::Foreign {
+                    path: path(),
+                    user: user::name(),
+                },
+                _ => read(error),
+            }),
+        }
     }
 }
 
@@ -411,9 +432,17 @@ impl StoreError {
     }
 
     fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self::Io {
-            what: format!("writing {}", path.display()),
-            error,
+        move |error| {
+            let path = path.display();
+            let what = match error.kind() {
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => format!(
+                    "the user {} cannot write {path}; give it to that user, or name another folder \
+                     as [store] path",
+                    user::name()
+                ),
+                _ => format!("writing {path}"),
+            };
+            Self::Io { what, error }
         }
     }
 }

@@ -24,10 +24,7 @@ impl TransferSource {
         subscriptions: Vec<Subscription>,
     ) -> Result<Self, StoreError> {
         // A store that does not exist must not be created.
-        let ledger = settings.ledger();
-        if !ledger.exists() {
-            return Err(StoreError::Absent(settings.path.display().to_string()));
-        }
+        settings.require_ledger()?;
         // Retention must not delete events before they are transferred.
         let settings = &Settings {
             retain: Duration::MAX,

@@ -52,12 +52,9 @@ impl OperatorConnection {
         settings: &Settings,
         clock: fn() -> Timestamp,
     ) -> Result<Self, StoreError> {
-        let path = settings.ledger();
-        if !path.exists() {
-            return Err(StoreError::Absent(settings.path.display().to_string()));
-        }
+        settings.require_ledger()?;
         Ok(Self {
-            db: sqlite::open(&path, false)?,
+            db: sqlite::open(&settings.ledger(), false)?,
             settings: settings.clone(),
             clock,
         })
