@@ -64,5 +64,6 @@ async fn append(path: &PathBuf, lines: &str) -> std::io::Result<()> {
 }
 
 fn main() -> ExitCode {
-    hookswitch::main(&App::builder().handler_kind::<AddressList>())
+    let builder = App::builder().program("address-list", env!("CARGO_PKG_VERSION"));
+    hookswitch::main(&builder.handler_kind::<AddressList>())
 }

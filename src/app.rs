@@ -39,12 +39,16 @@ pub fn now() -> Timestamp {
 #[derive(Clone, Debug)]
 pub struct Builder {
     kinds: Vec<handler::Kind>,
+    name: &'static str,
+    version: &'static str,
 }
 
 impl Default for Builder {
     fn default() -> Self {
         Self {
             kinds: handler::KINDS.to_vec(),
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
         }
     }
 }
@@ -56,6 +60,25 @@ impl Builder {
         self.kinds.retain(|kind| kind.kind != K::KIND);
         self.kinds.push(handler::Kind::undescribed::<K>());
         self
+    }
+
+    /// The name and the version of the program, for its command line and its log: those of the
+    /// embedding crate are `env!("CARGO_PKG_NAME")` and `env!("CARGO_PKG_VERSION")`.
+    #[must_use]
+    pub const fn program(mut self, name: &'static str, version: &'static str) -> Self {
+        self.name = name;
+        self.version = version;
+        self
+    }
+
+    /// The name of the program.
+    pub(crate) const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The version of the program.
+    pub(crate) const fn version(&self) -> &'static str {
+        self.version
     }
 
     /// The kinds of handlers.
@@ -70,6 +93,21 @@ impl Builder {
     /// A report of all problems in the configuration.
     pub fn load(&self, path: impl AsRef<Path>) -> Result<Config, config::Report> {
         config::load(path.as_ref(), &self.kinds, config::environment)
+    }
+
+    /// Reads the configuration `toml`, which need not be a file. The report calls it `name`.
+    ///
+    /// ```
+    /// let builder = hookswitch::App::builder();
+    /// let report = builder.parse("settings", "[log]\nformat = \"jsn\"").unwrap_err();
+    /// assert!(report.to_string().contains("settings:2:10"));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A report of all problems in the configuration.
+    pub fn parse(&self, name: &str, toml: &str) -> Result<Config, config::Report> {
+        config::parse(Path::new(name), toml, &self.kinds, config::environment)
     }
 }
 

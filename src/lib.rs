@@ -12,7 +12,23 @@
 //! # A handler of your own
 //!
 //! A program that embeds this crate has all commands of `hookswitch`, and its own kinds of handlers besides the
-//! built-in ones. [`App`] runs the service within a program that has other commands.
+//! built-in ones. [`App`] runs the service within a program that has other commands, and [`Builder::parse`] takes a
+//! configuration that is no file.
+//!
+//! The crate is in no registry. A program depends on a copy of the repository, by its path or by the URL of a
+//! repository and a tag, with Rust 1.95 or newer. `full` has all built-in kinds but `kafka`:
+//!
+//! ```toml
+//! [dependencies]
+//! hookswitch = { path = "../hookswitch", features = ["full"] }
+//! # or: hookswitch = { git = "https://git.example.com/hookswitch", tag = "v0.1.0" }
+//! serde = { version = "1", features = ["derive"] } # for the settings of a handler
+//! tokio = { version = "1", features = ["rt-multi-thread"] }
+//! ```
+//!
+//! [`Outcome`] and [`DeliveryContext`] may grow in any version; a removal or a change of meaning takes a new minor
+//! version while the crate is 0.x. Settings and defaults in the TOML, the names of metrics and events, and exit codes
+//! are kept in the same way.
 //!
 //! ```no_run
 #![cfg_attr(any(doc, doctest), doc = include_str!("../examples/custom_handler.rs"))]

@@ -2,9 +2,8 @@
 
 use std::io;
 
-use clap::CommandFactory;
-
-use super::{Cli, Exit};
+use super::Exit;
+use crate::app::Builder;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -12,9 +11,9 @@ pub(super) struct Args {
     shell: clap_complete::Shell,
 }
 
-pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hookswitch", &mut script);
+pub(super) fn run(args: &Args, builder: &Builder) -> anyhow::Result<Exit> {
+    let (mut script, mut command) = (Vec::new(), super::command(builder));
+    clap_complete::generate(args.shell, &mut command, builder.name(), &mut script);
     io::Write::write_all(&mut io::stdout(), &script)?;
     Ok(Exit::Success)
 }

@@ -36,7 +36,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
     app,
@@ -46,12 +46,7 @@ use crate::{
 
 /// Receives RingCentral and Zoom telephony webhooks and never loses one.
 #[derive(Debug, Parser)]
-#[command(
-    name = "hookswitch",
-    version,
-    arg_required_else_help = true,
-    max_term_width = 100
-)]
+#[command(version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -111,14 +106,23 @@ enum Exit {
 
 /// Runs the command line of this process. `builder` has the kinds of handlers.
 pub fn main(builder: &app::Builder) -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&command(builder).get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     match run(&cli, builder) {
         Ok(Exit::Success) => ExitCode::SUCCESS,
         Ok(Exit::Negative) => ExitCode::FAILURE,
         Ok(Exit::WrongConfiguration) => ExitCode::from(64),
         Ok(Exit::ServiceFailed) => ExitCode::from(70),
-        Err(error) => fail(&error),
+        Err(error) => fail(&error, builder.name()),
     }
+}
+
+/// The command line of the program that `builder` names.
+fn command(builder: &app::Builder) -> clap::Command {
+    let command = Cli::command().name(builder.name());
+    command.version(builder.version())
 }
 
 fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
@@ -138,12 +142,12 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Migrate(command) => migrate::run(command, &cli.config, builder),
         Command::Handlers(command) => handlers::run(command, builder),
         Command::Schema(args) => schema::run(args, builder),
-        Command::Completions(args) => completions::run(args),
+        Command::Completions(args) => completions::run(args, builder),
     }
 }
 
-/// Prints `error`, and returns its exit code.
-fn fail(error: &anyhow::Error) -> ExitCode {
+/// Prints `error` in the name of `program`, and returns its exit code.
+fn fail(error: &anyhow::Error, program: &str) -> ExitCode {
     let mut stderr = io::stderr().lock();
     let color = output::has_color(&stderr);
     if let Some(report) = error.downcast_ref::<config::Report>() {
@@ -153,7 +157,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         return ExitCode::SUCCESS; // `hookswitch events list | head` is no failure.
     }
-    let printed = writeln!(stderr, "hookswitch: {error:#}");
+    let printed = writeln!(stderr, "{program}: {error:#}");
     ExitCode::from(match error.downcast_ref::<app::Error>() {
         _ if printed.is_err() => 1,
         // The files have changed since the configuration was checked.

@@ -54,7 +54,8 @@ pub(super) fn start_logging(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result<End> {
-    let banner = (config.log.format == LogFormat::Text).then(|| Banner::of(&config, path));
+    let is_text = config.log.format == LogFormat::Text;
+    let banner = is_text.then(|| Banner::of(&config, path, builder));
     let app = App::build(config, rebuild_progress()).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -67,7 +68,7 @@ async fn serve(config: Config, path: &Path, builder: &Builder) -> anyhow::Result
     let reloads = reload_on_hangup(app.reloader(), path, builder)?;
     // Signals are handled from here on, so a reader of the log or of the banner may send one.
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = builder.version(),
         address = %app.address(),
         admin.address = %app.admin_address(),
         config = %path.display(),
@@ -120,6 +121,8 @@ pub(super) fn rebuild_progress() -> impl Fn(u64, u64) + Send + Sync + 'static {
 
 /// The text that `serve` prints when it is ready, for people. A log for machines has only the record.
 struct Banner {
+    program: &'static str,
+    version: &'static str,
     scheme: &'static str,
     paths: Vec<(String, String)>,
     config: String,
@@ -129,9 +132,11 @@ struct Banner {
 }
 
 impl Banner {
-    fn of(config: &Config, path: &Path) -> Self {
+    fn of(config: &Config, path: &Path, builder: &Builder) -> Self {
         let endpoints = config.endpoints.iter();
         Self {
+            program: builder.name(),
+            version: builder.version(),
             scheme: if config.server.tls.is_some() {
                 "https"
             } else {
@@ -148,7 +153,7 @@ impl Banner {
     fn print(&self, app: &App) -> io::Result<()> {
         let mut out = io::stdout().lock();
         let (scheme, address) = (self.scheme, app.address());
-        writeln!(out, "hookswitch {} is listening", env!("CARGO_PKG_VERSION"))?;
+        writeln!(out, "{} {} is listening", self.program, self.version)?;
         for (family, path) in &self.paths {
             writeln!(out, "  {family:<28} {scheme}://{address}{path}")?;
         }
@@ -162,7 +167,7 @@ impl Banner {
             writeln!(out, "Try it from another terminal:")?;
             // The program as it was called, since it may not be in PATH.
             let program = std::env::args().next();
-            let program = program.as_deref().unwrap_or("hookswitch");
+            let program = program.as_deref().unwrap_or(self.program);
             writeln!(out, "  {program} send --all --config {}", self.config)?;
         }
         out.flush()

@@ -102,6 +102,7 @@ pub struct Delivery<'a, E> {
 
 /// What there is to know of one attempt besides the event.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct DeliveryContext {
     /// The handler, as the TOML names it.
     pub handler: HandlerName,
@@ -144,6 +145,7 @@ impl<E> Delivery<'_, E> {
 
 /// How an attempt went, in the handler's own view.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Outcome {
     /// It has the event.
     Done,
