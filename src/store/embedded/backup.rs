@@ -36,9 +36,7 @@ const ATTEMPTS: usize = 3;
 ///
 /// When the store does not exist or cannot be read, or `to` exists and is not empty, or cannot be written.
 pub(super) fn backup(settings: &Settings, to: &Path) -> Result<BackupSummary, StoreError> {
-    if !settings.ledger().exists() {
-        return Err(StoreError::Absent(settings.path.display().to_string()));
-    }
+    settings.require_ledger()?;
     let is_free = match fs::read_dir(to) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,

@@ -432,14 +432,25 @@ impl StoreError {
     }
 
     fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        Self::writing_or(path, "")
+    }
+
+    /// The error of a store whose directory cannot be written.
+    fn opening(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        Self::writing_or(
+            path,
+            "; give that user the folder of [store] path, or name another one",
+        )
+    }
+
+    /// `help` is for a user who may not write.
+    fn writing_or(path: &Path, help: &str) -> impl FnOnce(io::Error) -> Self {
         move |error| {
             let path = path.display();
             let what = match error.kind() {
-                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => format!(
-                    "the user {} cannot write {path}; give it to that user, or name another folder \
-                     as [store] path",
-                    user::name()
-                ),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                    format!("the user {} cannot write {path}{help}", user::name())
+                }
                 _ => format!("writing {path}"),
             };
             Self::Io { what, error }

@@ -34,7 +34,7 @@ impl Embedded {
         disk: Arc<dyn Disk>,
     ) -> Result<Self, StoreError> {
         let path = &settings.path;
-        disk::create_dir(path).map_err(StoreError::writing(path))?;
+        disk::create_dir(path).map_err(StoreError::opening(path))?;
         let lock = lock(path)?;
         let (directory, now) = (settings.journal(), (context.clock)());
         let damage = DamageLog::new(context.metrics.clone());
@@ -178,7 +178,7 @@ fn reconcile(
 
 /// Makes sure that no other service runs on the store.
 fn lock(path: &Path) -> Result<File, StoreError> {
-    let file = disk::create_file(&path.join("lock")).map_err(StoreError::writing(path))?;
+    let file = disk::create_file(&path.join("lock")).map_err(StoreError::opening(path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.display().to_string())),
