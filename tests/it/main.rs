@@ -38,6 +38,7 @@ mod redis;
 mod reload;
 #[cfg(feature = "postgres")]
 mod replicas;
+mod rotation;
 mod shipped;
 #[cfg(feature = "sql")]
 mod sql;

@@ -1,68 +1,36 @@
 //! Appends whole lines to a file that is renamed now and then.
 //!
-//! **Invariant:** no line is ever overwritten or cut: a file that is set aside takes a name that was
-//! free, and what a crash left of a line gets a line end and is left standing.
+//! **Invariant:** no line is ever overwritten or cut: a rotated file takes a name that was free, and what
+//! a crash left of a line gets a line end and is left standing. Lines go with the rotated files that
+//! are no longer kept, and in no other way.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use jiff::Timestamp;
-use schemars::JsonSchema;
-use serde::Deserialize;
 
-use crate::quantity;
+use super::{
+    parent,
+    rotation::{Period, Rotate, Size, next_number, rotated_name},
+};
 
 /// Events hold phone numbers and addresses, so a file of them is not for everyone to read.
 const MODE: u32 = 0o640;
-
-/// When a new file is begun. The old one gets the time of that, in UTC, into its name.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Rotate {
-    /// Before the file would become larger than this, in bytes.
-    Size(#[schemars(with = "quantity::Size")] Size),
-    /// After a period.
-    Every(Period),
-}
-
-/// A number of bytes, at least 1.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(try_from = "AnySize")]
-pub(super) struct Size(u64);
-
-#[derive(Deserialize)]
-struct AnySize(#[serde(deserialize_with = "quantity::bytes::deserialize")] u64);
-
-impl TryFrom<AnySize> for Size {
-    type Error = &'static str;
-
-    fn try_from(size: AnySize) -> Result<Self, Self::Error> {
-        match size.0 {
-            0 => Err("a file of size 0 holds no event; choose a size such as \"64MiB\""),
-            bytes => Ok(Self(bytes)),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Period {
-    /// From midnight to midnight, in UTC.
-    Day,
-}
 
 #[derive(Debug)]
 pub(super) struct Writer {
     path: Arc<Path>,
     sync: bool,
-    rotate: Option<Rotate>,
+    rotate: Rotate,
     /// The file, once something has been written, unless the last write failed.
     open: Option<Open>,
+    /// When a rotated file will be too old.
+    prune_at: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -76,12 +44,13 @@ struct Open {
 }
 
 impl Writer {
-    pub(super) const fn new(path: Arc<Path>, sync: bool, rotate: Option<Rotate>) -> Self {
+    pub(super) const fn new(path: Arc<Path>, sync: bool, rotate: Rotate) -> Self {
         Self {
             path,
             sync,
             rotate,
             open: None,
+            prune_at: None,
         }
     }
 
@@ -90,11 +59,18 @@ impl Writer {
     pub(super) fn append(&mut self, text: &[u8], now: Timestamp) -> io::Result<()> {
         let mut open = match self.open.take() {
             Some(open) if open.is_still_at(&self.path) => open,
-            _ => self.open()?,
+            _ => {
+                // Also after a failure: the disk may be full.
+                self.prune(now);
+                self.open()?
+            }
         };
         if self.is_due(&open, text, now) {
             self.set_aside(now)?;
+            self.prune(now);
             open = self.open()?;
+        } else if self.prune_at.is_some_and(|at| now >= at) {
+            self.prune(now);
         }
         open.file.write_all(text)?;
         if self.sync {
@@ -139,18 +115,24 @@ impl Writer {
         if open.size == 0 {
             return false;
         }
-        match self.rotate {
-            None => false,
-            Some(Rotate::Size(Size(limit))) => open.size.saturating_add(text.len() as u64) > limit,
-            Some(Rotate::Every(Period::Day)) => day(now) > open.day,
-        }
+        let is_large = |Size(limit)| open.size.saturating_add(text.len() as u64) > limit;
+        let is_over = |Period::Day| day(now) > open.day;
+        self.rotate.size.is_some_and(is_large) || self.rotate.every.is_some_and(is_over)
+    }
+
+    /// Removes the rotated files that are no longer kept.
+    fn prune(&mut self, now: Timestamp) {
+        self.prune_at = self
+            .rotate
+            .keep
+            .and_then(|keep| keep.prune(&self.path, now));
     }
 
     /// Renames the file to a name that is free.
     fn set_aside(&self, now: Timestamp) -> io::Result<()> {
-        let mut number = 0_u32;
+        let mut number = next_number(&self.path, now)?;
         loop {
-            let name = self.name_aside(now, number);
+            let name = rotated_name(&self.path, now, number);
             // A rename would replace a file of that name, so the name is taken first. A crash
             // between the two leaves an empty file, and the events where they were.
             match OpenOptions::new().write(true).create_new(true).open(&name) {
@@ -159,20 +141,6 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// `events-20260304T060000Z.ndjson` for `events.ndjson`; with a number where that is taken.
-    fn name_aside(&self, now: Timestamp, number: u32) -> PathBuf {
-        let mut name = self.path.file_stem().unwrap_or_default().to_owned();
-        name.push(now.strftime("-%Y%m%dT%H%M%SZ").to_string());
-        if number > 0 {
-            name.push(format!("-{number}"));
-        }
-        if let Some(extension) = self.path.extension() {
-            name.push(".");
-            name.push(extension);
-        }
-        self.path.with_file_name(name)
     }
 }
 
@@ -206,30 +174,33 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// The directory that `path` is in; the current one for a bare name.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
 fn day(time: Timestamp) -> i64 {
     time.as_second().div_euclid(24 * 3600)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, time::Duration};
 
     use tempfile::TempDir;
 
     use super::*;
+    use crate::handler::file::rotation::{Age, Keep};
 
+    const UP_TO_4_BYTES: Rotate = Rotate {
+        size: Some(Size(4)),
+        every: None,
+        keep: None,
+    };
+    const DAILY: Rotate = Rotate {
+        size: None,
+        every: Some(Period::Day),
+        keep: None,
+    };
     const NOON: Timestamp = Timestamp::constant(1_772_625_600, 0); // 2026-03-04T12:00:00Z
 
     /// A directory with a writer for `events.ndjson` in it.
-    fn writer(rotate: Option<Rotate>) -> (TempDir, Writer) {
+    fn writer(rotate: Rotate) -> (TempDir, Writer) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.ndjson");
         (directory, Writer::new(path.into(), true, rotate))
@@ -255,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_torn_last_line_is_ended_and_left_standing() {
-        let (directory, mut writer) = writer(None);
+        let (directory, mut writer) = writer(Rotate::default());
         fs::write(&writer.path, "1\n2\n{\"to").unwrap();
         writer.append(b"3\n", NOON).unwrap();
         writer.append(b"4\n", NOON).unwrap();
@@ -267,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_whole_last_line_is_left_as_it_is() {
-        let (directory, mut writer) = writer(None);
+        let (directory, mut writer) = writer(Rotate::default());
         fs::write(&writer.path, "1\n").unwrap();
         writer.append(b"2\n", NOON).unwrap();
         assert_eq!(files(&directory), [file("events.ndjson", "1\n2\n")]);
@@ -275,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_file_is_set_aside_before_it_grows_too_large_and_replaces_no_other() {
-        let (directory, mut writer) = writer(Some(Rotate::Size(Size(4))));
+        let (directory, mut writer) = writer(UP_TO_4_BYTES);
         for text in ["1\n", "2\n", "3\n", "4 is larger than allowed\n", "5\n"] {
             writer.append(text.as_bytes(), NOON).unwrap();
         }
@@ -293,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_restarted_writer_knows_how_large_its_file_is() {
-        let (directory, mut writer) = writer(Some(Rotate::Size(Size(4))));
+        let (directory, mut writer) = writer(UP_TO_4_BYTES);
         fs::write(&writer.path, "1\n2\n").unwrap();
         writer.append(b"3\n", NOON).unwrap();
         assert_eq!(files(&directory).len(), 2);
@@ -303,7 +274,7 @@ mod tests {
     #[test]
     fn a_file_of_yesterday_is_set_aside_also_by_a_restarted_writer() {
         let at = |hours: i64| NOON + jiff::SignedDuration::from_hours(hours);
-        let (directory, mut writer) = writer(Some(Rotate::Every(Period::Day)));
+        let (directory, mut writer) = writer(DAILY);
         // A file's own time is today's at the earliest: it is set into the past.
         let past = File::create(&writer.path).unwrap();
         (&past).write_all(b"1\n").unwrap();
@@ -320,8 +291,29 @@ mod tests {
     }
 
     #[test]
+    fn a_rotated_file_is_removed_once_it_is_too_old_though_no_other_is_rotated() {
+        let at = |minutes: i64| NOON + jiff::SignedDuration::from_mins(minutes);
+        let keep = Keep {
+            files: None,
+            age: Some(Age(Duration::from_secs(600))),
+            size: None,
+        };
+        let (directory, mut writer) = writer(Rotate {
+            keep: Some(keep),
+            ..UP_TO_4_BYTES
+        });
+        writer.append(b"1\n2\n", at(0)).unwrap();
+        writer.append(b"3\n", at(1)).unwrap();
+        writer.append(b"4\n", at(10)).unwrap();
+        assert_eq!(files(&directory).len(), 2);
+        writer.rotate.size = None;
+        writer.append(b"5\n", at(11)).unwrap();
+        assert_eq!(files(&directory), [file("events.ndjson", "3\n4\n5\n")]);
+    }
+
+    #[test]
     fn a_file_that_somebody_else_moved_is_begun_anew() {
-        let (directory, mut writer) = writer(None);
+        let (directory, mut writer) = writer(Rotate::default());
         writer.append(b"1\n", NOON).unwrap();
         fs::rename(&writer.path, directory.path().join("moved")).unwrap();
         writer.append(b"2\n", NOON).unwrap();
@@ -335,7 +327,7 @@ mod tests {
 
     #[test]
     fn not_everyone_may_read_a_new_file() {
-        let (_directory, mut writer) = writer(None);
+        let (_directory, mut writer) = writer(Rotate::default());
         writer.append(b"1\n", NOON).unwrap();
         let mode = fs::metadata(&writer.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o007, 0, "{mode:o}");
