@@ -33,7 +33,7 @@ pub(super) fn backfill(
         };
     }
     if !database.is_sound()? {
-        database.renew("it is damaged")?;
+        database.reset("it is damaged")?;
         return backfill(database, directory, tail, now);
     }
     tracing::info!("the states of all deliveries are written to the journal");
@@ -41,12 +41,12 @@ pub(super) fn backfill(
     let header = tail.successor(number, now);
     let tail = Tail::begin_with(directory, header, |segment| {
         let (through, mut added) = (database.through()?, Ok(()));
-        let told = database.inventory(Position::default(), through, |record| {
+        let listed = database.inventory(Position::default(), through, |record| {
             if added.is_ok() {
                 added = segment.add(&record);
             }
         });
-        told.map_err(StoreError::database("reading the ledger"))?;
+        listed.map_err(StoreError::database("reading the ledger"))?;
         added.map_err(written())
     })?;
     super::disk::sync_dir(directory.path()).map_err(written())?;

@@ -13,7 +13,8 @@ use bytes::Bytes;
 
 use super::{
     deduplicator::Deduplicator,
-    ledger::{JournalBatch, Ledger, TopicReader},
+    journal::JournalBatch,
+    ledger::{Ledger, TopicReader},
     progress::Progress,
     queue::{Queue, TopicTime},
     reader::{DamageLog, Directory, Scan, ScanItem},
@@ -175,12 +176,12 @@ impl Indexer {
             }
         }
         let watermark = self.queue.watermark();
-        let back = watermark.through < self.through;
+        let is_behind = watermark.through < self.through;
         if watermark.through != expected {
             self.scan = None;
         }
         (self.through, self.records) = (watermark.through, watermark.records);
-        if back {
+        if is_behind {
             // The ledger has been reset.
             (self.own, self.topic_reader) = (None, None);
             self.notice_rebuild();
@@ -225,14 +226,14 @@ impl Indexer {
         Ok(())
     }
 
-    /// The next batch, as the writer passed it on, or else from the disk.
+    /// The next batch, as it waits in memory, or else from the disk.
     fn next(&mut self, end: Position) -> io::Result<JournalBatch> {
         // The writer passes events only. The ledger has this process's own states of deliveries
         // already.
         if self.own.is_none_or(|own| self.through < own) {
             return self.read(end);
         }
-        match self.progress.handed(self.through) {
+        match self.progress.take_from(self.through) {
             Ok(batch) => {
                 self.scan = None;
                 self.without_duplicates(batch)

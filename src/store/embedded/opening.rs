@@ -151,7 +151,7 @@ fn reconcile(
     now: Timestamp,
 ) -> Result<Tail, StoreError> {
     if !database.is_consistent(directory, tail.end())? {
-        database.renew("it does not match the journal, or is inconsistent")?;
+        database.reset("it does not match the journal, or is inconsistent")?;
     }
     let known = database.through()?;
     let (tail, lost) = recovery::skip_used_positions(directory, tail, known, now)

@@ -1,5 +1,4 @@
-//! How far the journal is written and indexed, and the records that its writer passes to the
-//! indexer.
+//! How far the journal is written and indexed, and the records that wait for the indexer.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ledger::JournalBatch, segment::Position};
+use super::{journal::JournalBatch, segment::Position};
 
 /// The pause of the indexer after a failure.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -25,8 +24,8 @@ const ENOUGH: u64 = 1024;
 /// The most records of one step, and the most records and bytes that wait for the indexer, besides
 /// the last batch. The indexer reads what exceeds these limits from the journal.
 const BATCH_RECORDS: usize = 4096;
-const HANDED_RECORDS: usize = 2048;
-const HANDED_BYTES: usize = 2 << 20;
+const WAITING_RECORDS: usize = 2048;
+const WAITING_BYTES: usize = 2 << 20;
 
 /// The state shared by the journal's writer and the indexer.
 #[derive(Default)]
@@ -43,37 +42,39 @@ struct State {
     end: Position,
     /// The number of records up to there.
     records: u64,
-    /// The latest records, within the limits.
-    handed: VecDeque<JournalBatch>,
+    /// The records that wait for the indexer, within the limits.
+    waiting: VecDeque<JournalBatch>,
     /// The number of their contents, and their bytes.
-    handed_size: (usize, usize),
+    waiting_size: (usize, usize),
     /// Whether the indexer waits for a write. Waking it costs the writer a system call.
     awaited: bool,
     /// Whether the subscriptions are known.
     subscribed: bool,
     /// Whether the ledger has been reset since the last step.
-    renewed: bool,
+    ledger_reset: bool,
     stopped: bool,
 }
 
 impl State {
-    fn hand(&mut self, batch: JournalBatch) {
-        let (contents, bytes) = self.handed_size;
-        if contents < HANDED_RECORDS && bytes < HANDED_BYTES {
-            self.handed_size = (contents + batch.contents.len(), bytes + batch.bytes());
-            self.handed.push_back(batch);
+    fn push(&mut self, batch: JournalBatch) {
+        let (contents, bytes) = self.waiting_size;
+        if contents < WAITING_RECORDS && bytes < WAITING_BYTES {
+            self.waiting_size = (contents + batch.contents.len(), bytes + batch.bytes());
+            self.waiting.push_back(batch);
         }
     }
 
     fn take(&mut self) -> Option<JournalBatch> {
-        let batch = self.handed.pop_front()?;
-        let (contents, bytes) = self.handed_size;
-        self.handed_size = (contents - batch.contents.len(), bytes - batch.bytes());
+        let batch = self.waiting.pop_front()?;
+        let (contents, bytes) = self.waiting_size;
+        self.waiting_size = (contents - batch.contents.len(), bytes - batch.bytes());
         Some(batch)
     }
 
     fn take_behind(&mut self, position: Position) -> Option<JournalBatch> {
-        self.handed.front().filter(|batch| batch.from == position)?;
+        self.waiting
+            .front()
+            .filter(|batch| batch.from == position)?;
         self.take()
     }
 }
@@ -86,7 +87,7 @@ impl Progress {
         state.end = end;
         state.records = records;
         if let Some(batch) = batch {
-            state.hand(batch);
+            state.push(batch);
         }
         let awaited = state.awaited;
         drop(state);
@@ -95,18 +96,18 @@ impl Progress {
         }
     }
 
-    /// The records that were passed on behind `position`. An error says up to where the journal
-    /// must be read from there on; `None` stands for its end.
-    pub(super) fn handed(&self, position: Position) -> Result<JournalBatch, Option<Position>> {
+    /// Takes the waiting records from `position` on. An error says up to where the journal must be
+    /// read instead; `None` stands for its end.
+    pub(super) fn take_from(&self, position: Position) -> Result<JournalBatch, Option<Position>> {
         let mut state = self.lock();
         while state
-            .handed
+            .waiting
             .front()
             .is_some_and(|batch| batch.from < position)
         {
             state.take();
         }
-        match state.handed.front().map(|batch| batch.from) {
+        match state.waiting.front().map(|batch| batch.from) {
             Some(from) if from == position => {}
             other => return Err(other),
         }
@@ -126,8 +127,8 @@ impl Progress {
     }
 
     /// The ledger has been reset, and indexing must begin again.
-    pub(super) fn renewed(&self) {
-        self.lock().renewed = true;
+    pub(super) fn ledger_was_reset(&self) {
+        self.lock().ledger_reset = true;
         self.changed.notify_all();
     }
 
@@ -172,7 +173,7 @@ impl Progress {
         until: Instant,
     ) -> Option<Position> {
         let waits = |state: &mut State| {
-            !state.stopped && (!state.subscribed || state.end <= position && !state.renewed)
+            !state.stopped && (!state.subscribed || state.end <= position && !state.ledger_reset)
         };
         let mut state = self.lock();
         if waits(&mut state) {
@@ -184,7 +185,7 @@ impl Progress {
         } else if state.records.saturating_sub(records) < ENOUGH {
             state = self.rest(state, LINGER);
         }
-        state.renewed = false;
+        state.ledger_reset = false;
         if state.stopped {
             return None;
         }

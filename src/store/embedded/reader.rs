@@ -222,7 +222,7 @@ impl EventReader {
     }
 
     /// Closes the file of segment `number`, which has been deleted.
-    pub(super) fn forget(&mut self, number: u32) {
+    pub(super) fn close(&mut self, number: u32) {
         self.open.remove(&number);
     }
 

@@ -103,7 +103,7 @@ impl Retention {
     /// Deletes segment `number` unless it is needed. The segments in `kept` are older.
     fn delete(&mut self, number: u32, kept: &[u32]) -> Result<bool, StoreError> {
         let all = positions_of(number);
-        if self.is_needed(all)? || !self.forget(number)? || self.is_needed(all)? {
+        if self.is_needed(all)? || !self.delete_from_ledger(number)? || self.is_needed(all)? {
             return Ok(false);
         }
         for kept in kept {
@@ -117,7 +117,7 @@ impl Retention {
         disk::sync_dir(self.directory.path()).map_err(StoreError::writing(&path))?;
         self.ledger
             .run_blocking("closing a segment", move |database| {
-                database.forget_segment(number);
+                database.close_segment(number);
                 Ok(())
             })?;
         self.restated_in.remove(&number);
@@ -138,7 +138,7 @@ impl Retention {
         {
             return Ok(true);
         }
-        let restated_in = self
+        let records = self
             .ledger
             .run_blocking("reading deliveries", move |database| {
                 let (mut records, (from, to)) = (Vec::new(), positions_of(kept));
@@ -147,10 +147,10 @@ impl Retention {
                 }
                 Ok(records)
             })?;
-        if restated_in.is_empty() {
+        if records.is_empty() {
             return Ok(false);
         }
-        let mut answers: Vec<_> = restated_in
+        let mut answers: Vec<_> = records
             .into_iter()
             .map(|record| self.journal_sender.put_durably(record))
             .collect();
@@ -172,7 +172,7 @@ impl Retention {
 
     /// Deletes the content of segment `number` from the ledger. Returns `false` if the segment is
     /// needed after all.
-    fn forget(&self, number: u32) -> Result<bool, StoreError> {
+    fn delete_from_ledger(&self, number: u32) -> Result<bool, StoreError> {
         let path = self.directory.segment(number);
         let mut from = Position::new(number, 0);
         let mut scan = Scan::open(&self.directory, from).map_err(StoreError::reading(&path))?;
@@ -184,13 +184,13 @@ impl Retention {
             } else {
                 scan.position()
             };
-            let forgotten = self
+            let is_deleted = self
                 .ledger
-                .run_blocking("forgetting old events", move |database| {
-                    database.forget((from, to), &slice)
+                .run_blocking("deleting old events", move |database| {
+                    database.delete_events((from, to), &slice)
                 })?;
-            if done || !forgotten {
-                return Ok(forgotten);
+            if done || !is_deleted {
+                return Ok(is_deleted);
             }
             from = to;
         }

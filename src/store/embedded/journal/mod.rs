@@ -18,6 +18,7 @@
 //! **Invariant:** nothing is written after a failed sync. The state of the file is unknown then,
 //! and a later successful sync would prove nothing.
 
+mod batch;
 mod writer;
 
 use std::{
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+pub(super) use self::batch::JournalBatch;
 use self::writer::Writer;
 use super::{
     disk::Disk,

@@ -8,12 +8,11 @@ use std::{
 
 use jiff::SignedDuration;
 
-use super::{Command, JournalConfig, PendingRecord, RecordKind};
+use super::{Command, JournalBatch, JournalConfig, PendingRecord, RecordKind};
 use crate::store::{
     AppendError, Health, StoreError,
     embedded::{
         disk,
-        ledger::JournalBatch,
         preallocator::Preallocator,
         record::{Content, Record},
         recovery::Tail,

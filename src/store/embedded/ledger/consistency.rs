@@ -127,7 +127,7 @@ impl LedgerDatabase {
             Err(error)
                 if sqlite::is_corruption(&error) || sqlite::is_constraint_violation(&error) =>
             {
-                self.renew("it is damaged")?;
+                self.reset("it is damaged")?;
                 Ok(Truncation::default())
             }
             truncate => truncate.map_err(StoreError::database("truncating the ledger")),
@@ -159,8 +159,8 @@ impl LedgerDatabase {
             }
         }
         tally.write(&change)?;
-        for forget in FORGET {
-            change.execute(forget, [from])?;
+        for delete in DELETE {
+            change.execute(delete, [from])?;
         }
         // The lost records may have included states of older deliveries.
         change.execute(
@@ -176,7 +176,7 @@ impl LedgerDatabase {
 }
 
 /// Deletes what is finished from a position on.
-const FORGET: &[&str] = &[
+const DELETE: &[&str] = &[
     "DELETE FROM attempts WHERE handler IN (SELECT id FROM handlers) AND position >= ?1
         AND EXISTS (SELECT 1 FROM deliveries d WHERE d.handler = attempts.handler
             AND d.position = attempts.position AND d.state > 2)",

@@ -164,7 +164,7 @@ pub(super) fn insert_done(
 }
 
 /// Sets or removes the ordering keys of a delivery.
-pub(super) fn place(
+pub(super) fn set_keys(
     db: &Connection,
     (handler, position): (HandlerId, Position),
     keys: Option<&OrderingKeys>,
@@ -179,7 +179,7 @@ pub(super) fn place(
 }
 
 /// Deletes a delivery.
-pub(super) fn forget(db: &Connection, tally: &mut Tally, row: &Row) -> Result<()> {
+pub(super) fn delete(db: &Connection, tally: &mut Tally, row: &Row) -> Result<()> {
     db.prepare_cached("DELETE FROM deliveries WHERE handler = ?1 AND position = ?2")?
         .execute((row.handler, row.position.to_sql()))?;
     tally.count(row.handler, Some(row.state), None);
@@ -319,7 +319,7 @@ pub(super) fn replay(
 }
 
 /// Adds a delivery to the outbox, since a command has changed it.
-pub(super) fn list(db: &Connection, handler: HandlerId, position: Position) -> Result<()> {
+pub(super) fn add_to_outbox(db: &Connection, handler: HandlerId, position: Position) -> Result<()> {
     db.prepare_cached("INSERT OR IGNORE INTO outbox (handler, position) VALUES (?1, ?2)")?
         .execute((handler, position.to_sql()))?;
     Ok(())

@@ -1,15 +1,12 @@
 //! Fills the windows of the queue from the ledger and the journal.
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Result};
+use rusqlite::Result;
 
-use super::{LedgerDatabase, delivery::HandlerId, ordering, time};
+use super::{LedgerDatabase, delivery::HandlerId, ordering, time, topics::topic_times};
 use crate::{
-    event::{HandlerName, Topic},
-    store::embedded::{
-        queue::{OpenDelivery, TopicTime},
-        segment::Position,
-    },
+    event::HandlerName,
+    store::embedded::{queue::OpenDelivery, segment::Position},
 };
 
 /// The number of deliveries in one query.
@@ -31,19 +28,19 @@ impl LedgerDatabase {
         let Some(id) = self.handler(handler) else {
             return Ok(());
         };
-        self.intake.has_filled = true;
+        self.ingested.has_filled = true;
         while let Some(from) = self.queue.refill_from(handler, now) {
             let open = self.open_from(id, from, SLICE)?;
-            let given = match open.len() < SLICE {
+            let subscriptions = match open.len() < SLICE {
                 true => Some(
-                    self.given()?
+                    self.handlers_at_watermark()?
                         .into_iter()
                         .map(|active| active.subscription)
                         .collect(),
                 ),
                 false => None::<Vec<_>>,
             };
-            self.queue.fill(handler, open, given.as_deref());
+            self.queue.fill(handler, open, subscriptions.as_deref());
         }
         for positions in self.queue.unloaded(handler, now).chunks(EVENTS) {
             if !self.load(handler, positions, now)? {
@@ -102,14 +99,4 @@ impl LedgerDatabase {
         let topic_times = topic_times(&self.db, unknown)?;
         Ok(self.queue.load(handler, events, &topic_times))
     }
-}
-
-/// The latest report of each of `topics`.
-pub(super) fn topic_times(db: &rusqlite::Connection, topics: Vec<Topic>) -> Result<Vec<TopicTime>> {
-    let mut look = db.prepare_cached("SELECT latest FROM topics WHERE topic = ?1")?;
-    let latest = |topic: Topic| {
-        let latest = look.query_row([topic.as_str()], |row| row.get(0));
-        Ok((topic, latest.optional()?.map(time)))
-    };
-    topics.into_iter().map(latest).collect()
 }

@@ -13,15 +13,19 @@ mod consistency;
 mod delivery;
 mod export;
 mod fill;
-mod intake;
+mod ingest;
 mod operator;
 mod ordering;
 mod outbox;
+mod progress;
 mod replay;
+mod retention;
 mod sqlite;
+mod statistics;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 use std::{
     mem,
@@ -34,24 +38,21 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use self::{delivery::Tally, subscriptions::ActiveHandler};
+use self::{delivery::Tally, ingest::Ingested, subscriptions::ActiveHandler};
 use super::{
     journal::JournalSender,
     progress::Progress,
-    queue::{DeliveryUpdate, OpenDelivery, Queue},
+    queue::Queue,
     reader::{Directory, EventReader},
     segment::Position,
 };
 use crate::{
-    event::HandlerName,
     store::{Context, Follower, StoreError, health::HealthReporter},
     telemetry::Metrics,
 };
 
 pub(super) use self::{
-    intake::{JournalBatch, TopicReader, Watermark},
-    operator::OperatorConnection,
-    sqlite::copy,
+    operator::OperatorConnection, progress::Watermark, sqlite::copy, topics::TopicReader,
 };
 
 /// The most jobs in one transaction, and the most that wait.
@@ -101,29 +102,16 @@ pub(super) struct LedgerDatabase {
     subscriptions: Vec<ActiveHandler>,
     /// The queue that dispatch works from.
     queue: Arc<Queue>,
-    /// What the present transaction ingests.
-    intake: Intake,
+    /// What the present transaction has ingested.
+    ingested: Ingested,
     tally: Tally,
     /// Whether a damaged ledger was set aside, and no new one could be created yet.
     lost: bool,
-    /// The number of duplicates in the present transaction.
-    duplicates: u64,
     /// The channel for states of deliveries that go to the journal.
     journal: JournalSender,
     /// The position up to which the journal must be indexed before the queue hands out deliveries:
     /// a record there may say that one of them is done.
     awaited: Option<Position>,
-}
-
-/// What one transaction ingests.
-#[derive(Default)]
-struct Intake {
-    batch: Option<JournalBatch>,
-    updates: Vec<DeliveryUpdate>,
-    /// The deliveries that commands have replayed.
-    replayed: Vec<(HandlerName, Position, OpenDelivery)>,
-    /// Whether the transaction has filled a window.
-    has_filled: bool,
 }
 
 impl Ledger {
@@ -271,7 +259,7 @@ impl LedgerDatabase {
         Ok(Self {
             journal: journal_sender,
             queue,
-            intake: Intake::default(),
+            ingested: Ingested::default(),
             awaited: None,
             is_suspect: sqlite::is_suspect(path),
             follower: health.followers().critical("ledger", "writing the ledger"),
@@ -284,7 +272,6 @@ impl LedgerDatabase {
             subscriptions: Vec::new(),
             tally: Tally::default(),
             lost: false,
-            duplicates: 0,
         })
     }
 
@@ -313,17 +300,15 @@ impl LedgerDatabase {
         let mut replies = Vec::new();
         let outcome = self.attempt(access, jobs, &mut replies);
         self.tally.clear();
-        let intake = std::mem::take(&mut self.intake);
-        let duplicates = std::mem::take(&mut self.duplicates);
+        let ingested = mem::take(&mut self.ingested);
         let problem = match outcome {
             Ok(()) => {
                 self.follower.progressed();
-                self.metrics.duplicates.inc_by(duplicates);
-                self.finish_ingest(intake);
+                self.finish_ingest(ingested);
                 None
             }
             Err(error) => {
-                self.queue.give_back(intake.batch, intake.updates);
+                self.queue.give_back(ingested.batch, ingested.updates);
                 self.recover(&error);
                 Some(error.to_string())
             }
@@ -375,7 +360,7 @@ impl LedgerDatabase {
             return;
         }
         self.lost = true;
-        match self.renew("it is damaged") {
+        match self.reset("it is damaged") {
             // A new ledger is consistent. The next failure must not reset it again.
             Ok(()) => (self.lost, self.is_suspect) = (false, false),
             Err(error) if self.follower.failed(&error) => {
@@ -386,21 +371,21 @@ impl LedgerDatabase {
     }
 
     /// Sets the ledger aside because of `why`, and creates a new one.
-    pub(super) fn renew(&mut self, why: &str) -> Result<(), StoreError> {
+    pub(super) fn reset(&mut self, why: &str) -> Result<(), StoreError> {
         let memory = Connection::open_in_memory()
             .map_err(StoreError::database("setting the ledger aside"))?;
         // A database must not be renamed under an open connection.
-        drop(std::mem::replace(&mut self.db, memory));
+        drop(mem::replace(&mut self.db, memory));
         sqlite::set_aside(&self.path, why)?;
         self.db = sqlite::open(&self.path, true)?;
         self.queue.begin(Watermark::default(), None);
         self.awaited = Some(self.journal_progress.end());
-        self.journal_progress.renewed();
-        let asked = self
+        self.journal_progress.ledger_was_reset();
+        let configured = self
             .subscriptions
             .iter()
             .map(|active| active.subscription.clone());
-        let subscriptions = asked.collect();
+        let subscriptions = configured.collect();
         self.subscribe(subscriptions)
             .map_err(StoreError::database("writing the new ledger"))
     }

@@ -313,7 +313,7 @@ fn skip(db: &Connection, parked: &[(EventId, HandlerName)], reason: &str, now: i
         if let Some(row) = row.filter(|row| row.state == DeliveryState::Parked) {
             let state = DeliveryState::Skipped;
             delivery::end(&change, &mut tally, &row, state, now, Some(reason))?;
-            delivery::list(&change, handler, position)?;
+            delivery::add_to_outbox(&change, handler, position)?;
             skipped += 1;
         }
     }

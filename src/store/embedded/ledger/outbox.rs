@@ -51,7 +51,7 @@ impl LedgerDatabase {
                     let active = active.find(|active| active.id == handler);
                     let name = active.map(|active| active.subscription.handler.clone());
                     let replayed = name.map(|name| (name, position, open));
-                    self.intake.replayed.extend(replayed);
+                    self.ingested.replayed.extend(replayed);
                 }
             }
         }
@@ -115,10 +115,10 @@ impl LedgerDatabase {
 
     /// Deletes the deliveries of the events between two positions that have never been attempted or
     /// replayed.
-    pub(super) fn forget_untouched(&mut self, from: Position, to: Position) -> Result<()> {
+    pub(super) fn delete_untouched(&mut self, from: Position, to: Position) -> Result<()> {
         for (handler, delivery) in self.untouched(from, to)? {
             if let Some(row) = delivery::find(&self.db, handler, delivery)? {
-                delivery::forget(&self.db, &mut self.tally, &row)?;
+                delivery::delete(&self.db, &mut self.tally, &row)?;
             }
         }
         Ok(())
@@ -142,10 +142,10 @@ impl LedgerDatabase {
         position: Position,
         snapshot: &DeliverySnapshot,
     ) -> Result<()> {
-        let place = (self.any_handler(&snapshot.handler)?, position);
+        let place = (self.handler_or_new(&snapshot.handler)?, position);
         let (db, tally) = (&self.db, &mut self.tally);
         if !delivery::advance(db, tally, place, snapshot)? {
-            let is_placed = match delivery::find(db, place.0, position)? {
+            let has_keys = match delivery::find(db, place.0, position)? {
                 Some(row) if row.is_behind(snapshot) => {
                     delivery::change(db, tally, &row, snapshot)?;
                     row.state.is_open()
@@ -157,9 +157,9 @@ impl LedgerDatabase {
                     false
                 }
             };
-            if !is_placed && !snapshot.is_over() {
+            if !has_keys && !snapshot.is_over() {
                 let keys = self.keys_for(place);
-                delivery::place(&self.db, place, keys.as_ref())?;
+                delivery::set_keys(&self.db, place, keys.as_ref())?;
             }
         }
         for failure in &snapshot.failures {

@@ -110,10 +110,10 @@ impl Chosen {
             // when its delivery is next.
             let event = journal.read(self.position).ok();
             let keys = event.and_then(|event| event.keys).filter(|_| ordered);
-            delivery::place(db, place, keys.as_ref())?;
+            delivery::set_keys(db, place, keys.as_ref())?;
         }
         delivery::replay(db, tally, &row, reason, now)?;
-        delivery::list(db, handler, self.position)
+        delivery::add_to_outbox(db, handler, self.position)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Subscriptions, retention and statistics.
+//! The subscriptions that are configured, and those that the journal has recorded.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Result, params};
@@ -6,14 +6,13 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 use super::{
     LedgerDatabase,
     delivery::{self, HandlerId},
-    micros, time,
+    micros,
 };
 use crate::{
-    event::{HandlerName, Notification, OrderingKeys},
+    event::{HandlerName, OrderingKeys},
     store::{
         DeliveryState, NO_HANDLER, Subscription,
         embedded::{record, segment::Position},
-        statistics::HandlerStatistics,
     },
 };
 
@@ -36,87 +35,86 @@ impl LedgerDatabase {
         for (position, snapshot) in &updates {
             self.apply_snapshot(*position, snapshot)?;
         }
-        self.intake.updates.extend(updates);
+        self.ingested.updates.extend(updates);
         self.db.execute("UPDATE handlers SET configured = 0", [])?;
         let mut active = Vec::with_capacity(subscriptions.len());
-        for asked in subscriptions {
-            let id = self.configure(&asked)?;
-            active.push(ActiveHandler {
-                id,
-                subscription: asked,
-            });
+        for subscription in subscriptions {
+            let id = self.configure(&subscription)?;
+            active.push(ActiveHandler { id, subscription });
         }
         let subscribed: Vec<_> = active
             .iter()
             .map(|active| active.subscription.clone())
             .collect();
         self.subscriptions = active;
-        self.park_the_abandoned((self.clock)(), &subscribed)?;
+        self.park_abandoned((self.clock)(), &subscribed)?;
         self.queue.subscribe(subscribed);
         Ok(())
     }
 
-    /// The subscriptions at the watermark.
-    pub(super) fn given(&self) -> Result<Vec<ActiveHandler>> {
-        let Some(said) = self.said()? else {
+    /// The handlers that get events at the watermark.
+    pub(super) fn handlers_at_watermark(&self) -> Result<Vec<ActiveHandler>> {
+        let Some(recorded) = self.recorded_subscriptions()? else {
             return Ok(self.subscriptions.clone());
         };
-        let given = said.into_iter().map(|mut asked| {
+        let handlers = recorded.into_iter().map(|mut subscription| {
             let mut configured = self.subscriptions.iter();
-            let configured = configured.find(|active| active.subscription.handler == asked.handler);
+            let configured =
+                configured.find(|active| active.subscription.handler == subscription.handler);
             // A handler without a configuration needs no order: its deliveries are parked.
-            asked.ordered = configured.is_some_and(|active| active.subscription.ordered);
-            let id = id(&self.db, &asked.handler)?;
-            Ok(ActiveHandler {
-                id,
-                subscription: asked,
-            })
+            subscription.ordered = configured.is_some_and(|active| active.subscription.ordered);
+            let id = id(&self.db, &subscription.handler)?;
+            Ok(ActiveHandler { id, subscription })
         });
-        given.collect()
+        handlers.collect()
     }
 
     /// The subscriptions at the watermark that the journal has recorded.
-    pub(super) fn said(&self) -> Result<Option<Vec<Subscription>>> {
-        let said: Option<Vec<u8>> = self
+    pub(super) fn recorded_subscriptions(&self) -> Result<Option<Vec<Subscription>>> {
+        let recorded: Option<Vec<u8>> = self
             .db
             .prepare_cached("SELECT subscriptions FROM progress")?
             .query_row([], |row| row.get(0))?;
-        Ok(said.and_then(|bytes| record::take_subscriptions(&mut bytes.as_slice())))
+        Ok(recorded.and_then(|bytes| record::take_subscriptions(&mut bytes.as_slice())))
     }
 
-    /// Records the subscriptions that are in force from `since` on.
-    pub(super) fn give(&mut self, since: Timestamp, subscriptions: &[Subscription]) -> Result<()> {
-        let mut said = Vec::new();
-        record::put_subscriptions(&mut said, subscriptions);
+    /// Records the subscriptions that apply from `since` on.
+    pub(super) fn record_subscriptions(
+        &mut self,
+        since: Timestamp,
+        subscriptions: &[Subscription],
+    ) -> Result<()> {
+        let mut bytes = Vec::new();
+        record::put_subscriptions(&mut bytes, subscriptions);
         self.db
             .prepare_cached("UPDATE progress SET subscriptions = ?1")?
-            .execute([said])?;
+            .execute([bytes])?;
         for Subscription { handler, .. } in subscriptions {
             id(&self.db, handler)?;
         }
-        self.park_the_abandoned(since, subscriptions)
+        self.park_abandoned(since, subscriptions)
     }
 
     /// Configures the row of a handler, and returns its id.
-    fn configure(&mut self, asked: &Subscription) -> Result<HandlerId> {
-        let id = id(&self.db, &asked.handler)?;
+    fn configure(&mut self, subscription: &Subscription) -> Result<HandlerId> {
+        let id = id(&self.db, &subscription.handler)?;
         let ordered: bool = self
             .db
             .prepare_cached("SELECT ordered FROM handlers WHERE id = ?1")?
             .query_row([id], |row| row.get(0))?;
         self.db.execute(
             "UPDATE handlers SET configured = 1, ordered = ?2 WHERE id = ?1",
-            (id, asked.ordered),
+            (id, subscription.ordered),
         )?;
-        if ordered != asked.ordered {
-            self.arrange(id, asked.ordered)?;
+        if ordered != subscription.ordered {
+            self.set_order(id, subscription.ordered)?;
         }
         Ok(id)
     }
 
     /// Sets or removes the ordering keys of a handler's open deliveries, after its order has
     /// changed.
-    fn arrange(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
+    fn set_order(&mut self, handler: HandlerId, ordered: bool) -> Result<()> {
         let mut next = Position::default();
         loop {
             let page = self.open_from(handler, next, SLICE)?;
@@ -129,7 +127,7 @@ impl LedgerDatabase {
                     true => self.ordering_keys(position),
                     false => None,
                 };
-                delivery::place(&self.db, (handler, position), keys.as_ref())?;
+                delivery::set_keys(&self.db, (handler, position), keys.as_ref())?;
             }
         }
     }
@@ -141,11 +139,7 @@ impl LedgerDatabase {
     }
 
     /// Parks the open deliveries of handlers without a subscription.
-    fn park_the_abandoned(
-        &mut self,
-        since: Timestamp,
-        subscriptions: &[Subscription],
-    ) -> Result<()> {
+    fn park_abandoned(&mut self, since: Timestamp, subscriptions: &[Subscription]) -> Result<()> {
         let is_gone = |name: &str| !subscriptions.iter().any(|one| one.handler.as_str() == name);
         // The counts of the present transaction so far.
         self.tally.write(&self.db)?;
@@ -178,94 +172,10 @@ impl LedgerDatabase {
     }
 
     /// The id of any handler called `name`. A missing row is created.
-    pub(super) fn any_handler(&self, name: &HandlerName) -> Result<HandlerId> {
+    pub(super) fn handler_or_new(&self, name: &HandlerName) -> Result<HandlerId> {
         self.handler(name).map_or_else(|| id(&self.db, name), Ok)
     }
-
-    /// Whether a delivery in the range is unfinished, or may be, since the ledger is being rebuilt.
-    pub(in super::super) fn is_needed(&self, from: Position, to: Position) -> Result<bool> {
-        if self.watermark()?.through < to {
-            return Ok(true);
-        }
-        let mut look = self.db.prepare_cached(UNFINISHED)?;
-        look.exists((from.to_sql(), to.to_sql()))
-    }
-
-    /// Deletes a range of positions, whose events are `notifications`. Returns `false`, and deletes
-    /// nothing, if a delivery is unfinished after all.
-    pub(in super::super) fn forget(
-        &mut self,
-        (from, to): (Position, Position),
-        notifications: &[Notification],
-    ) -> Result<bool> {
-        if self.is_needed(from, to)? {
-            return Ok(false);
-        }
-        for notification in notifications {
-            self.forget_topics(notification)?;
-        }
-        let (from, to) = (from.to_sql(), to.to_sql());
-        for table in ["deliveries", "attempts"] {
-            self.db
-                .prepare_cached(&format!(
-                    "DELETE FROM {table} WHERE handler IN (SELECT id FROM handlers)
-                     AND position >= ?1 AND position < ?2"
-                ))?
-                .execute((from, to))?;
-        }
-        self.db
-            .prepare_cached("DELETE FROM events WHERE position >= ?1 AND position < ?2")?
-            .execute((from, to))?;
-        Ok(true)
-    }
-
-    fn forget_topics(&self, notification: &Notification) -> Result<()> {
-        if let Some(occurred_at) = notification.occurred_at {
-            let mut unlearn = self
-                .db
-                .prepare_cached("DELETE FROM topics WHERE topic = ?1 AND latest <= ?2")?;
-            for topic in &notification.topics {
-                unlearn.execute((topic.as_str(), micros(occurred_at)))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the file of segment `number`, which has been deleted.
-    pub(in super::super) fn forget_segment(&mut self, number: u32) {
-        self.event_reader.forget(number);
-    }
-
-    /// The statistics of all handlers.
-    pub(in super::super) fn statistics(&self) -> Result<Vec<HandlerStatistics>> {
-        let mut handlers = self
-            .db
-            .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
-        let mut oldest = self.db.prepare_cached(OLDEST)?;
-        let rows = handlers.query_map([], |row| {
-            let id: HandlerId = row.get(0)?;
-            let oldest = oldest.query_row([id], |row| row.get(0)).optional()?;
-            Ok(HandlerStatistics {
-                handler: row.get(1)?,
-                open: row.get(2)?,
-                parked: row.get(3)?,
-                oldest: oldest.map(time),
-            })
-        })?;
-        rows.collect()
-    }
 }
-
-/// Whether a delivery in a range of positions is unfinished.
-pub(super) const UNFINISHED: &str = "SELECT 1
-    FROM handlers CROSS JOIN deliveries INDEXED BY unfinished
-    ON handler = id AND state IN (0, 2) AND state < 3 AND position >= ?1 AND position < ?2
-    LIMIT 1";
-
-/// When the event of a handler's oldest open delivery was received.
-pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
-    (SELECT position FROM deliveries INDEXED BY unfinished
-     WHERE handler = ?1 AND state = 0 AND state < 3 ORDER BY position LIMIT 1)";
 
 /// Parks the open deliveries of a handler that is no longer configured.
 pub(super) const ABANDON: &str = "UPDATE deliveries INDEXED BY unfinished

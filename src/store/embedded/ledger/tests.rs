@@ -1,6 +1,6 @@
 //! That nothing which happens often ever takes longer the more there is.
 
-use super::{fill, ordering, sqlite, subscriptions};
+use super::{fill, ordering, retention, sqlite, statistics, subscriptions};
 
 /// How the database goes about `query`.
 fn plan(query: &str) -> Vec<String> {
@@ -26,11 +26,11 @@ fn frequent_statements_use_their_indexes_to_full_depth() {
             "INDEX unfinished (handler=? AND state=? AND position>?)",
         ),
         (
-            subscriptions::UNFINISHED,
+            retention::UNFINISHED,
             "INDEX unfinished (handler=? AND state=? AND position>? AND position<?)",
         ),
         (
-            subscriptions::OLDEST,
+            statistics::OLDEST,
             "INDEX unfinished (handler=? AND state=?)",
         ),
         (

@@ -11,7 +11,7 @@
 //!                              workers ──► updates ──► journal and ledger
 //! ```
 //!
-//! The [indexer](super::indexer) puts each event into the *tail*, from which the ledger ingests it later in
+//! The [indexer](super::indexer) puts each event into the [*tail*](tail::Tail), from which the ledger ingests it later in
 //! large transactions, and into the *window* of each handler that gets it. So the event reaches its handlers
 //! without SQL and without being read back. Mostly its deliveries are done when the ledger ingests it, and
 //! then the ledger writes one row that never changes.
@@ -39,8 +39,8 @@
 //! | | a delivery or event | limit |
 //! |---|---|---|
 //! | window, for each handler | about 200 bytes | [`window::CAPACITY`] deliveries, and more in retry; 4 MiB of events |
-//! | tail | its record | twice [`TAIL_RECORDS`] or [`TAIL_BYTES`]: then the indexer waits for the ledger |
-//! | updates | about 200 bytes | no claims are made while [`MOST_UPDATES`] wait |
+//! | tail | its record | twice [`tail::RECORDS`] or [`tail::BYTES`]: then the indexer waits for the ledger |
+//! | updates | about 200 bytes | no claims are made while [`updates::MOST`] wait |
 //! | [topic cache](topic_cache::TopicCache), for `superseded` | 40 bytes a topic | [`topic_cache::MOST`] topics |
 //!
 //! # Recovery
@@ -57,56 +57,39 @@
 //! **Invariant:** no operation of the queue waits for a disk or for the ledger.
 
 mod deferred;
+mod loaded_events;
 mod open_delivery;
 mod ordering;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod topic_cache;
+mod updates;
 mod window;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use self::{topic_cache::TopicCache, window::Window};
+use self::{tail::Tail, topic_cache::TopicCache, updates::Updates, window::Window};
 use super::{
-    journal::JournalSender,
-    ledger::{JournalBatch, Watermark},
+    journal::{JournalBatch, JournalSender},
+    ledger::Watermark,
     record::{Content, Event, Record},
     segment::Position,
 };
 use crate::{
-    event::{HandlerName, Notification, Topic},
+    event::{EventName, HandlerName, Notification, Topic},
     store::{Claims, DeliverySnapshot, Settlement, Subscription},
 };
 
 pub(super) use open_delivery::OpenDelivery;
-
-/// The number of contents in the tail that the ledger ingests at once.
-const TAIL_RECORDS: usize = 4096;
-
-/// The number of bytes of bodies and deliveries' states in the tail that the ledger ingests at once.
-const TAIL_BYTES: usize = 4 << 20;
-
-/// The most updates that may wait for the ledger.
-const MOST_UPDATES: usize = 32 << 10;
-
-/// The number of updates that the ledger ingests at once.
-const MANY_UPDATES: usize = 8 << 10;
-
-/// How long the first update waits for the ledger if no event comes. A transaction of many updates
-/// writes fewer pages for each.
-const UPDATES_DELAY: Duration = Duration::from_millis(200);
-
-/// How long the first event of the tail waits for the ledger: long enough for most deliveries to be
-/// done by then, and short enough for operators.
-const TAIL_DELAY: Duration = Duration::from_millis(40);
 
 /// The latest report of a topic in the ledger; `None` if the ledger has none.
 pub(super) type TopicTime = (Topic, Option<Timestamp>);
@@ -128,56 +111,16 @@ struct State {
     is_open: bool,
     /// The position up to which the journal has been indexed, and the number of records.
     watermark: Watermark,
-    /// The subscriptions there that the journal has recorded; the configured ones if it has none.
-    given: Option<Vec<Subscription>>,
+    /// The subscriptions there that the journal has recorded. The configured ones count if it has
+    /// none.
+    recorded: Option<Vec<Subscription>>,
     configured: Vec<Subscription>,
     tail: Tail,
-    updates: Vec<DeliveryUpdate>,
-    /// When the first of the updates was added.
-    updated_since: Option<Instant>,
+    updates: Updates,
     /// Records for which the writer's queue had no room.
     unwritten: Vec<Record>,
     topic_cache: TopicCache,
     last_lease: u64,
-}
-
-/// The records that the ledger does not have yet.
-#[derive(Default)]
-struct Tail {
-    batches: VecDeque<JournalBatch>,
-    contents: usize,
-    bytes: usize,
-    /// When the first of them was added.
-    since: Option<Instant>,
-}
-
-impl Tail {
-    fn push(&mut self, batch: JournalBatch) {
-        self.contents += batch.contents.len();
-        self.bytes += batch.bytes();
-        self.since.get_or_insert_with(Instant::now);
-        match self.batches.back_mut() {
-            Some(last) if last.contents.len() + batch.contents.len() <= TAIL_RECORDS => {
-                last.append(batch)
-            }
-            _ => self.batches.push_back(batch),
-        }
-    }
-
-    fn pop(&mut self) -> Option<JournalBatch> {
-        let batch = self.batches.pop_front()?;
-        self.contents -= batch.contents.len();
-        self.bytes -= batch.bytes();
-        self.since = (!self.batches.is_empty()).then(Instant::now);
-        Some(batch)
-    }
-
-    fn give_back(&mut self, batch: JournalBatch) {
-        self.contents += batch.contents.len();
-        self.bytes += batch.bytes();
-        self.since = Some(Instant::now());
-        self.batches.push_front(batch);
-    }
 }
 
 impl Queue {
@@ -287,7 +230,7 @@ impl Queue {
         for (position, content) in &batch.contents {
             match content {
                 Content::Event(event) => state.push(*position, event),
-                Content::Subscriptions(_, given) => state.given = Some(given.clone()),
+                Content::Subscriptions(_, recorded) => state.recorded = Some(recorded.clone()),
                 Content::Deliveries(_) | Content::Inventory(..) | Content::Other => {}
             }
         }
@@ -303,23 +246,17 @@ impl Queue {
     /// When the ledger is to ingest the tail and the updates; `None` if there are none.
     pub(super) fn is_due_at(&self) -> Option<Instant> {
         let state = self.lock();
-        let is_full = state.tail.contents >= TAIL_RECORDS || state.tail.bytes >= TAIL_BYTES;
-        let is_large = state.updates.len() >= MANY_UPDATES;
-        let tail = (state.tail.since, is_full, TAIL_DELAY);
-        let updates = (state.updated_since, is_large, UPDATES_DELAY);
-        let due_at = |(since, at_once, rest): (Option<Instant>, bool, Duration)| {
-            since.map(|since| if at_once { since } else { since + rest })
-        };
-        [tail, updates].into_iter().filter_map(due_at).min()
+        let due_at = [state.tail.is_due_at(), state.updates.is_due_at()];
+        due_at.into_iter().flatten().min()
     }
 
     // Used by the ledger.
 
-    /// Starts at the ledger's watermark, where `given` are the subscriptions.
-    pub(super) fn begin(&self, watermark: Watermark, given: Option<Vec<Subscription>>) {
+    /// Starts at the ledger's watermark, where the journal has `recorded` these subscriptions.
+    pub(super) fn begin(&self, watermark: Watermark, recorded: Option<Vec<Subscription>>) {
         let mut state = self.lock();
         state.watermark = watermark;
-        state.given = given;
+        state.recorded = recorded;
         state.tail = Tail::default();
         state.is_open = false;
         for window in state.windows.values_mut() {
@@ -340,20 +277,14 @@ impl Queue {
     }
 
     /// Takes back what the ledger could not ingest.
-    pub(super) fn give_back(&self, batch: Option<JournalBatch>, mut updates: Vec<DeliveryUpdate>) {
+    pub(super) fn give_back(&self, batch: Option<JournalBatch>, updates: Vec<DeliveryUpdate>) {
         let mut state = self.lock();
-        let next = state
-            .tail
-            .batches
-            .front()
-            .map_or(state.watermark.through, |next| next.from);
+        let next = state.tail.begin().unwrap_or(state.watermark.through);
         // Unless the ledger has been reset meanwhile.
         if let Some(batch) = batch.filter(|batch| batch.through == next) {
             state.tail.give_back(batch);
         }
-        updates.append(&mut state.updates);
-        state.updated_since = (!updates.is_empty()).then(Instant::now);
-        state.updates = updates;
+        state.updates.give_back(updates);
     }
 
     /// Empties the topic cache if it is large. Not to be called between a fill and its claim.
@@ -361,7 +292,7 @@ impl Queue {
         let mut state = self.lock();
         let mut windows = state.windows.values();
         let is_needed = windows.any(|window| window.has_loaded());
-        if state.topic_cache.is_large(is_needed) && state.tail.batches.is_empty() {
+        if state.topic_cache.is_large(is_needed) && state.tail.is_empty() {
             state.topic_cache.clear();
             state
                 .windows
@@ -372,16 +303,7 @@ impl Queue {
 
     /// Takes the updates of deliveries of events before `through`, in the order of the events.
     pub(super) fn updates(&self, through: Position) -> Vec<DeliveryUpdate> {
-        let mut state = self.lock();
-        let updates = &mut state.updates;
-        let mut taken: Vec<_> = updates
-            .extract_if(.., |(position, _)| *position < through)
-            .collect();
-        state.updated_since = (!state.updates.is_empty()).then(Instant::now);
-        drop(state);
-        // In this order the pages of the database are changed one after the other, and each once.
-        taken.sort_by_key(|(position, _)| *position);
-        taken
+        self.lock().updates.take_before(through)
     }
 
     /// Takes the records for which the writer's queue had no room.
@@ -461,27 +383,9 @@ impl Queue {
         for (position, open) in open {
             offer(window, position, open);
         }
-        let Some(mut given) = last else { return };
-        let from = window.next();
-        for (position, content) in tail.batches.iter().flat_map(|batch| &batch.contents) {
-            match content {
-                Content::Event(event) if *position >= from => {
-                    let name = &event.notification.name;
-                    if given
-                        .iter()
-                        .any(|one| one.handler == *handler && one.takes(name))
-                    {
-                        let due_at = event.notification.received_at;
-                        offer(
-                            window,
-                            *position,
-                            OpenDelivery::new(event.keys.clone(), due_at),
-                        );
-                    }
-                }
-                Content::Subscriptions(_, said) => given = said,
-                _ => {}
-            }
+        let Some(subscriptions) = last else { return };
+        for (position, open) in tail.deliveries(handler, window.next(), subscriptions) {
+            offer(window, position, open);
         }
         window.is_live = true;
     }
@@ -548,7 +452,7 @@ impl Queue {
 
 impl State {
     fn hands_out(&self) -> bool {
-        self.is_open && self.updates.len() < MOST_UPDATES
+        self.is_open && !self.updates.is_full()
     }
 
     /// Adds a new event to the windows of its handlers.
@@ -557,13 +461,9 @@ impl State {
             notification, keys, ..
         } = event;
         let is_reported = self.topic_cache.contains_all(notification);
-        let given = self.given.as_ref().unwrap_or(&self.configured);
-        let is_given = |handler: &HandlerName| {
-            let mut of_handler = given.iter().filter(|one| one.handler == *handler);
-            of_handler.any(|one| one.takes(&notification.name))
-        };
+        let subscriptions = self.recorded.as_ref().unwrap_or(&self.configured);
         for (handler, window) in &mut self.windows {
-            if window.is_live && is_given(handler) {
+            if window.is_live && is_subscribed(handler, subscriptions, &notification.name) {
                 window.push(position, keys.as_ref(), notification, is_reported);
             }
         }
@@ -583,13 +483,16 @@ impl State {
     }
 
     /// Adds updates of one handler, and queues records of them for the journal.
-    fn add_updates(&mut self, mut updates: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
+    fn add_updates(&mut self, updates: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
         for record in Record::of_deliveries(&updates) {
             self.unwritten.extend(journal_sender.try_put(record));
         }
-        if !updates.is_empty() {
-            self.updated_since.get_or_insert_with(Instant::now);
-        }
-        self.updates.append(&mut updates);
+        self.updates.add(updates);
     }
+}
+
+/// Whether `handler` has a subscription that takes an event called `name`.
+fn is_subscribed(handler: &HandlerName, subscriptions: &[Subscription], name: &EventName) -> bool {
+    let mut of_handler = subscriptions.iter().filter(|one| one.handler == *handler);
+    of_handler.any(|one| one.takes(name))
 }

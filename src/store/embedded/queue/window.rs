@@ -16,8 +16,8 @@ use foldhash::HashMap;
 use jiff::Timestamp;
 
 use super::{
-    deferred::Deferred, open_delivery::OpenDelivery, ordering::OrderingIndex,
-    topic_cache::TopicCache,
+    deferred::Deferred, loaded_events::LoadedEvents, open_delivery::OpenDelivery,
+    ordering::OrderingIndex, topic_cache::TopicCache,
 };
 use crate::{
     event::{HandlerName, Notification, OrderingKeys},
@@ -32,17 +32,11 @@ pub(super) const CAPACITY: usize = 16 << 10;
 /// nothing waits behind them.
 pub(super) const LIMIT_FACTOR: usize = 4;
 
-/// The bytes of loaded events in a window, besides the last one.
-const EVENT_BYTES: usize = 4 << 20;
-
 /// The number of ready deliveries at which no more are read.
 const ENOUGH_READY: usize = 1024;
 
 /// The number of deliveries whose events are loaded in advance.
 const PREFETCHED: usize = 4096;
-
-/// The number of loaded events from which on the ledger is likely to have more.
-const LIKELY_MORE: usize = 256;
 
 /// The fraction of the capacity, as its divisor, at which ready deliveries are enough in a full
 /// window.
@@ -61,7 +55,8 @@ pub(super) struct Window {
     pub(super) is_live: bool,
     /// The position from which on the ledger is to be read.
     next: Position,
-    entries: BTreeMap<Position, Entry>,
+    entries: BTreeMap<Position, OpenDelivery>,
+    events: LoadedEvents,
     ordering: OrderingIndex,
     /// The ready deliveries, by due time.
     ready: BTreeSet<(Timestamp, Position)>,
@@ -74,17 +69,6 @@ pub(super) struct Window {
     /// The number of deliveries in flight that are not among the entries, since the window was
     /// reset.
     detached: usize,
-    /// The number and the bytes of loaded events.
-    loaded: usize,
-    bytes: usize,
-    /// The number of loaded events below which more are loaded in advance; 0 for none.
-    refill_below: usize,
-}
-
-#[derive(Debug)]
-struct Entry {
-    open: OpenDelivery,
-    event: Option<Arc<Notification>>,
 }
 
 impl Window {
@@ -97,6 +81,7 @@ impl Window {
             is_live: false,
             next: Position::default(),
             entries: BTreeMap::new(),
+            events: LoadedEvents::default(),
             ordering: OrderingIndex::default(),
             ready: BTreeSet::new(),
             deferred: Deferred::default(),
@@ -104,9 +89,6 @@ impl Window {
             leases: HashMap::default(),
             in_flight: HashMap::default(),
             detached: 0,
-            loaded: 0,
-            bytes: 0,
-            refill_below: 0,
         }
     }
 
@@ -146,7 +128,7 @@ impl Window {
         );
         // Events of waiting deliveries would take the room of ready ones.
         let is_next = self.ready.contains(&(event.received_at, position));
-        if is_reported && is_next && self.bytes < EVENT_BYTES {
+        if is_reported && is_next && self.events.has_room() {
             self.load(position, event.clone());
         }
     }
@@ -187,10 +169,10 @@ impl Window {
     pub(super) fn replay(&mut self, position: Position, open: OpenDelivery) {
         match self.entries.get_mut(&position) {
             Some(entry) => {
-                self.ready.remove(&(entry.open.due_at, position));
+                self.ready.remove(&(entry.due_at, position));
                 // The delivery keeps its place.
-                let keys = entry.open.keys.take();
-                entry.open = OpenDelivery { keys, ..open };
+                let keys = entry.keys.take();
+                *entry = OpenDelivery { keys, ..open };
                 self.update_readiness(position);
             }
             // The delivery will be read with the others.
@@ -206,7 +188,7 @@ impl Window {
 
     fn insert(&mut self, position: Position, open: OpenDelivery) {
         let keys = open.keys.clone();
-        self.entries.insert(position, Entry { open, event: None });
+        self.entries.insert(position, open);
         if let Some(keys) = &keys {
             self.ordering.add(position, keys);
         }
@@ -221,7 +203,7 @@ impl Window {
 
     /// Updates whether a delivery is ready.
     fn update_readiness(&mut self, position: Position) {
-        let Some(Entry { open, .. }) = self.entries.get(&position) else {
+        let Some(open) = self.entries.get(&position) else {
             return;
         };
         let is_free =
@@ -257,13 +239,11 @@ impl Window {
 
     /// Removes a finished delivery.
     fn remove(&mut self, position: Position) {
-        let Some(Entry { open, event }) = self.entries.remove(&position) else {
+        let Some(open) = self.entries.remove(&position) else {
             return;
         };
         self.ready.remove(&(open.due_at, position));
-        if let Some(event) = event {
-            (self.bytes, self.loaded) = (self.bytes - size(&event), self.loaded - 1);
-        }
+        self.events.take(position);
         if let Some(keys) = &open.keys {
             self.ordering.remove(position, keys);
             self.update_neighbours(keys);
@@ -296,7 +276,7 @@ impl Window {
         let mut due = self.due(now).take(count);
         let loaded = due
             .by_ref()
-            .take_while(|position| self.is_loaded(*position))
+            .take_while(|position| self.events.contains(*position))
             .count();
         let is_behind = || {
             !self.is_live
@@ -313,38 +293,29 @@ impl Window {
             .map(|(_, position)| *position)
     }
 
-    fn is_loaded(&self, position: Position) -> bool {
-        let entry = self.entries.get(&position);
-        entry.is_some_and(|entry| entry.event.is_some())
-    }
-
     /// The next deliveries whose events are not loaded: those that are due at `now`, and the oldest
     /// of those that wait for due ones.
     pub(super) fn unloaded(&self, now: Timestamp) -> Vec<Position> {
-        let moves = |entry: &Entry| {
-            let mut first_of_each_key = entry
-                .open
+        let moves = |open: &OpenDelivery| {
+            let mut first_of_each_key = open
                 .keys
                 .iter()
                 .flat_map(|keys| self.ordering.first_of_each_key(keys));
             first_of_each_key.all(|head| {
                 self.entries
                     .get(&head)
-                    .is_some_and(|head| head.open.due_at <= now)
+                    .is_some_and(|head| head.due_at <= now)
             })
         };
-        let lacks = |position: &Position, entry: &Entry| {
-            entry.event.is_none() && !self.in_flight.contains_key(position)
+        let lacks = |position: Position| {
+            !self.events.contains(position) && !self.in_flight.contains_key(&position)
         };
-        let due = self.due(now).take(ENOUGH_READY).filter(|position| {
-            let entry = self.entries.get(position);
-            entry.is_some_and(|entry| lacks(position, entry))
-        });
-        let mut due: Vec<_> = due.collect();
+        let due = self.due(now).take(ENOUGH_READY);
+        let mut due: Vec<_> = due.filter(|position| lacks(*position)).collect();
         due.sort_unstable();
         let oldest = self.entries.iter().take(PREFETCHED);
-        let oldest = oldest.filter(|(position, entry)| {
-            lacks(position, entry) && due.binary_search(position).is_err() && moves(entry)
+        let oldest = oldest.filter(|(position, open)| {
+            lacks(**position) && due.binary_search(position).is_err() && moves(open)
         });
         let oldest: Vec<_> = oldest.map(|(position, _)| *position).collect();
         [due, oldest].concat()
@@ -355,51 +326,38 @@ impl Window {
         let is_short = self
             .due(now)
             .next()
-            .is_some_and(|position| !self.is_loaded(position));
-        if is_short && self.bytes >= EVENT_BYTES {
+            .is_some_and(|position| !self.events.contains(position));
+        if is_short && !self.events.has_room() {
             self.unload_all();
         }
     }
 
     /// Whether to load more events in advance.
     pub(super) fn needs_prefetch(&mut self) -> bool {
-        let is_time = self.loaded < self.refill_below;
-        if is_time {
-            self.refill_below = 0;
-        }
-        is_time
+        self.events.need_more()
     }
 
-    /// Reports that events were loaded. If there were many, there may be more: they are loaded
-    /// while the first half is handed out, so that handlers do not wait for the ledger.
+    /// Reports that events were loaded.
     pub(super) fn filled(&mut self) {
-        let is_large = self.loaded >= LIKELY_MORE;
-        self.refill_below = if is_large { self.loaded / 2 } else { 0 };
+        self.events.filled();
     }
 
     /// Loads the event of a delivery. Returns whether there is room for more.
     pub(super) fn load(&mut self, position: Position, event: Arc<Notification>) -> bool {
-        if let Some(entry) = self.entries.get_mut(&position)
-            && entry.event.is_none()
-        {
-            self.bytes += size(&event);
-            self.loaded += 1;
-            entry.event = Some(event);
+        if self.entries.contains_key(&position) {
+            self.events.insert(position, event);
         }
-        self.bytes < EVENT_BYTES
+        self.events.has_room()
     }
 
     /// Whether any event is loaded.
-    pub(super) const fn has_loaded(&self) -> bool {
-        self.loaded > 0
+    pub(super) fn has_loaded(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Unloads all events.
     pub(super) fn unload_all(&mut self) {
-        (self.bytes, self.loaded) = (0, 0);
-        self.entries
-            .values_mut()
-            .for_each(|entry| entry.event = None);
+        self.events.clear();
     }
 
     /// Claims up to `at_most` loaded deliveries that are due at `now`, oldest first.
@@ -412,19 +370,17 @@ impl Window {
     ) -> Vec<Claim> {
         let due = self.due(now).take(at_most);
         let due: Vec<_> = due
-            .take_while(|position| self.is_loaded(*position))
+            .take_while(|position| self.events.contains(*position))
             .collect();
         let mut claims = Vec::with_capacity(due.len());
         for position in due {
-            let Some(entry) = self.entries.get_mut(&position) else {
+            let Some(open) = self.entries.get(&position).cloned() else {
                 continue;
             };
-            let Some(notification) = entry.event.take() else {
+            let Some(notification) = self.events.take(position) else {
                 continue;
             };
-            (self.bytes, self.loaded) = (self.bytes - size(&notification), self.loaded - 1);
-            self.ready.remove(&(entry.open.due_at, position));
-            let open = entry.open.clone();
+            self.ready.remove(&(open.due_at, position));
             if let Some(keys) = &open.keys {
                 self.ordering.set_in_flight(keys, true);
             }
@@ -459,7 +415,7 @@ impl Window {
         let position = self.leases.remove(&settlement.lease)?;
         let in_flight = self.in_flight.remove(&position)?;
         let keys = match self.entries.get(&position) {
-            Some(entry) => entry.open.keys.clone(),
+            Some(open) => open.keys.clone(),
             None => in_flight.keys.clone(),
         };
         let snapshot = match self.entries.contains_key(&position) {
@@ -481,13 +437,13 @@ impl Window {
         in_flight: OpenDelivery,
         settlement: &Settlement,
     ) -> Option<DeliverySnapshot> {
-        let entry = self.entries.get_mut(&position)?;
-        if let Some(keys) = &entry.open.keys {
+        let open = self.entries.get(&position)?;
+        if let Some(keys) = &open.keys {
             self.ordering.set_in_flight(keys, false);
         }
         // If a replay was requested during the attempt, the delivery is due again whatever the
         // result.
-        let is_owed = entry.open.replays != in_flight.replays;
+        let is_owed = open.replays != in_flight.replays;
         let judged = if is_owed {
             None
         } else {
@@ -495,8 +451,8 @@ impl Window {
         };
         let snapshot = judged.map(|(open, snapshot)| {
             if let Some(entry) = self.entries.get_mut(&position) {
-                let keys = entry.open.keys.take();
-                entry.open = OpenDelivery { keys, ..open };
+                let keys = entry.keys.take();
+                *entry = OpenDelivery { keys, ..open };
             }
             snapshot
         });
@@ -514,14 +470,9 @@ impl Window {
         why: &str,
         now: Timestamp,
     ) -> Option<(Position, DeliverySnapshot)> {
-        let entry = self.entries.get(&position)?;
-        let snapshot = entry.open.park(&self.handler, why, now);
+        let open = self.entries.get(&position)?;
+        let snapshot = open.park(&self.handler, why, now);
         self.remove(position);
         Some((position, snapshot))
     }
-}
-
-/// The approximate size of an event in memory, in bytes.
-fn size(event: &Notification) -> usize {
-    512 + event.body.len()
 }
