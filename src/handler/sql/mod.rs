@@ -43,7 +43,7 @@
 mod field;
 mod postgres;
 mod sqlite;
-mod template;
+mod statement;
 mod url;
 
 use schemars::JsonSchema;
@@ -57,7 +57,7 @@ use crate::{client_tls::ClientTls, secret::Secret};
 use field::Row;
 use postgres::Postgres;
 use sqlite::Sqlite;
-use template::Template;
+use statement::SqlStatement;
 use url::DatabaseUrl;
 
 /// Runs a statement of yours for each event in PostgreSQL or SQLite.
@@ -78,7 +78,7 @@ pub(super) struct Settings {
     /// `:id`, `:source`, `:type`, `:subject`, `:time`, `:receivedtime`, `:key`, `:attempt`,
     /// `:superseded`, `:replayreason`, `:datacontenttype`, `:data`, `:body`, `:event`.
     #[schemars(with = "String")]
-    statement: Template,
+    statement: SqlStatement,
 }
 
 /// A database, by the scheme of its URL.

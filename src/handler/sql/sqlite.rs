@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use super::{
     BuildContext, Failure,
     field::{Row, Value},
-    template::Template,
+    statement::SqlStatement,
 };
 
 /// How long to wait, at most, while somebody else writes.
@@ -49,12 +49,16 @@ impl Config {
 /// The handler's side of a database.
 #[derive(Debug)]
 pub(in crate::handler) struct Sqlite {
-    template: Template,
+    statement: SqlStatement,
     database: Arc<Mutex<Database>>,
 }
 
 impl Sqlite {
-    pub(super) fn new(Config(path): Config, statement: &Template, context: &BuildContext) -> Self {
+    pub(super) fn new(
+        Config(path): Config,
+        statement: &SqlStatement,
+        context: &BuildContext,
+    ) -> Self {
         let database = Database {
             path,
             statement: statement.render('?'),
@@ -63,14 +67,14 @@ impl Sqlite {
             open: None,
         };
         Self {
-            template: statement.clone(),
+            statement: statement.clone(),
             database: Arc::new(Mutex::new(database)),
         }
     }
 
     /// Runs the statement with the fields of `row`.
     pub(super) async fn run(&self, row: &Row<'_>) -> Result<(), Failure> {
-        let values = row.values(self.template.fields());
+        let values = row.values(self.statement.fields());
         let mut database = self.database.clone().lock_owned().await;
         let ran = tokio::task::spawn_blocking(move || database.run(&values)).await;
         ran.unwrap_or_else(|error| Err(Failure::Passing(format!("the writer ended: {error}"))))

@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     BuildContext, BuildError, Failure,
     field::{Field, Row},
-    template::Template,
+    statement::SqlStatement,
 };
 use crate::{client_tls::ClientTls, handler::broker::idle::IdleConnections, postgres_url};
 use failure::{describe, judge, unprepared};
@@ -47,7 +47,7 @@ pub(in crate::handler) struct Postgres {
 impl Postgres {
     pub(super) fn new(
         Config(mut config): Config,
-        statement: &Template,
+        statement: &SqlStatement,
         tls: &ClientTls,
         context: &BuildContext,
     ) -> Result<Self, BuildError> {

@@ -11,14 +11,14 @@ use super::field::Field;
 /// One statement, read from the TOML.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(super) struct Template {
+pub(super) struct SqlStatement {
     /// What stands before each field, and behind the last one.
     texts: Vec<String>,
     /// The fields, each as often as it is named: the database may want it as another type each time.
     fields: Vec<Field>,
 }
 
-impl Template {
+impl SqlStatement {
     /// The fields, in the order of their parameters.
     pub(super) fn fields(&self) -> &[Field] {
         &self.fields
@@ -34,7 +34,7 @@ impl Template {
     }
 }
 
-impl TryFrom<String> for Template {
+impl TryFrom<String> for SqlStatement {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -69,7 +69,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn read(mut self) -> Result<Template, String> {
+    fn read(mut self) -> Result<SqlStatement, String> {
         while let Some(next) = self.rest.chars().next() {
             self.read_one(next)?;
         }
@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
             );
         }
         self.texts.push(self.text);
-        Ok(Template {
+        Ok(SqlStatement {
             texts: self.texts,
             fields: self.fields,
         })
@@ -252,8 +252,8 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> Result<Template, String> {
-        Template::try_from(text.to_owned())
+    fn read(text: &str) -> Result<SqlStatement, String> {
+        SqlStatement::try_from(text.to_owned())
     }
 
     fn rendered(text: &str) -> String {
@@ -262,11 +262,11 @@ mod tests {
 
     #[test]
     fn fields_become_numbered_parameters() {
-        let template =
+        let statement =
             read("INSERT INTO e VALUES (:id,:data, :id) ON CONFLICT DO NOTHING; -- :id").unwrap();
-        assert_eq!(template.fields(), [Field::Id, Field::Data, Field::Id]);
+        assert_eq!(statement.fields(), [Field::Id, Field::Data, Field::Id]);
         assert_eq!(
-            template.render('?'),
+            statement.render('?'),
             "INSERT INTO e VALUES (?1,?2, ?3) ON CONFLICT DO NOTHING; -- :id"
         );
         assert_eq!(rendered(":id"), "$1");
@@ -337,11 +337,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_kept_but_for_its_fields(text in "[-a-zE:;$'\"`/*\\\\ \n1é]{0,40}") {
-            if let Ok(template) = read(&text) {
-                let fields = template.fields().iter();
+            if let Ok(statement) = read(&text) {
+                let fields = statement.fields().iter();
                 let names = fields.map(|field| format!(":{}", field.name()));
                 let mut names = names.chain([String::new()]);
-                let back: String = template
+                let back: String = statement
                     .texts
                     .iter()
                     .map(|between| between.clone() + &names.next().unwrap())
