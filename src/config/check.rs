@@ -225,7 +225,7 @@ pub(super) fn admin(admin: &admin::Settings, section: &Section<'_>, findings: &m
 }
 
 /// Checks that both listeners can listen at the same time.
-pub(super) fn doors(
+pub(super) fn listeners(
     (server_section, server): (&Section<'_>, SocketAddr),
     (admin_section, admin): (&Section<'_>, SocketAddr),
     findings: &mut Findings,

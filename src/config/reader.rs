@@ -82,11 +82,11 @@ impl<'a, 'i> Reader<'a, 'i> {
         let restart_required = RestartRequired::of(&self.root);
         let meant = self.unknown_sections();
         let log = self.log();
-        let doors = self.doors();
+        let servers = self.servers();
         let store = self.store();
         let endpoints = self.endpoints(meant.contains(&"endpoints"));
         let handlers = self.handlers();
-        let (server, admin) = doors?;
+        let (server, admin) = servers?;
         Some(Config {
             log: log?,
             server,
@@ -149,7 +149,7 @@ impl<'a, 'i> Reader<'a, 'i> {
         Some(log)
     }
 
-    fn doors(&mut self) -> Option<(http::Settings, admin::Settings)> {
+    fn servers(&mut self) -> Option<(http::Settings, admin::Settings)> {
         let server = self.section("server").and_then(|mut section| {
             let hints = Hints::default();
             let server = section.read(hints, &mut self.findings, deserialize::<http::Settings>)?;
@@ -162,7 +162,7 @@ impl<'a, 'i> Reader<'a, 'i> {
             (&server_section, server.listen),
             (&admin_section, admin.listen),
         );
-        check::doors(here, there, &mut self.findings);
+        check::listeners(here, there, &mut self.findings);
         Some((server, admin))
     }
 

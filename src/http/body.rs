@@ -109,14 +109,14 @@ impl Collector {
                 return Err(Rejection::TooLarge);
             }
             let size = u32::try_from(chunk.len()).map_err(|_| Rejection::TooLarge)?;
-            let taken = self
+            let permit = self
                 .memory
                 .acquire(size)
                 .await
                 .ok_or(Rejection::Overloaded)?;
             match &mut memory {
-                Some(memory) => memory.merge(taken),
-                None => memory = Some(taken),
+                Some(memory) => memory.merge(permit),
+                None => memory = Some(permit),
             }
             bytes.push(chunk);
             if !body.is_end_stream() {

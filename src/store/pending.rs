@@ -80,6 +80,6 @@ impl AckSender {
 }
 
 /// Waits for the result of an append, if the writer accepted it.
-pub(super) async fn acknowledged(taken: Result<Ack, AppendError>) -> Result<(), AppendError> {
-    taken?.await.unwrap_or(Err(AppendError::Closed))
+pub(super) async fn acknowledged(queued: Result<Ack, AppendError>) -> Result<(), AppendError> {
+    queued?.await.unwrap_or(Err(AppendError::Closed))
 }

@@ -343,14 +343,14 @@ mod tests {
 
     #[test]
     fn a_user_has_a_password_and_a_mechanism() {
-        for (mechanism, told) in [
+        for (mechanism, expected) in [
             ("", "SCRAM-SHA-512"),
             ("mechanism = 'SCRAM-SHA-512'", "SCRAM-SHA-512"),
             ("mechanism = 'SCRAM-SHA-256'", "SCRAM-SHA-256"),
             ("mechanism = 'PLAIN'", "PLAIN"),
         ] {
             let client = client("kafka", &format!("{USER}\n{mechanism}")).unwrap();
-            assert_eq!(client.get("sasl.mechanism"), Some(told));
+            assert_eq!(client.get("sasl.mechanism"), Some(expected));
             assert_eq!(client.get("sasl.username"), Some("a"));
             assert_eq!(client.get("sasl.password"), Some("hush"));
             // The library takes it, which it does only if it was built with what it takes.

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_contradict_each_other_are_told() {
+    fn settings_that_contradict_each_other_are_reported() {
         for (more, why) in [
             ("username = \"a\"", Some("without `password`")),
             ("username = \"a\", password = { env = \"A\" }", None),
@@ -263,9 +263,13 @@ mod tests {
             ),
             ("wait = { fsync = true, timeout = \"9s\" }", None),
         ] {
-            let told = read(more).unwrap().contradiction(Duration::from_secs(10));
-            assert_eq!(told.is_some(), why.is_some(), "{more}: {told:?}");
-            assert!(told.unwrap_or_default().contains(why.unwrap_or_default()));
+            let problem = read(more).unwrap().contradiction(Duration::from_secs(10));
+            assert_eq!(problem.is_some(), why.is_some(), "{more}: {problem:?}");
+            assert!(
+                problem
+                    .unwrap_or_default()
+                    .contains(why.unwrap_or_default())
+            );
         }
     }
 

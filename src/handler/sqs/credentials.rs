@@ -72,7 +72,7 @@ pub(super) type Used = Arc<Signer<Credential>>;
 
 impl Identity {
     /// Who has `keys`.
-    pub(super) fn given(keys: Keys, region: String) -> Self {
+    pub(super) fn fixed(keys: Keys, region: String) -> Self {
         Self::new(Source::Given(keys), Context::new(), region)
     }
 

@@ -258,8 +258,8 @@ mod tests {
             let message = send("q.fifo", &event, &sample::context(), Format::Structured).unwrap();
             let body = message["MessageBody"].as_str().unwrap();
             prop_assert!(!body.contains(is_forbidden));
-            let told: Value = serde_json::from_str(body).unwrap();
-            prop_assert_eq!(&told["data"]["text"], &text);
+            let sent: Value = serde_json::from_str(body).unwrap();
+            prop_assert_eq!(&sent["data"]["text"], &text);
             for id in ["MessageGroupId", "MessageDeduplicationId"] {
                 let id = message[id].as_str().unwrap();
                 prop_assert!((1..=LONGEST_ID).contains(&id.len()));

@@ -91,7 +91,7 @@ connect_timeout = "5s"
     fn build(self, context: &mut BuildContext) -> Result<Sqs, BuildError> {
         let region = self.region().map_err(BuildError)?;
         let identity = match self.keys().map_err(BuildError)? {
-            Some(keys) => Identity::given(keys, region),
+            Some(keys) => Identity::fixed(keys, region),
             None => Identity::found(region).map_err(client::refuse)?,
         };
         let tls = self.tls().map_err(BuildError)?;

@@ -184,15 +184,15 @@ impl Deduplicator {
         unknown: Vec<(&DedupeKey, Slot)>,
     ) -> Result<(), IndexError> {
         let mut is_crowded = false;
-        let mut taken = None;
+        let mut last_added = None;
         for (key, mut slot) in unknown {
-            if taken == Some(slot)
+            if last_added == Some(slot)
                 && let Found::Free(next) = self.index.find(key, |_| false)?
             {
                 slot = next;
             }
             is_crowded |= self.index.add(key, slot, position)?;
-            taken = Some(slot);
+            last_added = Some(slot);
         }
         self.unsynced += 1;
         if is_crowded {

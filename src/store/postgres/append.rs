@@ -178,17 +178,17 @@ impl AppendQueue {
     async fn next(&self) -> Vec<PendingAppend> {
         // One committer waits for the first append, and the others wait for the lock.
         let mut receiver = self.receiver.lock().await;
-        let mut taken = Vec::new();
+        let mut batch = Vec::new();
         let (mut bytes, mut topics) = (0, 0);
         let Some(first) = receiver.recv().await else {
-            return taken;
+            return batch;
         };
         let mut next = Some(first);
         while let Some(waiting) = next {
             bytes += waiting.notification.body.len();
             topics += waiting.notification.topics.len().min(topics::MOST_TOPICS);
-            taken.push(waiting);
-            let is_full = taken.len() >= BATCH || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;
+            batch.push(waiting);
+            let is_full = batch.len() >= BATCH || bytes >= BATCH_BYTES || topics >= BATCH_TOPICS;
             next = if is_full {
                 None
             } else {
@@ -197,7 +197,7 @@ impl AppendQueue {
         }
         drop(receiver);
         self.pending.remove(bytes);
-        taken
+        batch
     }
 }
 
@@ -250,9 +250,9 @@ fn answer(shared: &Shared, waiting: Vec<PendingAppend>, result: &Result<(), Appe
 async fn commit(shared: &Shared, waiting: &[PendingAppend]) -> Result<u64, PgError> {
     let began = Instant::now();
     loop {
-        let mut taken = shared.appends.take().await?;
-        let committed = with_budget(shared, try_commit(shared, &mut taken, waiting)).await;
-        match taken.give_back(committed) {
+        let mut connection = shared.appends.take().await?;
+        let committed = with_budget(shared, try_commit(shared, &mut connection, waiting)).await;
+        match connection.give_back(committed) {
             // Another replica has stored a duplicate meanwhile, or its transaction was in the way.
             Err(PgError::UniqueViolation(_) | PgError::Conflict(_))
                 if began.elapsed() < APPEND_BUDGET => {}

@@ -74,17 +74,17 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
                 AND (c.position = d.position OR $6 AND c.position > d.position AND {share_a_key}
                     OR $6 AND d.position <= c.last AND c.keys[1] = d.key AND d.keys IS NULL))
         ORDER BY d.due_at, d.position LIMIT $3::bigint + 1),
-    looked AS MATERIALIZED (SELECT d.*,
+    candidates AS MATERIALIZED (SELECT d.*,
             CASE WHEN NOT $6::boolean THEN NULL WHEN d.before IS NOT NULL THEN d.before
             ELSE {blocker} END AS blocker,
             $6 AND d.scope IS NOT NULL AND d.keys IS NULL AS in_line
         FROM (SELECT d.*, CASE WHEN d.scope IS NOT NULL THEN lag(d.position)
                 OVER (PARTITION BY d.scope, d.key ORDER BY d.position) END AS before
             FROM due d) d),
-    taken AS (INSERT INTO claims AS c (handler, first, position, last, scope, keys, token, until)
+    claimed AS (INSERT INTO claims AS c (handler, first, position, last, scope, keys, token, until)
         SELECT handler, position, position, last, scope, coalesce(keys, ARRAY[key]), $4,
             clock_timestamp() + $5::bigint * interval '1 ms'
-        FROM (SELECT * FROM looked WHERE blocker IS NULL ORDER BY due_at, position LIMIT $3) l
+        FROM (SELECT * FROM candidates WHERE blocker IS NULL ORDER BY due_at, position LIMIT $3) l
         CROSS JOIN LATERAL (SELECT CASE WHEN l.in_line THEN (SELECT max(o.position)
             FROM (SELECT o.position FROM deliveries o
                 WHERE o.handler = $1 AND o.scope = l.scope AND o.key = l.key
@@ -97,7 +97,7 @@ pub(super) static TAKE: LazyLock<String> = LazyLock::new(|| {
             WHERE c.until <= clock_timestamp()
         RETURNING first)
     SELECT {DELIVERY}, {columns}
-    FROM looked l LEFT JOIN taken t ON t.first = l.position
+    FROM candidates l LEFT JOIN claimed t ON t.first = l.position
     LEFT JOIN LATERAL (SELECT CASE WHEN t.first IS NULL OR NOT l.in_line THEN NULL
             WHEN l.key = 0 THEN (SELECT l.position + 1 FROM deliveries o WHERE o.handler = $1
                 AND o.scope = l.scope AND o.key > 0 ORDER BY o.handler, o.scope, o.key LIMIT 1)
@@ -141,18 +141,18 @@ pub(super) const NEXT_DUE: &str = "SELECT due_at FROM deliveries
 /// and so cannot end, before the ones in front of it. (`state < 1` keeps the planner from the index
 /// of ready deliveries, which does not lead to a position.)
 pub(super) const QUEUE: &str = "WITH
-    told AS MATERIALIZED (SELECT DISTINCT ON (d.scope, d.key, d.keys)
+    blocked AS MATERIALIZED (SELECT DISTINCT ON (d.scope, d.key, d.keys)
             d.position, t.blocker, d.scope, d.key, d.keys
         FROM unnest($2::bigint[], $3::bigint[]) AS t (position, blocker)
         CROSS JOIN LATERAL (SELECT * FROM deliveries d
             WHERE d.handler = $1 AND d.position = t.position OFFSET 0) d
         ORDER BY d.scope, d.key, d.keys, d.position),
-    there AS MATERIALIZED (SELECT b.position, b.scope, b.key FROM deliveries b
-        WHERE b.handler = $1 AND b.position = ANY(ARRAY(SELECT blocker FROM told))
+    blockers AS MATERIALIZED (SELECT b.position, b.scope, b.key FROM deliveries b
+        WHERE b.handler = $1 AND b.position = ANY(ARRAY(SELECT blocker FROM blocked))
         FOR KEY SHARE SKIP LOCKED),
     pairs AS MATERIALIZED (SELECT o.position, CASE WHEN o.position = t.position
                 AND (b.scope, b.key) IS DISTINCT FROM (t.scope, t.key) THEN b.position END AS behind
-        FROM told t JOIN there b ON b.position = t.blocker
+        FROM blocked t JOIN blockers b ON b.position = t.blocker
         CROSS JOIN LATERAL (SELECT o.position, o.state FROM deliveries o WHERE o.handler = $1
                 AND o.scope = t.scope AND o.key = t.key AND o.position >= t.position
             ORDER BY o.handler, o.scope, o.key, o.position
@@ -176,9 +176,9 @@ pub(super) async fn claim(
     let since = Instant::now();
     let token = Uuid::now_v7();
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let taking = shared.claims.with(async |mut taken| {
-        let done = take(shared, &mut taken, handler, at_most, now, token).await;
-        (taken, done)
+    let taking = shared.claims.with(async |mut connection| {
+        let done = take(shared, &mut connection, handler, at_most, now, token).await;
+        (connection, done)
     });
     let (rows, next_due) = taking.await?;
     let mut ascending = BTreeMap::new();
@@ -244,7 +244,7 @@ async fn take(
         &MOST_RUN_BYTES,
     ];
     let looking: &[&(dyn ToSql + Sync)] = &[&handler.id, &now];
-    let (begun, locked, taken, next_due, committed) = tokio::join!(
+    let (begun, locked, claimed, next_due, committed) = tokio::join!(
         biased;
         client.batch_execute("BEGIN"),
         client.execute(&lock, locking),
@@ -254,10 +254,10 @@ async fn take(
     );
     begun?;
     locked?;
-    let taken = taken?;
+    let claimed = claimed?;
     let next_due = next_due?.map(|row| row.try_get(0)).transpose()?;
     committed?;
-    Ok((taken, next_due))
+    Ok((claimed, next_due))
 }
 
 /// Queues blocked deliveries, and releases claims without an event.
@@ -270,9 +270,9 @@ async fn queue_blocked(
     if found.blocked.is_empty() && found.empty.is_empty() {
         return Ok(());
     }
-    let tidying = shared.pool.with(async |mut taken| {
-        let done = found.queue_blocked(&mut taken, handler, token).await;
-        (taken, done)
+    let tidying = shared.pool.with(async |mut connection| {
+        let done = found.queue_blocked(&mut connection, handler, token).await;
+        (connection, done)
     });
     tidying.await
 }

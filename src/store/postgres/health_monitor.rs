@@ -125,27 +125,27 @@ async fn check_store(shared: &Shared, connection: &mut PgConnection) -> Result<(
 
 /// Migrates the tables, registers handlers, and tests that a transaction becomes durable.
 async fn recover(shared: &Shared) -> Result<(), PgError> {
-    let mut taken = shared.appends.take().await?;
+    let mut connection = shared.appends.take().await?;
     let work = async {
-        exclusive_lock::check(&taken).await?;
-        schema::migrate(&mut taken).await?;
-        exclusive_lock::check_whole(&taken).await?;
+        exclusive_lock::check(&connection).await?;
+        schema::migrate(&mut connection).await?;
+        exclusive_lock::check_whole(&connection).await?;
         let requested = shared.registry.requested().take();
         if let Some(requested) = requested {
             let enrolled = shared
                 .registry
-                .register(&mut taken, requested.clone())
+                .register(&mut connection, requested.clone())
                 .await;
             if enrolled.is_err() {
                 shared.registry.requested().get_or_insert(requested);
             }
             enrolled?;
         }
-        taken.client.batch_execute(PROBE).await?;
+        connection.client.batch_execute(PROBE).await?;
         Ok(())
     };
     let done = within(Instant::now() + PROBE_TIMEOUT, work).await;
-    taken.give_back(done)
+    connection.give_back(done)
 }
 
 /// Registers `subscriptions`: at once, or, while the database is unavailable, before events are

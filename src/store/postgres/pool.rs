@@ -208,12 +208,12 @@ impl Pool {
     {
         let began = Instant::now();
         loop {
-            let taken = self.take().await?;
-            let deadline = taken.deadline;
+            let connection = self.take().await?;
+            let deadline = connection.deadline;
             // At the deadline the future is dropped together with the connection, which must not be
             // reused.
-            let done = match timeout_at(deadline, work(taken)).await {
-                Ok((taken, done)) => taken.give_back(done),
+            let done = match timeout_at(deadline, work(connection)).await {
+                Ok((connection, done)) => connection.give_back(done),
                 Err(_) => Err(PgError::timed_out()),
             };
             match done {

@@ -169,9 +169,9 @@ pub(super) async fn settle(
         rows.dedup_by_key(|row| row.delivery.first);
         rows.sort_by_key(|row| row.next.is_none());
         let (handler, rows) = (*handler, rows.as_slice());
-        let settled = shared.pool.with(async |mut taken| {
-            let settled = settle_on(&mut taken, handler, rows).await;
-            (taken, settled)
+        let settled = shared.pool.with(async |mut connection| {
+            let settled = settle_on(&mut connection, handler, rows).await;
+            (connection, settled)
         });
         kept.extend(settled.await?);
     }
