@@ -8,15 +8,15 @@ use rustls::ClientConfig;
 use super::{BuildContext, BuildError, with_causes};
 use crate::client_tls::ClientTls;
 
-/// Who we say that we are.
+/// The value of the `User-Agent` header.
 pub(super) const USER_AGENT: &str = concat!("hookswitch/", env!("CARGO_PKG_VERSION"));
 
-/// How long a connection is kept for the next request: less than common servers keep theirs, so
-/// that none is used just as the other side closes it.
+/// How long an idle connection is kept: less than common servers keep theirs, so that no request is sent just
+/// as the server closes the connection.
 const KEPT_IDLE: Duration = Duration::from_secs(20);
 
-/// A client that follows no redirects, asks the environment for no proxies, and has connections for
-/// every attempt that may be under way.
+/// A client that follows no redirects, uses no proxies of the environment, and keeps a connection for every
+/// concurrent attempt.
 ///
 /// # Errors
 ///
@@ -33,14 +33,14 @@ pub(super) fn builder(
         .redirect(Policy::none())
         .no_proxy()
         .connect_timeout(connect_timeout.min(context.timeout))
-        // A backstop: the dispatcher gives the attempt up sooner, and says so.
+        // A backstop: the dispatcher ends the attempt sooner, and says so.
         .timeout(context.timeout.saturating_mul(2))
         .pool_idle_timeout(KEPT_IDLE)
         .pool_max_idle_per_host(context.concurrency);
     Ok(builder)
 }
 
-/// TLS as HTTP has it: the newest version that both sides speak is agreed on by the way.
+/// The TLS of HTTP: the handshake also chooses the newest version of HTTP that both sides support.
 fn speak(tls: &ClientTls) -> Result<ClientConfig, String> {
     let mut config = tls.config()?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

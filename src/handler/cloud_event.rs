@@ -5,19 +5,19 @@
 //! | `id` | the event's id: the same in every attempt and replay |
 //! | `source` | `/hookswitch/` and the name of the endpoint that received it |
 //! | `type` | the event name |
-//! | `subject` | what it is about: a phone number, an extension id |
-//! | `time` | when the provider says that it happened; else when it was received |
+//! | `subject` | what the event is about: a phone number, an extension id |
+//! | `time` | the provider's time of the event, or else the time of arrival |
 //! | `datacontenttype` | `application/json`; `application/octet-stream` for a body that is not JSON |
-//! | `receivedtime` | when it was received |
-//! | `partitionkey` | the partition key, which several ordering keys may have in common (CloudEvents' own Partitioning extension) |
-//! | `attempt` | which try at the delivery this is, from 1 |
+//! | `receivedtime` | the time of arrival |
+//! | `partitionkey` | the partition key, which several ordering keys may share (CloudEvents' Partitioning extension) |
+//! | `attempt` | the number of the attempt, from 1 |
 //! | `superseded` | whether a later report on the same thing has already been received |
-//! | `replayreason` | why this is a replay, where it is one |
+//! | `replayreason` | the reason of a replay; absent otherwise |
 //!
-//! `data` is the provider's JSON as it arrived, but for one thing: each line break becomes a space,
-//! so that the event is one line. A line break cannot stand inside a JSON string, so nothing that
-//! the JSON says is touched: not its numbers, not its escapes, not the order of its fields. A body
-//! that is not JSON is in `data_base64`. What other forms there are is in [`message`](super::message).
+//! `data` is the provider's JSON as it arrived, except that each line break becomes a space, so that the
+//! event is one line. A JSON string cannot contain a line break, so its values stay as they are: numbers,
+//! escapes, the order of fields. A body that is not JSON is in `data_base64`. The other forms are in
+//! [`message`](super::message).
 
 use std::borrow::Cow;
 
@@ -29,12 +29,12 @@ use serde_json::value::RawValue;
 use super::DeliveryContext;
 use crate::event::Notification;
 
-/// One event in the form in which it leaves the process.
+/// One event as a CloudEvent.
 #[derive(Clone, Copy, Debug)]
 pub struct CloudEvent<'a> {
     notification: &'a Notification,
     context: &'a DeliveryContext,
-    /// The body, where it is JSON.
+    /// The body, if it is JSON.
     json: Option<&'a RawValue>,
 }
 
@@ -64,7 +64,7 @@ impl<'a> CloudEvent<'a> {
         match self.json {
             Some(json) => {
                 line.extend(b",\"data\":");
-                // JSON has line ends between its tokens only, where a space says the same.
+                // JSON has line ends between its tokens only, where a space means the same.
                 let in_one_line = |byte| {
                     if matches!(byte, b'\n' | b'\r') {
                         b' '
@@ -88,7 +88,7 @@ impl<'a> CloudEvent<'a> {
         self.notification.body.clone()
     }
 
-    /// What the body is: see `datacontenttype`.
+    /// The content type of the body: see `datacontenttype`.
     pub const fn body_content_type(&self) -> &'static str {
         match self.json {
             Some(_) => "application/json",
@@ -96,18 +96,18 @@ impl<'a> CloudEvent<'a> {
         }
     }
 
-    /// The body, where it is JSON, as it arrived.
+    /// The body as it arrived, if it is JSON.
     pub const fn json(&self) -> Option<&'a RawValue> {
         self.json
     }
 
-    /// Which endpoint received it, as a URI reference.
+    /// The endpoint that received the event, as a URI reference.
     pub fn source(&self) -> String {
         let endpoint = self.notification.endpoint.as_str();
         format!("/hookswitch/{}", path_segment(endpoint))
     }
 
-    /// When the provider says that it happened; else when it was received.
+    /// The provider's time of the event, or else the time of arrival.
     pub fn time(&self) -> Timestamp {
         let Notification {
             occurred_at,
@@ -117,17 +117,17 @@ impl<'a> CloudEvent<'a> {
         occurred_at.unwrap_or(*received_at)
     }
 
-    /// What the event is about, free of control characters; `None` where that is nothing.
+    /// What the event is about, without control characters; `None` if that is unknown.
     pub fn subject(&self) -> Option<Cow<'a, str>> {
         clean(self.notification.subject.as_deref())
     }
 
-    /// What ordering holds for, free of control characters.
+    /// The partition key, without control characters.
     pub fn key(&self) -> Option<Cow<'a, str>> {
         clean(self.notification.key.as_ref().map(|key| key.as_str()))
     }
 
-    /// Why this is a replay, free of control characters.
+    /// The reason of a replay, without control characters.
     pub fn replay(&self) -> Option<Cow<'a, str>> {
         clean(self.context.replay.as_deref())
     }
@@ -167,7 +167,7 @@ impl<'a> CloudEvent<'a> {
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attribute<'a> {
-    /// A string, which is neither empty nor holds control characters.
+    /// A string, not empty and without control characters.
     Text(Cow<'a, str>),
     /// An integer.
     Integer(u32),
@@ -195,7 +195,7 @@ impl Attribute<'_> {
     }
 }
 
-/// An attribute's text may be neither empty nor hold control characters, by CloudEvents' rules.
+/// The text of an attribute, which CloudEvents requires to be not empty and without control characters.
 pub(super) fn clean(text: Option<&str>) -> Option<Cow<'_, str>> {
     let text = text.filter(|text| !text.is_empty())?;
     Some(if text.contains(char::is_control) {
@@ -205,14 +205,14 @@ pub(super) fn clean(text: Option<&str>) -> Option<Cow<'_, str>> {
     })
 }
 
-/// `source` is a URI reference, and an endpoint may be called anything that TOML takes as a key.
+/// Encodes the name of an endpoint, which can be any TOML key, for the URI reference `source`.
 fn path_segment(text: &str) -> String {
     encode(text, |byte| {
         byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
     })
 }
 
-/// Percent-encodes each byte but those that stay.
+/// Percent-encodes all bytes but those that stay.
 pub(super) fn encode(text: &str, stays: impl Fn(u8) -> bool) -> String {
     let encode = |byte| {
         if stays(byte) {

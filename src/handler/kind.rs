@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// The line for `K`, of whose settings nothing is known but the example.
+    /// The line for `K`, without a schema of its settings.
     pub const fn undescribed<K: HandlerKind>() -> Self {
         Self {
             kind: K::KIND,

@@ -1,4 +1,4 @@
-//! `log`: a line in hookswitch's own log for each event.
+//! `log`: writes a line to the log of hookswitch for each event.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -72,8 +72,8 @@ impl Handler for Log {
     }
 }
 
-/// Keeps the last two characters, enough to tell a few apart; nothing of a text so short that two
-/// characters would give much of it away.
+/// Masks `text` but for its last two characters, by which a few can be distinguished. Masks all of a text so
+/// short that two characters would reveal much of it.
 fn mask(text: &str) -> String {
     let length = text.chars().count();
     let shown = if length < 8 { 0 } else { 2 };

@@ -6,8 +6,8 @@
 //! | `binary` | the data's own | all | the provider's, byte for byte |
 //! | `raw` | the data's own | none | the provider's, byte for byte |
 //!
-//! How attributes are named and written is each protocol's to say; HTTP and NATS say the same of
-//! their headers, which [`to_header`] writes.
+//! Each protocol has its own names and forms of attributes. HTTP and NATS have the same form of headers, which
+//! [`to_header`] writes.
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -31,17 +31,17 @@ pub enum Format {
 /// One event, ready for a protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What the body is.
+    /// The content type of the body.
     pub content_type: &'static str,
-    /// What stands beside the body: each attribute in CloudEvents' canonical text, free of control
-    /// characters and never empty, `datacontenttype` among them. Empty but in the binary form.
+    /// The attributes beside the body, `datacontenttype` among them: each in CloudEvents' canonical text,
+    /// without control characters and not empty. Empty except in the binary form.
     pub attributes: Vec<(&'static str, String)>,
     /// The body.
     pub body: Bytes,
 }
 
 impl Message {
-    /// `event` in the form `format`.
+    /// The message of `event` in the form `format`.
     pub fn new(event: &CloudEvent<'_>, format: Format) -> Self {
         match format {
             Format::Structured => Self {
@@ -62,8 +62,8 @@ impl Message {
         }
     }
 
-    /// The attributes but for `datacontenttype`, for protocols that have a place of their own for
-    /// the content type.
+    /// The attributes except `datacontenttype`, for protocols that have a field of their own for the content
+    /// type.
     pub fn attributes_beside_content_type(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let attributes = self.attributes.iter();
         attributes
@@ -79,8 +79,8 @@ fn texts(event: &CloudEvent<'_>) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// An attribute's text as a header of HTTP or NATS holds it: all but printable ASCII is
-/// percent-encoded, and so are the space, the quotation mark and the percent sign.
+/// The text of an attribute as a header of HTTP or NATS: the space, the quotation mark, the percent sign and
+/// everything but printable ASCII are percent-encoded.
 pub fn to_header(text: &str) -> String {
     encode(text, |byte| {
         byte.is_ascii_graphic() && byte != b'"' && byte != b'%'

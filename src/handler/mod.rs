@@ -1,9 +1,9 @@
-//! Floor 4a: what to do with one event.
+//! Floor 4a: makes one attempt to deliver one event.
 //!
-//! **Invariant:** a handler knows nothing of stores, retries or other handlers: it is given one
-//! delivery and says how it went.
+//! **Invariant:** a handler knows nothing of stores, retries or other handlers: it gets one delivery and
+//! returns its outcome.
 //!
-//! **Invariant:** what leaves the process is a CloudEvent, its `data` the provider's own bytes.
+//! **Invariant:** every event leaves the process as a CloudEvent, whose `data` is the provider's own bytes.
 //!
 //! # How to add a kind
 //!
@@ -53,13 +53,13 @@ use crate::{
     event::{self, EventFamily, EventId, HandlerName, Notification, Unreadable},
 };
 
-/// What a handler can be given: an event of one family, or [`AnyEvent`].
+/// The event that a handler gets: one of a single family, or [`AnyEvent`].
 pub trait Event: Sized + Send + Sync + 'static {
     /// Reads the body.
     ///
     /// # Errors
     ///
-    /// When the body is not of this shape; the delivery is then parked.
+    /// When the body does not have this shape. The delivery is then parked.
     fn read(body: &[u8]) -> Result<Self, Unreadable>;
 }
 
@@ -69,7 +69,7 @@ impl<F: EventFamily> Event for F {
     }
 }
 
-/// An event of any family, the unrecognized and the unreadable too. Its body is in
+/// An event of any family, also an unrecognized or unreadable one. Its body is in
 /// [`Delivery::notification`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnyEvent;
@@ -80,61 +80,57 @@ impl Event for AnyEvent {
     }
 }
 
-/// What to do with one event.
+/// Delivers events.
 pub trait Handler: Send + Sync + 'static {
-    /// What it takes.
+    /// The type of its events.
     type Event: Event;
 
-    /// Does it. Dropped at the deadline, which counts as a retry; a panic counts as one too.
+    /// Makes one attempt. The future is dropped at the deadline, which counts as a retry, and so does a panic.
     fn handle(&self, delivery: Delivery<'_, Self::Event>) -> impl Future<Output = Outcome> + Send;
 }
 
-/// One event on its way to one handler.
+/// One event for one handler.
 #[derive(Debug)]
 pub struct Delivery<'a, E> {
-    /// The event, read.
+    /// The event, parsed.
     pub event: E,
     /// The event as it arrived.
     pub notification: &'a Notification,
-    /// What else there is to know of this attempt.
+    /// The context of this attempt.
     pub context: &'a DeliveryContext,
 }
 
-/// What there is to know of one attempt besides the event.
+/// The context of one attempt.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DeliveryContext {
     /// The handler, as the TOML names it.
     pub handler: HandlerName,
-    /// Which try this is, from 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// When the attempt is given up.
+    /// When the attempt ends at the latest.
     pub deadline: Instant,
     /// When the attempt began.
     pub started_at: Timestamp,
-    /// Why this is a replay, if it is one.
+    /// The reason of a replay; `None` if this is none.
     pub replay: Option<String>,
-    /// How often the delivery has been replayed: the same for every attempt at one replay, and for
-    /// no other replay.
+    /// The number of replays of this delivery so far: all attempts of one replay have the same number.
     pub replays: u32,
-    /// Whether everything that this event reports on has been reported on again, with a later
-    /// provider time. Zoom's retries arrive up to 85 minutes late, so an old emergency address can
-    /// come after a newer one.
+    /// Whether later events, by the provider's time, have reported all topics of this event again. Zoom's
+    /// retries arrive up to 85 minutes late, so an old emergency address can arrive after a newer one.
     pub superseded: bool,
 }
 
 impl<E> Delivery<'_, E> {
-    /// The same for every attempt at this delivery and every replay of it, and for no other event:
-    /// what a receiver can tell copies by.
+    /// The event's id, the same for every attempt and replay: a receiver recognizes duplicates by it.
     pub const fn idempotency_key(&self) -> EventId {
         self.notification.id
     }
 
-    /// What a destination can drop copies by that it has had from us before: the event's id, a slash
-    /// and the handler's name, since two handlers may fill one destination; the same in each attempt.
-    /// A replay is wanted although the event has been there before, so its number follows, after
-    /// another slash.
-    pub fn copy_key(&self) -> String {
+    /// The id by which a destination drops duplicates, the same in each attempt: the event's id, a slash
+    /// and the handler's name, since two handlers may have one destination. A replay must get through
+    /// although the destination has the event, so another slash and its number follow.
+    pub fn deduplication_id(&self) -> String {
         let (id, context) = (self.idempotency_key(), self.context);
         match context.replays {
             0 => format!("{id}/{}", context.handler),
@@ -143,33 +139,33 @@ impl<E> Delivery<'_, E> {
     }
 }
 
-/// How an attempt went, in the handler's own view.
+/// The result of an attempt, as the handler sees it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It has the event.
+    /// The event is delivered.
     Done,
-    /// It wants the event again.
+    /// The delivery is to be attempted again.
     Retry {
-        /// Not sooner than this, where it knows.
+        /// The least pause before the next attempt, if it is known.
         after: Option<Duration>,
         /// What went wrong.
         why: Error,
     },
-    /// It will never be able to take the event: a person has to look.
+    /// No attempt will succeed: a person has to decide.
     Park {
         /// What is wrong.
         why: Error,
     },
-    /// It needs nothing of the event.
+    /// The event does not concern the handler.
     Skip {
-        /// Why not.
+        /// The reason.
         why: String,
     },
 }
 
 impl Outcome {
-    /// A retry after the usual time.
+    /// A retry after the usual pause.
     pub fn retry(why: impl Into<Error>) -> Self {
         Self::Retry {
             after: None,
@@ -177,25 +173,25 @@ impl Outcome {
         }
     }
 
-    /// Giving up.
+    /// Parks the delivery.
     pub fn park(why: impl Into<Error>) -> Self {
         Self::Park { why: why.into() }
     }
 }
 
-/// What went wrong in a handler. Its text is stored and shown to operators, so it must not hold
-/// what the event says of people.
+/// An error of a handler. Its text is stored and shown to operators, so it must not contain personal data of
+/// the event.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// A kind of handler: its settings, read from the TOML, are its factory.
+/// A kind of handler: its settings in the TOML, which build the handler.
 pub trait HandlerKind: DeserializeOwned + 'static {
     /// Its `kind` in the TOML.
     const KIND: &'static str;
     /// A handler of this kind as it would stand in a TOML file, for help texts and tests.
     const EXAMPLE: &'static str;
-    /// How many deliveries are under way at once where the TOML does not say.
+    /// The default of `concurrency`.
     const CONCURRENCY: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-    /// What it builds.
+    /// The type of the handler.
     type Handler: Handler;
 
     /// Builds a handler, and tells `context` what the configuration must know about the handler.
@@ -214,7 +210,7 @@ pub trait HandlerKind: DeserializeOwned + 'static {
 pub struct BuildContext {
     /// The name of the handler in the TOML.
     pub name: HandlerName,
-    /// The most deliveries that the handler is given at once.
+    /// The most concurrent deliveries.
     pub concurrency: usize,
     /// The time limit of one attempt.
     pub timeout: Duration,
@@ -253,17 +249,17 @@ impl BuildContext {
 #[error("{0}")]
 pub struct BuildError(pub String);
 
-/// How long a kind's connections may take to be made, where its settings say nothing.
+/// The default of `connect_timeout`.
 const fn connect_timeout() -> Duration {
     Duration::from_secs(5)
 }
 
-/// What went wrong, down to its first cause.
+/// The text of `error` with those of its causes.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        // Some errors tell their cause themselves.
+        // Some errors include their cause.
         if !text.ends_with(&cause.to_string()) {
             text += &format!(": {cause}");
         }
@@ -276,7 +272,7 @@ entries! {
     /// Every kind in this build.
     pub const KINDS: [Kind of Settings];
 
-    /// Every kind that this build leaves out. A kind has the name of its feature.
+    /// Every kind that is not in this build. A kind has the name of its feature.
     pub const LEFT_OUT: [left out];
 
     mod log;
@@ -301,11 +297,11 @@ impl AnyHandler {
         Self(Box::new(Typed(handler, PhantomData::<H::Event>)))
     }
 
-    /// Reads the event and gives it to the handler. A body that is not of the handler's shape is
-    /// parked; a panic is a retry with [`Panicked`] as its reason.
+    /// Parses the event and passes it to the handler. A body that does not have the handler's shape is parked.
+    /// A panic is a retry with the reason [`Panicked`].
     pub async fn handle(&self, notification: &Notification, context: &DeliveryContext) -> Outcome {
-        // Nothing of a handler that panicked is looked at afterwards but the handler itself,
-        // which its author has to keep sound across panics, as across cancellation.
+        // After a panic only the handler itself is used again. Its author keeps it consistent across panics,
+        // as across cancellation.
         let attempt = AssertUnwindSafe(self.0.handle(notification, context));
         match catch_unwind(attempt).await {
             Ok(outcome) => outcome,
@@ -364,7 +360,7 @@ impl<H: Handler<Event = E>, E: Event> Erased for Typed<H, E> {
 #[error("the handler panicked: {0}")]
 pub struct Panicked(pub(crate) String);
 
-/// Polls `future`, turning a panic inside a poll into an error.
+/// Polls `future`, and turns a panic into an error.
 async fn catch_unwind<T>(
     mut future: AssertUnwindSafe<Pin<Box<dyn Future<Output = T> + Send + '_>>>,
 ) -> Result<T, Panicked> {

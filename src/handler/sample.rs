@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{BuildContext, DeliveryContext};
 use crate::event::{EventId, EventName, Key, Notification};
 
-/// An event with `body`, and everything about it known.
+/// An event with `body` and with all of its facts.
 pub(super) fn notification(body: &str) -> Notification {
     Notification {
         id: EventId::from_bytes([
@@ -27,12 +27,12 @@ pub(super) fn notification(body: &str) -> Notification {
     }
 }
 
-/// What a handler is built with besides its settings.
+/// The context in which a handler is built.
 pub(super) fn build_context() -> BuildContext {
     BuildContext::new("sample".into(), 8, Duration::from_secs(10))
 }
 
-/// The third attempt at delivering it.
+/// The context of its third attempt.
 pub(super) fn context() -> DeliveryContext {
     DeliveryContext {
         handler: "sample".into(),

@@ -1,4 +1,4 @@
-//! Standard Webhooks: how a receiver of ours knows that a request is ours.
+//! The signature of Standard Webhooks, by which a receiver verifies that a request comes from hookswitch.
 
 use std::fmt;
 
@@ -10,15 +10,15 @@ use sha2::Sha256;
 
 use crate::secret::Secret;
 
-/// What the libraries take off a secret before they decode it.
+/// The prefix of a secret, which the libraries remove before they decode the rest.
 const PREFIX: &str = "whsec_";
 
-/// Signs requests with the key that a secret is in base64.
+/// Signs requests with a key, which the secret has in base64.
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "Secret")]
 pub(super) struct Signer(Hmac<Sha256>);
 
-/// A signing secret holds no key that the libraries of Standard Webhooks could read out of it.
+/// A signing secret contains no key that the libraries of Standard Webhooks can read.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the signing secret is not a key in base64, as the libraries of Standard Webhooks read it; copy \
@@ -29,8 +29,8 @@ pub(super) struct NotBase64;
 impl TryFrom<Secret> for Signer {
     type Error = NotBase64;
 
-    /// The signer for a key in base64, with or without `whsec_` before it. Some of the libraries read
-    /// other texts too, each in its own way; this is what all of them agree on.
+    /// The signer for a key in base64, with or without the prefix `whsec_`. Some libraries also accept other
+    /// texts, each in its own way; all libraries accept this form.
     fn try_from(secret: Secret) -> Result<Self, NotBase64> {
         let text = secret.expose();
         let encoded = text.strip_prefix(PREFIX).unwrap_or(text);

@@ -21,7 +21,7 @@ impl TextOrSecret {
         self.is_reference
     }
 
-    /// The text. Named so that a reader sees each place where it gets out.
+    /// The text. The name marks each place that exposes it.
     pub(super) fn expose(&self) -> &str {
         self.secret.expose()
     }

@@ -1,36 +1,35 @@
-//! `amqp`: a message to an exchange for each event, in AMQP 0-9-1, as RabbitMQ speaks it.
+//! `amqp`: publishes a message to an exchange for each event, in AMQP 0-9-1, the protocol of RabbitMQ.
 //!
-//! What is sent is a [`Message`]. CloudEvents has a binding to AMQP 1.0 and none to 0-9-1, so that
-//! one is followed as far as 0-9-1 has the same things: the content type is the property of that
-//! name, and the attributes are headers with the prefix `cloudEvents_`, which the binding prefers
-//! to `cloudEvents:`. In every form, the properties say besides:
+//! The message is a [`Message`]. CloudEvents has a binding to AMQP 1.0 and none to 0-9-1, so the message follows
+//! the former as far as possible: the content type is the property of that name, and the attributes are headers
+//! with the prefix `cloudEvents_`, which the binding prefers to `cloudEvents:`. In every form a message also has
+//! these properties:
 //!
 //! | property | value |
 //! |---|---|
-//! | `message_id` | the event's id: the same in every attempt and replay, to tell copies by |
+//! | `message_id` | the event's id, the same in every attempt and replay: consumers recognize duplicates by it |
 //! | `type` | the event name |
-//! | `timestamp` | when the provider says that it happened, in seconds; else when it was received |
-//! | `delivery_mode` | 2: queues that last keep it on disk |
+//! | `timestamp` | the provider's time of the event, in seconds, or else the time of arrival |
+//! | `delivery_mode` | 2: durable queues keep the message on disk |
 //! | `app_id` | `hookswitch` |
 //!
-//! Messages are mandatory, and the broker confirms each: a queue that lasts has it on disk, a
-//! quorum queue on a majority of its machines. Exchanges, queues and what binds them are the
-//! broker's owner's to make; nothing is declared.
+//! Messages are mandatory, and the broker confirms each: then a durable queue has it on disk, and a quorum queue
+//! on a majority of its machines. Hookswitch declares nothing: the operator of the broker creates exchanges,
+//! queues and bindings.
 //!
 //! | the broker | outcome |
 //! |---|---|
 //! | confirms | done |
-//! | returns the message, because no queue is bound for it | parked |
-//! | rejects the message (`nack`), as a full queue does | tried again |
-//! | knows no such exchange (404), or does not let this user publish there (403) | parked |
-//! | takes no message as large (311, 406) | parked |
-//! | is short of memory or disk, closes the connection, or is not there | tried again |
+//! | returns the message, since no queue is bound for it | parked |
+//! | rejects the message (`nack`), as a full queue does | retried |
+//! | has no such exchange (404), or does not let this user publish to it (403) | parked |
+//! | refuses the size of the message (311, 406) | parked |
+//! | is short of memory or disk, closes the connection, or is unavailable | retried |
 //!
-//! **Order:** the broker has confirmed one event of an ordering key before the next is sent, so a queue
-//! holds them in order. A copy whose confirmation never came may arrive late, behind its successors.
+//! **Order:** the broker confirms an event of an ordering key before the next event is sent, so a queue has them
+//! in order. A duplicate whose confirmation was lost may arrive late, after its successors.
 //!
-//! **Invariant:** nothing that the broker says is in a reason, but its codes: it may quote a routing
-//! key.
+//! **Invariant:** a reason contains the broker's codes and none of its texts, which may quote a routing key.
 
 mod publisher;
 mod runtime;
@@ -57,15 +56,14 @@ use settings::SCHEMES;
 
 pub(super) use settings::Settings;
 
-/// How often both sides say that they are there, in seconds. One that has said nothing for twice
-/// as long is taken for gone.
+/// The interval of heartbeats, in seconds. A peer that is silent for two intervals counts as gone.
 const HEARTBEAT: u16 = 10;
 
-/// By AMQP's own number.
+/// The delivery mode of a persistent message, as AMQP numbers it.
 const PERSISTENT: u8 = 2;
 
-/// How long all the attributes may be together, in bytes: headers go in one frame, which common
-/// brokers limit to 128 KiB.
+/// The most bytes of all attributes together: headers are one frame, which common brokers limit to
+/// 128 KiB.
 const LONGEST_ATTRIBUTES: usize = 64 << 10;
 
 impl HandlerKind for Settings {
@@ -107,7 +105,7 @@ impl Settings {
     fn uri(&self, connector: &Connector) -> AMQPUri {
         let password = self.password.as_ref().map_or("guest", Secret::expose);
         AMQPUri {
-            // TLS is spoken below what the library knows of.
+            // The library does not see the TLS below it.
             scheme: AMQPScheme::AMQP,
             authority: AMQPAuthority {
                 userinfo: AMQPUserInfo {
@@ -128,12 +126,12 @@ impl Settings {
 
 /// The handler.
 pub(super) struct Amqp {
-    /// Has the password in it.
+    /// Contains the password.
     uri: AMQPUri,
     connector: Connector,
-    /// How long a connection may take to be made.
+    /// The time limit for a new connection.
     connect_timeout: Duration,
-    /// Of the connection, for who looks at the broker's list of them.
+    /// The name of the connection in the broker's list of connections.
     name: String,
     client: ReconnectingClient<Publisher>,
     exchange: ShortString,
@@ -192,7 +190,7 @@ impl Amqp {
         })
     }
 
-    /// What an answer means. See the module's table.
+    /// The outcome of an answer. See the module's table.
     fn judge(&self, confirmation: &Confirmation) -> Outcome {
         match confirmation {
             Confirmation::Ack(None) => Outcome::Done,
@@ -209,7 +207,7 @@ impl Amqp {
         }
     }
 
-    /// What the loss of a channel means. See the module's table.
+    /// The outcome of a lost channel. See the module's table.
     fn judge_error(&self, error: &lapin::Error) -> Outcome {
         let kind = match error.kind() {
             ErrorKind::ProtocolError(error) => Some(error.kind()),
@@ -256,7 +254,7 @@ fn headers(message: &Message) -> Result<FieldTable, String> {
     Ok(headers)
 }
 
-/// A text that AMQP keeps short.
+/// A short string of AMQP.
 fn short(what: &str, text: String) -> Result<ShortString, String> {
     let length = text.len();
     ShortString::try_new(text)

@@ -19,17 +19,16 @@ use crate::handler::broker::{connector::Connector, reconnecting};
 
 /// A connection, and its channels.
 ///
-/// **Invariant:** no two messages are under way on one channel. So what the broker confirms,
-/// returns or closes a channel for is the one message that was sent on it: the library matches
-/// returned messages to confirmations by the order of arrival alone, which is not theirs when the
-/// broker confirms several at once.
+/// **Invariant:** no two messages are in flight on one channel. So a confirmation, a returned message and
+/// the end of a channel belong to its one message. The library matches returned messages to confirmations by
+/// their order of arrival, which is wrong when the broker confirms several at once.
 pub(super) struct Publisher {
     connection: Connection,
-    /// Channels with nothing under way.
+    /// Channels without a message in flight.
     idle: Mutex<Vec<Channel>>,
 }
 
-/// A message and where it goes.
+/// A message and its routing.
 pub(super) struct Publication {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
@@ -38,11 +37,11 @@ pub(super) struct Publication {
 }
 
 impl Publisher {
-    /// Connects, under a `name` that the broker lists the connection by.
+    /// Connects. The broker lists the connection under `name`.
     ///
     /// # Errors
     ///
-    /// When that fails: why, in words that hold nothing of the broker's own.
+    /// When the connection fails. The error contains none of the broker's texts.
     pub(super) async fn open(
         uri: AMQPUri,
         name: &str,
@@ -60,17 +59,17 @@ impl Publisher {
         })
     }
 
-    /// Whether the broker takes nothing at present, for want of memory or disk.
+    /// Whether the broker accepts no messages, since it is short of memory or disk.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
 
-    /// Sends a message and waits for what the broker says of it. When this is dropped, so is the
-    /// channel, and a late confirmation with it.
+    /// Sends a message and waits for its confirmation. If this is dropped, the channel is dropped with it,
+    /// and a late confirmation is ignored.
     ///
     /// # Errors
     ///
-    /// When the broker closes the channel or the connection instead, or is gone.
+    /// When the broker closes the channel or the connection, or is gone.
     pub(super) async fn publish(&self, message: Publication) -> lapin::Result<Confirmation> {
         let Publication {
             exchange,
@@ -116,8 +115,8 @@ impl reconnecting::Connection for Publisher {
     }
 }
 
-/// Why a connection or a channel could not be had, or was lost. The broker's own text is left out:
-/// it may hold a routing key, and so a phone number.
+/// Why there is no connection or no channel. The broker's own text is left out: it may contain a routing key,
+/// and so a phone number.
 pub(super) fn describe(error: &lapin::Error) -> String {
     let ErrorKind::ProtocolError(error) = error.kind() else {
         return error.to_string();

@@ -59,7 +59,7 @@ impl Thread {
 impl Drop for Thread {
     fn drop(&mut self) {
         if let Some(socket) = lock(&self.0).take() {
-            // One that the broker has closed already cannot be shut once more.
+            // A socket that the broker has closed cannot be shut again.
             socket.shutdown(Shutdown::Both).ok();
         }
     }

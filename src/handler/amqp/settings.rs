@@ -1,4 +1,4 @@
-//! What the TOML says of an `amqp` handler.
+//! The settings of an `amqp` handler.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! `exec`: a program of one's own for each event.
+//! `exec`: runs a program of your own for each event.
 //!
-//! The program is given as a list of arguments and run as it is: no shell reads it. It gets the
-//! CloudEvent as one line on its standard input, and a clean environment:
+//! The setting is a list of arguments, which no shell reads. The program gets the CloudEvent as one line on its
+//! standard input, and a clean environment:
 //!
 //! | variable | value |
 //! |---|---|
@@ -9,16 +9,15 @@
 //! | `HOOKSWITCH_HANDLER` | the handler's name |
 //! | `HOOKSWITCH_EVENT` | the event name |
 //! | `HOOKSWITCH_ID` | the event's id, the same in every attempt and replay |
-//! | `HOOKSWITCH_ATTEMPT` | which try this is, from 1 |
+//! | `HOOKSWITCH_ATTEMPT` | the number of the attempt, from 1 |
 //! | `HOOKSWITCH_SUPERSEDED` | `true` or `false` |
-//! | `HOOKSWITCH_KEY`, `HOOKSWITCH_SUBJECT`, `HOOKSWITCH_REPLAY` | the partition key, the subject, the reason of a replay; unset where there is none |
+//! | `HOOKSWITCH_KEY`, `HOOKSWITCH_SUBJECT`, `HOOKSWITCH_REPLAY` | the partition key, the subject, the reason of a replay; each unset if there is none |
 //!
-//! and what `environment` adds or replaces. Exit status 0 is done, 75 (`EX_TEMPFAIL`) is tried
-//! again, any other is parked. A program that a signal ended, or that cannot be started, is tried
-//! again. Its standard output goes nowhere; the end of its standard error goes to the debug log,
-//! and no further, since it may speak of people.
+//! `environment` adds variables and replaces them. Exit status 0 is done, 75 (`EX_TEMPFAIL`) is a retry, and any
+//! other is parked. A program that a signal ended, or that cannot be started, is retried. The standard output is
+//! dropped. The end of the standard error goes to the debug log only, since it may contain personal data.
 //!
-//! A program that takes too long is killed, and its whole process group with it.
+//! A program that exceeds the time limit is killed, together with its process group.
 
 mod run;
 #[cfg(test)]
@@ -40,10 +39,10 @@ use super::{
 use crate::secret;
 use run::Run;
 
-/// Where programs are looked for that are named without a directory.
+/// The directories in which a program without a directory is looked for.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// `EX_TEMPFAIL`: the exit status by which a program asks to be run again.
+/// `EX_TEMPFAIL`: the exit status by which a program requests a retry.
 const TEMPORARY_FAILURE: i32 = 75;
 
 /// Runs a program for each event, with the CloudEvent on its standard input.

@@ -1,4 +1,4 @@
-//! A program from its start to its end.
+//! One run of a program, from its start to its end.
 //!
 //! **Invariant:** no process of the program's group outlives a run that was dropped.
 
@@ -15,14 +15,14 @@ use tokio::{
     time::timeout,
 };
 
-/// How much of the end of the standard error is kept, in bytes.
+/// The most bytes of the end of the standard error that are kept.
 pub(super) const LONGEST_TAIL: usize = 4096;
 
-/// How long the standard error of a program that has ended is waited for, when something that it
-/// left running holds it open.
+/// How long the run waits for the standard error of an ended program, which a process that it left behind may
+/// keep open.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// A program that runs, with its ends of the pipes.
+/// A running program, with the ends of its pipes.
 pub(super) struct Run {
     /// Dropped before `child`: a group can be killed safely only until its leader has been reaped.
     group: Group,
@@ -49,8 +49,8 @@ impl Run {
         })
     }
 
-    /// Feeds the program `input` until it exits, whether or not it reads. Returns how it exited,
-    /// and the end of its standard error.
+    /// Writes `input` to the program until it exits, whether or not it reads. Returns its exit status and the
+    /// end of its standard error.
     pub(super) async fn until_exit(mut self, input: Vec<u8>) -> (io::Result<ExitStatus>, Vec<u8>) {
         let mut tail = Vec::new();
         let feed = feed(self.stdin.take(), input);
@@ -66,11 +66,11 @@ impl Run {
                     () = &mut listen, if !heard => heard = true,
                 }
             };
-            // The group may go on without its leader if it likes, and its number may soon be
+            // The group may continue without its leader, and its number may soon be
             // another's.
             self.group.0 = None;
             if !heard {
-                // An `Err` says that the rest was not waited for.
+                // An `Err` means that the rest was not waited for.
                 timeout(LAST_WORDS, listen).await.ok();
             }
             status
@@ -79,10 +79,10 @@ impl Run {
     }
 }
 
-/// Writes `input` and closes the pipe. A program need not read what it has no use for.
+/// Writes `input` and closes the pipe. A program need not read all of its input.
 async fn feed(stdin: Option<ChildStdin>, input: Vec<u8>) {
     if let Some(mut stdin) = stdin {
-        // The one error there is says that the program has closed its end.
+        // The only error is that the program has closed its end.
         stdin.write_all(&input).await.ok();
     }
 }
@@ -106,7 +106,7 @@ struct Group(Option<Pid>);
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
-            // It can only have ended by itself.
+            // An error means that the group has ended by itself.
             kill_process_group(leader, Signal::KILL).ok();
         }
     }

@@ -1,4 +1,4 @@
-//! What becomes of programs that a shell plays.
+//! Runs of programs, which a shell stands in for.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -148,7 +148,7 @@ async fn the_end_of_the_standard_error_is_kept() {
 #[tokio::test]
 async fn what_a_program_leaves_running_does_not_hold_up_its_outcome() {
     let directory = tempfile::tempdir().unwrap();
-    // The one left behind ends when its input, a pipe that only this test can write, does.
+    // The process left behind ends with its input, a pipe that only this test can write to.
     let fifo = directory.path().join("fifo");
     let script = "mkfifo $1/fifo; (read line < $1/fifo) & exit 0";
     let outcome = deliver(&shell(script, directory.path()), "{}").await;
@@ -160,7 +160,7 @@ async fn what_a_program_leaves_running_does_not_hold_up_its_outcome() {
 async fn a_dropped_attempt_takes_its_whole_group_with_it() {
     let directory = tempfile::tempdir().unwrap();
     let pids = directory.path().join("pids");
-    // A program, its child and its grandchild, none of which would ever end.
+    // A program, its child and its grandchild: none would end by itself.
     let script = "sh -c 'sleep 1000 & echo $$ $! > $0/some; mv $0/some $0/pids; wait' $1 & wait";
     let exec = shell(script, directory.path());
     let started = async {
@@ -184,7 +184,7 @@ async fn a_dropped_attempt_takes_its_whole_group_with_it() {
     }
 }
 
-/// A killed process that nobody has reaped yet is no longer running.
+/// A killed process that is not reaped yet does not run any more.
 fn is_running(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     test_kill_process(pid).is_ok() && !stat.contains(") Z ")

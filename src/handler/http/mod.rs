@@ -7,8 +7,8 @@
 //! the body as JSON in UTF-8. The structured form is always that. The provider's own body, which the
 //! other forms have, may be something else, and then the libraries fail.
 //!
-//! **Copies.** `webhook-id` is the delivery's [copy key](Delivery::copy_key), so a receiver that drops
-//! copies by it takes one message however often hookswitch had to try, and one more for each replay.
+//! **Duplicates.** `webhook-id` is the delivery's [deduplication id](Delivery::deduplication_id). So a receiver
+//! that drops duplicates by it accepts one message for all attempts, and one more for each replay.
 //!
 //! | answer | outcome |
 //! |---|---|
@@ -136,7 +136,7 @@ impl Http {
             headers.insert(name, HeaderValue::try_from(to_header(text))?);
         }
         let body = message.body;
-        let id = to_header(&delivery.copy_key());
+        let id = to_header(&delivery.deduplication_id());
         let at = delivery.context.started_at;
         if let Some(signer) = &self.signer {
             let signature = signer.sign(&id, at, &body);

@@ -1,31 +1,29 @@
-//! `kafka`: a message to a topic for each event.
+//! `kafka`: produces a message to a topic for each event.
 //!
-//! What is sent is a [`Message`] in CloudEvents' Kafka binding: its content type is the header
-//! `content-type`, and in the binary form its attributes are `ce_` headers, in UTF-8.
+//! The message is a [`Message`] in CloudEvents' Kafka binding: the content type is the header `content-type`,
+//! and in the binary form the attributes are `ce_` headers, in UTF-8.
 //!
-//! The message's key is the event's partition key, and the partition is chosen by it as Java's clients
-//! choose: so events of one ordering key are in one partition, in order, for as long as the topic has as
-//! many partitions. Events of several ordering keys may be there in another order than they arrived in.
-//! The producer is idempotent: what it sends again for itself is not there twice. What the dispatcher
-//! sends again may be, after an answer that was lost; the event's id tells copies apart.
+//! The message's key is the event's partition key. It selects the partition as in Java's clients. So events of
+//! one ordering key are in one partition, in order, as long as the topic keeps its number of partitions. Events of
+//! several ordering keys may be out of order. The producer is idempotent, so its own retries make no duplicates. A
+//! retry of the dispatcher after a lost answer may make one; consumers recognize it by the event's id.
 //!
 //! | answer | outcome |
 //! |---|---|
 //! | confirmed by all in-sync replicas (`acks=all`) | done |
 //! | too large, invalid, refused by a policy | parked |
 //! | no such topic, no right to write to it | parked |
-//! | none in time, too few replicas, the queue is full, any other | tried again |
+//! | none in time, too few replicas, the queue is full, any other | retried |
 //!
-//! **TLS** is spoken with brokers on other machines unless `tls = false` says otherwise. It is
-//! librdkafka's own, by the system's OpenSSL, the one library that it can do TLS with; the system's
-//! authorities are OpenSSL's. A password goes by SASL, and to another machine without TLS only where
-//! `tls = false` says so.
+//! **TLS** is used with brokers on other machines unless `tls = false`. It is librdkafka's own TLS, by the
+//! system's OpenSSL, since librdkafka supports no other library. The default CA bundle is OpenSSL's. A password is
+//! sent by SASL, and without TLS to another machine only with `tls = false`.
 //!
-//! The tests have no broker but librdkafka's mock one, which knows neither TLS nor SASL. TLS is
-//! tested through a relay in front of it. Of SASL, only what the client is told is tested.
+//! The tests use librdkafka's mock broker, which has neither TLS nor SASL. TLS is tested by a relay before the
+//! broker. Of SASL, only the configuration of the client is tested.
 //!
-//! **Invariant:** no message waits in the client for more than a second longer than an attempt does,
-//! and no more of them than some for each delivery at once.
+//! **Invariant:** a message waits in the client at most a second longer than its attempt, and the number of waiting
+//! messages is limited by the number of concurrent deliveries.
 
 mod settings;
 
@@ -84,13 +82,13 @@ format = "structured"
 /// The handler.
 pub(super) struct Kafka {
     config: ClientConfig,
-    /// How long a confirmation is waited for: a little less than an attempt has, so that it ends
-    /// with a reason even where the client is late.
+    /// The time limit of a confirmation: a little less than that of an attempt, so that the attempt ends with
+    /// a reason even if the client is late.
     patience: Duration,
     topic: String,
     format: Format,
     trouble: Trouble,
-    /// Made for the first delivery, and anew after a failure from which it does not recover.
+    /// Created for the first delivery, and again after a failure from which it cannot recover.
     producer: Mutex<Option<FutureProducer<Trouble>>>,
 }
 
@@ -146,12 +144,12 @@ impl Kafka {
         Ok(producer.insert(made).clone())
     }
 
-    /// A panic while it was locked leaves it as sound as it was.
+    /// A panic while it was locked leaves it consistent.
     fn lock(&self) -> MutexGuard<'_, Option<FutureProducer<Trouble>>> {
         self.producer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What an error means. See the module's table.
+    /// The outcome of an error. See the module's table.
     fn judge(&self, error: &KafkaError) -> Outcome {
         use RDKafkaErrorCode as Code;
         let code = error.rdkafka_error_code();
@@ -186,7 +184,7 @@ impl Drop for Kafka {
     }
 }
 
-/// Lets go of a producer where that may block: it waits for its threads.
+/// Drops a producer where it may block: it waits for its threads.
 fn retire(producer: Option<FutureProducer<Trouble>>) {
     if let Some(producer) = producer {
         thread::spawn(move || drop(producer));
@@ -207,7 +205,7 @@ fn headers(message: &Message) -> OwnedHeaders {
     })
 }
 
-/// What last went wrong between the client and the brokers.
+/// The last error between the client and the brokers.
 #[derive(Clone, Default)]
 struct Trouble(Arc<Mutex<String>>);
 
@@ -223,11 +221,11 @@ impl Trouble {
 
 impl ClientContext for Trouble {
     fn error(&self, error: KafkaError, reason: &str) {
-        // It comes after what went wrong with the last of them, and says less.
+        // It follows the error of the last broker, and says less.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             return;
         }
-        // The client names its setting, which is called otherwise here.
+        // The client names its own setting, which has another name here.
         let reason = reason.replace("ssl.ca.location", "`tls.ca`");
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }

@@ -1,4 +1,4 @@
-//! What the TOML says of a `kafka` handler.
+//! The settings of a `kafka` handler.
 
 use std::fmt;
 
@@ -13,8 +13,8 @@ use crate::{
     secret::Secret,
 };
 
-/// The largest values that librdkafka takes: milliseconds for a message, milliseconds for a topic
-/// that is not there, messages.
+/// The largest values that librdkafka accepts: milliseconds for a message, milliseconds for a missing
+/// topic, messages.
 const LONGEST_TIMEOUT: u128 = 2_147_483_647;
 const LONGEST_PATIENCE: u128 = 3_600_000;
 const LARGEST_QUEUE: usize = 10_000_000;
@@ -75,9 +75,9 @@ impl Mechanism {
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 struct Brokers {
-    /// As librdkafka has them: with commas between.
+    /// The addresses as librdkafka reads them, separated by commas.
     list: String,
-    /// Where they are, by name or address.
+    /// The hosts, by name or address.
     hosts: Vec<String>,
 }
 
@@ -148,7 +148,7 @@ impl<'de> de::Visitor<'de> for BooleanOrTable {
     }
 }
 
-/// How to have TLS.
+/// How to get TLS.
 const TLS: &str = "leave `tls = false` out";
 
 /// The name of a topic.
@@ -172,11 +172,11 @@ impl TryFrom<String> for Topic {
 }
 
 impl Settings {
-    /// What makes clients.
+    /// The configuration of a client.
     ///
     /// # Errors
     ///
-    /// When what was said of TLS or of the user goes ill together.
+    /// When the settings of TLS or of the user contradict each other.
     pub(super) fn client(&self, context: &BuildContext) -> Result<ClientConfig, String> {
         let timeout = context.timeout.as_millis().clamp(10, LONGEST_TIMEOUT);
         let queue = context.concurrency.saturating_mul(4).min(LARGEST_QUEUE);
@@ -187,19 +187,19 @@ impl Settings {
             .set("client.id", "hookswitch")
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            // As Java's clients do, so that all of them put one key into one partition.
+            // As in Java's clients, so that all clients put a key into the same partition.
             .set("partitioner", "murmur2_random")
-            // A worker waits for each message: there are no others to wait for.
+            // A worker waits for each message, so the client must not wait for further ones.
             .set("linger.ms", "0")
-            // Less than an attempt has, so that it ends with the client's own reason. The client looks
-            // once a second for what has had its time.
+            // Less than the time limit of an attempt, so that it ends with the client's own reason. The
+            // client checks for expired messages once a second.
             .set("message.timeout.ms", (timeout * 8 / 10).to_string())
-            // How long a topic that is not there may turn out to be a new one.
+            // How long a missing topic may still be a new one.
             .set("topic.metadata.propagation.max.ms", patience.to_string())
             .set("reconnect.backoff.max.ms", "1000")
-            // The broker's limit is the one that counts; this is the largest one there can be.
+            // The broker's limit counts; this is the largest that there can be.
             .set("message.max.bytes", "1000000000")
-            // Attempts that were given up leave theirs behind for a moment.
+            // Attempts that were given up leave their messages behind for a moment.
             .set("queue.buffering.max.messages", queue.to_string());
         self.set_tls(&mut config);
         let is_user = self.set_user(&mut config)?;
@@ -246,7 +246,7 @@ impl Settings {
         }
     }
 
-    /// Whether we are somebody, and who.
+    /// Sets the user and the mechanism, if there are any.
     fn set_user(&self, config: &mut ClientConfig) -> Result<bool, String> {
         let problem = match (&self.username, &self.password) {
             (Some(username), Some(password)) => {
@@ -285,7 +285,7 @@ mod tests {
             .map_err(|error| error.message().to_owned())
     }
 
-    /// What the client is told for a broker at `broker`.
+    /// The configuration of a client for a broker at `broker`.
     fn client(broker: &str, more: &str) -> Result<ClientConfig, String> {
         let text = format!("brokers = ['{broker}:9093']\ntopic = 't'\n{more}");
         settings(&text)?.client(&sample::build_context())
@@ -353,7 +353,7 @@ mod tests {
             assert_eq!(client.get("sasl.mechanism"), Some(expected));
             assert_eq!(client.get("sasl.username"), Some("a"));
             assert_eq!(client.get("sasl.password"), Some("hush"));
-            // The library takes it, which it does only if it was built with what it takes.
+            // The library accepts it only if it was built with the mechanism.
             let made = client.create::<rdkafka::producer::BaseProducer>();
             assert!(made.is_ok(), "{mechanism}: {:?}", made.err());
         }

@@ -1,29 +1,29 @@
-//! `mqtt`: a message to a topic for each event, in MQTT 5, with a quality of service of 1.
+//! `mqtt`: publishes a message to a topic for each event, in MQTT 5 at quality of service 1.
 //!
-//! What is sent is a [`Message`] in CloudEvents' binding to MQTT 5: its content type is the property
-//! of that name, and its attributes are user properties.
+//! The message is a [`Message`] in CloudEvents' binding to MQTT 5: the content type is the property of that
+//! name, and the attributes are user properties.
 //!
-//! In the topic, a field's value is one level: all of it but printable ASCII is percent-encoded, and
-//! so are `/`, `+`, `#`, `$` and `%`.
+//! The value of a field is one level of the topic: `/`, `+`, `#`, `$`, `%` and everything but printable ASCII
+//! are percent-encoded.
 //!
 //! | the broker | outcome |
 //! |---|---|
-//! | confirms (0x00), also that nobody has subscribed (0x10) | done |
-//! | does not authorize the topic (0x87), or says that it is none (0x90) | parked |
-//! | does not take such a message (0x83, 0x99), as large a packet, or any to be retained | parked |
-//! | has had its fill (0x97), or fails (0x80, 0x91) | tried again |
-//! | closes the connection, or is not there | tried again |
+//! | acknowledges (0x00), also without a subscriber (0x10) | done |
+//! | does not authorize the topic (0x87), or finds it invalid (0x90) | parked |
+//! | refuses the message (0x83, 0x99), its size, or every retained message | parked |
+//! | has reached a quota (0x97), or fails (0x80, 0x91) | retried |
+//! | closes the connection, or is unavailable | retried |
 //!
-//! **Order:** the broker has confirmed one event of an ordering key before the next is sent, and it
-//! keeps the order of each topic.
+//! **Order:** the broker acknowledges an event of an ordering key before the next event is sent, and keeps the
+//! order of each topic.
 //!
-//! **Publisher:** the store is the session. Each connection starts clean and leaves nothing behind
-//! with the broker (clean start, session expiry 0), and what a lost connection had not had confirmed
-//! is forgotten here as well, for the store gives it out again: so nothing is lost, and nothing is
-//! sent that the store does not ask for. The client id stays the same while the handler lives, so
-//! that a new connection ends what the broker may still think of as the old one.
+//! **Session:** the state of deliveries is in the store alone. Each connection starts clean and leaves no
+//! session with the broker (clean start, session expiry 0). When a connection is lost, this side also forgets
+//! its unacknowledged messages, since the store hands them out again. So no message is lost, and none is sent
+//! that the store has not handed out. The client id stays the same for the life of the handler, so that a new
+//! connection ends the old one if the broker still has it.
 //!
-//! **Invariant:** nothing that the broker says is in a reason, but its codes.
+//! **Invariant:** a reason contains the broker's codes and none of its texts.
 
 mod publisher;
 mod settings;
@@ -44,8 +44,7 @@ use settings::{SCHEMES, is_text};
 
 pub(super) use settings::Settings;
 
-/// How long the connection may be silent before this side asks whether the other is there, in
-/// seconds.
+/// The silence after which this side pings the broker, in seconds.
 const KEEP_ALIVE: u16 = 10;
 
 impl HandlerKind for Settings {
@@ -115,16 +114,16 @@ impl Settings {
     }
 }
 
-/// One that every broker takes: 23 letters and digits.
+/// A random client id that every broker accepts: 23 letters and digits.
 fn random_client_id() -> String {
     let id = Uuid::now_v7().simple().to_string();
-    // The end of such an id is chance, its beginning the time.
+    // The end of such an id is random; its beginning is the time.
     format!("hookswitch{}", id.get(19..).unwrap_or_default())
 }
 
 /// The handler.
 pub(super) struct Mqtt {
-    /// Have the password in them.
+    /// Contain the password.
     options: MqttOptions,
     concurrency: usize,
     client: ReconnectingClient<Publisher>,
@@ -191,14 +190,14 @@ impl Mqtt {
     }
 }
 
-/// A field's value as one level of a topic.
+/// The value of a field as one level of a topic.
 fn level(value: &str) -> String {
     encode(value, |byte| {
         byte.is_ascii_graphic() && !b"/+#$%".contains(&byte)
     })
 }
 
-/// What an answer means. See the module's table.
+/// The outcome of an answer. See the module's table.
 fn judge(code: PubAckReason) -> Outcome {
     let number = code as u8;
     match code {

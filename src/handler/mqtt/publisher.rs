@@ -10,18 +10,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::handler::broker::reconnecting;
 
-/// A connection. It is not made again once it is lost: nothing is left of it then, so that what it
-/// had not sent or not had confirmed is in the store alone, and is sent once more by whoever the
-/// store gives it to next.
+/// A connection. A lost connection is not restored: its unacknowledged messages are in the store alone,
+/// which hands them out again.
 pub(super) struct Publisher {
     client: AsyncClient,
-    /// How large a packet the broker takes, in bytes.
+    /// The largest packet that the broker accepts, in bytes.
     largest: Option<u32>,
-    /// Speaks with the broker until the connection is lost.
+    /// The task that reads and writes until the connection is lost.
     task: AbortOnDropHandle<()>,
 }
 
-/// A message and where it goes.
+/// A message and its topic.
 pub(super) struct Publication {
     pub(super) topic: String,
     pub(super) retain: bool,
@@ -29,7 +28,7 @@ pub(super) struct Publication {
     pub(super) body: Bytes,
 }
 
-/// Why a message was not confirmed.
+/// Why a message was not acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error("the message is {length} bytes long; the broker takes {largest}")]
@@ -47,7 +46,7 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// When that fails: why, in words that hold nothing of the broker's own.
+    /// When the connection fails. The error contains none of the broker's texts.
     pub(super) async fn open(options: MqttOptions, concurrency: usize) -> Result<Self, String> {
         let (client, mut events) = AsyncClient::builder(options).capacity(concurrency).build();
         let largest = loop {
@@ -66,12 +65,12 @@ impl Publisher {
         })
     }
 
-    /// Sends a message and waits for what the broker says of it. When this is dropped, the message
-    /// may still be sent, ahead of any that comes later.
+    /// Sends a message and waits for its acknowledgement. If this is dropped, the message may still be
+    /// sent, before any later one.
     ///
     /// # Errors
     ///
-    /// When it cannot be sent, or the connection is lost first.
+    /// When the message cannot be sent, or the connection is lost first.
     pub(super) async fn publish(&self, message: Publication) -> Result<PubAckReason, Failure> {
         if let Some(largest) = self.largest {
             let length = message.length();
@@ -99,7 +98,7 @@ impl Publisher {
 }
 
 impl Publication {
-    /// Of its packet, in bytes.
+    /// The size of its packet, in bytes.
     fn length(&self) -> usize {
         let packet = Publish {
             pkid: u16::MAX,
@@ -138,8 +137,8 @@ impl From<PublishNoticeError> for Failure {
     }
 }
 
-/// Speaks with the broker until the connection is lost. Whoever waits for a confirmation learns of
-/// that, since what would have told them of it goes with `events`.
+/// Reads and writes until the connection is lost. That drops `events` with the senders of pending
+/// acknowledgements, which ends the attempts that wait for one.
 async fn speak(mut events: EventLoop) {
     loop {
         if let Err(error) = events.poll().await {
@@ -149,7 +148,7 @@ async fn speak(mut events: EventLoop) {
     }
 }
 
-/// Why a connection could not be had, or was lost. The broker's own text is left out.
+/// Why there is no connection, without the broker's own text.
 fn describe(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ConnectionRefused(

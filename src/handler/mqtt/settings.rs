@@ -1,4 +1,4 @@
-//! What the TOML says of an `mqtt` handler.
+//! The settings of an `mqtt` handler.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -92,7 +92,7 @@ impl TryFrom<String> for BrokerUrl {
     }
 }
 
-/// How long a text may be in MQTT, in bytes.
+/// The most bytes of a text in MQTT.
 const LONGEST: usize = u16::MAX as usize;
 
 /// Whether MQTT can carry `text`.
@@ -119,7 +119,7 @@ impl TryFrom<String> for ClientId {
     }
 }
 
-/// What makes a topic of an event.
+/// The template of a topic.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Template")]
 pub(super) struct Topic(pub(super) Template);

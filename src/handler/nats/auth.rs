@@ -1,4 +1,4 @@
-//! What a server is shown.
+//! The credentials that a server is shown.
 
 use async_nats::{AuthError, ConnectOptions};
 use nkeys::{KeyPair, KeyPairType};
@@ -35,7 +35,7 @@ struct AuthTable {
     credentials: Option<Credentials>,
 }
 
-/// A user by name.
+/// A user with a name and a password.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct User {
@@ -45,13 +45,13 @@ pub(super) struct User {
     password: Secret,
 }
 
-/// The seed of a user's nkey. The server knows its public half, and is shown that and a signature.
+/// The seed of a user's nkey. The server gets the public key and a signature, and never the seed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Secret")]
 pub(super) struct Seed(Secret);
 
-/// What an account has given a user, as a `.creds` file holds it: a JWT, which the server is shown
-/// with a signature, and the seed that signs.
+/// The content of a `.creds` file: a JWT by which an account vouches for a user, and the seed that signs. The
+/// server gets the JWT and a signature.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Secret")]
 pub(super) struct Credentials {
@@ -60,7 +60,7 @@ pub(super) struct Credentials {
 }
 
 impl Auth {
-    /// `options` for a connection that shows this.
+    /// `options` with these credentials.
     pub(super) fn show(&self, options: ConnectOptions) -> ConnectOptions {
         match self {
             Self::User(User { name, password }) => {
@@ -78,8 +78,8 @@ impl Auth {
         }
     }
 
-    /// What of this is sent as it is, if any. The seed of an nkey or of credentials is not: it signs
-    /// what the server says, and their JWT is of no use without it.
+    /// The secret that is sent as it is, if there is one. A seed is not sent: it signs a nonce of the server,
+    /// and a JWT is of no use without its seed.
     pub(super) const fn credential(&self) -> Option<&'static str> {
         match self {
             Self::User(_) => Some("its password"),
@@ -128,7 +128,7 @@ impl TryFrom<Secret> for Seed {
 
     fn try_from(seed: Secret) -> Result<Self, Self::Error> {
         match KeyPair::from_seed(seed.expose()) {
-            // Not the library's own words for what is wrong: they may quote the seed.
+            // The library's own error is left out: it may quote the seed.
             Ok(pair) if matches!(pair.key_pair_type(), KeyPairType::User) => Ok(Self(seed)),
             _ => Err(
                 "the secret is not the seed of a user's nkey; it is 58 letters and digits that \
@@ -155,7 +155,7 @@ impl TryFrom<Secret> for Credentials {
     }
 }
 
-/// The line below the one that holds `begin`, if it is there and says something.
+/// The line below the one that contains `begin`, if there is one and it is not empty.
 fn below(text: &str, begin: &str) -> Option<String> {
     let mut lines = text.lines();
     lines.find(|line| line.contains(begin))?;

@@ -32,7 +32,7 @@ impl Connection {
         let (events, _) = broadcast::channel(EVENTS);
         let sender = events.clone();
         let options = settings.options().event_callback(move |event| {
-            // An error means that no attempt is under way, so that nobody needs the event.
+            // An error means that no attempt is in flight, so that nobody needs the event.
             sender.send(event).ok();
             std::future::ready(())
         });

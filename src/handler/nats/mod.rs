@@ -1,34 +1,33 @@
-//! `nats`: a message in a JetStream stream for each event.
+//! `nats`: publishes a message to a JetStream stream for each event.
 //!
-//! What is published is a [`Message`] in CloudEvents' NATS binding: its attributes are `ce-`
-//! headers, the structured form's type is in `Content-Type`. `subject` says under what: see
-//! [`subject`]. A stream that takes the subject must be there; hookswitch makes none.
+//! The message is a [`Message`] in CloudEvents' NATS binding: the attributes are `ce-` headers, and the content
+//! type of the structured form is in `Content-Type`. The setting `subject` names its [`subject`]. A stream that
+//! has the subject must exist: hookswitch creates none.
 //!
-//! Done means that the stream has acknowledged the message: in a stream with replicas, that most of
-//! them have it. When it reaches their disks is the server's own to say (`sync_interval`: every two
-//! minutes by default, `always` for before the acknowledgement).
+//! Done means that the stream has acknowledged the message: in a stream with replicas, that a majority has it.
+//! When the message reaches their disks depends on the server's `sync_interval`: every two minutes by default,
+//! and before the acknowledgement with `always`.
 //!
-//! **Order.** A stream keeps messages in the order of their acknowledgements, so with
-//! `order = "key"` it has the events of each ordering key in the order in which they arrived.
+//! **Order.** A stream keeps messages in the order of their acknowledgements. So with `order = "key"` it has the
+//! events of each ordering key in the order in which they arrived.
 //!
-//! **Copies.** `Nats-Msg-Id` is the delivery's [copy key](Delivery::copy_key), so within its
-//! duplicate window a stream keeps one message however often hookswitch had to try, and one more for
-//! each replay.
+//! **Duplicates.** `Nats-Msg-Id` is the delivery's [deduplication id](Delivery::deduplication_id). So within its
+//! duplicate window a stream keeps one message for all attempts, and one more for each replay.
 //!
 //! | answer | outcome |
 //! |---|---|
-//! | the stream's acknowledgement, also of a copy | done |
-//! | the user may not publish under this subject | parked |
-//! | the message is larger than the server or the stream takes | parked |
+//! | the stream's acknowledgement, also of a duplicate | done |
+//! | the user may not publish to this subject | parked |
+//! | the message is larger than the server or the stream accepts | parked |
 //! | a subject of more than 2048 bytes | parked, unsent |
-//! | any other error of a stream, such as that it is full | tried again |
-//! | no stream takes the subject, or the one that does has no leader now | tried again |
-//! | wrong credentials, no connection, no answer | tried again |
+//! | any other error of a stream, such as that it is full | retried |
+//! | no stream has the subject, or its stream has no leader now | retried |
+//! | wrong credentials, no connection, no answer | retried |
 //!
-//! What is parked is so for what the event is; what is wrong with the whole of it, such as a
-//! password, is tried again, for an operator can mend it and lose nothing.
+//! An event is parked only for a reason that lies in the event itself. A problem that concerns all events, such
+//! as a wrong password, is retried: an operator can fix it, and no event is lost.
 //!
-//! **Invariant:** no subject, which may hold a key, is in a reason.
+//! **Invariant:** a reason contains no subject, since a subject may contain a key.
 
 mod auth;
 mod connection;
@@ -106,7 +105,7 @@ impl Handler for Nats {
             Ok(connection) => connection,
             Err(unconnected) => return Outcome::retry(unconnected),
         };
-        // Listens before it speaks, so as to miss no complaint.
+        // Subscribes before it publishes, so that it misses no error.
         let events = connection.events.subscribe();
         let inbox = connection.client.new_inbox();
         tokio::select! {
@@ -121,18 +120,18 @@ fn headers(delivery: &Delivery<'_, AnyEvent>, message: &Message, format: Format)
     for (name, text) in &message.attributes {
         headers.insert(format!("ce-{name}"), to_header(text));
     }
-    // The binary form has the data's type among its attributes, by the binding's own rule.
+    // In the binary form the content type of the data is an attribute, by the rule of the binding.
     if format != Format::Binary {
         headers.insert("Content-Type", message.content_type);
     }
-    headers.insert("Nats-Msg-Id", &*to_header(&delivery.copy_key()));
+    headers.insert("Nats-Msg-Id", &*to_header(&delivery.deduplication_id()));
     headers
 }
 
 /// Publishes one message and waits for the stream's answer.
 ///
-/// The answer comes to an inbox of its own, since the client forgets those that it shares between
-/// requests only when they are answered.
+/// The answer has an inbox of its own: the client's shared inbox keeps a request until its answer
+/// arrives.
 async fn publish(
     client: &Client,
     subject: &str,
@@ -144,7 +143,7 @@ async fn publish(
         .headers(headers)
         .payload(body)
         .inbox(inbox.to_owned())
-        // The dispatcher gives the attempt up in time.
+        // The dispatcher ends the attempt at its deadline.
         .timeout(None);
     match client.send_request(subject.to_owned(), request).await {
         Ok(answer) => judge(&answer.payload),
@@ -152,7 +151,7 @@ async fn publish(
     }
 }
 
-/// What JetStream answers: where the message is, or why it is nowhere.
+/// JetStream's answer: the place of the message, or an error.
 #[derive(Deserialize)]
 struct Answer {
     seq: Option<u64>,
@@ -161,15 +160,15 @@ struct Answer {
 
 #[derive(Deserialize)]
 struct Refusal {
-    /// See the server's list of errors.
+    /// The number in the server's list of errors.
     #[serde(default)]
     err_code: u32,
-    /// One of the texts in that list.
+    /// The text in that list.
     #[serde(default)]
     description: String,
 }
 
-/// What an answer means. See the module's table.
+/// The outcome of an answer. See the module's table.
 fn judge(answer: &[u8]) -> Outcome {
     match serde_json::from_slice(answer) {
         Ok(Answer {
@@ -192,7 +191,7 @@ fn judge(answer: &[u8]) -> Outcome {
     }
 }
 
-/// What it means that there is no answer.
+/// The outcome without an answer.
 fn refused(error: &RequestError) -> Outcome {
     match error.kind() {
         RequestErrorKind::NoResponders => Outcome::retry(
@@ -208,7 +207,7 @@ fn refused(error: &RequestError) -> Outcome {
     }
 }
 
-/// Waits until something happens on the connection that means that no answer will come to `inbox`.
+/// Waits for an event of the connection after which no answer will come to `inbox`.
 async fn complaint(mut events: broadcast::Receiver<Event>, subject: &str, inbox: &str) -> Outcome {
     loop {
         let text = match events.recv().await {
@@ -217,7 +216,7 @@ async fn complaint(mut events: broadcast::Receiver<Event>, subject: &str, inbox:
             }
             Ok(Event::ServerError(ServerError::Other(text))) => text,
             Ok(_) | Err(RecvError::Lagged(_)) => continue,
-            // Whoever would speak is gone with the connection, and the answer is too.
+            // The connection is gone, and the answer with it.
             Err(RecvError::Closed) => return Outcome::retry("the connection was closed"),
         };
         let denies = |what: &str| text.contains(&format!("Permissions Violation for {what}"));
@@ -294,7 +293,7 @@ mod tests {
         }
     }
 
-    /// What `happenings` come to for an attempt under `a.b` with the inbox `_INBOX.c`.
+    /// The outcome of `happenings` for an attempt with the subject `a.b` and the inbox `_INBOX.c`.
     async fn came_to(happenings: Vec<Event>) -> String {
         let (events, attempt) = broadcast::channel(8);
         for happening in happenings {

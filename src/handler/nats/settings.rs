@@ -1,4 +1,4 @@
-//! What the TOML says of a `nats` handler.
+//! The settings of a `nats` handler.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 /// Publishes each event to a JetStream stream of NATS.
 ///
 /// The stream must exist. An event is delivered when the stream has acknowledged it. The header
-/// `Nats-Msg-Id` lets the stream drop copies.
+/// `Nats-Msg-Id` lets the stream drop duplicates.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
@@ -45,10 +45,10 @@ pub(in crate::handler) struct Settings {
     connect_timeout: Duration,
 }
 
-/// How to have TLS.
+/// How to get TLS.
 const TLS: &str = "begin the URLs of `servers` with \"tls://\"";
 
-/// How often a connection that says nothing is asked whether it still stands.
+/// The interval of pings on a silent connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// At least one server.
@@ -83,11 +83,11 @@ impl TryFrom<String> for Server {
 }
 
 impl Settings {
-    /// Checks that `tls` is left out if no server is to use TLS.
+    /// Checks that `tls` is set only if a server uses TLS.
     ///
     /// # Errors
     ///
-    /// When `tls` is set nevertheless.
+    /// When `tls` is set without such a server.
     pub(super) fn check(&self) -> Result<(), String> {
         match self.is_tls() {
             true => Ok(()),
@@ -95,13 +95,13 @@ impl Settings {
         }
     }
 
-    /// Whether TLS is asked for. A server may name others of its cluster, and without a scheme, so one
-    /// that asks for it asks for it everywhere.
+    /// Whether TLS is used. A server may name others of its cluster without a scheme, so one URL with TLS
+    /// means TLS with all.
     fn is_tls(&self) -> bool {
         self.servers.0.iter().any(ServerAddr::tls_required)
     }
 
-    /// How long it takes at most to try all servers.
+    /// The longest time that it takes to try all servers.
     pub(super) fn longest_connect(&self) -> Duration {
         let servers = u32::try_from(self.servers.0.len()).unwrap_or(u32::MAX);
         self.connect_timeout.saturating_mul(servers)
@@ -117,14 +117,14 @@ impl Settings {
         CleartextWarning::new("servers", credential, servers, TLS)
     }
 
-    /// How a connection is made.
+    /// The options of a connection.
     pub(super) fn options(&self) -> ConnectOptions {
         let options = ConnectOptions::new()
             .name("hookswitch")
             .require_tls(self.is_tls())
             .connection_timeout(self.connect_timeout)
             .ping_interval(PING_INTERVAL)
-            // One try at each: see [`super::connection`].
+            // One try for each server: see [`super::connection`].
             .max_reconnects(self.servers.0.len());
         let options = match self.tls.ca() {
             Some(ca) => options.add_root_certificates(ca.to_owned()),

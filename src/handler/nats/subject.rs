@@ -1,9 +1,9 @@
-//! The subject that an event is published under.
+//! The subject of an event's message.
 //!
-//! A subject is tokens with dots between them, and consumers choose by token. So what an event says
-//! of itself may make no tokens of its own, nor wildcards: in each field, all but printable ASCII is
-//! percent-encoded, and so are the dot, `*`, `>` and the percent sign. A field that is nothing is
-//! `-`. Only `{type}` keeps its dots, so that `zoom.>` chooses by provider.
+//! A subject consists of tokens with dots between them, and consumers choose by token. So the value of a field is
+//! one token without wildcards: the dot, `*`, `>`, the percent sign and everything but printable ASCII are
+//! percent-encoded. `-` stands for an absent value. Only `{type}` keeps its dots, so that `zoom.>` selects a
+//! provider.
 
 use serde::Deserialize;
 
@@ -13,8 +13,8 @@ use crate::handler::{
     cloud_event::encode,
 };
 
-/// The longest subject, in bytes: a server closes the connection on a line of 4096, the rest of
-/// which is the reply's subject and the lengths.
+/// The longest subject, in bytes. A server closes the connection on a line of 4096 bytes, which also has the
+/// subject of the reply and the lengths.
 const LONGEST: usize = 2048;
 
 /// A subject with fields in it, such as `telephony.{type}`.
@@ -27,7 +27,7 @@ impl Subject {
     ///
     /// # Errors
     ///
-    /// When it is longer than any server takes.
+    /// When the subject is longer than any server accepts.
     pub(super) fn fill(&self, delivery: &Delivery<'_, AnyEvent>) -> Result<String, TooLong> {
         let subject = self.0.name(delivery.notification, delivery.context, tokens);
         match subject.len() {
@@ -42,7 +42,7 @@ impl Subject {
 #[error("the subject has {0} bytes, and {LONGEST} are the most that a server takes")]
 pub(super) struct TooLong(usize);
 
-/// One token that says `text`; several for an event name.
+/// `text` as one token; as several for an event name.
 fn tokens(field: Field, text: &str) -> String {
     encode(text, |byte| match byte {
         b'.' => field == Field::Type,
@@ -54,8 +54,7 @@ fn tokens(field: Field, text: &str) -> String {
 impl TryFrom<Template> for Subject {
     type Error = String;
 
-    /// Whether every token holds something, whatever the fields say, and nothing that is no
-    /// subject's.
+    /// Whether every token is valid and not empty, for any values of the fields.
     fn try_from(template: Template) -> Result<Self, String> {
         let sample = template.plain();
         let looks = "a subject looks like \"telephony.{type}\"";

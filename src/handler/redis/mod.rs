@@ -1,39 +1,38 @@
-//! `redis`: an entry in a Redis stream for each event, by `XADD`.
+//! `redis`: adds an entry to a Redis stream for each event, by `XADD`.
 //!
-//! CloudEvents has no binding for Redis. An entry's fields are these:
+//! CloudEvents has no binding for Redis. An entry has these fields:
 //!
 //! | `format` | fields |
 //! |---|---|
 //! | `structured` | `event`: the CloudEvent as JSON |
-//! | `binary` | one for each attribute, named like it, and `data`: the provider's body, byte for byte |
+//! | `binary` | one for each attribute, with its name, and `data`: the provider's body, byte for byte |
 //! | `raw` | `data` alone |
 //!
-//! The entry's id is the server's own. The event's id, by which copies are told, is in the event;
-//! a stream itself keeps every copy, so an entry whose confirmation was lost is there twice.
+//! The server chooses the entry's id. A stream keeps duplicates: an entry whose reply was lost is in it twice.
+//! Consumers recognize duplicates by the event's id.
 //!
-//! **What done stands for.** The reply to `XADD` says that the server has the entry in memory. What
-//! outlives a crash of the server is for its settings to say: with `appendonly yes` and
-//! `appendfsync always`, the reply comes after the entry is on its disk; with `everysec`, which is
-//! the default, up to a second of entries is lost; without `appendonly`, everything since the last
-//! snapshot is. With `wait`, done stands for more: `replicas` asks for so many replicas that have
-//! the entry (`WAIT`), `fsync = true` for it to be on the server's disk, and on theirs (`WAITAOF`,
-//! from Redis 7.2). An entry that is not confirmed in time is added again.
+//! **Done** means that the server has replied to `XADD`: the entry is in its memory. The server's settings say
+//! what survives a crash: with `appendonly yes` and `appendfsync always` the reply comes after the entry is on
+//! disk; with `everysec`, the default, up to a second of entries is lost; without `appendonly`, all entries since
+//! the last snapshot are lost. `wait` makes done stricter: `replicas` requires that so many replicas have the
+//! entry (`WAIT`), and `fsync = true` that the disks of the server and of these replicas have it (`WAITAOF`, from
+//! Redis 7.2). An entry that is not confirmed in time is added again.
 //!
-//! **Order.** A stream keeps entries in the order in which they were added, so with
-//! `order = "key"` it has the events of each ordering key in the order in which they arrived.
+//! **Order.** A stream keeps its entries in the order in which they were added. So with `order = "key"` it has the
+//! events of each ordering key in the order in which they arrived.
 //!
 //! | answer | outcome |
 //! |---|---|
-//! | the entry's id, and what `wait` asks for | done |
-//! | fewer replicas or disks than `wait` asks for | tried again |
-//! | any error, no connection, no answer | tried again |
+//! | the entry's id, and the confirmation that `wait` requires | done |
+//! | fewer replicas or disks than `wait` requires | retried |
+//! | any error, no connection, no answer | retried |
 //!
-//! What a server can hold against an entry is true of any entry: its memory is full, it is
-//! read-only, the user may not write, the key is no stream. That gets well without the event being
-//! changed, so nothing is parked for it before `retry` says so.
+//! An error of the server never lies in one entry: its memory is full, it is read-only, the user may not write,
+//! the key is not a stream. Such an error can be resolved without a change of the event. So no event is parked for
+//! it before `retry` has run out.
 //!
-//! **Invariant:** no server's words are in a reason, only its error's code: they may quote the
-//! command, and the event in it.
+//! **Invariant:** a reason contains the code of a server's error and not its text, which may quote the command,
+//! and so the event.
 
 mod settings;
 
@@ -87,8 +86,8 @@ connect_timeout = "5s"
 #[derive(Debug)]
 pub(super) struct Redis {
     client: Client,
-    /// A reply can hold up those behind it on the same connection, as that of `WAIT` does, so each
-    /// attempt has a connection of its own.
+    /// Each attempt has a connection of its own: a slow reply, such as that of `WAIT`, delays all later
+    /// replies on its connection.
     idle: IdleConnections<MultiplexedConnection>,
     settings: Settings,
 }
@@ -127,10 +126,10 @@ impl Redis {
     }
 
     async fn deliver(&self, entry: &Cmd) -> Result<(), Failure> {
-        // The client does not tell whether the server has closed a connection.
+        // The client does not say whether the server has closed a connection.
         if let Some(idle) = self.idle.take(|_| true) {
             match self.add(idle, entry).await {
-                // The server may have closed this connection, and all that were idle, long ago.
+                // The server may have closed this connection and all idle ones long ago.
                 Err(Failure::Lost(_)) => self.idle.clear(),
                 added => return added,
             }
@@ -142,7 +141,7 @@ impl Redis {
     async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
-            // The dispatcher gives the attempt up in time.
+            // The dispatcher ends the attempt at its deadline.
             .set_response_timeout(None);
         let client = &self.client;
         client
@@ -150,8 +149,7 @@ impl Redis {
             .await
     }
 
-    /// Adds an entry and waits for its confirmation. The connection is used again only if all went
-    /// well.
+    /// Adds an entry and waits for its confirmation. The connection is reused only after success.
     async fn add(&self, mut connection: MultiplexedConnection, entry: &Cmd) -> Result<(), Failure> {
         let added = entry.query_async::<Value>(&mut connection).await;
         added.map_err(|error| Failure::of("XADD", &error))?;
@@ -163,7 +161,7 @@ impl Redis {
     }
 }
 
-/// Waits until what this connection has added is where `wait` wants it.
+/// Waits until the entries of this connection are where `wait` requires them.
 async fn confirm(connection: &mut MultiplexedConnection, wait: &Wait) -> Result<(), Failure> {
     let Wait {
         replicas,
@@ -171,7 +169,7 @@ async fn confirm(connection: &mut MultiplexedConnection, wait: &Wait) -> Result<
         timeout,
     } = *wait;
     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    // Both name how many they found, at the end of their time at the latest.
+    // Both reply with the number that they found, at their time limit at the latest.
     let (disk, found) = if fsync {
         let mut waitaof = cmd("WAITAOF");
         waitaof.arg(1).arg(replicas).arg(timeout_ms);
@@ -192,7 +190,7 @@ async fn confirm(connection: &mut MultiplexedConnection, wait: &Wait) -> Result<
     Ok(())
 }
 
-/// Why an entry does not count as delivered, without a word of the server's.
+/// Why an entry does not count as delivered, without the server's own text.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("cannot connect: {0}")]
@@ -224,7 +222,7 @@ impl Failure {
     }
 }
 
-/// What went wrong on this side of the connection; of an answer, its code alone.
+/// Describes an error of the connection; of an error reply, the code alone.
 fn describe(error: &RedisError) -> String {
     match error.kind() {
         ErrorKind::Io => error.to_string(),
@@ -238,7 +236,7 @@ fn describe(error: &RedisError) -> String {
     }
 }
 
-/// What an operator can do about an error.
+/// Advice for the operator on an error.
 fn hint(command: &str, code: &str) -> &'static str {
     match (command, code) {
         ("WAITAOF", "ERR") => "; `fsync` takes Redis 7.2 or later, with `appendonly yes`",

@@ -1,4 +1,4 @@
-//! What the TOML says of a `redis` handler.
+//! The settings of a `redis` handler.
 
 use std::{fs, io, num::NonZeroU64, time::Duration};
 
@@ -56,7 +56,7 @@ pub(in crate::handler) struct Settings {
 #[serde(try_from = "String")]
 struct ServerUrl(Url, ConnectionInfo);
 
-/// How to have TLS.
+/// How to get TLS.
 const TLS: &str = "begin `url` with \"rediss://\"";
 
 impl ServerUrl {
@@ -107,10 +107,10 @@ pub(super) struct Wait {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WaitTable {
-    /// How many replicas.
+    /// The number of replicas.
     #[serde(default)]
     replicas: u32,
-    /// Whether the disks of the server and of the replicas, from Redis 7.2.
+    /// Whether the disks of the server and of the replicas must have the entry, from Redis 7.2.
     #[serde(default)]
     fsync: bool,
     /// The time limit. An entry that is not confirmed by then is added again.
@@ -147,11 +147,11 @@ impl TryFrom<WaitTable> for Wait {
 }
 
 impl Settings {
-    /// What makes connections.
+    /// The client of the server.
     ///
     /// # Errors
     ///
-    /// When what was said of TLS goes ill together, or its files can no longer be read.
+    /// When the settings of TLS contradict each other, or their files can no longer be read.
     pub(super) fn client(&self) -> Result<Client, String> {
         let ServerUrl(_, info) = self.url.clone();
         let mut redis = info.redis_settings().clone();
@@ -181,7 +181,7 @@ impl Settings {
         CleartextWarning::new("url", "its password", self.url.0.host_str(), TLS)
     }
 
-    /// What of the settings goes ill together.
+    /// The contradiction between settings, if there is one.
     pub(super) fn contradiction(&self, timeout: Duration) -> Option<&'static str> {
         if self.username.is_some() && self.password.is_none() {
             return Some("`username` is there without `password`; add it, or take both away");
@@ -193,7 +193,7 @@ impl Settings {
     }
 }
 
-/// The files of `tls`, read.
+/// The contents of the files of `tls`.
 fn certificates(tls: &ClientTls) -> io::Result<TlsCertificates> {
     let identity = tls.identity().map(|(certificate, key)| {
         io::Result::Ok(ClientTlsConfig {

@@ -12,8 +12,8 @@ use crate::{
     handler::{AnyEvent, Delivery, cloud_event::CloudEvent},
 };
 
-/// A field that a statement can name. What it holds is what the attribute of a CloudEvent holds,
-/// where there is one: see [`cloud_event`](crate::handler::cloud_event).
+/// A field that a statement can name. If CloudEvents has an attribute for it, the values are the same:
+/// see [`cloud_event`](crate::handler::cloud_event).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Field {
     Id,
@@ -66,14 +66,14 @@ impl Field {
         found.map_or("", |(_, name)| name)
     }
 
-    /// All of them, for people.
+    /// The names of all fields, for error messages.
     pub(super) fn list() -> String {
         let names: Vec<_> = FIELDS.iter().map(|(_, name)| format!(":{name}")).collect();
         names.join(", ")
     }
 }
 
-/// What one field of one event holds. Owned, so that it can go to another thread.
+/// The value of a field. Owned, so that another thread can use it.
 pub(super) enum Value {
     Text(String),
     Id(Uuid),
@@ -85,7 +85,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// The value as CloudEvents write it; bytes that are not text with marks in their place.
+    /// The value as CloudEvents write it. Replacement characters stand for bytes that are not UTF-8.
     pub(super) fn to_text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
@@ -106,7 +106,7 @@ impl fmt::Debug for Value {
     }
 }
 
-/// One event, from which fields are taken.
+/// One event, as the values of its fields.
 pub(super) struct Row<'a> {
     notification: &'a Notification,
     event: CloudEvent<'a>,
@@ -129,7 +129,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The values of `fields`; `None` for what the event does not have.
+    /// The values of `fields`; `None` for those that the event does not have.
     pub(super) fn values(&self, fields: &[Field]) -> Vec<Option<Value>> {
         fields.iter().map(|field| self.value(*field)).collect()
     }
@@ -197,7 +197,7 @@ mod tests {
         ];
         let held = texts(&notification, &context);
         assert_eq!(held, expected.map(|text| Some(text.to_owned())));
-        // The same words as in the attributes, but for the one that is shorter here.
+        // The same names as the attributes, except the one that is shorter here.
         for (name, value) in event.attributes() {
             let name = match name {
                 "specversion" => continue,

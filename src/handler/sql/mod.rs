@@ -1,44 +1,43 @@
-//! `sql`: one statement of one's own for each event, in PostgreSQL or SQLite.
+//! `sql`: runs a statement of your own for each event, in PostgreSQL or SQLite.
 //!
-//! The statement names fields of the event, and is prepared with a parameter in the place of each:
-//! what an event says never becomes part of it. It runs by itself, in a transaction of its own.
+//! The statement names fields of the event. Each field becomes a parameter of the prepared statement, so
+//! no value of an event becomes part of the statement. The statement runs in a transaction of its own.
 //!
-//! | field | holds | PostgreSQL: besides text, its type can be | SQLite: as |
+//! | field | value | PostgreSQL: types besides text | SQLite: type |
 //! |---|---|---|---|
 //! | `:id` | the event's id, the same in every attempt and replay | `uuid` | text |
 //! | `:source` | `/hookswitch/` and the endpoint | | text |
 //! | `:type` | the event name | | text |
-//! | `:subject` | what it is about, or null | | text |
+//! | `:subject` | what the event is about, or null | | text |
 //! | `:time` | when it happened | `timestamptz` | text, in UTC |
 //! | `:receivedtime` | when it was received | `timestamptz` | text, in UTC |
 //! | `:key` | the partition key, or null | | text |
-//! | `:attempt` | which try this is, from 1 | `int4`, `int8` | integer |
+//! | `:attempt` | the number of the attempt, from 1 | `int4`, `int8` | integer |
 //! | `:superseded` | whether a later report has been received | `bool` | 0 or 1 |
-//! | `:replayreason` | why this is a replay, or null | | text |
-//! | `:datacontenttype` | what the body is | | text |
-//! | `:data` | the body as it arrived; null where it is not JSON | `json`, `jsonb` | text |
+//! | `:replayreason` | the reason of a replay, or null | | text |
+//! | `:datacontenttype` | the content type of the body | | text |
+//! | `:data` | the body as it arrived; null if it is not JSON | `json`, `jsonb` | text |
 //! | `:body` | the body, byte for byte | `bytea`, and never text | blob |
 //! | `:event` | the whole CloudEvent | `json`, `jsonb` | text |
 //!
-//! Times are kept to the microsecond by `timestamptz`. Domains are taken for what they stand on. Which type a field gets is the database's to say, from
-//! where it stands in the statement; a cast says it plainly: `:time::timestamptz`.
+//! The database chooses the type of a field by its place in the statement. A cast makes the type explicit:
+//! `:time::timestamptz`. A domain counts as its base type. `timestamptz` keeps a time to the microsecond.
 //!
-//! Deliveries are made at least once, so the statement must bear to be run again. `ON CONFLICT (id)
-//! DO NOTHING`, with `:id` in a column that is unique, is enough. Order holds as it does for every
-//! handler: the statement for one event has been committed before that for the next one that shares an
-//! ordering key with it begins.
+//! Delivery is at least once, so the statement must be idempotent. `ON CONFLICT (id) DO NOTHING`, with
+//! `:id` in a unique column, is enough. Order holds as for every handler: the statement for an event is
+//! committed before the one for the next event that shares an ordering key begins.
 //!
 //! | answer | outcome |
 //! |---|---|
-//! | committed | done, whatever it returned and however many rows it changed |
-//! | no connection, wrong credentials, no such database | tried again: nothing is known of the event yet |
-//! | connection lost, conflict with another transaction, deadlock, locked, too slow, read-only, full, shutting down | tried again |
-//! | a constraint (but for what was said above), data that does not fit, permission denied | parked |
-//! | a statement that cannot be prepared: no such table, wrong syntax, a field that cannot be had as the type that is wanted | parked |
+//! | committed | done, whatever the statement returned and however many rows it changed |
+//! | no connection, wrong credentials, no such database | retried: the database has not seen the event |
+//! | connection lost, conflict with another transaction, deadlock, locked, too slow, read-only, full, shutting down | retried |
+//! | a violated constraint, data that does not fit, permission denied | parked |
+//! | a statement that cannot be prepared: no such table, wrong syntax, a field of another type | parked |
 //!
-//! **Invariant:** no reason holds what a database says of the values that it was given. While a
-//! statement is being prepared, it has been given none, and its words are shown; after that, only
-//! the kind of the failure and the names of constraint, table and column.
+//! **Invariant:** a reason never contains what the database says of an event's values. Before a statement
+//! is prepared, the database has no values, and a reason quotes its message. After that, a reason contains
+//! only the kind of the failure and the names of constraint, table and column.
 
 mod field;
 mod postgres;
@@ -173,12 +172,12 @@ impl Handler for Sql {
     }
 }
 
-/// Why the statement has not been committed.
+/// Why the statement was not committed.
 #[derive(Debug, PartialEq, Eq)]
 enum Failure {
-    /// It may be another time.
+    /// A retry may succeed.
     Passing(String),
-    /// It will not be until somebody changes something.
+    /// No retry succeeds before somebody changes something.
     Lasting(String),
 }
 

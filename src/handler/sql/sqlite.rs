@@ -1,8 +1,8 @@
-//! The statement in a SQLite database on this machine.
+//! Runs the statement in a SQLite database on this machine.
 //!
-//! SQLite has one writer at a time, so there is one connection, and it blocks: it is used on threads
-//! where that is allowed, and belongs to the attempt that uses it until that is over, even where the
-//! attempt is given up. The database must exist: hookswitch cannot know what tables it is to have.
+//! SQLite has one writer at a time, so the handler has one connection. The connection blocks, so it is used
+//! on threads for blocking work. An attempt keeps the connection until its statement ends, even after the
+//! attempt was given up. The database must exist, since hookswitch does not know the tables to create.
 
 use std::{
     fs,
@@ -24,10 +24,10 @@ use super::{
     statement::SqlStatement,
 };
 
-/// How long to wait, at most, while somebody else writes.
+/// The longest wait for another writer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where the database is.
+/// The path of the database.
 #[derive(Debug)]
 pub(super) struct Config(PathBuf);
 
@@ -88,20 +88,20 @@ struct Database {
     statement: String,
     parameters: usize,
     patience: Duration,
-    /// The connection, once there is one, unless something went wrong on it.
+    /// The connection, unless there is none yet or it has failed.
     open: Option<Open>,
 }
 
 #[derive(Debug)]
 struct Open {
     connection: Connection,
-    /// Which file it is, whatever it is called by now.
+    /// The identity of the file, which may have been renamed.
     identity: (u64, u64),
 }
 
 impl Database {
     fn run(&mut self, values: &[Option<Value>]) -> Result<(), Failure> {
-        // A file that was put aside is no longer the one that is meant.
+        // A file that was renamed is no longer the database.
         let still_there = |open: &Open| identity(&self.path) == Some(open.identity);
         let open = match self.open.take().filter(still_there) {
             Some(open) => open,
@@ -117,7 +117,7 @@ impl Database {
         let connect = || {
             let connection = Connection::open_with_flags(&self.path, flags)?;
             connection.busy_timeout(self.patience)?;
-            // A commit is on the disk when it returns, whatever the journal's mode.
+            // A commit is on the disk when it returns, in every journal mode.
             connection.pragma_update(None, "synchronous", "full")?;
             Ok(connection)
         };
@@ -175,8 +175,7 @@ impl ToSql for Value {
     }
 }
 
-/// Why a statement was not prepared. It has not been given any values yet, so that SQLite's own
-/// words can be shown.
+/// Why a statement was not prepared. SQLite has no values yet, so its message can be shown.
 fn unprepared(error: &rusqlite::Error) -> Failure {
     let why = format!("the statement cannot be prepared: {error}");
     if is_passing(error) {
@@ -212,8 +211,8 @@ fn is_passing(error: &rusqlite::Error) -> bool {
     !lasting
 }
 
-/// What an error is about, without what it says of values. SQLite's own words are shown where they
-/// hold names of the schema alone: those of a trigger are its author's, who may put values in them.
+/// Describes an error without values of the event. SQLite's message is shown if it contains only names of
+/// the schema. The message of a trigger is not shown, since its author may put values into it.
 fn explain(error: &rusqlite::Error) -> String {
     match error {
         rusqlite::Error::SqliteFailure(failure, Some(words))

@@ -1,8 +1,7 @@
-//! A statement with fields of an event in it.
+//! A statement that names fields of an event.
 //!
-//! `:name` stands for a field, but not inside a quoted text or name, a comment or a dollar-quoted
-//! text; `::` is a cast. Nothing of an event ever becomes part of the statement: each field becomes
-//! a parameter, and its value travels beside the statement.
+//! `:name` is a field, except within quotes, comments and dollar quotes; `::` is a cast. Each field becomes a
+//! parameter, so no value of an event becomes part of the statement.
 
 use serde::Deserialize;
 
@@ -12,9 +11,10 @@ use super::field::Field;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct SqlStatement {
-    /// What stands before each field, and behind the last one.
+    /// The texts before each field, and behind the last one.
     texts: Vec<String>,
-    /// The fields, each as often as it is named: the database may want it as another type each time.
+    /// The fields, in order. A field that is named twice is here twice, since the database may choose
+    /// another type each time.
     fields: Vec<Field>,
 }
 
@@ -42,15 +42,15 @@ impl TryFrom<String> for SqlStatement {
     }
 }
 
-/// Reads a statement from its beginning to its end. What it takes for a quote is what PostgreSQL or
-/// SQLite take for one: where they differ, the other one has no use for the character.
+/// Reads a statement from its beginning to its end. It knows the quotes of PostgreSQL and of SQLite: a
+/// character that only one of them takes for a quote means nothing to the other.
 struct Reader<'a> {
     rest: &'a str,
-    /// The last character before `rest`, white space where there is none.
+    /// The last character before `rest`; white space if there is none.
     before: char,
     texts: Vec<String>,
     fields: Vec<Field>,
-    /// What has been read since the last field.
+    /// The text since the last field.
     text: String,
     has_words: bool,
     has_ended: bool,
@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Reads a character, or what it begins.
+    /// Reads a character, or the token that it begins.
     fn read_one(&mut self, next: char) -> Result<(), String> {
         let rest = self.rest;
         if let Some(length) = comment(rest)? {
@@ -187,7 +187,7 @@ fn leading_word(text: &str) -> &str {
     text.get(..end.unwrap_or(text.len())).unwrap_or_default()
 }
 
-/// The length of the comment that `text` begins with, if it does.
+/// The length of the comment at the beginning of `text`, if there is one.
 fn comment(text: &str) -> Result<Option<usize>, String> {
     if text.starts_with("--") {
         return Ok(Some(text.find('\n').unwrap_or(text.len())));
@@ -214,8 +214,8 @@ fn comment(text: &str) -> Result<Option<usize>, String> {
     Err("a comment in the statement has no end; close it with */".to_owned())
 }
 
-/// The length of the text or name in quotes that `text` begins with. A doubled quote is one inside;
-/// with `escapes`, a backslash protects what follows it.
+/// The length of the quoted text or name at the beginning of `text`. A doubled quote does not end it. With
+/// `escapes`, a quote behind a backslash does not either.
 fn quoted(text: &str, quote: char, escapes: bool) -> Result<usize, String> {
     let mut characters = text.char_indices().skip(1).peekable();
     while let Some((at, character)) = characters.next() {
@@ -230,7 +230,7 @@ fn quoted(text: &str, quote: char, escapes: bool) -> Result<usize, String> {
     ))
 }
 
-/// The length of the dollar-quoted text that `text` begins with, if it does.
+/// The length of the dollar-quoted text at the beginning of `text`, if there is one.
 fn dollar_quoted(text: &str) -> Result<Option<usize>, String> {
     let tag = leading_word(text.get(1..).unwrap_or_default());
     let opening = format!("${tag}$");

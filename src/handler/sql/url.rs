@@ -6,13 +6,13 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::secret::Secret;
 
-/// A URL in the TOML itself, or a reference to a secret. One with a password in it is a secret, and
-/// stands in the TOML itself only where secrets may.
+/// A URL in the TOML itself, or a reference to a secret. A URL with a password is a secret, and is in the TOML
+/// itself only where secrets may be.
 #[derive(Clone, Debug)]
 pub(super) struct DatabaseUrl(Secret);
 
 impl DatabaseUrl {
-    /// The text. Named so that a reader sees each place where it gets out.
+    /// The text. The name marks each place that exposes it.
     pub(super) fn expose(&self) -> &str {
         self.0.expose()
     }
@@ -45,8 +45,8 @@ impl<'de> de::Visitor<'de> for UrlOrReference {
     }
 }
 
-/// Whether a password stands before an `@`, or behind a `password=`. Not every text that is meant as
-/// a URL is one, so nothing more is taken for granted.
+/// Whether a password precedes an `@`, or follows a `password=`. The text need not be a valid URL, so nothing
+/// more is assumed.
 fn may_hold_a_password(text: &str) -> bool {
     let behind_scheme = text.split_once("://").map_or(text, |(_, rest)| rest);
     let before_host = behind_scheme.rsplit_once('@').map(|(user, _)| user);

@@ -1,4 +1,4 @@
-//! What SQS answers, and what that means.
+//! The answers of SQS and their outcomes.
 
 use http::StatusCode;
 use md5::{Digest, Md5};
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::hex;
 use crate::handler::Outcome;
 
-/// Codes that are about the credentials or the signature, so that other credentials may do.
+/// Codes about the credentials or the signature: other credentials may succeed.
 const OF_CREDENTIALS: &[&str] = &[
     "ExpiredToken",
     "ExpiredTokenException",
@@ -25,17 +25,17 @@ const OF_CREDENTIALS: &[&str] = &[
     "UnrecognizedClientException",
 ];
 
-/// The longest of SQS's codes has fewer characters.
+/// The most characters of a code. The longest code of SQS has fewer.
 const LONGEST_CODE: usize = 64;
 
 /// SQS's answer to a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The queue has it. With the MD5 of the body that it has, in hexadecimal digits.
+    /// The queue has the message. The MD5 of its body, in hexadecimal digits.
     Taken { md5: Option<String> },
-    /// Nobody who speaks like SQS.
+    /// The answer is not one of SQS.
     Foreign { status: StatusCode },
-    /// The queue does not have it.
+    /// The queue does not have the message.
     Refused(Refusal),
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Answer {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     status: StatusCode,
-    /// SQS's code for it, without its namespace; empty where none was sent.
+    /// The code of SQS without its namespace; empty if there is none.
     code: String,
 }
 
@@ -78,7 +78,7 @@ impl Answer {
         }
     }
 
-    /// Whether other credentials may do.
+    /// Whether other credentials may succeed.
     pub(super) fn is_of_credentials(&self) -> bool {
         match self {
             Self::Refused(refusal) => OF_CREDENTIALS.contains(&refusal.code.as_str()),
@@ -86,7 +86,7 @@ impl Answer {
         }
     }
 
-    /// What it means for a message with `body`. See the kind's table.
+    /// The outcome for a message with `body`. See the kind's table.
     pub(super) fn outcome(&self, body: &str) -> Outcome {
         match self {
             Self::Taken { md5: Some(theirs) } if *theirs != md5(body) => {
@@ -128,7 +128,7 @@ impl Refusal {
         }
     }
 
-    /// What an operator may do.
+    /// Advice for the operator.
     fn cure(&self) -> Option<&'static str> {
         Some(match self.code.as_str() {
             "QueueDoesNotExist" | "NonExistentQueue" | "InvalidAddress" => {
@@ -151,9 +151,8 @@ impl Refusal {
     }
 }
 
-/// `QueueDoesNotExist`, of `com.amazonaws.sqs#QueueDoesNotExist`, and the same of
-/// `AWS.SimpleQueueService.NonExistentQueue`. Empty where it is no code at all, for somebody else
-/// may have answered.
+/// `QueueDoesNotExist` for `com.amazonaws.sqs#QueueDoesNotExist` and for
+/// `AWS.SimpleQueueService.NonExistentQueue`. Empty if it is no code: another server may have answered.
 fn code(text: &str) -> &str {
     let last = text.rsplit(['#', '.']).next().unwrap_or_default();
     if last.len() <= LONGEST_CODE && last.bytes().all(|byte| byte.is_ascii_alphanumeric()) {

@@ -1,20 +1,20 @@
-//! Who we are to AWS, and how a request shows it: Signature Version 4.
+//! AWS credentials, and the signature of a request with them: Signature Version 4.
 //!
-//! Keys stand in the TOML by reference, or are looked for where AWS's own tools look, in this order,
-//! by the client library:
+//! The TOML refers to keys. Without keys there, the client library looks for credentials where AWS's own tools
+//! do, in this order:
 //!
 //! 1. the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`;
 //! 2. the profile `AWS_PROFILE` of `~/.aws/credentials` and `~/.aws/config`;
-//! 3. a web identity, which is how pods have roles: `AWS_ROLE_ARN`, `AWS_WEB_IDENTITY_TOKEN_FILE`;
+//! 3. a web identity, by which pods have roles: `AWS_ROLE_ARN`, `AWS_WEB_IDENTITY_TOKEN_FILE`;
 //! 4. a container's agent: `AWS_CONTAINER_CREDENTIALS_FULL_URI` or `_RELATIVE_URI`;
 //! 5. the metadata of an EC2 instance, version 2.
 //!
-//! The first place that has some is the one. A place that ought to have some and fails is the end of
-//! the search, so that nobody becomes somebody else by accident. Neither `credential_process` nor
-//! SSO is among them: both are for people at a keyboard.
+//! The first source with credentials counts. If a configured source fails, the search ends with its error, so
+//! that a handler never acts under another identity by accident. `credential_process` and SSO are not
+//! supported: both are for people at a keyboard.
 //!
-//! What runs out is renewed two minutes before, and what the queue no longer believes is looked for
-//! anew.
+//! Credentials are renewed two minutes before they expire. Credentials that the queue refuses are looked up
+//! again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,22 +38,22 @@ use crate::{
     secret::Secret,
 };
 
-/// How long a place may take to be reached, and to answer. An address that nobody is at, such as
-/// that of an instance's metadata elsewhere, must not take up a whole attempt.
+/// The time limit of a source for connecting, and for answering. An address without a server, such as
+/// that of the metadata outside EC2, must not take a whole attempt.
 const REACHED_WITHIN: Duration = Duration::from_secs(1);
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// How much of a problem is told, in characters: some quote a whole page.
+/// The most characters of an error that a reason contains: some errors quote a whole page.
 const LONGEST_PROBLEM: usize = 300;
 
 /// Keys from the TOML.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
-    /// Which.
+    /// The access key.
     pub(super) id: TextOrSecret,
-    /// What proves that they are ours.
+    /// The secret of the access key.
     pub(super) secret: Secret,
-    /// What belongs to keys that run out.
+    /// The session token of temporary credentials.
     pub(super) token: Option<Secret>,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Identity {
     region: String,
     source: Arc<Source>,
     context: Context,
-    /// Holds credentials until they run out.
+    /// Caches credentials until they expire.
     signer: ArcSwap<Signer<Credential>>,
 }
 
@@ -71,16 +71,16 @@ pub(super) struct Identity {
 pub(super) type Used = Arc<Signer<Credential>>;
 
 impl Identity {
-    /// Who has `keys`.
+    /// The identity with `keys`.
     pub(super) fn fixed(keys: Keys, region: String) -> Self {
         Self::new(Source::Given(keys), Context::new(), region)
     }
 
-    /// Who AWS's usual places say that we are.
+    /// The identity that the sources of AWS's tools give.
     ///
     /// # Errors
     ///
-    /// When no HTTP client can be had.
+    /// When no HTTP client can be built.
     pub(super) fn found(region: String) -> reqwest::Result<Self> {
         let client = Client::builder()
             .user_agent(client::USER_AGENT)
@@ -107,11 +107,11 @@ impl Identity {
         }
     }
 
-    /// Adds what proves who sends the request, whose headers are all signed.
+    /// Signs a request, with all of its headers.
     ///
     /// # Errors
     ///
-    /// Says where there are no credentials, and why.
+    /// When there are no credentials. The error says why.
     pub(super) async fn sign(&self, request: &mut Parts) -> std::result::Result<Used, String> {
         let signer = self.signer.load_full();
         match signer.sign(request, None).await {
@@ -120,7 +120,7 @@ impl Identity {
         }
     }
 
-    /// Forgets the credentials of an attempt, unless somebody has done so already.
+    /// Drops the cached credentials of an attempt, unless another attempt has replaced them.
     pub(super) fn forget(&self, used: &Used) {
         let anew = signer(&self.source, &self.context, &self.region);
         self.signer.compare_and_swap(used, Arc::new(anew));
@@ -128,19 +128,19 @@ impl Identity {
 }
 
 fn signer(source: &Arc<Source>, context: &Context, region: &str) -> Signer<Credential> {
-    // A private host may be called anything; none of them is S3's.
+    // A private host may have any name; none is a host of S3.
     let requests = RequestSigner::new("sqs", region).with_standard_session_token();
     Signer::new(context.clone(), source.clone(), requests)
 }
 
-/// Where credentials come from.
+/// The sources of credentials.
 #[derive(Debug)]
 enum Source {
     Given(Keys),
     Found(Vec<Place>),
 }
 
-/// One of the places, and what it is called.
+/// One source, and its name.
 type Place = (
     &'static str,
     Box<dyn ProvideCredentialDyn<Credential = Credential>>,
@@ -148,7 +148,7 @@ type Place = (
 
 impl Source {
     fn found(region: &str) -> Self {
-        // The other endpoint of STS is in one region, and not in every partition.
+        // The global endpoint of STS is in one region, and not in every partition.
         let web_identity = WebIdentity::new()
             .with_region(region.to_owned())
             .with_regional_sts_endpoint();
@@ -202,7 +202,7 @@ fn describe(error: &Error) -> String {
     text.chars().take(LONGEST_PROBLEM).collect()
 }
 
-/// How places read files.
+/// Reads files for the sources.
 #[derive(Debug)]
 struct Disk;
 
@@ -213,7 +213,7 @@ impl FileRead for Disk {
     }
 }
 
-/// How places ask others.
+/// Sends requests for the sources.
 #[derive(Debug)]
 struct Web(Client);
 

@@ -1,4 +1,4 @@
-//! One event as `SendMessage` has it.
+//! The `SendMessage` request for one event.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use crate::{
     },
 };
 
-/// The most that a queue can be made to take, in bytes of a message's body and attributes together:
-/// 1 MiB since August 2025. Each queue has a setting of its own below that, `MaximumMessageSize`.
+/// The most bytes of a message's body and attributes together that any queue accepts: 1 MiB since August
+/// 2025. Each queue has a limit of its own below that, `MaximumMessageSize`.
 const LARGEST: usize = 1 << 20;
 
-/// The most characters that a group, or what copies are told by, may have.
+/// The most characters of a message group id and of a deduplication id.
 const LONGEST_ID: usize = 128;
 
 /// The request.
@@ -40,7 +40,7 @@ struct Attribute {
     string_value: &'static str,
 }
 
-/// What a queue that keeps order wants to know besides.
+/// The further parameters of a FIFO queue.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Fifo {
@@ -48,7 +48,7 @@ struct Fifo {
     message_deduplication_id: String,
 }
 
-/// Why an event cannot be a message.
+/// Why an event cannot be sent as a message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unfit {
     #[error("the body is not text, which is all that SQS takes; use `format = \"structured\"`")]
@@ -65,11 +65,11 @@ pub(super) enum Unfit {
 }
 
 impl<'a> SendMessage<'a> {
-    /// `message` for `queue`.
+    /// The request that sends `message` to `queue`.
     ///
     /// # Errors
     ///
-    /// When no queue would take it.
+    /// When no queue would accept the message.
     pub(super) fn new(
         queue: &'a Queue,
         message: &Message,
@@ -101,7 +101,7 @@ impl<'a> SendMessage<'a> {
 fn body(message: &Message, format: Format) -> Result<String, Unfit> {
     let text = str::from_utf8(&message.body).map_err(|_| Unfit::NotText)?;
     match format {
-        // Outside of its texts, JSON has no such characters.
+        // JSON has such characters within strings only.
         Format::Structured => Ok(text
             .replace('\u{fffe}', "\\ufffe")
             .replace('\u{ffff}', "\\uffff")),
@@ -111,7 +111,7 @@ fn body(message: &Message, format: Format) -> Result<String, Unfit> {
     }
 }
 
-/// Whether SQS does not take a character: it takes those of XML.
+/// Whether SQS refuses a character: it accepts the characters of XML.
 fn is_forbidden(character: char) -> bool {
     matches!(character, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}')
 }
@@ -124,13 +124,12 @@ impl Fifo {
                 Some(key) if !key.is_empty() => permitted(key),
                 _ => delivery.idempotency_key().to_string(),
             },
-            message_deduplication_id: permitted(&delivery.copy_key()),
+            message_deduplication_id: permitted(&delivery.deduplication_id()),
         }
     }
 }
 
-/// `text` with letters, digits and punctuation of ASCII alone, and in no more characters than an id
-/// may have.
+/// `text` as an id: letters, digits and punctuation of ASCII, within the limit of an id.
 fn permitted(text: &str) -> String {
     let id = encode(text, |byte| byte.is_ascii_graphic() && byte != b'%');
     if id.len() > LONGEST_ID {
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_without_order_is_told_neither_groups_nor_copies() {
+    fn a_standard_queue_gets_neither_a_group_nor_a_deduplication_id() {
         let event = sample::notification("{\"a\":\n1}");
         let message = send("plain", &event, &sample::context(), Format::Raw);
         let expected = json!({

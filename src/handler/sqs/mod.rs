@@ -1,46 +1,43 @@
-//! `sqs`: a message in a queue of Amazon SQS for each event, by `SendMessage`.
+//! `sqs`: sends a message to an Amazon SQS queue for each event, by `SendMessage`.
 //!
-//! CloudEvents has no binding for SQS. A message is made as in the bindings to other brokers:
+//! CloudEvents has no binding for SQS. A message has the form that the bindings to other brokers have:
 //!
 //! | `format` | `MessageBody` | attribute `content-type` |
 //! |---|---|---|
 //! | `structured` | the CloudEvent as JSON | `application/cloudevents+json` |
-//! | `raw` | the provider's, byte for byte | the data's own |
+//! | `raw` | the provider's body, byte for byte | the content type of the data |
 //!
-//! There is no `binary`: a message has room for ten attributes, a CloudEvent of ours has up to
-//! twelve, and leaving some out would make another event of it.
+//! There is no `binary`: a message has room for ten attributes, and a CloudEvent here has up to twelve.
 //!
-//! SQS takes [few characters less][limits] than there are in Unicode. Of those that it does not take,
-//! JSON can hold two as they are, U+FFFE and U+FFFF; the structured form escapes them. In the raw
-//! form, and for a raw body that is no text, the event is parked.
+//! SQS refuses [some characters of Unicode][limits]. JSON can contain two of them unescaped, U+FFFE and U+FFFF,
+//! and the structured form escapes these. In the raw form an event with such a character is parked, and so is an
+//! event whose raw body is not text.
 //!
-//! **Done** means that SQS has answered with the message's id: it is on several servers then. If the
+//! **Done** means that SQS has answered with the message's id: several servers have the message then. If the
 //! answer has the MD5 of another body, the message is sent again.
 //!
-//! **A queue whose name ends in `.fifo`** keeps the order of each group and drops copies. A
-//! message's group is the event's partition key; an event without one is a group of its own. Events of
-//! one ordering key are in one group, in order; those of several may be there in another order than they
-//! arrived in. Characters that a group may not have are percent-encoded, and what is longer than 128
-//! characters then is
-//! replaced by its SHA-256. What copies are told by is the delivery's [copy key](Delivery::copy_key), so
-//! for five minutes the queue takes one message however often hookswitch had to try, and one more for
-//! each replay.
+//! **A queue whose name ends in `.fifo`** keeps the order of each message group and drops duplicates. The
+//! message group is the event's partition key; an event without a key is a group of its own. Events of one
+//! ordering key are in one group, in order. Events of several ordering keys may be out of order. Characters that
+//! a group id must not have are percent-encoded; a group id of more than 128 characters is then replaced by its
+//! SHA-256. The deduplication id is the delivery's [own](Delivery::deduplication_id). So within five minutes the
+//! queue accepts one message for all attempts, and one more for each replay.
 //!
-//! **Any other queue** promises neither: it may deliver a message twice, and late.
+//! **A standard queue** promises neither: it may deliver a message twice, or late.
 //!
 //! | answer | outcome |
 //! |---|---|
 //! | 200 with a message's id | done |
-//! | the message is too large, or holds a character that SQS does not take | parked |
-//! | more than 1 MiB with its attributes, which no queue can be made to take | parked, unsent |
-//! | throttled, 5xx, any other error of the queue, such as that it is not there | tried again |
-//! | wrong or expired credentials, or none | looked for anew and tried again |
-//! | no connection, no answer | tried again |
+//! | the message is too large, or has a character that SQS refuses | parked |
+//! | more than 1 MiB with its attributes, which no queue accepts | parked, unsent |
+//! | throttled, 5xx, any other error of the queue, such as that it does not exist | retried |
+//! | wrong or expired credentials, or none | credentials are looked up again, and the message is retried |
+//! | no connection, no answer | retried |
 //!
-//! What is parked is so for what the event is; what is wrong with the whole of it, such as a policy,
-//! is tried again, for an operator can mend it and lose nothing.
+//! An event is parked only for a reason that lies in the event itself. A problem that concerns all events, such
+//! as a policy, is retried: an operator can fix it, and no event is lost.
 //!
-//! **Invariant:** of what the queue says only its code is in a reason: its messages may quote ours.
+//! **Invariant:** a reason contains the code of an answer and not its message, which may quote the event.
 //!
 //! [limits]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
 
@@ -68,7 +65,7 @@ use queue::Queue;
 
 pub(super) use settings::Settings;
 
-/// How much of an answer is read, in bytes. SQS's are of a few hundred.
+/// The most bytes of an answer that are read. An answer of SQS has a few hundred.
 const LONGEST_ANSWER: usize = 64 << 10;
 
 impl HandlerKind for Settings {
@@ -157,7 +154,7 @@ impl Sqs {
     }
 }
 
-/// The body of an answer, or as much of it as is worth reading.
+/// The body of an answer, up to a limit.
 async fn body_of(response: &mut Response) -> reqwest::Result<Bytes> {
     let mut body = Vec::new();
     while body.len() < LONGEST_ANSWER

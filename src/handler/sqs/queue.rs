@@ -1,4 +1,4 @@
-//! Which queue, and where it is.
+//! A queue, and the address of its server.
 
 use reqwest::Url;
 use serde::Deserialize;
@@ -7,15 +7,15 @@ use crate::handler::broker::url;
 
 const EXAMPLE: &str = "https://sqs.eu-west-1.amazonaws.com/111122223333/telephony";
 
-/// A queue, known by its URL.
+/// A queue, identified by its URL.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Queue {
-    /// The URL as SQS knows it.
+    /// The URL, as SQS identifies the queue.
     pub(super) url: String,
-    /// Where requests are posted: the root of the URL's host.
+    /// The URL of requests: the root of the queue's host.
     pub(super) endpoint: Url,
-    /// Whether it keeps the order of each group and drops copies, which its name says.
+    /// Whether it is a FIFO queue, by its name: it keeps the order of each group and drops duplicates.
     pub(super) is_fifo: bool,
 }
 
@@ -41,14 +41,14 @@ impl TryFrom<String> for Queue {
 }
 
 impl Queue {
-    /// Whether it is spoken to over TLS.
+    /// Whether requests use TLS.
     pub(super) fn is_tls(&self) -> bool {
         self.endpoint.scheme() == "https"
     }
 
-    /// The region that the URL's host names: the label after `sqs`, as in
-    /// `sqs.eu-west-1.amazonaws.com` and in the names of VPC endpoints, or the one before `queue`,
-    /// as in the older `eu-west-1.queue.amazonaws.com`.
+    /// The region in the name of the URL's host: the label after `sqs`, as in
+    /// `sqs.eu-west-1.amazonaws.com` and in the names of VPC endpoints, or the label before `queue`, as in
+    /// the older `eu-west-1.queue.amazonaws.com`.
     pub(super) fn region(&self) -> Option<&str> {
         let labels: Vec<_> = self.endpoint.host_str()?.split('.').collect();
         let mut pairs = labels.windows(2).filter_map(|pair| match pair {
@@ -70,7 +70,7 @@ fn is_region(label: &str) -> bool {
     }
 }
 
-/// The name of a region, as signatures have it.
+/// The name of a region, which is part of a signature.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Region(pub(super) String);

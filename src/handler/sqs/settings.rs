@@ -1,4 +1,4 @@
-//! What the TOML says of an `sqs` handler.
+//! The settings of an `sqs` handler.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
 /// Sends each event to a queue of Amazon SQS.
 ///
 /// An event is delivered when SQS has answered with the id of the message. In a FIFO queue, the partition
-/// key is the message group, and copies are dropped, but not replays.
+/// key is the message group, and duplicates are dropped, except replays.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::handler) struct Settings {
@@ -50,7 +50,7 @@ pub(in crate::handler) struct Settings {
     pub(super) connect_timeout: Duration,
 }
 
-/// A [`Format`] that a message has room for.
+/// A [`Format`] that fits into a message.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(try_from = "Format")]
 pub(super) struct Form(pub(super) Format);
@@ -70,11 +70,11 @@ impl TryFrom<Format> for Form {
 }
 
 impl Settings {
-    /// What signatures are for.
+    /// The region for signatures.
     ///
     /// # Errors
     ///
-    /// When neither the URL nor a setting says it, or they say different things.
+    /// When neither the URL nor the setting names a region, or they name different ones.
     pub(super) fn region(&self) -> Result<String, String> {
         match (self.queue_url.region(), &self.region) {
             (Some(named), Some(region)) if named != region.0 => Err(format!(
@@ -91,11 +91,11 @@ impl Settings {
         }
     }
 
-    /// The keys that are given, if any are.
+    /// The keys, if the settings have any.
     ///
     /// # Errors
     ///
-    /// When some of them are missing.
+    /// When only some of the keys are set.
     pub(super) fn keys(&self) -> Result<Option<Keys>, String> {
         let (given, missing) = match (&self.access_key_id, &self.secret_access_key) {
             (Some(id), Some(secret)) => {
@@ -119,7 +119,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// When `tls` is set, and the URL asks for no TLS.
+    /// When `tls` is set and the URL uses no TLS.
     pub(super) fn tls(&self) -> Result<&ClientTls, String> {
         if !self.queue_url.is_tls() {
             self.tls

@@ -32,7 +32,7 @@ fn libraries(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no target/tools/{name}; `tests/run FILTER` makes it"))
 }
 
-/// A running receiver. It drops copies by `webhook-id`, and answers each message with a 503 first, so that
+/// A running receiver. It drops duplicates by `webhook-id`, and answers each message with a 503 first, so that
 /// each comes twice.
 struct Receiver(Server);
 

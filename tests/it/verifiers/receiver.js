@@ -1,4 +1,4 @@
-// A receiver in JavaScript: verifies with `standardwebhooks`, reads with `cloudevents`, drops copies.
+// A receiver in JavaScript: verifies with `standardwebhooks`, reads with `cloudevents`, drops duplicates.
 //
 // Usage: receiver.js PORT SECRET
 //

@@ -1,4 +1,4 @@
-"""A receiver in Python: verifies with `standardwebhooks`, reads with `cloudevents`, drops copies.
+"""A receiver in Python: verifies with `standardwebhooks`, reads with `cloudevents`, drops duplicates.
 
 Usage: receiver.py PORT SECRET
 

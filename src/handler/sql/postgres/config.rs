@@ -1,7 +1,7 @@
-//! Where the server is, and as whom to call on it.
+//! The address of the server, and the user.
 //!
-//! `sslmode` is `verify-full` or `disable`; where the URL does not say, it is the former, but for hosts
-//! on this machine. TLS that believes whoever answers, libpq's `require`, would protect nothing.
+//! `sslmode` is `verify-full` or `disable`. The default is `verify-full`, and `disable` if all hosts are on this
+//! machine. libpq's `require` is not supported: TLS without verification would protect nothing.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::{
     secret::Secret,
 };
 
-/// After how much silence the server is asked whether it is still there.
+/// The silence after which TCP probes the server.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// A URL, read.
+/// A parsed URL.
 #[derive(Debug)]
 pub(in crate::handler::sql) struct Config(pub(super) tokio_postgres::Config);
 
@@ -47,7 +47,7 @@ impl Config {
                 );
             }
         });
-        // Of several servers, the one that takes writes.
+        // Of several servers, the one that accepts writes.
         if config.get_target_session_attrs() == TargetSessionAttrs::Any {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
@@ -58,7 +58,7 @@ impl Config {
         Ok(Self(config))
     }
 
-    /// The warning about its password, or one `beside` it, that is sent without TLS.
+    /// The warning about a password, in the URL or `beside` it, that is sent without TLS.
     pub(in crate::handler::sql) fn cleartext_warning(
         &self,
         beside: Option<&Secret>,

@@ -1,11 +1,10 @@
-//! What went wrong, whether it may be over soon, and how to say it without the event's values.
+//! The failures of a statement: whether a retry may succeed, and a text without the event's values.
 
 use tokio_postgres::error::{DbError, SqlState};
 
 use crate::handler::{sql::Failure, with_causes};
 
-/// Why a statement was not prepared. The server has been told nothing of any event yet, so that its
-/// own words can be shown.
+/// Why a statement was not prepared. The server has no values yet, so its message can be shown.
 pub(super) fn unprepared(error: &tokio_postgres::Error) -> Failure {
     let why = format!("the statement cannot be prepared: {}", describe(error));
     match error.code() {
@@ -14,8 +13,8 @@ pub(super) fn unprepared(error: &tokio_postgres::Error) -> Failure {
     }
 }
 
-/// Why a statement was not committed. One that `was_prepared` for an earlier event may not fit a
-/// schema that has changed since: it is prepared anew before that is believed.
+/// Why a statement was not committed. A statement that `was_prepared` for an earlier event may contradict a
+/// schema that has changed since: such a failure counts only after the statement was prepared again.
 pub(super) fn judge(error: &tokio_postgres::Error, was_prepared: bool) -> Failure {
     let Some(error) = error.as_db_error() else {
         let why = format!("got no answer: {}", describe(error));
@@ -35,16 +34,15 @@ fn class(code: &SqlState) -> &str {
     code.code().get(..2).unwrap_or_default()
 }
 
-/// Whether what `code` says may be over soon: of connections, transactions that were in each other's
-/// way, resources, locks, operators, and the system. A prepared statement that is not there is the
-/// doing of a pooler between us and the server.
+/// Whether a retry after `code` may succeed: problems of connections, conflicts of transactions, resources,
+/// locks, operators, and the system. A pooler before the server causes a missing prepared statement.
 fn is_passing(code: &SqlState) -> bool {
     let passing = ["08", "26", "28", "40", "53", "55", "57", "58", "F0", "XX"];
     passing.contains(&class(code)) || *code == SqlState::READ_ONLY_SQL_TRANSACTION
 }
 
-/// What an error is about, without what it says of values: its code, what the code means, and what
-/// it is about in the schema.
+/// Describes an error without values of the event: its code, the meaning of the code, and the part of the
+/// schema that it concerns.
 fn explain(error: &DbError) -> String {
     let code = error.code();
     let meaning = match (code.code(), class(code)) {
@@ -75,7 +73,7 @@ fn explain(error: &DbError) -> String {
     text + ")"
 }
 
-/// What went wrong, down to its first cause. Only for what happens before values are sent.
+/// The text of `error` with those of its causes. Only for errors before values are sent.
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(error) = error.as_db_error() {
         return format!("{} (SQLSTATE {})", error.message(), error.code().code());

@@ -1,12 +1,11 @@
-//! The statement in PostgreSQL, or what speaks its protocol.
+//! Runs the statement in PostgreSQL, or in a server with its protocol.
 //!
-//! Each of the handler's deliveries at once has a connection of its own, on which the statement has
-//! been prepared. One on which anything went wrong, or whose attempt was given up, is not used again:
-//! so no attempt waits behind another one's statement, and what changed in the schema is seen.
+//! Each concurrent delivery has a connection of its own, on which the statement is prepared. A connection is not
+//! reused after an error, or after its attempt was given up. So no attempt waits for another's statement, and a
+//! change of the schema is noticed.
 //!
-//! A time limit goes to the server as the start-up option
-//! `statement_timeout`, so that a statement that waits for a lock does not outlive its attempt by
-//! much; `PgBouncer` wants `ignore_startup_parameters = options` for it.
+//! The start-up option `statement_timeout` gives the server the time limit, so that a statement that waits for a
+//! lock does not outlive its attempt by much. `PgBouncer` needs `ignore_startup_parameters = options` for it.
 
 mod config;
 mod failure;
@@ -37,7 +36,7 @@ const LONGEST_TIMEOUT: u128 = 2_147_483_647;
 /// The handler's side of a server.
 pub(in crate::handler) struct Postgres {
     config: tokio_postgres::Config,
-    /// `None` where there is to be no TLS.
+    /// `None` without TLS.
     tls: Option<MakeRustlsConnect>,
     statement: String,
     fields: Vec<Field>,
@@ -114,7 +113,7 @@ impl Postgres {
         };
         let connected = self.config.connect(tls).await;
         let (client, mut connection) = connected.map_err(no_connection)?;
-        // What the server says by the way is not heard: it may be about the event.
+        // Notices of the server are ignored: they may contain values of the event.
         let listening = tokio::spawn(async move {
             while let Some(Ok(_)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {}
         });
@@ -147,6 +146,6 @@ impl std::fmt::Debug for Postgres {
 struct PreparedConnection {
     client: Client,
     statement: Statement,
-    /// Closes the connection when this is dropped, whatever is still under way.
+    /// Closes the connection when dropped, also during a statement.
     _listening: AbortOnDropHandle<()>,
 }

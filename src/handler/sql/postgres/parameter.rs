@@ -1,11 +1,11 @@
-//! An event's fields as parameters of the types that the statement wants.
+//! The fields of an event as parameters of the types that the statement has.
 
 use bytes::BytesMut;
 use tokio_postgres::types::{IsNull, Json, Kind, ToSql, Type};
 
 use crate::handler::sql::field::{Field, Value};
 
-/// What a domain stands on, or the type itself.
+/// The base type of a domain, or the type itself.
 fn base(wanted: &Type) -> &Type {
     match wanted.kind() {
         Kind::Domain(of) => base(of),
@@ -24,7 +24,7 @@ fn is_text(wanted: &Type) -> bool {
     texts.contains(wanted) || wanted.name() == "citext" || matches!(wanted.kind(), Kind::Enum(_))
 }
 
-/// Whether `field` can be had as `wanted`. See the module's table of fields.
+/// Whether `field` can have the type `wanted`. See the kind's table of fields.
 pub(super) fn fits(field: Field, wanted: &Type) -> bool {
     let wanted = base(wanted);
     if is_text(wanted) {
@@ -79,7 +79,7 @@ impl ToSql for Value {
         }
     }
 
-    /// Whether it fits was asked when the statement was prepared.
+    /// The types were checked when the statement was prepared.
     fn accepts(_: &Type) -> bool {
         true
     }
