@@ -311,3 +311,37 @@ fn files_of_two_moments_in_any_mixture() {
         comes_up(&format!("mixture {mixture:03b}"), &target, &known, &before);
     }
 }
+
+#[test]
+fn a_replay_on_a_ledger_that_lags_is_not_parked_by_what_the_journal_says_of_the_past() {
+    let home = home();
+    let (ledger, old) = ("data/ledger.db", "ledger.old");
+    let run = |serial: u64, deliveries: usize| {
+        let mut service = home.start();
+        post(&service, serial);
+        eventually("it is delivered", || {
+            deliveries_of(&home, serial) == deliveries
+        });
+        eventually("the ledger has everything", || {
+            service.metric("hookswitch_ledger_lag ") == 0.0
+        });
+        service.signal("TERM");
+        assert_eq!(service.wait(), Some(0));
+    };
+    run(1, 1);
+    fs::copy(home.path().join(ledger), home.path().join(old)).unwrap();
+    // For a while there is no handler.
+    let endpoints = ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"");
+    home.configure(&[&endpoints]);
+    run(2, 0);
+    home.configure(&[&endpoints, ARCHIVE]);
+    run(3, 1);
+    fs::copy(home.path().join(old), home.path().join(ledger)).unwrap();
+    let output = home.run(&["replay", "--handler", "archive", "--until", "0s"]);
+    assert!(output.status.success(), "{output:?}");
+    let _service = home.start();
+    eventually("the first event is delivered again", || {
+        deliveries_of(&home, 1) == 2
+    });
+    assert_eq!(home.parked(), []);
+}

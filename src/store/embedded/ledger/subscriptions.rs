@@ -152,14 +152,16 @@ impl LedgerDatabase {
             let reason = params![DeliveryState::Parked, micros(since), NO_HANDLER, handler];
             let parked = self.db.execute(ABANDON, reason)?;
             self.db.execute(
-                "UPDATE handlers SET parked = parked + open, open = 0 WHERE id = ?1",
-                [handler],
+                "UPDATE handlers SET parked = parked + ?2, open = open - ?2 WHERE id = ?1",
+                params![handler, parked.cast_signed()],
             )?;
-            tracing::warn!(
-                handler = name,
-                parked,
-                "deliveries are parked, since their handler is no longer configured"
-            );
+            if parked > 0 {
+                tracing::warn!(
+                    handler = name,
+                    parked,
+                    "deliveries are parked, since their handler is no longer configured"
+                );
+            }
         }
         Ok(())
     }
@@ -177,10 +179,12 @@ impl LedgerDatabase {
     }
 }
 
-/// Parks the open deliveries of a handler that is no longer configured.
+/// Parks the open deliveries of a handler that is no longer configured since the time `?2`. A ledger that lags
+/// reads of such times late: what a command has replayed after that time stays open.
 pub(super) const ABANDON: &str = "UPDATE deliveries INDEXED BY unfinished
     SET state = ?1, due_at = ?2, why = ?3
-    WHERE handler = ?4 AND state = 0 AND state < 3";
+    WHERE handler = ?4 AND state = 0 AND state < 3
+        AND NOT (replays > 0 AND attempts = 0 AND due_at > ?2)";
 
 /// The id of the handler called `name`. A missing row is created.
 pub(super) fn id(db: &Connection, name: &HandlerName) -> Result<HandlerId> {
