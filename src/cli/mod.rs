@@ -31,7 +31,7 @@ mod time;
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -44,20 +44,47 @@ use crate::{
     http, store,
 };
 
+const EXIT_CODES: &str = "Exit codes:
+  0   done
+  1   the command ran with a negative result
+  2   the command line is wrong
+  64  the configuration is wrong
+  69  the service or its store cannot be opened
+  70  the store or a component of the service failed; acknowledged events are safe";
+
+/// Where a packaged service has its configuration.
+const SYSTEM_CONFIG: &str = "/etc/hookswitch/hookswitch.toml";
+
+/// The configuration file in this folder, or else that of the system, so that operators' commands
+/// find the store of the system's service from any folder.
+fn default_config() -> PathBuf {
+    let (here, system) = (Path::new("hookswitch.toml"), Path::new(SYSTEM_CONFIG));
+    let is_missing_here = !here.exists() && system.exists();
+    let found = if is_missing_here { system } else { here };
+    found.to_owned()
+}
+
 /// Receives RingCentral and Zoom telephony webhooks and never loses one.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    version,
+    after_help = EXIT_CODES,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// The configuration file (TOML)
+    /// The configuration file (TOML): by default hookswitch.toml in this folder, or else
+    /// /etc/hookswitch/hookswitch.toml
     #[arg(
         long,
         short,
         global = true,
         env = "HOOKSWITCH_CONFIG",
-        default_value = "hookswitch.toml",
+        default_value_os_t = default_config(),
+        hide_default_value = true,
         value_name = "FILE"
     )]
     config: PathBuf,
@@ -66,8 +93,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the service until SIGTERM or SIGINT; SIGHUP reloads the configuration
+    #[command(after_help = EXIT_CODES)]
     Serve(serve::Args),
     /// Check the configuration and report every problem
+    #[command(after_help = EXIT_CODES)]
     Check(check::Args),
     /// Post signed handshakes and events to an endpoint, as its provider would
     Send(send::Args),

@@ -185,6 +185,29 @@ fn send_without_a_server_fails_with_a_hint() {
 }
 
 #[test]
+fn the_help_names_every_exit_code_of_the_documents() {
+    let operations = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let operations = fs::read_to_string(operations).unwrap();
+    let (_, table) = operations.split_once("| exit code | meaning |\n").unwrap();
+    let rows = table
+        .lines()
+        .skip(1)
+        .take_while(|line| line.starts_with('|'));
+    let codes: Vec<_> = rows
+        .map(|row| row.split('|').nth(1).unwrap().trim())
+        .collect();
+    assert_eq!(codes.len(), 6, "{codes:?}");
+    for command in [&["--help"][..], &["serve", "--help"], &["check", "--help"]] {
+        let (help, _) = text(&hookswitch().args(command).output().unwrap());
+        let (_, help) = help.split_once("Exit codes:").unwrap();
+        let named = help
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        assert_eq!(named.collect::<Vec<_>>(), codes, "{help}");
+    }
+}
+
+#[test]
 fn a_certificate_that_is_not_trusted_is_told_from_a_server_that_is_not_there() {
     let tls = "[server]\ntls = { certificate = \"{dir}/server.pem\", key = \"{dir}/key.pem\" }\n";
     let home = Home::new(&[&ENDPOINTS.replace("[server]\n", tls)]);
