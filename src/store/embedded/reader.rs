@@ -421,10 +421,10 @@ impl Scan {
 
     /// The segment's bytes from `at` on: at least `least` bytes, which must exist.
     fn window(&mut self, at: u64, least: usize) -> io::Result<&[u8]> {
-        let held = at
+        let is_in_window = at
             .checked_sub(self.window_at)
             .is_some_and(|skip| skip as usize + least <= self.window.len());
-        if !held {
+        if !is_in_window {
             let left = (self.end - at) as usize;
             self.window.resize(left.min(least.max(WINDOW_BYTES)), 0);
             // If this read fails, the window must not be taken for the segment's bytes.

@@ -153,17 +153,17 @@ async fn a_handler_follows_a_change_of_its_order(place: Place) {
     let store = place.subscribed().await;
     let events = [keyed(1, "a"), keyed(2, "a"), keyed(3, "a")];
     store.append_all(events.clone()).await;
-    let held = store.claim("crm", at(10)).await;
-    assert_eq!(held.len(), 1);
+    let in_flight = store.claim("crm", at(10)).await;
+    assert_eq!(in_flight.len(), 1);
     store.store.subscribe(vec![unordered()]).await.unwrap();
     let second = store.claim_once("crm", 1, at(10)).await;
-    assert_eq!(ids(&second), [events[1].id], "the first one is in hand");
+    assert_eq!(ids(&second), [events[1].id], "the first one is in flight");
     store.subscribe(&["crm"]).await;
     assert!(
         store.claim("crm", at(10)).await.is_empty(),
-        "one of the key is being attempted"
+        "one of the key is in flight"
     );
-    store.settle("crm", &held[0], Verdict::Released).await;
+    store.settle("crm", &in_flight[0], Verdict::Released).await;
     assert!(
         store.claim("crm", at(10)).await.is_empty(),
         "another one still is"

@@ -1,6 +1,6 @@
 //! Closing a store, or just letting go of it, and opening it again.
 
-use super::{Place, at, event, eventually, ids, keyed, on_every_engine, retry};
+use super::{Opened, Place, at, event, eventually, ids, keyed, on_every_engine, retry};
 use crate::store::{AppendError, StoreError, Verdict};
 
 on_every_engine![
@@ -27,30 +27,23 @@ async fn an_append_to_a_closed_store_is_an_error(place: Place) {
 }
 
 async fn dropping_a_store_without_closing_it_loses_nothing(place: Place) {
-    for round in 0..5 {
-        let store = place.open().await;
-        store.subscribe(&["archive"]).await;
-        store
-            .append_all((round * 10..round * 10 + 10).map(event))
-            .await;
-    }
-    let store = place.open().await;
-    store.subscribe(&["archive"]).await;
-    assert_eq!(store.drain("archive").await.len(), 50);
+    reopen_often(&place, async |store| drop(store)).await;
 }
 
 async fn closing_a_store_loses_nothing(place: Place) {
+    reopen_often(&place, Opened::close).await;
+}
+
+/// Opens the store several times, with new events and an `end` each time. Checks that all are there.
+async fn reopen_often(place: &Place, end: impl AsyncFn(Opened)) {
     for round in 0..5 {
-        let store = place.open().await;
-        store.subscribe(&["archive"]).await;
-        store
-            .append_all((round * 10..round * 10 + 10).map(event))
-            .await;
-        store.close().await;
+        let store = place.subscribed().await;
+        let events = round * 10..round * 10 + 10;
+        store.append_all(events.map(event)).await;
+        end(store).await;
     }
-    let store = place.open().await;
-    store.subscribe(&["archive"]).await;
-    assert_eq!(store.drain("archive").await.len(), 50);
+    let store = place.subscribed().await;
+    assert_eq!(store.drain("crm").await.len(), 50);
 }
 
 async fn an_interrupted_claim_is_made_again(place: Place) {

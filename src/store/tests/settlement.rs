@@ -1,7 +1,10 @@
-//! What becomes of a claim.
+//! The settlement of claims.
 
 use super::{Place, at, event, ids, keyed, on_every_engine, parked, retry};
-use crate::store::{DeliveryState, Settlement, Verdict};
+use crate::{
+    event::EventId,
+    store::{DeliveryDetails, DeliveryState, Settlement, Verdict},
+};
 
 on_every_engine![
     a_released_claim_leaves_no_trace,
@@ -33,11 +36,7 @@ async fn a_second_settlement_of_a_claim_changes_nothing(place: Place) {
     }
     assert_eq!(store.drain("crm").await.len(), 1, "the other one");
     let id = claims[0].notification.id;
-    let record = place
-        .operator(|records| records.event(id))
-        .unwrap()
-        .unwrap();
-    let delivery = &record.deliveries[0];
+    let delivery = delivery(&place, id);
     assert_eq!(
         (delivery.state, delivery.attempts),
         (DeliveryState::Done, 1)
@@ -61,11 +60,7 @@ async fn every_verdict_is_on_record(place: Place) {
     for (claim, (verdict, state, attempts)) in claims.iter().zip(verdicts) {
         store.settle("crm", claim, verdict.clone()).await;
         let id = claim.notification.id;
-        let record = place
-            .operator(|records| records.event(id))
-            .unwrap()
-            .unwrap();
-        let delivery = &record.deliveries[0];
+        let delivery = delivery(&place, id);
         assert_eq!(
             (delivery.state, delivery.attempts),
             (state, attempts),
@@ -81,6 +76,12 @@ async fn every_verdict_is_on_record(place: Place) {
         };
         assert_eq!(why, expected, "{verdict:?}");
     }
+}
+
+/// The delivery of an event to the only handler.
+fn delivery(place: &Place, event: EventId) -> DeliveryDetails {
+    let details = place.operator(|records| records.event(event)).unwrap();
+    details.unwrap().deliveries.remove(0)
 }
 
 async fn a_retry_counts_from_the_first_attempt(place: Place) {

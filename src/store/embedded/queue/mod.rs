@@ -11,9 +11,9 @@
 //!                              workers ──► updates ──► journal and ledger
 //! ```
 //!
-//! The [indexer](super::indexer) puts each event into the [*tail*](tail::Tail), from which the ledger ingests it later in
-//! large transactions, and into the *window* of each handler that gets it. So the event reaches its handlers
-//! without SQL and without being read back. Mostly its deliveries are done when the ledger ingests it, and
+//! The [indexer](super::indexer) puts each event into the [tail](tail::Tail), from which the ledger ingests it
+//! later in large transactions, and into the window of each handler that gets it. So the event reaches its
+//! handlers without SQL and without being read back. Mostly its deliveries are done when the ledger ingests it, and
 //! then the ledger writes one row that never changes.
 //!
 //! A [window](window::Window) has the open deliveries of one handler, ordered by position and by
