@@ -1,16 +1,22 @@
 //! `hookswitch backup`: a copy of a store in use that a service starts on.
 
+#[cfg(feature = "postgres")]
+use std::process::Command;
 use std::{
     fs,
-    process::Command,
     sync::{Arc, atomic::AtomicU64},
 };
 
+#[cfg(feature = "postgres")]
 use crate::{
-    copied::{NEW, by_id, comes_up, deliveries_of, home, in_journal, post},
-    crash::{Load, archived_serials},
-    harness::{ARCHIVE, ENDPOINTS, Engine, Home, eventually},
+    copied::{NEW, deliveries_of, post},
+    harness::{ARCHIVE, ENDPOINTS, Engine},
     support,
+};
+use crate::{
+    copied::{by_id, comes_up, home, in_journal},
+    crash::{Load, archived_serials},
+    harness::{Home, eventually},
 };
 
 #[test]
