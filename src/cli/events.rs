@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::bail;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     output::{Format, count, or_dash, print_json},
 };
 use crate::{
-    event::{EventId, Family, Key, Notification, Pattern},
+    event::{EventId, EventName, Family, Key, Notification, Pattern, event_meanings},
     store::{DeliveryDetails, EventDetails, EventFilter, Operator},
 };
 
@@ -20,6 +21,8 @@ pub(super) enum Command {
     List(List),
     /// Show one event: its body, its parsed form, and its deliveries
     Show(Show),
+    /// List every event name that can occur, with its meaning
+    Names(Names),
 }
 
 #[derive(Debug, clap::Args)]
@@ -59,11 +62,40 @@ pub(super) struct Show {
     format: Format,
 }
 
-pub(super) fn run(command: &Command, operator: &dyn Operator) -> anyhow::Result<Exit> {
+#[derive(Debug, clap::Args)]
+pub(super) struct Names {
+    #[command(flatten)]
+    format: Format,
+}
+
+/// `operator` opens the store, which the names do not need.
+pub(super) fn run(
+    command: &Command,
+    operator: impl FnOnce() -> anyhow::Result<Box<dyn Operator>>,
+) -> anyhow::Result<Exit> {
     match command {
-        Command::List(args) => list(args, operator),
-        Command::Show(args) => show(args, operator),
+        Command::List(args) => list(args, &*operator()?),
+        Command::Show(args) => show(args, &*operator()?),
+        Command::Names(args) => names(args),
     }
+}
+
+/// One row of the names.
+#[derive(Debug, Serialize)]
+struct Name {
+    event: EventName,
+    meaning: &'static str,
+}
+
+fn names(args: &Names) -> anyhow::Result<Exit> {
+    let names = event_meanings().map(|(event, meaning)| Name { event, meaning });
+    args.format.print(
+        &names.collect::<Vec<_>>(),
+        ["event", "meaning"],
+        |name| [name.event.to_string(), name.meaning.to_owned()],
+        "no event can occur",
+    )?;
+    Ok(Exit::Success)
 }
 
 /// Parses an event's id.

@@ -164,7 +164,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Check(args) => check::run(args, &cli.config, builder),
         Command::Send(args) => send::run(args, config()?),
         Command::Healthcheck(args) => healthcheck::run(args, &cli.config),
-        Command::Events(command) => events::run(command, &*operator()?),
+        Command::Events(command) => events::run(command, operator),
         Command::Parked(command) => parked::run(command, &mut *operator()?),
         Command::Replay(args) => replay::run(args, &mut *operator()?),
         Command::Backup(args) => backup::run(args, &*config::load_store(&cli.config)?),

@@ -7,7 +7,13 @@ use super::{
     report::{Problem, Span},
     section::{Findings, Section},
 };
-use crate::{admin, cleartext::CleartextWarning, dispatch, http, secret};
+use crate::{
+    admin,
+    cleartext::CleartextWarning,
+    dispatch,
+    event::{self, EventName, Pattern, TenseGap},
+    http, secret,
+};
 
 /// Checks the name of an endpoint or handler, which becomes a metric label and a log field.
 pub(super) fn name(section: &str, name: &str, place: Span, findings: &mut Findings) {
@@ -313,6 +319,22 @@ pub(super) fn dispatch(
             (None, None) => problem,
         };
         findings.add(problem);
+    }
+}
+
+/// Warns of patterns that take the changes of one family and miss the same changes of another.
+pub(super) fn tenses(patterns: &[Pattern], section: &Section<'_>, findings: &mut Findings) {
+    for TenseGap {
+        pattern,
+        missed,
+        other,
+    } in event::tense_gaps(patterns)
+    {
+        let missed = diagnostics::list(missed.iter().map(EventName::as_str));
+        let what = format!("the pattern \"{pattern}\" does not take {missed}");
+        let help = format!("add \"{other}\" to take them, or name the events that are meant");
+        let warning = Problem::new(what).help(help).warning();
+        add(section, &["events"], warning, findings);
     }
 }
 

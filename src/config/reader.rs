@@ -330,6 +330,7 @@ impl<'a, 'i> Reader<'a, 'i> {
             ..settings
         };
         check::dispatch(&settings, &section, &mut self.findings);
+        check::tenses(&settings.events, &section, &mut self.findings);
         let name = HandlerName::new(own_name(&section.name));
         let mut context = BuildContext::new(name, concurrency.get(), settings.timeout);
         let (_, build) = kind?;

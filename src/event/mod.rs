@@ -40,7 +40,7 @@ pub use lenient_string::LenientString;
 pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, Topic};
 pub use notification::Notification;
 pub use ordering::{KeyHash, OrderingKeys, key_hash};
-pub use pattern::Pattern;
+pub use pattern::{Pattern, TenseGap, tense_gaps};
 pub use tri_state::TriState;
 
 use crate::entries::entries;
@@ -53,8 +53,9 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
     /// `<provider>.<family>`: the name in TOML, fixtures, metrics and logs.
     const NAME: &'static str;
 
-    /// Every change that an event of this family can report: the last parts of its event names.
-    const CHANGES: &'static [&'static str];
+    /// Every change that an event of this family can report, with its meaning in a sentence. A change is
+    /// the last part of an event name.
+    const CHANGES: &'static [(&'static str, &'static str)];
 
     /// An event of this family, as the provider would send it.
     const EXAMPLE: &'static str;
@@ -101,7 +102,7 @@ pub struct Family {
     /// [`EventFamily::NAME`].
     pub name: &'static str,
     /// [`EventFamily::CHANGES`].
-    pub changes: &'static [&'static str],
+    pub changes: &'static [(&'static str, &'static str)],
     /// [`EventFamily::EXAMPLE`].
     #[cfg(test)]
     pub example: &'static str,
@@ -365,13 +366,20 @@ impl Family {
         EventName::of(&[self.name, ".", change])
     }
 
-    /// Every event name of this family.
-    pub fn event_names(&self) -> impl Iterator<Item = EventName> {
-        self.changes
-            .iter()
-            .copied()
-            .chain([UNRECOGNIZED, UNREADABLE])
-            .map(|change| self.event_name(change))
+    /// Every event name of this family, with its meaning.
+    fn event_names(&self) -> impl Iterator<Item = (EventName, &'static str)> {
+        let others = [
+            (
+                UNRECOGNIZED,
+                "An event of this family reports a change that hookswitch does not know.",
+            ),
+            (
+                UNREADABLE,
+                "An event of this family has a body that hookswitch cannot read.",
+            ),
+        ];
+        let changes = self.changes.iter().copied().chain(others);
+        changes.map(|(change, meaning)| (self.event_name(change), meaning))
     }
 
     /// Collects the facts of `body`.
@@ -400,13 +408,20 @@ impl Family {
 }
 
 /// Every event name that can occur. A handler's patterns are checked against them.
-pub fn event_names() -> Vec<EventName> {
-    let mut names: Vec<_> = families().flat_map(Family::event_names).collect();
+pub fn event_names() -> impl Iterator<Item = EventName> {
+    event_meanings().map(|(name, _)| name)
+}
+
+/// Every event name that can occur, with its meaning in a sentence.
+pub fn event_meanings() -> impl Iterator<Item = (EventName, &'static str)> {
+    let of_families = families().flat_map(Family::event_names);
     let providers: BTreeSet<_> = families().map(Family::provider).collect();
-    names.extend(
-        providers
-            .iter()
-            .map(|provider| EventName::new(format!("{provider}.{UNRECOGNIZED}"))),
-    );
-    names
+    let of_providers = providers.into_iter().map(|provider| {
+        let name = EventName::of(&[provider, ".", UNRECOGNIZED]);
+        (
+            name,
+            "An authentic event is of no family that hookswitch knows.",
+        )
+    });
+    of_families.chain(of_providers)
 }

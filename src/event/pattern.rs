@@ -38,11 +38,10 @@ impl Pattern {
     /// When it matches no event name that can occur.
     pub fn new(text: &str) -> Result<Self, PatternError> {
         let pattern = Self(text.into());
-        if event_names().iter().any(|name| pattern.matches(name)) {
+        if event_names().any(|name| pattern.matches(&name)) {
             return Ok(pattern);
         }
         let nearest = event_names()
-            .into_iter()
             .map(|name| (strsim::jaro_winkler(name.as_str(), text), name))
             .filter(|(likeness, _)| *likeness > 0.8)
             .max_by(|a, b| a.0.total_cmp(&b.0))
@@ -56,6 +55,52 @@ impl Pattern {
     /// Whether the pattern matches `name`.
     pub fn matches(&self, name: &EventName) -> bool {
         matches(&self.0, name)
+    }
+}
+
+/// A pattern that takes names of one tense, and misses those of the other: `*.updated` misses `*.update`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TenseGap {
+    /// The pattern.
+    pub pattern: Pattern,
+    /// The names that no pattern takes.
+    pub missed: Vec<EventName>,
+    /// The pattern in the other tense.
+    pub other: Pattern,
+}
+
+/// The gaps in `patterns`. Providers say "update" and "updated" of the same kind of change.
+pub fn tense_gaps(patterns: &[Pattern]) -> Vec<TenseGap> {
+    let is_taken = |name: &EventName| patterns.iter().any(|pattern| pattern.matches(name));
+    let gap = |pattern: &Pattern| {
+        let other = Pattern(in_other_tense(&pattern.0)?.into());
+        let takes = |change: String| {
+            event_names().any(|name| pattern.matches(&name) && change_of(&name) == change)
+        };
+        let missed = event_names().filter(|name| {
+            let in_other_tense = in_other_tense(change_of(name));
+            other.matches(name) && !is_taken(name) && in_other_tense.is_some_and(takes)
+        });
+        let missed: Vec<_> = missed.collect();
+        (!missed.is_empty()).then(|| TenseGap {
+            pattern: pattern.clone(),
+            missed,
+            other,
+        })
+    };
+    patterns.iter().filter_map(gap).collect()
+}
+
+/// The last part of `name`.
+fn change_of(name: &EventName) -> &str {
+    name.as_str().rsplit('.').next().unwrap_or_default()
+}
+
+/// `update` for `updated`, and the reverse.
+fn in_other_tense(pattern: &str) -> Option<String> {
+    match pattern.strip_suffix('d').filter(|rest| rest.ends_with('e')) {
+        Some(present) => Some(present.to_owned()),
+        None => pattern.ends_with('e').then(|| format!("{pattern}d")),
     }
 }
 
@@ -95,7 +140,7 @@ impl<'de> Deserialize<'de> for Pattern {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Pattern, PatternError, matches};
+    use super::{Pattern, PatternError, matches, tense_gaps};
     use crate::event::{EventName, event_names};
 
     #[test]
@@ -155,10 +200,7 @@ mod tests {
     fn an_event_name_is_a_pattern_that_matches_itself_alone() {
         for name in event_names() {
             let pattern = Pattern::new(name.as_str()).expect("the name can occur");
-            let matched: Vec<_> = event_names()
-                .into_iter()
-                .filter(|n| pattern.matches(n))
-                .collect();
+            let matched: Vec<_> = event_names().filter(|n| pattern.matches(n)).collect();
             assert_eq!(matched, [name]);
         }
     }
@@ -179,6 +221,54 @@ mod tests {
             let PatternError::MatchesNothing { pattern, .. } =
                 Pattern::new(text).expect_err("it matches nothing");
             assert_eq!(pattern, text);
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_one_tense_misses_names_of_the_other() {
+        let missed = |texts: &[&str]| -> Vec<(String, String, Vec<String>)> {
+            let patterns = texts.iter().map(|text| Pattern::new(text).unwrap());
+            let gaps = tense_gaps(&patterns.collect::<Vec<_>>()).into_iter();
+            let text = |name: EventName| name.to_string();
+            gaps.map(|gap| {
+                (
+                    gap.pattern.to_string(),
+                    gap.other.to_string(),
+                    gap.missed.into_iter().map(text).collect(),
+                )
+            })
+            .collect()
+        };
+        let of_extensions = |change: &str| {
+            ["info", "list"].map(|family| format!("ringcentral.extension-{family}.{change}"))
+        };
+        assert_eq!(
+            missed(&["zoom.*", "ringcentral.*.updated"]),
+            [(
+                "ringcentral.*.updated".to_owned(),
+                "ringcentral.*.update".to_owned(),
+                of_extensions("update").to_vec()
+            )]
+        );
+        assert_eq!(
+            missed(&["*.delete"]),
+            [(
+                "*.delete".to_owned(),
+                "*.deleted".to_owned(),
+                vec!["ringcentral.phone-number.deleted".to_owned()]
+            )]
+        );
+        for sound in [
+            &["*"][..],
+            &["ringcentral.*.updated", "ringcentral.*.update"],
+            &["ringcentral.*.updated", "ringcentral.extension-*"],
+            &["ringcentral.*.update*"],
+            &["ringcentral.phone-number.updated"],
+            &["ringcentral.phone-number.*ed"],
+            &["zoom.*-updated"],
+            &["*.unreadable"],
+        ] {
+            assert_eq!(missed(sound), [], "{sound:?}");
         }
     }
 

@@ -72,7 +72,7 @@ fn every_family_has_fixtures_of_each_of_its_changes() {
             .iter()
             .filter_map(|fixture| family.facts(&fixture.body).expect("it is readable").change)
             .collect();
-        for change in family.changes {
+        for (change, _) in family.changes {
             assert!(seen.contains(change), "{}.{change}", family.name);
         }
     }
@@ -92,7 +92,7 @@ fn no_body_is_claimed_by_two_families() {
 fn the_example_of_a_family_reports_the_first_of_its_changes() {
     for family in families() {
         let recognized = recognize(family.provider(), family.example.as_bytes());
-        assert_eq!(recognized.name, family.event_name(family.changes[0]));
+        assert_eq!(recognized.name, family.event_name(family.changes[0].0));
         assert!(recognized.facts.key.is_some(), "{}", family.name);
         assert!(recognized.facts.subject.is_some(), "{}", family.name);
         assert!(recognized.facts.occurred_at.is_some(), "{}", family.name);
@@ -495,6 +495,6 @@ proptest! {
         places(&body, "", &mut Vec::new(), &mut members);
         *choose(&mut body, &members, &place).expect("it is there") = value;
         let recognized = recognize(family.provider(), body.to_string().as_bytes());
-        prop_assert!(event_names().contains(&recognized.name), "{}", recognized.name);
+        prop_assert!(event_names().any(|name| name == recognized.name), "{}", recognized.name);
     }
 }

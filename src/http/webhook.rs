@@ -262,7 +262,6 @@ impl Route {
         let methods = endpoint.provider.methods();
         let provider = endpoint.family.provider();
         let series = event::event_names()
-            .into_iter()
             .filter(|name| name.provider() == provider)
             .map(|name| Series::new(name, &endpoint, metrics))
             .collect();

@@ -8,6 +8,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use serde_json::Value;
+
 use crate::harness::{
     ARCHIVE, ENDPOINTS, Engine, Home, certificate, cnam, eventually, hookswitch, on_every_engine,
 };
@@ -121,6 +123,38 @@ fn a_configuration_is_checked_without_secrets_and_for_machines() {
         "help": "did you mean [store]?", "start": start, "end": end,
     });
     assert_eq!(json["problems"][0], problem);
+}
+
+#[test]
+fn event_names_are_listed_without_a_configuration() {
+    let names = |more: &[&str]| {
+        let mut command = hookswitch();
+        command.args(["events", "names", "--config", "/nonexistent"]);
+        let output = command.args(more).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        text(&output).0
+    };
+    let table = names(&[]);
+    assert!(table.trim_start().starts_with("EVENT"), "{table}");
+    let rows: Vec<Value> = serde_json::from_str(&names(&["--json"])).unwrap();
+    assert_eq!(table.lines().count(), rows.len() + 1);
+    for event in ["ringcentral.extension-info.update", "zoom.unrecognized"] {
+        let row = rows.iter().find(|row| row["event"] == event).unwrap();
+        assert!(row["meaning"].as_str().unwrap().ends_with('.'), "{row}");
+        assert!(table.contains(event), "{table}");
+    }
+}
+
+#[test]
+fn a_pattern_that_misses_names_by_tense_is_warned_of() {
+    let events = "[\"ringcentral.*.updated\"]";
+    let home = Home::new(&[ENDPOINTS, &ARCHIVE.replace("[\"*\"]", events)]);
+    let missed = "does not take `ringcentral.extension-info.update`";
+    let output = home.run(&["check"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output).1.contains(missed), "{output:?}");
+    let service = home.start();
+    assert!(service.log().contains(missed), "{}", service.log());
 }
 
 fn send_posts_to_every_endpoint_and_prints_the_answers(engine: Engine) {

@@ -33,10 +33,10 @@ fn every_link_within_the_project_resolves() {
     }
 }
 
-/// The reference of each kind is generated. Set `HOOKSWITCH_UPDATE=1` to write it anew, for the kinds of
+/// The reference of each kind and the table of event names are generated. Set `HOOKSWITCH_UPDATE=1` to write it anew, for the kinds of
 /// this build; then read what changed.
 #[test]
-fn the_reference_of_each_kind_is_what_the_kind_says() {
+fn what_is_generated_is_what_the_commands_print() {
     let [mut reference, mut handlers] =
         ["config/hookswitch.toml", "docs/handlers.md"].map(Generated::read);
     for line in hookswitch(&["handlers", "list"]).lines() {
@@ -47,11 +47,31 @@ fn the_reference_of_each_kind_is_what_the_kind_says() {
         }
         let describe = |format| hookswitch(&["handlers", "describe", kind, "--format", format]);
         handlers.replace_row(kind, summary);
-        handlers.replace_section(kind, &describe("markdown"));
+        let command = format!("hookswitch handlers describe {kind} --format markdown");
+        handlers.replace_part(&command, &describe("markdown"));
         reference.replace_table(kind, &describe("toml"));
     }
+    handlers.replace_part("hookswitch events names", &event_names());
     reference.check();
     handlers.check();
+}
+
+/// The table of every event name.
+fn event_names() -> String {
+    let names = hookswitch(&["events", "names", "--json"]);
+    let names: Vec<serde_json::Value> = serde_json::from_str(&names).unwrap();
+    let text = |name: &serde_json::Value| name.as_str().unwrap().to_owned();
+    let rows = names.iter().map(|name| {
+        format!(
+            "| `{}` | {} |\n",
+            text(&name["event"]),
+            text(&name["meaning"])
+        )
+    });
+    format!(
+        "| event | meaning |\n|---|---|\n{}",
+        rows.collect::<String>()
+    )
 }
 
 #[test]
@@ -166,12 +186,12 @@ impl Generated {
         assert!(self.text.contains(&start), "there is no row for {kind}");
     }
 
-    /// Replaces the part between the comments of `kind`.
-    fn replace_section(&mut self, kind: &str, section: &str) {
-        let start = format!("<!-- hookswitch handlers describe {kind} --format markdown -->\n");
-        let (before, rest) = self.text.split_once(&start).expect(kind);
-        let (_, after) = rest.split_once("<!-- end -->").expect(kind);
-        self.text = format!("{before}{start}{section}<!-- end -->{after}");
+    /// Replaces the part between the comment with `command` and the next one.
+    fn replace_part(&mut self, command: &str, part: &str) {
+        let start = format!("<!-- {command} -->\n");
+        let (before, rest) = self.text.split_once(&start).expect(command);
+        let (_, after) = rest.split_once("<!-- end -->").expect(command);
+        self.text = format!("{before}{start}{part}<!-- end -->{after}");
     }
 
     /// Replaces the paragraph of TOML with the table of `kind`. It stays a comment if it is one.

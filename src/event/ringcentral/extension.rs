@@ -4,9 +4,6 @@ use std::collections::BTreeSet;
 
 use crate::event::{Topic, open_enum::open_enum};
 
-/// Every change of one extension, as the last part of an event name.
-pub(super) const CHANGES: &[&str] = &["update", "delete", "create"];
-
 open_enum! {
     /// A change of an extension (guide, OpenAPI).
     pub enum EventType {
@@ -50,7 +47,7 @@ open_enum! {
 }
 
 impl EventType {
-    /// Which of [`CHANGES`] this is.
+    /// The last part of the event name; `None` for a change that is not known.
     pub(super) fn change(&self) -> Option<&'static str> {
         match self {
             Self::Update => Some("update"),

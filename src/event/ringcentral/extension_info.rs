@@ -75,7 +75,11 @@ impl HasOwner for Body {
 
 impl EventFamily for Event {
     const NAME: &'static str = "ringcentral.extension-info";
-    const CHANGES: &'static [&'static str] = extension::CHANGES;
+    const CHANGES: &'static [(&'static str, &'static str)] = &[
+        ("update", "An extension was changed."),
+        ("delete", "An extension was deleted."),
+        ("create", "An extension was created."),
+    ];
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/ringcentral/extension-info/an-extension-changed.json");
 

@@ -111,7 +111,12 @@ fn scope(account: &str) -> KeyHash {
 
 impl EventFamily for Event {
     const NAME: &'static str = "ringcentral.extension-list";
-    const CHANGES: &'static [&'static str] = &["update", "delete", "create", MIXED];
+    const CHANGES: &'static [(&'static str, &'static str)] = &[
+        ("update", "Extensions of the account were changed."),
+        ("delete", "Extensions of the account were deleted."),
+        ("create", "Extensions of the account were created."),
+        (MIXED, "One event reports changes of different kinds."),
+    ];
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/ringcentral/extension-list/an-extension-changed.json");
 

@@ -224,7 +224,17 @@ impl HasOwner for Body {
 
 impl EventFamily for Event {
     const NAME: &'static str = "ringcentral.phone-number";
-    const CHANGES: &'static [&'static str] = &["created", "updated", "deleted"];
+    const CHANGES: &'static [(&'static str, &'static str)] = &[
+        (
+            "created",
+            "A new number was first assigned to the contact center.",
+        ),
+        (
+            "updated",
+            "A number became a contact-center number, or was moved away from the contact center.",
+        ),
+        ("deleted", "A contact-center number was deleted."),
+    ];
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/ringcentral/phone-number/a-number-was-created.json");
 

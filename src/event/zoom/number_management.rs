@@ -152,7 +152,16 @@ fn peering_number(event: &str) -> Option<&str> {
 
 impl EventFamily for Event {
     const NAME: &'static str = "zoom.number-management";
-    const CHANGES: &'static [&'static str] = &[EMERGENCY_ADDRESS_UPDATED, CNAM_UPDATED];
+    const CHANGES: &'static [(&'static str, &'static str)] = &[
+        (
+            EMERGENCY_ADDRESS_UPDATED,
+            "A customer changed the emergency address of numbers.",
+        ),
+        (
+            CNAM_UPDATED,
+            "A customer changed the caller name (CNAM) of numbers.",
+        ),
+    ];
     const EXAMPLE: &'static str =
         include_str!("../../../fixtures/zoom/number-management/an-emergency-address-changed.json");
 

@@ -148,7 +148,7 @@ fn a_provider_admits_its_own_messages() {
             let admission = admit(&*provider, &headers, body, now).expect("it is admitted");
             assert_eq!(admission.reply, expected);
             let event = admission.event.expect("it is kept").into_notification();
-            assert_eq!(event.name, family.event_name(family.changes[0]));
+            assert_eq!(event.name, family.event_name(family.changes[0].0));
             assert_eq!(event.provider(), name);
         }
     }
