@@ -129,6 +129,8 @@ pub fn is_unread() -> bool {
 enum Missing {
     #[error("the environment variable {0:?} is not set; set it, or refer to another one")]
     Unset(String),
+    #[error("the name of an environment variable has no `$`; write {{ env = {0:?} }}")]
+    Dollar(String),
     #[error("the environment variable {0:?} is empty; set it to the secret")]
     EmptyVariable(String),
     #[error("the secret file {path:?} cannot be read: {error}; put it where this user can read it")]
@@ -322,6 +324,10 @@ impl<'de> de::Visitor<'de> for Reference {
         let read = match reference {
             None => Err(Missing::NoPlace),
             Some((_, name)) if name.is_empty() => Err(Missing::NoPlace),
+            Some((Place::Env, name)) if name.starts_with('$') => {
+                let name = name.trim_matches(['$', '{', '}']);
+                Err(Missing::Dollar(name.to_owned()))
+            }
             Some(_) if is_unread() => return Err(de::Error::custom(NOT_READ)),
             Some((Place::Env, name)) => from_env(name, SOURCES.with_borrow(|sources| *sources)),
             Some((Place::File, path)) => from_file(path),
@@ -432,6 +438,8 @@ mod tests {
         for (form, why) in [
             ("{ env = \"UNSET\" }", "\"UNSET\" is not set"),
             ("{ env = \"EMPTY\" }", "\"EMPTY\" is empty"),
+            ("{ env = \"$SET\" }", "write { env = \"SET\" }"),
+            ("{ env = \"${SET}\" }", "write { env = \"SET\" }"),
             ("{ env = \"PADDED\" }", "white space"),
             ("{ file = \"/nonexistent/secret\" }", "cannot be read"),
             ("{ env = \"SET\", file = \"/secret\" }", "here are two"),

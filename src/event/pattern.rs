@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{EventName, event_names};
+use super::{EventName, event_names, families};
 
 /// An event name with `*` for any run of characters, dots included. `*` alone matches every event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,14 +41,9 @@ impl Pattern {
         if event_names().any(|name| pattern.matches(&name)) {
             return Ok(pattern);
         }
-        let nearest = event_names()
-            .map(|name| (strsim::jaro_winkler(name.as_str(), text), name))
-            .filter(|(likeness, _)| *likeness > 0.8)
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .map(|(_, name)| name.to_string());
         Err(PatternError::MatchesNothing {
             pattern: text.to_owned(),
-            nearest,
+            nearest: nearest(text),
         })
     }
 
@@ -56,6 +51,47 @@ impl Pattern {
     pub fn matches(&self, name: &EventName) -> bool {
         matches(&self.0, name)
     }
+}
+
+/// The pattern for one event, one family or one provider that is most similar to `text`.
+fn nearest(text: &str) -> Option<String> {
+    let families = families().flat_map(|family| [family.name, family.provider()]);
+    let whole = families.map(|name| format!("{name}.*"));
+    event_names()
+        .map(|name| name.to_string())
+        .chain(whole)
+        .map(|pattern| (likeness(text, &pattern), pattern))
+        .filter(|(likeness, _)| *likeness > LEAST_LIKENESS)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, pattern)| pattern)
+}
+
+/// The least likeness of two words or patterns that one may be taken for the other.
+const LEAST_LIKENESS: f64 = 0.6;
+
+/// The likeness of two patterns, from 0 to 1: the share of words that they have in common. A misspelled
+/// word counts for less, and a word that only one of them has counts against it. Letters alone would
+/// prefer a short name with the same beginning to the one with the same words.
+fn likeness(one: &str, other: &str) -> f64 {
+    let words = |pattern: &'_ str| -> Vec<String> {
+        let words = pattern
+            .split(['.', '-', '*'])
+            .filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
+    };
+    let (one, other) = (words(one), words(other));
+    let common: f64 = one
+        .iter()
+        .map(|word| {
+            let likenesses = other
+                .iter()
+                .map(|other| strsim::normalized_damerau_levenshtein(word, other));
+            likenesses
+                .filter(|likeness| *likeness >= LEAST_LIKENESS)
+                .fold(0.0, f64::max)
+        })
+        .sum();
+    2.0 * common / (one.len() + other.len()).max(1) as f64
 }
 
 /// A pattern that takes names of one tense, and misses those of the other: `*.updated` misses `*.update`.
@@ -217,6 +253,21 @@ mod tests {
             "the pattern \"ringcentral.phone-number.create\" matches no event; did you mean \
              \"ringcentral.phone-number.created\"?"
         );
+        for (text, nearest) in [
+            ("zooom.*", "zoom.*"),
+            ("zoom.number-managment.*", "zoom.number-management.*"),
+            (
+                "zoom.number-management.cnam-updated",
+                "zoom.number-management.peering-number-cnam-updated",
+            ),
+            (
+                "ringcentral.extension-info.updated",
+                "ringcentral.extension-info.update",
+            ),
+        ] {
+            let suggestion = format!("did you mean {nearest:?}?");
+            assert!(refused(text).ends_with(&suggestion), "{}", refused(text));
+        }
         for text in ["", "qqq", "*.created.*", "teams.*"] {
             let PatternError::MatchesNothing { pattern, .. } =
                 Pattern::new(text).expect_err("it matches nothing");
