@@ -118,7 +118,7 @@ fn bind_help(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
         io::ErrorKind::PermissionDenied => {
             "; this user may not listen on the port: give the program CAP_NET_BIND_SERVICE, as the \
-             systemd unit can, or choose a port from 1024 on"
+             systemd unit does, or choose a port from 1024 on"
         }
         _ => "",
     }

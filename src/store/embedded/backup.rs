@@ -37,12 +37,13 @@ const ATTEMPTS: usize = 3;
 /// When the store does not exist or cannot be read, or `to` exists and is not empty, or cannot be written.
 pub(super) fn backup(settings: &Settings, to: &Path) -> Result<BackupSummary, StoreError> {
     settings.require_ledger()?;
-    let is_free = match fs::read_dir(to) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    if !is_free {
-        return Err(StoreError::BackupExists(to.display().to_string()));
+    match fs::read_dir(to).map(|mut entries| entries.next()) {
+        Ok(None) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() != io::ErrorKind::NotADirectory => {
+            return Err(StoreError::reading(to)(error));
+        }
+        _ => return Err(StoreError::BackupExists(to.display().to_string())),
     }
     let partial = Settings {
         path: partial(to),
@@ -53,14 +54,14 @@ pub(super) fn backup(settings: &Settings, to: &Path) -> Result<BackupSummary, St
         fs::rename(&partial.path, to)?;
         disk::sync_dir(parent(to))
     };
-    name().map_err(StoreError::writing(to))?;
+    name().map_err(writing(to))?;
     Ok(summary)
 }
 
 /// Makes the backup under its temporary name.
 fn attempt(settings: &Settings, partial: &Settings) -> Result<BackupSummary, StoreError> {
     for _ in 0..ATTEMPTS {
-        begin(&partial.path).map_err(StoreError::writing(&partial.path))?;
+        begin(&partial.path).map_err(writing(&partial.path))?;
         let through = ledger::copy(&settings.ledger(), &partial.ledger())?;
         let copied = copy_journal(&settings.journal(), &partial.journal(), through)?;
         if let Some(journal_bytes) = copied {
@@ -68,7 +69,7 @@ fn attempt(settings: &Settings, partial: &Settings) -> Result<BackupSummary, Sto
                 disk::sync_dir(&partial.path)?;
                 fs::metadata(partial.ledger())
             };
-            let ledger = finish().map_err(StoreError::writing(&partial.path))?;
+            let ledger = finish().map_err(writing(&partial.path))?;
             return Ok(BackupSummary {
                 journal_bytes,
                 ledger_bytes: ledger.len(),
@@ -95,7 +96,7 @@ fn copy_journal(
     to: &Directory,
     through: Position,
 ) -> Result<Option<u64>, StoreError> {
-    disk::create_dir(to.path()).map_err(StoreError::writing(to.path()))?;
+    disk::create_dir(to.path()).map_err(writing(to.path()))?;
     let numbers = from.segments().map_err(StoreError::reading(from.path()))?;
     let end = end(
         from,
@@ -110,10 +111,10 @@ fn copy_journal(
         };
         match copy_file(&from.segment(number), &to.segment(number), length) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            copied => bytes += copied.map_err(StoreError::writing(&to.segment(number)))?,
+            copied => bytes += copied.map_err(writing(&to.segment(number)))?,
         }
     }
-    disk::sync_dir(to.path()).map_err(StoreError::writing(to.path()))?;
+    disk::sync_dir(to.path()).map_err(writing(to.path()))?;
     Ok(Some(bytes))
 }
 
@@ -156,4 +157,10 @@ fn parent(path: &Path) -> &Path {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
+}
+
+/// The error of a backup that cannot be written. The advice for the store's own directory does not apply.
+fn writing(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let what = format!("writing {}", path.display());
+    move |error| StoreError::io(&what)(error)
 }
