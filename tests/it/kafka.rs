@@ -151,7 +151,7 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
     home.configure(&[ENDPOINTS, &kafka.handler("format = \"binary\"")]);
     service.signal("HUP");
     eventually("it has reloaded", || {
-        service.metric("hookswitch_reloads_total") > 0.0
+        service.metric(r#"hookswitch_reloads_total{result="applied"}"#) > 0.0
     });
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
     eventually("it is there", || kafka.received().len() == 2);
