@@ -28,8 +28,12 @@ pub(crate) const NEW: u64 = 10_000_000;
 const BETWEEN: usize = 40;
 
 pub(crate) fn home() -> Home {
-    let endpoints = ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"");
-    Home::new(&[&endpoints, ARCHIVE])
+    Home::new(&[&endpoints(), ARCHIVE])
+}
+
+/// [`ENDPOINTS`] with a journal of small segments.
+fn endpoints() -> String {
+    ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"")
 }
 
 /// Copies what there is of `parts` from one home's store to another's.
@@ -331,10 +335,9 @@ fn a_replay_on_a_ledger_that_lags_is_not_parked_by_what_the_journal_says_of_the_
     run(1, 1);
     fs::copy(home.path().join(ledger), home.path().join(old)).unwrap();
     // For a while there is no handler.
-    let endpoints = ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"");
-    home.configure(&[&endpoints]);
+    home.configure(&[&endpoints()]);
     run(2, 0);
-    home.configure(&[&endpoints, ARCHIVE]);
+    home.configure(&[&endpoints(), ARCHIVE]);
     run(3, 1);
     fs::copy(home.path().join(old), home.path().join(ledger)).unwrap();
     let output = home.run(&["replay", "--handler", "archive", "--until", "0s"]);

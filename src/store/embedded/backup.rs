@@ -52,7 +52,7 @@ pub(super) fn backup(settings: &Settings, to: &Path) -> Result<BackupSummary, St
     let summary = attempt(settings, &partial)?;
     let name = || {
         fs::rename(&partial.path, to)?;
-        disk::sync_dir(parent(to))
+        disk::parent(to).map_or(Ok(()), disk::sync_dir)
     };
     name().map_err(writing(to))?;
     Ok(summary)
@@ -150,13 +150,6 @@ fn partial(path: &Path) -> PathBuf {
     let mut name = OsString::from(path.file_name().unwrap_or_default());
     name.push(".partial");
     path.with_file_name(name)
-}
-
-fn parent(path: &Path) -> &Path {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(Path::new("."))
 }
 
 /// The error of a backup that cannot be written. The advice for the store's own directory does not apply.

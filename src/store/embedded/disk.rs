@@ -41,10 +41,8 @@ impl Disk for SystemDisk {}
 /// Creates a directory and its parents, accessible to the owner only: the directory will hold
 /// personal data.
 pub(super) fn create_dir(path: &Path) -> io::Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => return Ok(()),
+    let Some(parent) = parent(path) else {
+        return Ok(());
     };
     if !path.is_dir() {
         create_dir(parent)?;
@@ -52,6 +50,14 @@ pub(super) fn create_dir(path: &Path) -> io::Result<()> {
     }
     // The directory's name is an entry of its parent.
     sync_dir(parent)
+}
+
+/// The directory that `path` is in; `None` for the root.
+pub(super) fn parent(path: &Path) -> Option<&Path> {
+    match path.parent()? {
+        parent if parent.as_os_str().is_empty() => Some(Path::new(".")),
+        parent => Some(parent),
+    }
 }
 
 /// Creates the file if it does not exist, readable by the owner only.
