@@ -28,6 +28,7 @@ mod schema;
 mod send;
 mod serve;
 mod time;
+mod verify;
 
 use std::{
     io::{self, Write},
@@ -100,6 +101,8 @@ enum Command {
     Check(check::Args),
     /// Post signed handshakes and events to an endpoint, as its provider would
     Send(send::Args),
+    /// Say whether a saved request would be accepted, and if not, why
+    Verify(verify::Args),
     /// Ask a running service on this machine whether it is ready
     Healthcheck(healthcheck::Args),
     /// List or show stored events
@@ -163,6 +166,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Serve(args) => serve::run(args, &cli.config, builder),
         Command::Check(args) => check::run(args, &cli.config, builder),
         Command::Send(args) => send::run(args, config()?),
+        Command::Verify(args) => verify::run(args, &config()?),
         Command::Healthcheck(args) => healthcheck::run(args, &cli.config),
         Command::Events(command) => events::run(command, operator),
         Command::Parked(command) => parked::run(command, &mut *operator()?),

@@ -12,7 +12,7 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use crate::{
     provider::{Reason, Refusal, Reply},
@@ -21,7 +21,7 @@ use crate::{
 
 /// A request that succeeded.
 #[derive(Debug)]
-pub(super) enum Accepted {
+pub enum Accepted {
     /// Its event is on stable storage.
     Stored(Reply),
     /// It was a handshake.
@@ -30,7 +30,7 @@ pub(super) enum Accepted {
 
 /// Why a request failed.
 #[derive(Debug)]
-pub(super) enum Rejection {
+pub enum Rejection {
     /// It is not authentic.
     Refused(Refusal),
     /// No endpoint has that path.
@@ -132,8 +132,21 @@ impl From<&Rejection> for Label {
     }
 }
 
+impl Accepted {
+    /// The `answer` label of metrics.
+    pub fn label(&self) -> &'static str {
+        Label::from(self).as_str()
+    }
+}
+
 impl Rejection {
-    const fn status(&self) -> StatusCode {
+    /// The `answer` label of metrics and the `reason` field of logs.
+    pub fn label(&self) -> &'static str {
+        Label::from(self).as_str()
+    }
+
+    /// The status of the answer.
+    pub const fn status(&self) -> StatusCode {
         match self {
             Self::Refused(Refusal { retry: false, .. }) => StatusCode::UNAUTHORIZED,
             Self::Path => StatusCode::NOT_FOUND,
@@ -148,6 +161,16 @@ impl Rejection {
             | Self::Panic => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
+}
+
+/// The value of `Allow` for `methods`.
+pub fn allow(methods: &[Method]) -> HeaderValue {
+    let names: Vec<_> = methods.iter().map(Method::as_str).collect();
+    #[expect(
+        clippy::expect_used,
+        reason = "a method is a token, and so a header value"
+    )]
+    HeaderValue::try_from(names.join(", ")).expect("methods are tokens")
 }
 
 impl IntoResponse for Accepted {

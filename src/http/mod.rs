@@ -41,6 +41,7 @@ use crate::{
     telemetry::Metrics,
 };
 
+pub use answer::{Accepted, Rejection, allow};
 pub use certificate::{Certificate, CertificateError};
 pub use listener::{Drained, Listener, ListenerMetrics};
 pub use webhook::Webhook;

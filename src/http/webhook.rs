@@ -33,7 +33,7 @@ use tower::Service;
 use super::{
     Endpoint, Settings,
     activity::InFlight,
-    answer::{Accepted, Label, OtherLabel, Rejection},
+    answer::{Accepted, Label, OtherLabel, Rejection, allow},
     body::{Collected, Collector},
     limiter::Limiter,
     throttle::Throttle,
@@ -293,16 +293,6 @@ impl Route {
     }
 }
 
-/// The value of `Allow` for `methods`.
-fn allow(methods: &[Method]) -> HeaderValue {
-    let names: Vec<_> = methods.iter().map(Method::as_str).collect();
-    #[expect(
-        clippy::expect_used,
-        reason = "a method is a token, and so a header value"
-    )]
-    HeaderValue::try_from(names.join(", ")).expect("methods are tokens")
-}
-
 /// The time series of events with one name at one endpoint.
 #[derive(Clone)]
 struct Series {
@@ -405,7 +395,7 @@ impl AnswerMetrics {
 
     fn log(&self, rejection: &Rejection, suppressed: u64) {
         let request = self.logged.fetch_add(1, Ordering::Relaxed);
-        let (endpoint, reason) = (self.endpoint.as_str(), Label::from(rejection).as_str());
+        let (endpoint, reason) = (self.endpoint.as_str(), rejection.label());
         match rejection {
             Rejection::Path
             | Rejection::Method(_)

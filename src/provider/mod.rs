@@ -16,11 +16,15 @@
 //! a GET, and a proof can be a parameter of the query. The verdict says what to store, and which
 //! [`Reply`] to send.
 //!
+//! An operator asks more: [`diagnose`] says why a saved request is refused, by what [`Provider::examine`]
+//! finds in the request.
+//!
 //! # How to add a provider
 //!
 //! Write one file beside [`zoom`](self), implement [`ProviderKind`] for its settings and [`Provider`]
 //! for the type that they build, and add one line to [`PROVIDERS`].
 
+mod diagnosis;
 mod signature;
 
 #[cfg(test)]
@@ -30,9 +34,11 @@ use std::fmt;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
+
+pub use diagnosis::{Cause, Diagnosis, diagnose};
 
 use crate::{
     entries::entries,
@@ -42,7 +48,7 @@ use crate::{
 };
 
 /// A request that has not been verified.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[cfg_attr(
     not(test),
     expect(
@@ -77,6 +83,13 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     ///
     /// A [`Refusal`] when nothing proves that it does.
     fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal>;
+
+    /// Finds out what `request` shows of its sender, whatever the verdict on the request is.
+    fn examine(&self, request: &Request<'_>) -> Examination;
+
+    /// Says what is wrong with a request that was refused for `reason`, and after a semicolon what to do.
+    /// The text names headers and settings, and quotes no value.
+    fn explain(&self, request: &Request<'_>, reason: Reason) -> String;
 
     /// Writes `message` as the provider would, so that an endpoint can be tested without the provider.
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed;
@@ -133,6 +146,30 @@ impl Kind {
     pub fn named(name: &str) -> Option<&'static Self> {
         PROVIDERS.iter().find(|kind| kind.kind == name)
     }
+}
+
+/// What a request shows of its sender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Examination {
+    /// The index of the secret that the proof was made with, among those of the endpoint.
+    pub secret: Option<usize>,
+    /// The number of secrets of the endpoint.
+    pub secrets: usize,
+    /// What the proof says of its time; `None` where it says nothing.
+    pub freshness: Option<Freshness>,
+    /// Whether the proof is over the body, so that a change of one byte on the way spoils the proof.
+    pub covers_body: bool,
+    /// The values of an event by which its duplicates are recognized, such as `uuid` and `body`.
+    pub dedupe: Vec<&'static str>,
+}
+
+/// When a proof was made, and for how long it is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// When the provider made the proof, by its clock.
+    pub signed_at: Timestamp,
+    /// The largest difference from the time of arrival, either way.
+    pub window: SignedDuration,
 }
 
 /// The verdict on an authentic request: store `event` if there is one, and only then send `reply`.

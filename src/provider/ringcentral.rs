@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Admission, Composed, Message, Provider, ProviderKind, Reason, Refusal, Reply, Request,
-    Verified, signature::Tokens,
+    Admission, Composed, Examination, Message, Provider, ProviderKind, Reason, Refusal, Reply,
+    Request, Verified, signature::Tokens,
 };
 use crate::{
     event::{DedupeKey, EventId},
@@ -76,9 +76,41 @@ impl Provider for RingCentral {
         proof.map_err(Reason::without_retry)?;
         // An event is stored even if the token beside it cannot be sent back.
         let reply = echo(request.headers).unwrap_or(Reply::Empty);
-        let dedupe = vec![dedupe_key(&request.body)];
+        let (what, value) = identity(&request.body);
+        let dedupe = vec![DedupeKey::new(NAME, what, &value)];
         let event = Some(Verified::new(NAME, request, now, dedupe));
         Ok(Admission { event, reply })
+    }
+
+    fn examine(&self, request: &Request<'_>) -> Examination {
+        let position = |name| self.tokens.position(request.headers.get(name)?.as_bytes());
+        Examination {
+            secret: position(VERIFICATION_TOKEN).or_else(|| position(VALIDATION_TOKEN)),
+            secrets: self.tokens.len(),
+            freshness: None,
+            covers_body: false,
+            dedupe: vec![identity(&request.body).0],
+        }
+    }
+
+    fn explain(&self, _request: &Request<'_>, reason: Reason) -> String {
+        match reason {
+            Reason::MissingCredential => format!(
+                "the header {VERIFICATION_TOKEN} is missing; set `deliveryMode.verificationToken` when \
+                 the subscription is created, and let no proxy drop the header"
+            ),
+            Reason::MalformedHandshake => format!(
+                "the token in {VALIDATION_TOKEN} cannot be sent back: it is empty, longer than \
+                 {HANDSHAKE_TOKEN_LIMIT} bytes, or not visible ASCII; RingCentral sends no such token"
+            ),
+            Reason::MalformedCredential
+            | Reason::WrongCredential
+            | Reason::Stale
+            | Reason::RequirementUnmet => format!(
+                "the token in {VERIFICATION_TOKEN} is none of `verification_tokens`; create the \
+                 subscription again with one of them, or add the token of the subscription to them"
+            ),
+        }
     }
 
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed {
@@ -168,9 +200,9 @@ fn echo(headers: &HeaderMap) -> Option<Reply> {
     is_safe.then(|| Reply::Header(VALIDATION_TOKEN, token.clone()))
 }
 
-/// The key that all duplicates of an event share: its subscription and its `uuid`, which need not be a UUID.
-/// Without a `uuid`, the whole body.
-fn dedupe_key(body: &[u8]) -> DedupeKey {
+/// What all duplicates of an event share, with its name: its subscription and its `uuid`, which need not be a
+/// UUID. Without a `uuid`, the whole body.
+fn identity(body: &[u8]) -> (&'static str, Cow<'_, [u8]>) {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Identity<'a> {
@@ -185,8 +217,11 @@ fn dedupe_key(body: &[u8]) -> DedupeKey {
             subscription_id,
         }) if !uuid.is_empty() => {
             let subscription = subscription_id.unwrap_or_default();
-            DedupeKey::new(NAME, "uuid", format!("{subscription}\0{uuid}").as_bytes())
+            (
+                "uuid",
+                format!("{subscription}\0{uuid}").into_bytes().into(),
+            )
         }
-        _ => DedupeKey::new(NAME, "body", body),
+        _ => ("body", body.into()),
     }
 }

@@ -70,6 +70,19 @@ impl Tokens {
             })
             .into()
     }
+
+    /// The index of the token that `candidate` is.
+    pub(super) fn position(&self, candidate: &[u8]) -> Option<usize> {
+        let candidate = digest(candidate);
+        self.0
+            .iter()
+            .position(|token| token.ct_eq(&candidate).into())
+    }
+
+    /// The number of tokens.
+    pub(super) const fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 impl fmt::Debug for Tokens {

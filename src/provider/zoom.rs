@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Admission, Composed, Message, Provider, ProviderKind, Reason, Refusal, Reply, Request,
-    Verified,
+    Admission, Composed, Examination, Freshness, Message, Provider, ProviderKind, Reason, Refusal,
+    Reply, Request, Verified,
     signature::{self, SigningKey, Tokens},
 };
 use crate::{
@@ -160,7 +160,7 @@ impl RequiredCredential {
 impl Provider for Zoom {
     fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal> {
         let key = self
-            .signer(request.headers, &request.body, now)
+            .key(request.headers, &request.body, now)
             .map_err(|reason| self.refusal(reason))?;
         // A challenge does not need the required credential. Nothing says that Zoom sends it then, and
         // Zoom disables a subscription whose challenges are refused.
@@ -173,14 +173,71 @@ impl Provider for Zoom {
         {
             return Err(self.refusal(Reason::RequirementUnmet));
         }
-        let mut dedupe = vec![DedupeKey::new(NAME, "body", &request.body)];
-        if let Some(id) = request.headers.get(REQUEST_ID).filter(|id| !id.is_empty()) {
-            dedupe.push(DedupeKey::new(NAME, "request-id", id.as_bytes()));
-        }
+        let identities = identities(request.headers, &request.body);
+        let dedupe = identities.map(|(what, value)| DedupeKey::new(NAME, what, value));
+        let dedupe = dedupe.collect();
         Ok(Admission {
             event: Some(Verified::new(NAME, request, now, dedupe)),
             reply: Reply::Empty,
         })
+    }
+
+    fn examine(&self, request: &Request<'_>) -> Examination {
+        let signature = Signature::read(request.headers);
+        let signed_at = request.headers.get(TIMESTAMP).and_then(signed_at);
+        Examination {
+            secret: signature
+                .ok()
+                .and_then(|signature| self.signer(&signature, &request.body)),
+            secrets: self.keys.len(),
+            freshness: signed_at.map(|signed_at| Freshness {
+                signed_at,
+                window: WINDOW,
+            }),
+            covers_body: true,
+            dedupe: identities(request.headers, &request.body)
+                .map(|(what, _)| what)
+                .collect(),
+        }
+    }
+
+    fn explain(&self, request: &Request<'_>, reason: Reason) -> String {
+        match reason {
+            Reason::MissingCredential => {
+                let missing = [SIGNATURE, TIMESTAMP];
+                let missing = missing.into_iter();
+                let missing: Vec<_> = missing
+                    .filter(|name| !request.headers.contains_key(name))
+                    .map(|name| name.to_string())
+                    .collect();
+                let missing = missing.join(" and ");
+                format!("{missing} is missing; let no proxy drop headers that begin with `x-zm-`")
+            }
+            Reason::MalformedCredential => format!(
+                "{SIGNATURE} is not `v0=` and 64 hexadecimal digits; Zoom sends nothing else, so look \
+                 at what changed the header"
+            ),
+            Reason::Stale => format!(
+                "{TIMESTAMP} is no number of seconds; Zoom sends nothing else, so look at what changed \
+                 the header"
+            ),
+            Reason::RequirementUnmet => {
+                let header = self.required.as_ref().map(|required| &required.header);
+                let header = header.map_or("", HeaderName::as_str);
+                let has = match request.headers.contains_key(header) {
+                    true => "has another value than",
+                    false => "is missing, which is",
+                };
+                format!(
+                    "the signature is good, and the header {header} {has} what `require` asks for; set \
+                     up the same in the Zoom app, or take `require` out"
+                )
+            }
+            Reason::WrongCredential | Reason::MalformedHandshake => format!(
+                "the signature in {SIGNATURE} fits none of `secret_tokens`; compare them with the Secret \
+                 Token of the Zoom app, under Features > Access"
+            ),
+        }
     }
 
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed {
@@ -240,29 +297,23 @@ impl Provider for Zoom {
 
 impl Zoom {
     /// The key of the request's signature, if the signature is good and fresh.
-    fn signer(
-        &self,
-        headers: &HeaderMap,
-        body: &[u8],
-        now: Timestamp,
-    ) -> Result<&SigningKey, Reason> {
-        let signature = headers.get(SIGNATURE).ok_or(Reason::MissingCredential)?;
-        let timestamp = headers.get(TIMESTAMP).ok_or(Reason::MissingCredential)?;
-        let mac = signature
-            .as_bytes()
-            .strip_prefix(b"v0=")
-            .and_then(signature::from_hex)
-            .ok_or(Reason::MalformedCredential)?;
-        let message: [&[u8]; 4] = [b"v0:", timestamp.as_bytes(), b":", body];
-        let mut keys = self.keys.iter();
-        let key = keys
-            .find(|key| key.verifies(&message, &mac))
-            .ok_or(Reason::WrongCredential)?;
+    fn key(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<&SigningKey, Reason> {
+        let signature = Signature::read(headers)?;
+        let signer = self.signer(&signature, body);
+        let key = signer.and_then(|signer| self.keys.get(signer));
+        let key = key.ok_or(Reason::WrongCredential)?;
         // A timestamp that cannot be parsed is treated as stale, since its signature is good.
-        match signed_at(timestamp) {
+        match signed_at(signature.timestamp) {
             Some(signed_at) if signature::is_fresh(signed_at, now, WINDOW) => Ok(key),
             _ => Err(Reason::Stale),
         }
+    }
+
+    /// The index of the key that `signature` over `body` was made with.
+    fn signer(&self, signature: &Signature<'_>, body: &[u8]) -> Option<usize> {
+        let message: [&[u8]; 4] = [b"v0:", signature.timestamp.as_bytes(), b":", body];
+        let mut keys = self.keys.iter();
+        keys.position(|key| key.verifies(&message, &signature.mac))
     }
 
     fn refusal(&self, reason: Reason) -> Refusal {
@@ -272,6 +323,34 @@ impl Zoom {
             retry: reason == Reason::Stale || self.retry_bad_signature,
         }
     }
+}
+
+/// The signature of a request, which has not been verified.
+struct Signature<'a> {
+    mac: [u8; 32],
+    /// The timestamp as it was sent, which is part of the signed message.
+    timestamp: &'a HeaderValue,
+}
+
+impl<'a> Signature<'a> {
+    fn read(headers: &'a HeaderMap) -> Result<Self, Reason> {
+        let signature = headers.get(SIGNATURE).ok_or(Reason::MissingCredential)?;
+        let timestamp = headers.get(TIMESTAMP).ok_or(Reason::MissingCredential)?;
+        let digits = signature.as_bytes().strip_prefix(b"v0=");
+        let mac = digits.and_then(signature::from_hex);
+        let mac = mac.ok_or(Reason::MalformedCredential)?;
+        Ok(Self { mac, timestamp })
+    }
+}
+
+/// What a duplicate of an event shares with it, each with its name: the body, and the id of the delivery.
+fn identities<'a>(
+    headers: &'a HeaderMap,
+    body: &'a [u8],
+) -> impl Iterator<Item = (&'static str, &'a [u8])> {
+    let id = headers.get(REQUEST_ID).filter(|id| !id.is_empty());
+    let id = id.map(|id| ("request-id", id.as_bytes()));
+    [("body", body)].into_iter().chain(id)
 }
 
 /// The time in the timestamp header, in seconds. (`event_ts` is in milliseconds.)

@@ -46,6 +46,7 @@ mod sql;
 mod sqs;
 mod standstill;
 mod verifiers;
+mod verify;
 #[path = "../support"]
 mod support {
     #[cfg(feature = "mqtt")]

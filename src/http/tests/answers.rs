@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::{
-    provider::{Admission, Composed, Reason, Refusal, Reply, Request},
+    provider::{Admission, Composed, Examination, Reason, Refusal, Reply, Request},
     store::APPEND_BUDGET,
 };
 
@@ -234,6 +234,23 @@ impl Provider for QueryProvider {
             event: Some(event),
             reply: Reply::Empty,
         })
+    }
+
+    fn examine(&self, request: &Request<'_>) -> Examination {
+        let is_proved = request
+            .query
+            .is_some_and(|query| query.starts_with("token=secret"));
+        Examination {
+            secret: is_proved.then_some(0),
+            secrets: 1,
+            freshness: None,
+            covers_body: false,
+            dedupe: Vec::new(),
+        }
+    }
+
+    fn explain(&self, _: &Request<'_>, reason: Reason) -> String {
+        reason.to_string()
     }
 
     fn compose(&self, message: Message<'_>, _: Timestamp) -> Composed {
