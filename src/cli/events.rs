@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     event::{EventId, EventName, Family, Key, Notification, Pattern, event_meanings},
-    store::{DeliveryDetails, EventDetails, EventFilter, Operator},
+    store::{DeliveryDetails, EventDetails, EventFilter, EventList, EventSummary, Operator},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -105,13 +105,15 @@ pub(super) fn id(text: &str) -> Result<EventId, String> {
 }
 
 fn list(args: &List, operator: &dyn Operator) -> anyhow::Result<Exit> {
-    let events = operator.events(&EventFilter {
+    let filter = EventFilter {
         name: args.range.name.clone(),
         since: args.range.since,
         until: args.range.until,
         key: args.key.as_deref().map(Key::from),
         limit: args.limit,
-    })?;
+        ..EventFilter::default()
+    };
+    let (events, _) = collect(operator, filter)?;
     args.format.print(
         &events,
         [
@@ -131,6 +133,23 @@ fn list(args: &List, operator: &dyn Operator) -> anyhow::Result<Exit> {
         "no stored event matches",
     )?;
     Ok(Exit::Success)
+}
+
+/// The events that `filter` selects, from as many pages as it takes, and the list that ended them.
+fn collect(
+    operator: &dyn Operator,
+    mut filter: EventFilter,
+) -> anyhow::Result<(Vec<EventSummary>, EventList)> {
+    let mut events = Vec::new();
+    loop {
+        let mut page = operator.events(&filter)?;
+        filter.limit -= page.events.len();
+        events.append(&mut page.events);
+        if page.next.is_none() || filter.limit == 0 {
+            return Ok((events, page));
+        }
+        filter.before = page.next;
+    }
 }
 
 fn show(args: &Show, operator: &dyn Operator) -> anyhow::Result<Exit> {
@@ -156,7 +175,8 @@ fn as_json(record: &EventDetails) -> Value {
         "name": event.name,
         "endpoint": event.endpoint,
         "key": event.key,
-        "subject": event.subject,
+        "subject": event.subject(),
+        "subjects": event.subjects,
         "occurred_at": event.occurred_at,
         "received_at": event.received_at,
         "body": body,
@@ -173,7 +193,11 @@ fn print(record: &EventDetails) -> anyhow::Result<()> {
     writeln!(out, "event     {}", event.name)?;
     writeln!(out, "endpoint  {}", event.endpoint)?;
     writeln!(out, "key       {}", or_dash(event.key.as_ref()))?;
-    writeln!(out, "subject   {}", or_dash(event.subject.as_ref()))?;
+    writeln!(
+        out,
+        "subject   {}",
+        or_dash(Some(&event.subjects.join(", ")).filter(|text| !text.is_empty()))
+    )?;
     writeln!(out, "occurred  {}", or_dash(event.occurred_at.as_ref()))?;
     writeln!(out, "received  {}", event.received_at)?;
     if let Err(problem) = parsed(event) {

@@ -17,6 +17,8 @@ use crate::{
 pub(super) enum Command {
     /// List parked deliveries with their reasons, oldest first
     List(List),
+    /// Count parked deliveries by handler and reason, most frequent first
+    Reasons(Reasons),
     /// Skip parked deliveries, so that retention may delete their events; `replay` delivers them
     /// instead
     Skip(Skip),
@@ -27,9 +29,18 @@ pub(super) struct List {
     /// Only deliveries of this handler
     #[arg(long)]
     handler: Option<String>,
+    /// Only deliveries that are parked for a reason with this text in it
+    #[arg(long)]
+    why: Option<String>,
     /// List at most this many deliveries
     #[arg(long, default_value_t = 50)]
     limit: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Reasons {
     #[command(flatten)]
     format: Format,
 }
@@ -55,9 +66,18 @@ pub(super) struct Skip {
 pub(super) fn run(command: &Command, operator: &mut dyn Operator) -> anyhow::Result<Exit> {
     match command {
         Command::List(args) => {
-            let parked = parked(operator, args.handler.as_deref(), args.limit)?;
+            let parked = parked(
+                operator,
+                ParkedFilter {
+                    handler: handler(operator, args.handler.as_deref())?,
+                    why: args.why.clone(),
+                    limit: args.limit,
+                    ..ParkedFilter::default()
+                },
+            )?;
             print(args.format, &parked, "no delivery is parked")?;
         }
+        Command::Reasons(args) => reasons(args, operator)?,
         Command::Skip(args) => {
             let skipped = skip(args, operator)?;
             let none = "no parked delivery matches, so none is skipped";
@@ -67,13 +87,60 @@ pub(super) fn run(command: &Command, operator: &mut dyn Operator) -> anyhow::Res
     Ok(Exit::Success)
 }
 
+/// The handler called `name`, which the store must know.
+pub(super) fn handler(
+    operator: &dyn Operator,
+    name: Option<&str>,
+) -> anyhow::Result<Option<HandlerName>> {
+    let Some(name) = name.map(HandlerName::from) else {
+        return Ok(None);
+    };
+    let known: Vec<_> = operator
+        .handlers()?
+        .into_iter()
+        .map(|known| known.handler)
+        .collect();
+    if !known.contains(&name) {
+        let known: Vec<_> = known.iter().map(HandlerName::as_str).collect();
+        bail!(
+            "the store knows no handler {name:?}; it knows {}",
+            known.join(", ")
+        );
+    }
+    Ok(Some(name))
+}
+
+fn reasons(args: &Reasons, operator: &dyn Operator) -> anyhow::Result<()> {
+    args.format.print(
+        &operator.parked_reasons()?,
+        ["handler", "count", "oldest", "why"],
+        |reason| {
+            [
+                reason.handler.to_string(),
+                format!("{}{}", reason.count, if reason.at_least { "+" } else { "" }),
+                format!("{:.0}", reason.oldest),
+                reason.why.clone(),
+            ]
+        },
+        "no delivery is parked",
+    )
+}
+
+/// The deliveries that `filter` selects, from as many pages as it takes.
 fn parked(
     operator: &dyn Operator,
-    handler: Option<&str>,
-    limit: usize,
+    mut filter: ParkedFilter,
 ) -> anyhow::Result<Vec<ParkedDelivery>> {
-    let handler = handler.map(HandlerName::from);
-    Ok(operator.parked(&ParkedFilter { handler, limit })?)
+    let mut deliveries = Vec::new();
+    loop {
+        let mut page = operator.parked(&filter)?;
+        filter.limit -= page.deliveries.len();
+        deliveries.append(&mut page.deliveries);
+        if page.next.is_none() || filter.limit == 0 {
+            return Ok(deliveries);
+        }
+        filter.after = page.next;
+    }
 }
 
 /// Skips the selected deliveries, unless it is a dry run, and returns them.
@@ -81,7 +148,14 @@ fn skip(args: &Skip, operator: &mut dyn Operator) -> anyhow::Result<Vec<ParkedDe
     if args.ids.is_empty() && args.handler.is_none() {
         bail!("this would skip all parked deliveries; select some with ids or --handler");
     }
-    let mut chosen = parked(operator, args.handler.as_deref(), usize::MAX)?;
+    let mut chosen = parked(
+        operator,
+        ParkedFilter {
+            handler: args.handler.as_deref().map(HandlerName::from),
+            limit: usize::MAX,
+            ..ParkedFilter::default()
+        },
+    )?;
     chosen.retain(|parked| args.ids.is_empty() || args.ids.contains(&parked.id));
     if !args.dry_run {
         let deliveries = chosen.iter();

@@ -57,7 +57,7 @@ fn is_e164(number: &str, min: usize) -> bool {
 }
 
 /// Separators of digits: spaces of all kinds, hyphens and dashes, dots, slashes, parentheses.
-fn is_separator(c: char) -> bool {
+pub(super) fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, '-' | '.' | '/' | '(' | ')' | '\u{2010}'..='\u{2015}')
 }
 

@@ -13,6 +13,7 @@
 //! one line to the provider's `FAMILIES`, and put at least six hand-written bodies into
 //! `fixtures/<provider>/<family>/`.
 
+mod distinct;
 mod e164;
 mod envelope;
 mod json;
@@ -23,6 +24,7 @@ mod one_or_many;
 mod open_enum;
 mod ordering;
 mod pattern;
+mod subject;
 mod tri_state;
 
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, To
 pub use notification::Notification;
 pub use ordering::{KeyHash, OrderingKeys, key_hash};
 pub use pattern::{Pattern, TenseGap, tense_gaps};
+pub use subject::meant_by;
 pub use tri_state::TriState;
 
 use crate::entries::entries;
@@ -84,8 +87,9 @@ pub trait EventFamily: DeserializeOwned + Serialize + JsonSchema + Send + Sync +
         all_keys_of(key)
     }
 
-    /// What the event is about, as an operator would name it: an E.164 number, an extension id.
-    fn subject(&self) -> Option<String>;
+    /// What the event is about, as an operator would name it, each once: E.164 numbers, extension ids. The
+    /// first one is the CloudEvents attribute `subject`. An operator finds the event by any of them.
+    fn subjects(&self) -> Vec<String>;
 
     /// The time of the event, by the provider's clock.
     fn occurred_at(&self) -> Option<Timestamp>;
@@ -135,8 +139,8 @@ pub struct Facts {
     pub key: Option<Key>,
     /// See [`EventFamily::ordering_keys`].
     pub ordering_keys: Option<OrderingKeys>,
-    /// See [`EventFamily::subject`].
-    pub subject: Option<String>,
+    /// See [`EventFamily::subjects`].
+    pub subjects: Vec<String>,
     /// See [`EventFamily::occurred_at`].
     pub occurred_at: Option<Timestamp>,
     /// See [`EventFamily::topics`].
@@ -154,7 +158,7 @@ impl Facts {
             change,
             key,
             ordering_keys: event.ordering_keys(),
-            subject: event.subject(),
+            subjects: event.subjects(),
             occurred_at: event.occurred_at(),
             topics,
         }
@@ -271,6 +275,12 @@ pub fn ordering_keys(name: &EventName, key: Option<&Key>, body: &[u8]) -> Option
         Some(family) => (family.ordering_keys_of)(key, body),
         None => all_keys_of(key),
     }
+}
+
+/// The subjects of the event in `body`; `None` if its family cannot read it.
+fn subjects_of(name: &EventName, body: &[u8]) -> Option<Vec<String>> {
+    let facts = (Family::of_event(name)?.facts)(body).ok()?;
+    Some(facts.subjects)
 }
 
 /// All keys of the scope that `key` names.

@@ -16,8 +16,8 @@ pub struct Notification {
     pub name: EventName,
     /// The partition key: the one key that brokers get.
     pub key: Option<Key>,
-    /// What the event is about: a phone number, an extension id.
-    pub subject: Option<String>,
+    /// What the event is about: see [`EventFamily::subjects`](super::EventFamily::subjects).
+    pub subjects: Vec<String>,
     /// The time of the event, by the provider's clock.
     pub occurred_at: Option<Timestamp>,
     /// The time of arrival, by our clock.
@@ -34,6 +34,11 @@ impl Notification {
     /// The provider that sent it: the first part of its name.
     pub fn provider(&self) -> &str {
         self.name.provider()
+    }
+
+    /// What the event is about first of all: the CloudEvents attribute `subject`.
+    pub fn subject(&self) -> Option<&str> {
+        self.subjects.first().map(String::as_str)
     }
 
     /// The ordering keys, parsed from the body; `None` for an event without order.

@@ -94,7 +94,7 @@ fn the_example_of_a_family_reports_the_first_of_its_changes() {
         let recognized = recognize(family.provider(), family.example.as_bytes());
         assert_eq!(recognized.name, family.event_name(family.changes[0].0));
         assert!(recognized.facts.key.is_some(), "{}", family.name);
-        assert!(recognized.facts.subject.is_some(), "{}", family.name);
+        assert!(!recognized.facts.subjects.is_empty(), "{}", family.name);
         assert!(recognized.facts.occurred_at.is_some(), "{}", family.name);
     }
 }
@@ -107,7 +107,7 @@ fn every_fixture_reads_as_its_snapshot() {
         let read = json!({
             "name": recognized.name,
             "key": facts.key,
-            "subject": facts.subject,
+            "subjects": facts.subjects,
             "occurred_at": facts.occurred_at,
             "topics": facts.topics,
             "event": family.value(&body).expect("a fixture is readable"),

@@ -119,7 +119,7 @@ impl<'a> CloudEvent<'a> {
 
     /// What the event is about, without control characters; `None` if that is unknown.
     pub fn subject(&self) -> Option<Cow<'a, str>> {
-        clean(self.notification.subject.as_deref())
+        clean(self.notification.subject())
     }
 
     /// The partition key, without control characters.
@@ -257,7 +257,7 @@ mod tests {
     fn what_is_not_known_is_left_out_and_time_falls_back_to_the_time_of_receipt() {
         let mut notification = sample::notification("{}");
         notification.occurred_at = None;
-        notification.subject = Some(String::new());
+        notification.subjects = vec![String::new()];
         notification.key = None;
         let event: Value = serde_json::from_str(&line(&notification, &sample::context())).unwrap();
         assert_eq!(event["time"], "2026-03-04T05:06:08.25Z");
@@ -317,7 +317,7 @@ mod tests {
                 body.to_string()
             };
             let mut notification = sample::notification(&text);
-            notification.subject = subject;
+            notification.subjects = Vec::from_iter(subject);
             notification.endpoint = endpoint.as_str().into();
             let line = line(&notification, &sample::context());
             prop_assert!(!line.contains(['\n', '\r']));
@@ -332,7 +332,7 @@ mod tests {
         ) {
             let mut notification = sample::notification("");
             notification.body = Bytes::from(body);
-            notification.subject = Some(subject);
+            notification.subjects = vec![subject];
             let context = sample::context();
             let event = CloudEvent::new(&notification, &context);
             let line = event.to_line();

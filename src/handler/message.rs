@@ -170,7 +170,7 @@ mod tests {
         ) {
             let mut notification = sample::notification("");
             notification.body = body.into();
-            notification.subject = Some(subject);
+            notification.subjects = vec![subject];
             for (_, text) in message(&notification, Format::Binary).attributes {
                 prop_assert!(!text.is_empty() && !text.contains(char::is_control));
                 prop_assert!(to_header(&text).bytes().all(|byte| byte.is_ascii_graphic()));

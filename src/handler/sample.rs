@@ -18,7 +18,7 @@ pub(super) fn notification(body: &str) -> Notification {
         endpoint: "front door".into(),
         name: EventName::new("zoom.number-management.unrecognized"),
         key: Some(Key::new("zoom.number-management:acme:17")),
-        subject: Some("+12025550143".to_owned()),
+        subjects: vec!["+12025550143".to_owned()],
         occurred_at: "2026-03-04T05:06:07Z".parse().ok(),
         received_at: "2026-03-04T05:06:08.25Z".parse().unwrap_or_default(),
         topics: Vec::new(),

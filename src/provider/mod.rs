@@ -238,7 +238,7 @@ impl Verified {
             endpoint: request.endpoint.clone(),
             name,
             key: facts.key,
-            subject: facts.subject,
+            subjects: facts.subjects,
             occurred_at: facts.occurred_at,
             received_at: now,
             topics: facts.topics,

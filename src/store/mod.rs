@@ -37,8 +37,9 @@ use serde::de::{self, DeserializeOwned};
 use tokio::sync::watch;
 
 pub use operator::{
-    Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventSummary,
-    ParkedDelivery, ParkedFilter, ReplaySelection, ReplaySummary,
+    Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventList, EventSummary,
+    HandlerSummary, ParkedCursor, ParkedDelivery, ParkedFilter, ParkedList, ParkedReason,
+    ReplaySelection, ReplaySummary,
 };
 
 pub use transfer::{
@@ -151,12 +152,14 @@ pub trait Monitored: Send + Sync + 'static {
 /// The operator's side of a store. It works with and without a running service. Its methods block,
 /// so they belong on a thread of their own.
 pub trait Operator: Send {
-    /// Events, newest first.
+    /// One page of events, newest first. The work of a call is bounded, however many events are
+    /// stored: when the bound is reached, the page is short or empty, and says where the list goes
+    /// on.
     ///
     /// # Errors
     ///
     /// When the ledger or the journal cannot be read.
-    fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError>;
+    fn events(&self, filter: &EventFilter) -> Result<EventList, StoreError>;
 
     /// One event with its body and its deliveries; `None` when no event has this id.
     ///
@@ -165,12 +168,30 @@ pub trait Operator: Send {
     /// When the ledger or the journal cannot be read.
     fn event(&self, id: crate::event::EventId) -> Result<Option<EventDetails>, StoreError>;
 
-    /// Parked deliveries, oldest first.
+    /// One page of parked deliveries, oldest first. The work of a call is bounded as that of
+    /// [`events`](Self::events).
     ///
     /// # Errors
     ///
     /// When the ledger cannot be read.
-    fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError>;
+    fn parked(&self, filter: &ParkedFilter) -> Result<ParkedList, StoreError>;
+
+    /// The reasons of parked deliveries, most frequent first. The work of a call is bounded: of very
+    /// many parked deliveries the oldest are counted, and of very many reasons the most frequent are
+    /// returned.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be read.
+    fn parked_reasons(&self) -> Result<Vec<ParkedReason>, StoreError>;
+
+    /// All handlers with the counts of their deliveries, by name: the configured ones, and those
+    /// that the store still knows.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger cannot be read.
+    fn handlers(&self) -> Result<Vec<HandlerSummary>, StoreError>;
 
     /// Counts what [`replay`](Self::replay) would select, and changes nothing.
     ///

@@ -324,7 +324,7 @@ fn digest(stored: &StoredEvent) -> [u8; 32] {
         event.endpoint,
         event.name,
         event.key,
-        event.subject,
+        event.subjects,
         event.topics,
         event.dedupe,
         micros(event.occurred_at),

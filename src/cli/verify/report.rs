@@ -166,7 +166,7 @@ impl Report {
         let Notification {
             name,
             key,
-            subject,
+            subjects,
             occurred_at,
             ..
         } = notification;
@@ -184,7 +184,7 @@ impl Report {
         self.event = Some(EventReport {
             name: name.to_string(),
             key: key.map(|key| key.to_string()),
-            subject,
+            subject: subjects.into_iter().next(),
             occurred_at,
             ordering: match ordering_keys {
                 None => Ordering::None,

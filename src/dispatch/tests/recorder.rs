@@ -107,7 +107,7 @@ impl Recorder {
             endpoint: "zoom".into(),
             name: EventName::new("zoom.unrecognized"),
             key: key.map(Key::new),
-            subject: None,
+            subjects: Vec::new(),
             occurred_at: None,
             received_at: now,
             topics: Vec::new(),

@@ -1,8 +1,10 @@
 //! The changes and hints that the events about extensions have in common.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::event::{Topic, open_enum::open_enum};
+use serde_json::Value;
+
+use crate::event::{Topic, distinct::distinct, open_enum::open_enum};
 
 open_enum! {
     /// A change of an extension (guide, OpenAPI).
@@ -119,6 +121,26 @@ pub(super) fn topics(extension: &str, change: &str, hints: &[Hint]) -> Vec<Topic
         .into_iter()
         .map(|hint| Topic::of(&[extension, "/hint/", hint]))
         .collect()
+}
+
+/// The id of each of `extensions`, and its number if that is among the other members of the change.
+pub(super) fn subjects<'a>(
+    extensions: impl IntoIterator<Item = (&'a str, &'a BTreeMap<String, Value>)>,
+) -> Vec<String> {
+    let subjects = extensions.into_iter().flat_map(|(id, others)| {
+        let number = others.get("extensionNumber").and_then(text);
+        [Some(id.to_owned()), number].into_iter().flatten()
+    });
+    distinct(subjects)
+}
+
+/// An id or a number that is a string or a number in JSON; `None` for anything else.
+pub(super) fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -96,8 +96,9 @@ impl EventFamily for Event {
         Some(Key::of(&[Self::NAME, "/", self.extension_id()?]))
     }
 
-    fn subject(&self) -> Option<String> {
-        self.extension_id().map(str::to_owned)
+    /// The extension's id, and its number if the body has it.
+    fn subjects(&self) -> Vec<String> {
+        extension::subjects(self.extension_id().map(|id| (id, &self.body.others)))
     }
 
     fn occurred_at(&self) -> Option<Timestamp> {

@@ -161,11 +161,12 @@ impl EventFamily for Event {
         Some(OrderingKeys::whole(scope(account_of(&event)?)))
     }
 
-    /// The first extension.
-    fn subject(&self) -> Option<String> {
-        self.changes()
-            .find_map(Change::extension_id)
-            .map(str::to_owned)
+    /// The id of each extension, and its number if the change has it.
+    fn subjects(&self) -> Vec<String> {
+        let changes = self.changes();
+        extension::subjects(
+            changes.filter_map(|change| Some((change.extension_id()?, &change.others))),
+        )
     }
 
     fn occurred_at(&self) -> Option<Timestamp> {
@@ -229,7 +230,7 @@ mod tests {
         let alone = r#"{"extensions": {"extensionId": "77001", "eventType": "Delete"}}"#;
         assert_eq!(flat, facts(alone));
         assert_eq!(flat.change, Some("delete"));
-        assert_eq!(flat.subject.as_deref(), Some("77001"));
+        assert_eq!(flat.subjects, ["77001"]);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{Envelope, HasOwner, filter::Filter};
-use crate::event::{E164, EventFamily, Key, LenientString, Topic, open_enum::open_enum};
+use super::{Envelope, HasOwner, extension::text, filter::Filter};
+use crate::event::{
+    E164, EventFamily, Key, LenientString, Topic, distinct::distinct, open_enum::open_enum,
+};
 
 /// One event.
 pub type Event = Envelope<Body>;
@@ -263,12 +265,22 @@ impl EventFamily for Event {
     fn key(&self) -> Option<Key> {
         let number = &self.body.phone_number_info;
         let id = number.id.as_deref().filter(|id| !id.is_empty());
-        let id = id.map(str::to_owned).or_else(|| self.subject())?;
+        let number = || Some(self.body.phone_number_info.e164()?.to_string());
+        let id = id.map(str::to_owned).or_else(number)?;
         Some(Key::of(&[Self::NAME, "/", &id]))
     }
 
-    fn subject(&self) -> Option<String> {
-        Some(self.body.phone_number_info.e164()?.to_string())
+    /// The number, and the id and the number of its extension if the body has them.
+    fn subjects(&self) -> Vec<String> {
+        let info = &self.body.phone_number_info;
+        let Some(number) = info.e164() else {
+            return Vec::new();
+        };
+        let extension = info.others.get("extension");
+        let of_extension = ["id", "extensionNumber"]
+            .into_iter()
+            .filter_map(|member| text(extension?.get(member)?));
+        distinct([number.to_string()].into_iter().chain(of_extension))
     }
 
     fn occurred_at(&self) -> Option<Timestamp> {

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use super::Envelope;
 use crate::event::{
-    E164, EventFamily, Key, KeyHash, LenientString, OrderingKeys, Topic, TriState, json, key_hash,
-    lenient_string::LenientStr, one_or_many,
+    E164, EventFamily, Key, KeyHash, LenientString, OrderingKeys, Topic, TriState,
+    distinct::distinct, json, key_hash, lenient_string::LenientStr, one_or_many,
 };
 
 /// One event.
@@ -209,9 +209,9 @@ impl EventFamily for Event {
         Some(OrderingKeys::of(scope(account_id), keys))
     }
 
-    /// The first number.
-    fn subject(&self) -> Option<String> {
-        Some(self.payload.object.e164().next()?.to_string())
+    /// The numbers that can be parsed.
+    fn subjects(&self) -> Vec<String> {
+        distinct(self.payload.object.e164().map(|number| number.to_string()))
     }
 
     fn occurred_at(&self) -> Option<Timestamp> {
@@ -287,7 +287,7 @@ mod tests {
         );
         assert_eq!(ours.change(), twin.change());
         assert_eq!(ours.key(), twin.key());
-        assert_eq!(ours.subject(), twin.subject());
+        assert_eq!(ours.subjects(), twin.subjects());
         assert_eq!(Facts::of(&ours).topics, Facts::of(&twin).topics);
     }
 

@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn attributes_that_no_frame_can_hold_are_parked() {
         let mut event = sample::notification("{}");
-        event.subject = Some("x".repeat(LONGEST_ATTRIBUTES));
+        event.subjects = vec!["x".repeat(LONGEST_ATTRIBUTES)];
         let context = sample::context();
         let message = Message::new(&CloudEvent::new(&event, &context), Format::Binary);
         assert!(headers(&message).unwrap_err().contains("AMQP takes 65536"));

@@ -128,7 +128,7 @@ impl Field {
             Self::Endpoint => Some(event.endpoint.as_str()),
             Self::Handler => Some(context.handler.as_str()),
             Self::Key => event.key.as_ref().map(|key| key.as_str()),
-            Self::Subject => event.subject.as_deref(),
+            Self::Subject => event.subject(),
             Self::Id => return event.id.to_string().into(),
         };
         clean(value).unwrap_or(Cow::Borrowed("-"))
@@ -165,7 +165,7 @@ mod tests {
     fn a_hyphen_stands_for_what_is_not_there() {
         let mut event = sample::notification("{}");
         event.key = None;
-        event.subject = Some(String::new());
+        event.subjects = vec![String::new()];
         assert_eq!(name("{key}/{subject}", &event), "-/-");
     }
 

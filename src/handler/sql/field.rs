@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn what_an_event_does_not_have_is_absent() {
         let mut notification = sample::notification("not json");
-        notification.subject = None;
+        notification.subjects.clear();
         notification.key = None;
         let held = texts(&notification, &sample::context());
         let absent = FIELDS.iter().zip(&held).filter(|(_, held)| held.is_none());

@@ -252,7 +252,7 @@ mod tests {
             key in any::<String>(),
         ) {
             let mut event = sample::notification(&json!({ "text": text }).to_string());
-            event.subject = Some(subject);
+            event.subjects = vec![subject];
             event.key = Some(Key::new(key));
             let message = send("q.fifo", &event, &sample::context(), Format::Structured).unwrap();
             let body = message["MessageBody"].as_str().unwrap();

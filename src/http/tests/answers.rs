@@ -223,7 +223,7 @@ impl Provider for QueryProvider {
             endpoint: request.endpoint.clone(),
             name: "zoom.unrecognized".into(),
             key: None,
-            subject: None,
+            subjects: Vec::new(),
             occurred_at: None,
             received_at: now,
             topics: Vec::new(),

@@ -83,15 +83,16 @@ pub(super) const ADD: &str = "WITH
         SELECT handler, open, 0 FROM drawn, unnest($15::integer[], $16::bigint[])
             AS t (handler, open)),
     to_events AS (INSERT INTO events (day, position, id, name, endpoint, key, subject, occurred_at,
-            received_at, topics, topic_keys, dedupe, body)
+            received_at, topics, topic_keys, dedupe, body, further_subjects)
         SELECT day, positions[place], id, name, endpoint, key, subject, occurred_at, received_at,
             topics, ($17::uuid[])[first_topic:last_topic],
-            ($18::uuid[])[first_dedupe:last_dedupe], body
+            ($18::uuid[])[first_dedupe:last_dedupe], body, further_subjects
         FROM drawn, unnest($19::date[], $20::uuid[], $21::text[], $22::text[], $23::text[],
             $24::text[], $25::timestamptz[], $26::timestamptz[], $27::text[], $28::integer[],
-            $29::integer[], $30::integer[], $31::integer[], $32::bytea[])
+            $29::integer[], $30::integer[], $31::integer[], $32::bytea[], $33::text[])
             WITH ORDINALITY AS e (day, id, name, endpoint, key, subject, occurred_at, received_at,
-                topics, first_topic, last_topic, first_dedupe, last_dedupe, body, place))
+                topics, first_topic, last_topic, first_dedupe, last_dedupe, body,
+                further_subjects, place))
     SELECT ARRAY(SELECT dedupe FROM known), (SELECT positions FROM drawn)";
 
 /// The result of adding notifications.

@@ -42,6 +42,7 @@ pub(super) struct Events<'a> {
     pub(super) endpoint: Vec<Cow<'a, str>>,
     pub(super) key: Vec<Option<Cow<'a, str>>>,
     pub(super) subject: Vec<Option<Cow<'a, str>>>,
+    pub(super) further_subjects: Vec<Cow<'static, str>>,
     pub(super) occurred_at: Vec<Option<Timestamp>>,
     pub(super) received_at: Vec<Timestamp>,
     pub(super) topics: Vec<Option<String>>,
@@ -162,7 +163,7 @@ impl<'a> InsertBatch<'a> {
     }
 
     /// The parameters, in the order of the statement.
-    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 32] {
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 33] {
         let Self {
             events,
             dedupe_keys,
@@ -205,6 +206,7 @@ impl<'a> InsertBatch<'a> {
             &events.dedupe.first,
             &events.dedupe.last,
             &events.body,
+            &events.further_subjects,
         ]
     }
 
@@ -286,8 +288,8 @@ impl<'a> Events<'a> {
             .push(escape::to_sql(notification.endpoint.as_str()));
         let key = notification.key.as_ref();
         self.key.push(key.map(|key| escape::to_sql(key.as_str())));
-        let subject = notification.subject.as_deref();
-        self.subject.push(subject.map(escape::to_sql));
+        self.subject.push(notification.subject().map(escape::to_sql));
+        self.further_subjects.push(rows::further_subjects(notification));
         self.occurred_at.push(notification.occurred_at);
         self.received_at.push(notification.received_at);
         self.topics.push(rows::topics(notification));

@@ -11,27 +11,21 @@ use uuid::Uuid;
 use super::{
     Settings,
     error::PgError,
-    escape, ordering,
+    escape, listing, ordering, parked,
     pool::{Durability, PgConnection},
-    replay, rows, schema,
+    replay, rows, schema, statistics,
 };
 use crate::{
-    event::{EventId, EventName, HandlerName, Key},
+    event::{EventId, HandlerName},
     store::{
-        DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventSummary, Operator,
-        ParkedDelivery, ParkedFilter, ReplaySelection, ReplaySummary, StoreError,
-        operator::id_range, shorten,
+        DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventList, HandlerSummary,
+        Operator, ParkedFilter, ParkedList, ParkedReason, ReplaySelection, ReplaySummary,
+        StoreError, shorten,
     },
 };
 
-/// The number of events in one query.
-const SLICE: i64 = 500;
-
-/// The columns of a line of a list, from a table or alias `e`.
-const SUMMARY: &str = "e.id, e.name, e.endpoint, e.key, e.occurred_at, e.received_at,
-    (SELECT count(*) FROM handlers h JOIN deliveries d ON d.handler = h.id
-        AND d.position = e.position),
-    (SELECT count(*) FROM ended x WHERE x.day = e.day AND x.position = e.position AND x.state = 2)";
+/// The number of deliveries that one statement skips.
+const SLICE: usize = 500;
 
 /// An open delivery with a blocker is shown as queued, whether or not a claim has queued it.
 static DELIVERIES: LazyLock<String> = LazyLock::new(|| {
@@ -52,13 +46,6 @@ static DELIVERIES: LazyLock<String> = LazyLock::new(|| {
 
 const FAILURES: &str = "SELECT started_at, took_ms, why FROM attempts
     WHERE day = $1 AND position = $2 AND handler = $3 ORDER BY started_at";
-
-const PARKED_LIST: &str =
-    "SELECT e.id, e.name, h.name, e.key, e.received_at, x.ended_at, x.attempts, x.why
-    FROM ended x JOIN handlers h ON h.id = x.handler
-    JOIN events e ON e.day = x.day AND e.position = x.position
-    WHERE x.state = 2 AND ($1::text IS NULL OR h.name = $1)
-    ORDER BY x.position, h.name LIMIT $2";
 
 /// Skips the deliveries that are still parked.
 const SKIP: &str = "WITH
@@ -116,8 +103,8 @@ impl OperatorConnection {
 }
 
 impl Operator for OperatorConnection {
-    fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError> {
-        let listing = list_events(&self.connection, filter);
+    fn events(&self, filter: &EventFilter) -> Result<EventList, StoreError> {
+        let listing = listing::list(&self.connection, filter);
         let listed = self.runtime.block_on(listing);
         listed.map_err(|error| error.into_store_error("reading events"))
     }
@@ -127,9 +114,21 @@ impl Operator for OperatorConnection {
         found.map_err(|error| error.into_store_error("reading an event"))
     }
 
-    fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError> {
-        let listed = self.runtime.block_on(list_parked(&self.connection, filter));
+    fn parked(&self, filter: &ParkedFilter) -> Result<ParkedList, StoreError> {
+        let listing = parked::list(&self.connection, filter);
+        let listed = self.runtime.block_on(listing);
         listed.map_err(|error| error.into_store_error("reading parked deliveries"))
+    }
+
+    fn parked_reasons(&self) -> Result<Vec<ParkedReason>, StoreError> {
+        let counted = self.runtime.block_on(parked::reasons(&self.connection));
+        counted.map_err(|error| error.into_store_error("counting parked deliveries"))
+    }
+
+    fn handlers(&self) -> Result<Vec<HandlerSummary>, StoreError> {
+        let counting = statistics::handlers(&self.connection);
+        let counted = self.runtime.block_on(counting);
+        counted.map_err(|error| error.into_store_error("counting deliveries"))
     }
 
     fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError> {
@@ -158,50 +157,6 @@ impl Operator for OperatorConnection {
         let skipped = self.runtime.block_on(skipping);
         skipped.map_err(|error| error.into_store_error("skipping parked deliveries"))
     }
-}
-
-/// Newest first. Ids sort by time of receipt, so a range of times is a range of ids.
-async fn list_events(
-    connection: &PgConnection,
-    filter: &EventFilter,
-) -> Result<Vec<EventSummary>, PgError> {
-    let query = format!(
-        "SELECT {SUMMARY} FROM events e WHERE e.id > $1 AND e.id <= $2
-             AND ($4::text IS NULL OR e.key = $4) ORDER BY e.id DESC LIMIT $3"
-    );
-    let (from, to) = id_range(filter.since, filter.until);
-    let (from, mut to) = (Uuid::from_bytes(from), Uuid::from_bytes(to));
-    let key = filter.key.as_ref().map(|key| escape::to_sql(key.as_str()));
-    let mut found = Vec::new();
-    loop {
-        let parameters: &[&(dyn ToSql + Sync)] = &[&from, &to, &SLICE, &key];
-        let page = connection.client.query(&query, parameters).await?;
-        for row in &page {
-            let event = summary(row)?;
-            if filter.takes(&event.name, event.received_at) && found.len() < filter.limit {
-                found.push(event);
-            }
-        }
-        let Some(last) = page.last().filter(|_| found.len() < filter.limit) else {
-            return Ok(found);
-        };
-        // The range includes its upper bound, and ids are numbers.
-        let last: Uuid = last.try_get(0)?;
-        to = Uuid::from_u128(last.as_u128().saturating_sub(1));
-    }
-}
-
-fn summary(row: &Row) -> Result<EventSummary, PgError> {
-    Ok(EventSummary {
-        id: rows::event_id(row.try_get(0)?),
-        name: EventName::new(escape::get(row, 1)?),
-        endpoint: escape::get(row, 2)?.as_str().into(),
-        key: escape::find(row, 3)?.map(Key::new),
-        occurred_at: row.try_get(4)?,
-        received_at: row.try_get(5)?,
-        open: row.try_get::<_, i64>(6)?.cast_unsigned(),
-        parked: row.try_get::<_, i64>(7)?.cast_unsigned(),
-    })
 }
 
 async fn find_event(
@@ -242,30 +197,6 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryDetails, PgError> {
     })
 }
 
-async fn list_parked(
-    connection: &PgConnection,
-    filter: &ParkedFilter,
-) -> Result<Vec<ParkedDelivery>, PgError> {
-    let handler = filter.handler.as_ref();
-    let handler = handler.map(|handler| escape::to_sql(handler.as_str()));
-    let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-    let parameters: &[&(dyn ToSql + Sync)] = &[&handler, &limit];
-    let listed = connection.client.query(PARKED_LIST, parameters).await?;
-    let parked = |row: &Row| {
-        Ok(ParkedDelivery {
-            id: rows::event_id(row.try_get(0)?),
-            name: EventName::new(escape::get(row, 1)?),
-            handler: HandlerName::new(escape::get(row, 2)?),
-            key: escape::find(row, 3)?.map(Key::new),
-            received_at: row.try_get(4)?,
-            parked_at: row.try_get(5)?,
-            attempts: row.try_get::<_, i32>(6)?.cast_unsigned(),
-            why: escape::find(row, 7)?.unwrap_or_default(),
-        })
-    };
-    listed.iter().map(parked).collect()
-}
-
 async fn skip(
     connection: &PgConnection,
     parked: &[(EventId, HandlerName)],
@@ -274,7 +205,7 @@ async fn skip(
 ) -> Result<u64, PgError> {
     let reason = escape::to_sql(shorten(reason));
     let mut skipped = 0;
-    for parked in parked.chunks(SLICE as usize) {
+    for parked in parked.chunks(SLICE) {
         let ids: Vec<_> = parked.iter().map(|(id, _)| rows::uuid(*id)).collect();
         let handlers = parked.iter().map(|(_, handler)| handler.as_str());
         let handlers: Vec<_> = handlers.map(escape::to_sql).collect();

@@ -1,5 +1,7 @@
 //! Converts notifications to rows and back. The columns are the same everywhere, in this order.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use jiff::{Timestamp, civil::Date, tz::Offset};
 use serde_json as json;
@@ -15,7 +17,7 @@ use crate::{
 
 /// The columns that [`notification`] reads, of a table or alias `e`.
 pub(super) const COLUMNS: &str = "e.id, e.name, e.endpoint, e.key, e.subject, e.occurred_at,
-    e.received_at, e.topics, e.dedupe, e.body";
+    e.received_at, e.topics, e.dedupe, e.body, e.further_subjects";
 
 /// The events with these ids, each with its day and position.
 pub(super) async fn find(
@@ -39,7 +41,7 @@ pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, toki
         name: EventName::new(escape::get(row, first + 1)?),
         endpoint: escape::get(row, first + 2)?.as_str().into(),
         key: escape::find(row, first + 3)?.map(Key::new),
-        subject: escape::find(row, first + 4)?,
+        subjects: subjects(row, (first + 4, first + 10))?,
         occurred_at: row.try_get(first + 5)?,
         received_at: row.try_get(first + 6)?,
         topics: topics
@@ -48,6 +50,18 @@ pub(super) fn notification(row: &Row, first: usize) -> Result<Notification, toki
         dedupe: dedupe.into_iter().map(read_dedupe_key).collect(),
         body: Bytes::from(body),
     })
+}
+
+/// Reads the subjects from two columns: the first subject, and the further ones.
+pub(super) fn subjects(
+    row: &Row,
+    (first, further): (usize, usize),
+) -> Result<Vec<String>, tokio_postgres::Error> {
+    let further: Option<String> = row.try_get(further)?;
+    let further = further.map(|further| json::from_str::<Vec<String>>(&further));
+    let mut subjects = Vec::from_iter(escape::find(row, first)?);
+    subjects.extend(further.and_then(Result::ok).into_iter().flatten());
+    Ok(subjects)
 }
 
 /// Reads an attempt's begin, duration and error from the columns that begin at `first`.
@@ -65,6 +79,15 @@ pub(super) fn topics(notification: &Notification) -> Option<String> {
     let written = (!topics.is_empty()).then(|| json::to_string(topics));
     // A string can always be written as JSON.
     written.and_then(Result::ok)
+}
+
+/// The subjects behind the first one as JSON.
+pub(super) fn further_subjects(notification: &Notification) -> Cow<'static, str> {
+    match notification.subjects.get(1..) {
+        // A list of strings can always be written as JSON.
+        Some(further @ [_, ..]) => json::to_string(further).unwrap_or_default().into(),
+        _ => "[]".into(),
+    }
 }
 
 fn read_topics(topics: &str) -> Vec<Topic> {

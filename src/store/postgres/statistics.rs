@@ -1,20 +1,22 @@
 //! Counts of deliveries.
 
 use jiff::Timestamp;
+use tokio_postgres::Row;
 
 use super::{error::PgError, escape, pool::PgConnection};
-use crate::{store::statistics::HandlerStatistics, telemetry::Metrics};
+use crate::{event::HandlerName, store::HandlerSummary, telemetry::Metrics};
 
 /// The counts of each handler, and when its oldest open delivery was received.
 pub(super) const STATISTICS: &str = "SELECT h.name, coalesce(t.open, 0)::bigint,
-        coalesce(t.parked, 0)::bigint, o.received_at
+        coalesce(t.parked, 0)::bigint, o.received_at, h.configured
     FROM handlers h
     LEFT JOIN (SELECT handler, sum(open) AS open, sum(parked) AS parked FROM tally
         GROUP BY handler) t ON t.handler = h.id
     LEFT JOIN LATERAL (SELECT e.received_at
         FROM (SELECT day, position FROM deliveries d WHERE d.handler = h.id
             ORDER BY d.handler, d.position LIMIT 1) d
-        JOIN events e ON e.day = d.day AND e.position = d.position) o ON true";
+        JOIN events e ON e.day = d.day AND e.position = d.position) o ON true
+    ORDER BY h.name";
 
 /// Adds up the changes of counts, so that few rows are left.
 pub(super) const ADD_UP: &str =
@@ -30,13 +32,24 @@ pub(super) async fn measure(
 ) -> Result<(), PgError> {
     let statement = connection.prepare(STATISTICS).await?;
     for row in connection.client.query(&statement, &[]).await? {
-        let statistics = HandlerStatistics {
-            handler: escape::get(&row, 0)?,
-            open: row.try_get(1)?,
-            parked: row.try_get(2)?,
-            oldest: row.try_get(3)?,
-        };
-        statistics.export(metrics, now);
+        summary(&row)?.export(metrics, now);
     }
     Ok(())
+}
+
+/// All handlers with the counts of their deliveries, by name.
+pub(super) async fn handlers(connection: &PgConnection) -> Result<Vec<HandlerSummary>, PgError> {
+    let rows = connection.client.query(STATISTICS, &[]).await?;
+    rows.iter().map(summary).collect()
+}
+
+fn summary(row: &Row) -> Result<HandlerSummary, PgError> {
+    let count = |column| Ok::<_, PgError>(row.try_get::<_, i64>(column)?.max(0).cast_unsigned());
+    Ok(HandlerSummary {
+        handler: HandlerName::new(escape::get(row, 0)?),
+        configured: row.try_get(4)?,
+        open: count(1)?,
+        parked: count(2)?,
+        oldest_open: row.try_get(3)?,
+    })
 }

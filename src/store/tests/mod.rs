@@ -83,7 +83,7 @@ pub(super) fn event(n: u64) -> Notification {
         endpoint: "desk".into(),
         name: "ringcentral.phone-number.created".into(),
         key: Some(Key::new(format!("ringcentral.phone-number/{n}"))),
-        subject: Some("+15550100".to_owned()),
+        subjects: vec!["+15550100".to_owned()],
         occurred_at: Some(received_at),
         received_at,
         topics: vec![Topic::new(format!("topic {n}"))],

@@ -56,7 +56,7 @@ async fn counts_are_right_throughout_a_long_run(place: Place) {
     let crm = (&HandlerName::from("crm")).into();
     long_run(&store, replay, async || {
         let events = place.operator(|records| records.events(&everything));
-        let events = events.unwrap();
+        let events = events.unwrap().events;
         let open: u64 = events.iter().map(|event| event.open).sum();
         let parked: u64 = events.iter().map(|event| event.parked).sum();
         store.store.measure(clock()).await.unwrap();

@@ -8,21 +8,19 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::{
-    Connection, OptionalExtension, Result, Row, Transaction, TransactionBehavior, params,
-};
+use rusqlite::{Connection, OptionalExtension, Result, Transaction, TransactionBehavior};
 
 use super::{
     delivery::{self, HandlerId, Tally},
-    micros, ordering, replay, sqlite, time,
+    listing, micros, ordering, parked, replay, sqlite, statistics, time,
 };
 use crate::{
-    event::{EventId, EventName, HandlerName, Key, OrderingKeys},
+    event::{EventId, HandlerName, OrderingKeys},
     store::{
-        Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventSummary, Operator,
-        ParkedDelivery, ParkedFilter, ReplaySelection, ReplaySummary, StoreError,
+        Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventList,
+        HandlerSummary, Operator, ParkedFilter, ParkedList, ParkedReason, ReplaySelection,
+        ReplaySummary, StoreError,
         embedded::{Embedded, Settings, reader::EventReader, segment::Position},
-        operator::id_range,
     },
 };
 
@@ -95,8 +93,9 @@ impl OperatorConnection {
 }
 
 impl Operator for OperatorConnection {
-    fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, StoreError> {
-        list_events(&self.db, filter).map_err(StoreError::database("reading events"))
+    fn events(&self, filter: &EventFilter) -> Result<EventList, StoreError> {
+        let listed = listing::list(&self.db, self.event_reader(), filter);
+        listed.map_err(StoreError::database("reading events"))
     }
 
     fn event(&self, id: EventId) -> Result<Option<EventDetails>, StoreError> {
@@ -114,8 +113,19 @@ impl Operator for OperatorConnection {
         }))
     }
 
-    fn parked(&self, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>, StoreError> {
-        list_parked(&self.db, filter).map_err(StoreError::database("reading parked deliveries"))
+    fn parked(&self, filter: &ParkedFilter) -> Result<ParkedList, StoreError> {
+        let listed = parked::list(&self.db, filter);
+        listed.map_err(StoreError::database("reading parked deliveries"))
+    }
+
+    fn parked_reasons(&self) -> Result<Vec<ParkedReason>, StoreError> {
+        let counted = parked::reasons(&self.db);
+        counted.map_err(StoreError::database("counting parked deliveries"))
+    }
+
+    fn handlers(&self) -> Result<Vec<HandlerSummary>, StoreError> {
+        let counted = statistics::handlers(&self.db);
+        counted.map_err(StoreError::database("counting deliveries"))
     }
 
     fn plan(&self, selection: &ReplaySelection) -> Result<ReplaySummary, StoreError> {
@@ -149,49 +159,6 @@ impl Operator for OperatorConnection {
         self.flush_outbox()?;
         Ok(skipped)
     }
-}
-
-/// Newest first. Ids sort by time of receipt, so a range of times is a range of ids.
-fn list_events(db: &Connection, filter: &EventFilter) -> Result<Vec<EventSummary>> {
-    let (from, to) = id_range(filter.since, filter.until);
-    let key = filter.key.as_ref().map(Key::as_str);
-    let mut list = db.prepare_cached(
-        "SELECT id, name, endpoint, key, occurred_at, received_at, position FROM events
-         WHERE id > ?1 AND id <= ?2 AND (?3 IS NULL OR key = ?3) ORDER BY id DESC",
-    )?;
-    let mut rows = list.query(params![from, to, key])?;
-    let mut found = Vec::new();
-    while found.len() < filter.limit
-        && let Some(row) = rows.next()?
-    {
-        let event = summary(db, row)?;
-        if filter.takes(&event.name, event.received_at) {
-            found.push(event);
-        }
-    }
-    Ok(found)
-}
-
-fn summary(db: &Connection, row: &Row<'_>) -> Result<EventSummary> {
-    let position: i64 = row.get(6)?;
-    let (open, parked) = db
-        .prepare_cached(
-            "SELECT count(*) FILTER (WHERE state < 2), count(*) FILTER (WHERE state = 2)
-             FROM handlers CROSS JOIN deliveries ON handler = id WHERE position = ?1",
-        )?
-        .query_row([position], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
-        })?;
-    Ok(EventSummary {
-        id: EventId::from_bytes(row.get(0)?),
-        name: EventName::new(row.get::<_, String>(1)?),
-        endpoint: row.get::<_, String>(2)?.as_str().into(),
-        key: row.get::<_, Option<String>>(3)?.map(Key::new),
-        occurred_at: row.get::<_, Option<i64>>(4)?.map(time),
-        received_at: time(row.get(5)?),
-        open: open.cast_unsigned(),
-        parked: parked.cast_unsigned(),
-    })
 }
 
 fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<DeliveryDetails>)>> {
@@ -261,32 +228,6 @@ pub(super) fn failures(db: &Connection, handler: HandlerId, position: i64) -> Re
             started_at: time(row.get(0)?),
             took_ms: row.get::<_, i64>(1)?.cast_unsigned(),
             why: row.get(2)?,
-        })
-    })?;
-    rows.collect()
-}
-
-fn list_parked(db: &Connection, filter: &ParkedFilter) -> Result<Vec<ParkedDelivery>> {
-    let mut list = db.prepare_cached(
-        "SELECT e.id, e.name, h.name, e.key, e.received_at, d.due_at, d.attempts, d.why
-         FROM handlers h
-         CROSS JOIN deliveries d ON d.handler = h.id AND d.state = 2 AND d.state < 3
-         CROSS JOIN events e ON e.position = d.position
-         WHERE ?1 IS NULL OR h.name = ?1
-         ORDER BY d.position, h.name LIMIT ?2",
-    )?;
-    let handler = filter.handler.as_ref().map(HandlerName::as_str);
-    let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
-    let rows = list.query_map(params![handler, limit], |row| {
-        Ok(ParkedDelivery {
-            id: EventId::from_bytes(row.get(0)?),
-            name: EventName::new(row.get::<_, String>(1)?),
-            handler: HandlerName::new(row.get::<_, String>(2)?),
-            key: row.get::<_, Option<String>>(3)?.map(Key::new),
-            received_at: time(row.get(4)?),
-            parked_at: time(row.get(5)?),
-            attempts: row.get(6)?,
-            why: row.get::<_, Option<String>>(7)?.unwrap_or_default(),
         })
     })?;
     rows.collect()

@@ -1,9 +1,9 @@
 //! The statistics of handlers.
 
-use rusqlite::{OptionalExtension, Result};
+use rusqlite::{Connection, OptionalExtension, Result};
 
 use super::{LedgerDatabase, delivery::HandlerId, time};
-use crate::store::statistics::HandlerStatistics;
+use crate::{event::HandlerName, store::HandlerSummary};
 
 /// When the event of a handler's oldest open delivery was received.
 pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
@@ -12,21 +12,27 @@ pub(super) const OLDEST: &str = "SELECT received_at FROM events WHERE position =
 
 impl LedgerDatabase {
     /// The statistics of all handlers.
-    pub(in super::super) fn statistics(&self) -> Result<Vec<HandlerStatistics>> {
-        let mut handlers = self
-            .db
-            .prepare_cached("SELECT id, name, open, parked FROM handlers")?;
-        let mut oldest = self.db.prepare_cached(OLDEST)?;
-        let rows = handlers.query_map([], |row| {
-            let id: HandlerId = row.get(0)?;
-            let oldest = oldest.query_row([id], |row| row.get(0)).optional()?;
-            Ok(HandlerStatistics {
-                handler: row.get(1)?,
-                open: row.get(2)?,
-                parked: row.get(3)?,
-                oldest: oldest.map(time),
-            })
-        })?;
-        rows.collect()
+    pub(in super::super) fn statistics(&self) -> Result<Vec<HandlerSummary>> {
+        handlers(&self.db)
     }
+}
+
+/// All handlers with the counts of their deliveries, by name.
+pub(super) fn handlers(db: &Connection) -> Result<Vec<HandlerSummary>> {
+    let mut handlers =
+        db.prepare_cached("SELECT id, name, configured, open, parked FROM handlers ORDER BY name")?;
+    let mut oldest = db.prepare_cached(OLDEST)?;
+    let rows = handlers.query_map([], |row| {
+        let id: HandlerId = row.get(0)?;
+        let oldest = oldest.query_row([id], |row| row.get(0)).optional()?;
+        let count = |column| row.get(column).map(i64::cast_unsigned);
+        Ok(HandlerSummary {
+            handler: HandlerName::new(row.get::<_, String>(1)?),
+            configured: row.get(2)?,
+            open: count(3)?,
+            parked: count(4)?,
+            oldest_open: oldest.map(time),
+        })
+    })?;
+    rows.collect()
 }

@@ -35,8 +35,7 @@ pub(super) fn put_personal(
     keys: Option<&OrderingKeys>,
 ) {
     put_option(out, notification.key.as_ref().map(Key::as_str), put_text);
-    let subject = notification.subject.as_deref();
-    put_list(out, subject.as_slice(), |out, subject| {
+    put_list(out, &notification.subjects, |out, subject| {
         put_text(out, subject)
     });
     put_list(out, &notification.topics, |out, topic| {
@@ -65,7 +64,7 @@ pub(super) fn take_event(
         endpoint: EndpointName::from(take_text(public)?),
         name: EventName::from(take_text(public)?),
         key: None,
-        subject: None,
+        subjects: Vec::new(),
         occurred_at,
         received_at,
         topics: Vec::new(),
@@ -75,8 +74,8 @@ pub(super) fn take_event(
     let mut keys = None;
     if state == Personal::Whole {
         notification.key = take_option(personal, take_text)?.map(Key::from);
-        let subjects = take_list(personal, take_text)?;
-        notification.subject = subjects.first().map(|subject| (*subject).to_owned());
+        notification.subjects =
+            take_list(personal, |bytes| take_text(bytes).map(str::to_owned))?;
         notification.topics = take_list(personal, |bytes| take_text(bytes).map(Topic::from))?;
         keys = take_option(personal, |bytes| {
             let scope = take_integer(bytes)?;
@@ -103,7 +102,7 @@ pub(super) fn take_event_1(bytes: &mut &[u8], share: impl FnOnce(&[u8]) -> Bytes
         endpoint: EndpointName::from(take_text(bytes)?),
         name: EventName::from(take_text(bytes)?),
         key: take_option(bytes, take_text)?.map(Key::from),
-        subject: take_option(bytes, take_text)?.map(str::to_owned),
+        subjects: Vec::from_iter(take_option(bytes, take_text)?.map(str::to_owned)),
         occurred_at,
         received_at,
         topics: take_list(bytes, |bytes| take_text(bytes).map(Topic::from))?,

@@ -49,7 +49,7 @@ fn stored(place: &Place) -> Vec<EventId> {
         limit: 100,
         ..EventFilter::default()
     };
-    let stored = place.records().events(&all).unwrap();
+    let stored = place.records().events(&all).unwrap().events;
     stored.iter().rev().map(|event| event.id).collect()
 }
 
@@ -74,7 +74,7 @@ async fn the_deliveries_of_the_ledger_are_added_to_the_journal() {
 
     let store = start(&place, &["crm"]).await;
     assert_eq!(all_deliveries(&place), before);
-    let parked = place.records().parked(&all_parked()).unwrap();
+    let parked = place.records().parked(&all_parked()).unwrap().deliveries;
     assert_eq!(parked[0].why, "it will never do");
     store.append_all(events()).await;
     let mut open = ids(&store.claim("crm", at(499)).await);

@@ -17,7 +17,7 @@ async fn an_event_that_fails_its_checksum_is_parked_and_the_next_is_delivered() 
     place.damage(1, |bytes| bytes[64 + 100] ^= 1);
     assert_eq!(ids(&store.claim("crm", at(10)).await), [events[1].id]);
     store.settle_down().await;
-    let parked = place.records().parked(&all_parked()).unwrap();
+    let parked = place.records().parked(&all_parked()).unwrap().deliveries;
     assert_eq!(parked[0].why, "the event fails its checksum in the journal");
 }
 

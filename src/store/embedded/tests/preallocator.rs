@@ -90,7 +90,7 @@ async fn known(place: &Place) -> usize {
         limit: 100_000,
         ..EventFilter::default()
     };
-    place.records().events(&all).unwrap().len()
+    place.records().events(&all).unwrap().events.len()
 }
 
 fn damaged_bytes(place: &Place) -> i64 {

@@ -69,7 +69,7 @@ async fn only_old_segments_without_needed_events_are_deleted() {
             ..EventFilter::default()
         })
         .unwrap();
-    let listed: Vec<_> = listed.iter().map(|event| event.id).collect();
+    let listed: Vec<_> = listed.events.iter().map(|event| event.id).collect();
     // The last segment is written to, and the second holds what is parked.
     assert_eq!(listed, [last[0].notification.id, ids(&claims)[1]]);
     assert!(place.records().event(ids(&claims)[0]).unwrap().is_none());

@@ -103,7 +103,7 @@ async fn text_that_postgresql_refuses_is_stored() {
     let replica = Replica::new(&database).await;
     let odd = Notification {
         key: Some(Key::from("a\0b")),
-        subject: Some("\0\\0".to_owned()),
+        subjects: vec!["\0\\0".to_owned(), "\0".to_owned()],
         topics: vec!["t\0".into()],
         name: "zoom.\0".into(),
         ..event(1)
