@@ -27,7 +27,7 @@ use std::{
 use super::{
     dedup_index::{DedupIndex, Found, IndexError, Slot},
     reader::{Directory, EventReader},
-    record::{Event, Personal},
+    record::Personal,
     segment::Position,
 };
 use crate::event::{DedupeKey, Notification};
@@ -107,10 +107,7 @@ impl Deduplicator {
         for key in &event.notification.dedupe {
             let event_reader = &mut self.event_reader;
             let found = self.index.find(key, |known| {
-                known <= position
-                    && event_reader
-                        .read_public(known)
-                        .is_ok_and(|event| is_of(&event, key))
+                known <= position && is_at(event_reader, key, known)
             })?;
             if matches!(found, Found::Known(_)) {
                 return Ok(true);
@@ -124,7 +121,6 @@ impl Deduplicator {
     ///
     /// The other keys of a duplicate are not added: the provider may not have signed them. An
     /// earlier event that cannot be read has no duplicates, since it cannot be delivered itself.
-    /// longer be delivered itself.
     ///
     /// # Errors
     ///
@@ -156,10 +152,7 @@ impl Deduplicator {
             let mut is_indexed = false;
             let found = self.index.find(key, |known| {
                 is_indexed |= known == position;
-                known < position
-                    && event_reader
-                        .read_public(known)
-                        .is_ok_and(|event| is_of(&event, key))
+                known < position && is_at(event_reader, key, known)
             })?;
             match found {
                 Found::Known(_) => {
@@ -196,7 +189,7 @@ impl Deduplicator {
         }
         self.unsynced += 1;
         if is_crowded {
-            let first = self.journal.segments()?.first().copied();
+            let first = self.journal.first_from(0)?;
             self.index.rebuild(Position::new(first.unwrap_or(0), 0))?;
         }
         Ok(())
@@ -226,8 +219,10 @@ fn replace(path: &Path, error: IndexError) -> io::Result<DedupIndex> {
     Ok(index)
 }
 
-/// Whether `event` has the dedupe key `key`. A damaged event has no duplicates, since it cannot be
-/// delivered; an erased one has.
-fn is_of(event: &Event, key: &DedupeKey) -> bool {
-    event.personal != Personal::Damaged && event.notification.dedupe.contains(key)
+/// Whether the event at `position` has the dedupe key `key`. A damaged event has no duplicates,
+/// since it cannot be delivered; an erased one has.
+fn is_at(event_reader: &mut EventReader, key: &DedupeKey, position: Position) -> bool {
+    event_reader.read_public(position).is_ok_and(|event| {
+        event.personal != Personal::Damaged && event.notification.dedupe.contains(key)
+    })
 }

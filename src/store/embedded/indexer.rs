@@ -4,7 +4,6 @@
 use std::{
     fmt::Display,
     io,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,16 +11,16 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    Core,
     deduplicator::Deduplicator,
     journal::JournalBatch,
     ledger::{Ledger, TopicReader},
-    progress::Progress,
     queue::{Queue, TopicTime},
-    reader::{DamageLog, Directory, Scan, ScanItem},
-    record::{self, Content, Invalid, Personal},
-    segment::{HEADER_BYTES, Position},
+    reader::{Directory, Scan, ScanItem},
+    record::{self, Content, Personal},
+    segment::{HEADER_BYTES, Position, Watermark},
 };
-use crate::store::Follower;
+use crate::store::{Follower, StoreError};
 
 /// The most records of one batch.
 const BATCH_RECORDS: usize = 4096;
@@ -37,38 +36,27 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The indexer's thread.
 pub(super) struct Indexer {
-    pub(super) directory: Directory,
-    pub(super) ledger: Arc<Ledger>,
-    pub(super) queue: Arc<Queue>,
-    /// Reads the ledger's topics, while that is possible.
-    pub(super) topic_reader: Option<TopicReader>,
-    /// The path of the ledger.
-    pub(super) path: PathBuf,
-    pub(super) progress: Arc<Progress>,
-    pub(super) damage: DamageLog,
-    /// Recognizes duplicates.
-    pub(super) deduplicator: Deduplicator,
-    /// Called with (done, total) records while a ledger is rebuilt.
-    pub(super) rebuild: Arc<dyn Fn(u64, u64) + Send + Sync>,
+    core: Arc<Core>,
+    ledger: Arc<Ledger>,
+    queue: Arc<Queue>,
+    topic_reader: TopicReader,
+    deduplicator: Deduplicator,
     /// The end of the journal when the ledger was opened. The ledger already has the states of
     /// deliveries behind it, since this process has written them. `None` after the ledger was
     /// reset.
-    pub(super) own: Option<Position>,
-    /// The position up to which the journal has been read.
-    pub(super) through: Position,
-    /// The number of records up to there.
-    pub(super) records: u64,
+    own: Option<Position>,
+    /// How far the journal has been read.
+    watermark: Watermark,
     /// The segment that is being read.
-    pub(super) scan: Option<Scan>,
+    scan: Option<Scan>,
     /// The rebuild in progress.
-    pub(super) rebuilding: Option<Rebuilding>,
+    rebuilding: Option<Rebuilding>,
     /// Reports the thread's progress.
-    pub(super) follower: Follower,
+    follower: Follower,
 }
 
 /// The rebuild of a ledger.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rebuilding {
+struct Rebuilding {
     /// The number of records before the oldest segment.
     base: u64,
     /// The number of records in the journal when the rebuild began.
@@ -78,22 +66,48 @@ pub(super) struct Rebuilding {
 }
 
 impl Indexer {
+    /// An indexer that continues at `watermark`. `recovered` is the end of the recovered journal.
+    pub(super) fn new(
+        core: Arc<Core>,
+        ledger: Arc<Ledger>,
+        queue: Arc<Queue>,
+        recovered: Position,
+        watermark: Watermark,
+    ) -> Result<Self, StoreError> {
+        let index = core.settings.path.join("seen.table");
+        let deduplicator = Deduplicator::open(&index, &core.directory);
+        let followers = core.health.followers();
+        Ok(Self {
+            topic_reader: TopicReader::new(core.settings.ledger()),
+            deduplicator: deduplicator.map_err(StoreError::reading(&index))?,
+            own: Some(recovered),
+            watermark,
+            scan: None,
+            rebuilding: None,
+            follower: followers.critical("indexer", "indexing the journal"),
+            core,
+            ledger,
+            queue,
+        })
+    }
+
     /// Indexes until the store is closed.
     pub(super) fn run(mut self) {
         super::lower_priority();
-        self.progress.indexed(self.records);
+        self.core.progress.indexed(self.watermark.records);
         self.rebuild_deduplicator();
         self.notice_rebuild();
         let mut looked = Instant::now();
         loop {
             let due = self.queue.is_due_at();
             let until = due.unwrap_or_else(|| looked + LOOK_EVERY);
-            let end = self.progress.beyond((self.through, self.records), until);
+            let end = self.core.progress.beyond(self.watermark, until);
             self.follower.started();
             let done = self.advance(end).and_then(|()| {
                 if end.is_none() || self.queue.is_due_at().unwrap_or(until) <= Instant::now() {
                     looked = Instant::now();
-                    self.bring_up_to_date()?;
+                    let ingested = self.ledger.watermark()?;
+                    self.report_rebuild(ingested.records);
                 }
                 Ok(())
             });
@@ -117,25 +131,27 @@ impl Indexer {
     /// Restores the deduplication index up to the present position, as far as it may lack events
     /// after a loss of power or damage.
     fn rebuild_deduplicator(&mut self) {
-        let (through, records) = (self.through, self.records);
+        let watermark = self.watermark;
         while let Some(gap) = self.deduplicator.take_gap() {
-            (self.through, self.scan) = (gap.min(through), None);
-            self.index_until(through);
+            self.watermark.through = gap.min(watermark.through);
+            self.scan = None;
+            self.index_until(watermark.through);
         }
         self.follower.progressed();
-        (self.through, self.records, self.scan) = (through, records, None);
+        (self.watermark, self.scan) = (watermark, None);
     }
 
     /// Reads the journal up to `through`, unless the store closes or the index is damaged again.
     fn index_until(&mut self, through: Position) {
         let mut logged_at = Instant::now();
-        while self.through < through && !self.progress.is_stopped() {
+        while self.watermark.through < through && !self.core.progress.is_stopped() {
             self.follower.started();
-            match self.read(through) {
+            let batch = self.read(through);
+            match batch.and_then(|batch| self.without_duplicates(batch)) {
                 // A segment may have lost its end since the ledger read it.
-                Ok(batch) if batch.through == self.through => break,
+                Ok(batch) if batch.through == self.watermark.through => break,
                 Ok(batch) => {
-                    self.through = batch.through;
+                    self.watermark.through = batch.through;
                     self.follower.progressed();
                 }
                 Err(_) if self.deduplicator.has_gap() => break,
@@ -145,7 +161,7 @@ impl Indexer {
             }
             if logged_at.elapsed() >= LOG_INTERVAL {
                 tracing::info!(
-                    journal.segment = self.through.segment(),
+                    journal.segment = self.watermark.through.segment(),
                     journal.last = through.segment(),
                     "the deduplication index is being completed"
                 );
@@ -160,30 +176,31 @@ impl Indexer {
             tracing::warn!("{what}: {problem}");
         }
         self.scan = None;
-        self.progress.pause()
+        self.core.progress.pause()
     }
 
     /// Indexes the next batch before `end`, if there is one.
-    fn advance(&mut self, end: Option<Position>) -> Result<(), super::StoreError> {
-        let mut expected = self.through;
-        if let Some(end) = end.filter(|end| self.through < *end) {
+    fn advance(&mut self, end: Option<Position>) -> Result<(), StoreError> {
+        let before = self.watermark.through;
+        let mut expected = before;
+        if let Some(end) = end.filter(|end| before < *end) {
             let batch = self.next(end);
-            let batch = batch.map_err(super::StoreError::io("reading the journal"))?;
+            let batch = batch.and_then(|batch| self.without_duplicates(batch));
+            let batch = batch.map_err(StoreError::io("reading the journal"))?;
             expected = batch.through;
             if batch.through > batch.from {
                 let topic_times = self.topic_times(&batch);
                 self.queue.ingest(batch, &topic_times);
             }
         }
-        let watermark = self.queue.watermark();
-        let is_behind = watermark.through < self.through;
-        if watermark.through != expected {
+        self.watermark = self.queue.watermark();
+        if self.watermark.through != expected {
             self.scan = None;
         }
-        (self.through, self.records) = (watermark.through, watermark.records);
-        if is_behind {
+        if self.watermark.through < before {
             // The ledger has been reset.
-            (self.own, self.topic_reader) = (None, None);
+            self.own = None;
+            self.topic_reader.close();
             self.notice_rebuild();
         }
         Ok(())
@@ -199,44 +216,24 @@ impl Indexer {
         if unknown.is_empty() {
             return Vec::new();
         }
-        if self.topic_reader.is_none() {
-            self.topic_reader = TopicReader::open(&self.path).ok();
-        }
-        let topic_times = self
-            .topic_reader
-            .as_ref()
-            .map(|topic_reader| topic_reader.topic_times(unknown));
-        match topic_times {
-            Some(Ok(topic_times)) => topic_times,
-            Some(Err(error)) => {
-                tracing::debug!("topics cannot be looked up: {error}");
-                self.topic_reader = None;
-                Vec::new()
-            }
-            None => Vec::new(),
-        }
-    }
-
-    /// Has the ledger ingest what it lacks.
-    fn bring_up_to_date(&mut self) -> Result<(), super::StoreError> {
-        let watermark = self
-            .ledger
-            .run_blocking("indexing the journal", |database| database.watermark())?;
-        self.report_rebuild(watermark.records);
-        Ok(())
+        self.topic_reader.read(unknown).unwrap_or_else(|error| {
+            tracing::debug!("topics cannot be looked up: {error}");
+            Vec::new()
+        })
     }
 
     /// The next batch, as it waits in memory, or else from the disk.
     fn next(&mut self, end: Position) -> io::Result<JournalBatch> {
         // The writer passes events only. The ledger has this process's own states of deliveries
         // already.
-        if self.own.is_none_or(|own| self.through < own) {
+        let from = self.watermark.through;
+        if self.own.is_none_or(|own| from < own) {
             return self.read(end);
         }
-        match self.progress.take_from(self.through) {
+        match self.core.progress.take_from(from) {
             Ok(batch) => {
                 self.scan = None;
-                self.without_duplicates(batch)
+                Ok(batch)
             }
             Err(until) => self.read(until.unwrap_or(end).min(end)),
         }
@@ -257,21 +254,16 @@ impl Indexer {
             }
         }
         batch.contents = contents;
-        self.sync_deduplicator()?;
-        Ok(batch)
-    }
-
-    fn sync_deduplicator(&mut self) -> io::Result<()> {
-        match self.deduplicator.is_due() {
-            true => self.deduplicator.sync(),
-            false => Ok(()),
+        if self.deduplicator.is_due() {
+            self.deduplicator.sync()?;
         }
+        Ok(batch)
     }
 
     fn read(&mut self, end: Position) -> io::Result<JournalBatch> {
         let mut batch = JournalBatch {
-            records: self.records,
-            ..JournalBatch::behind(self.through)
+            records: self.watermark.records,
+            ..JournalBatch::behind(self.watermark.through)
         };
         let (mut records_read, mut bytes_read) = (0, 0);
         while records_read < BATCH_RECORDS && bytes_read < BATCH_BYTES && batch.through < end {
@@ -280,54 +272,39 @@ impl Indexer {
                     batch.records += 1;
                     records_read += 1;
                     bytes_read += bytes.len();
-                    self.ingest(&mut batch, position, &bytes)?;
+                    let content = self.content(position, &bytes);
+                    batch
+                        .contents
+                        .extend(content.map(|content| (position, content)));
                 }
                 Some(ScanItem::Damage { position, bytes }) => {
-                    self.damage
-                        .report(position, bytes, "records fail their checksum");
+                    let damage = &self.core.damage;
+                    damage.report(position, bytes, "records fail their checksum");
                 }
                 None => break,
             }
         }
-        self.sync_deduplicator()?;
         Ok(batch)
     }
 
-    /// Adds the content of a record to `batch`, unless the ledger has it.
-    fn ingest(
-        &mut self,
-        batch: &mut JournalBatch,
-        position: Position,
-        bytes: &Bytes,
-    ) -> io::Result<()> {
-        let is_own = self.own.is_some_and(|own| own <= position);
-        let content = match record::content(bytes, position) {
-            Ok(Content::Deliveries(_) | Content::Inventory(..)) if is_own => return Ok(()),
-            Ok(Content::Event(event)) => {
-                if event.personal == Personal::Damaged {
-                    self.report_damage(position, bytes, "an event fails its checksum");
-                }
-                if self
-                    .deduplicator
-                    .is_duplicate(position, &event.notification)?
-                {
-                    batch.duplicates += 1;
-                    return Ok(());
-                }
-                Content::Event(event)
+    /// The content of a record, unless it is unreadable, or the ledger has it.
+    fn content(&self, position: Position, bytes: &Bytes) -> Option<Content> {
+        let content = record::content(bytes, position);
+        let damage = match &content {
+            Some(Content::Deliveries(_) | Content::Inventory(..)) => {
+                let is_own = self.own.is_some_and(|own| own <= position);
+                return content.filter(|_| !is_own);
             }
-            Ok(content) => content,
-            Err(Invalid) => {
-                self.report_damage(position, bytes, "a record is not readable");
-                return Ok(());
+            Some(Content::Event(event)) if event.personal == Personal::Damaged => {
+                "an event fails its checksum"
             }
+            Some(_) => return content,
+            None => "a record is not readable",
         };
-        batch.contents.push((position, content));
-        Ok(())
-    }
-
-    fn report_damage(&self, position: Position, bytes: &Bytes, what: &'static str) {
-        self.damage.report(position, bytes.len() as u64, what);
+        self.core
+            .damage
+            .report(position, bytes.len() as u64, damage);
+        content
     }
 
     /// The next step of the scan, which moves `batch.through`. `None` when the batch is complete.
@@ -335,7 +312,7 @@ impl Indexer {
         loop {
             let scan = match &mut self.scan {
                 Some(scan) => scan,
-                closed => closed.insert(open(&self.directory, batch)?),
+                closed => closed.insert(open(&self.core.directory, batch)?),
             };
             if scan.position().segment() == end.segment() {
                 scan.set_end(end.offset())?;
@@ -360,11 +337,11 @@ impl Indexer {
     }
 
     fn notice_rebuild(&mut self) {
-        let total = self.progress.records();
-        if self.through == Position::default() && total > 0 {
-            let first = self.directory.segments().ok();
-            let first = first.and_then(|numbers| numbers.first().copied());
-            let header = first.and_then(|number| self.directory.header(number).ok().flatten());
+        let total = self.core.progress.records();
+        if self.watermark.through == Position::default() && total > 0 {
+            let directory = &self.core.directory;
+            let first = directory.first_from(0).ok().flatten();
+            let header = first.and_then(|number| directory.header(number).ok().flatten());
             let base = header.map_or(0, |header| header.records_before);
             tracing::info!(
                 records = total - base,
@@ -389,7 +366,7 @@ impl Indexer {
         };
         let all = total.saturating_sub(*base);
         let done = records.saturating_sub(*base).min(all);
-        (self.rebuild)(done, all);
+        (self.core.context.rebuild)(done, all);
         if done >= all {
             tracing::info!("the ledger has been rebuilt");
             self.rebuilding = None;
@@ -404,8 +381,7 @@ impl Indexer {
 /// it.
 fn open(directory: &Directory, batch: &mut JournalBatch) -> io::Result<Scan> {
     let wanted = batch.through.segment();
-    let numbers = directory.segments()?;
-    let number = numbers.into_iter().find(|number| *number >= wanted);
+    let number = directory.first_from(wanted)?;
     let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     if number != wanted {
         batch.through = Position::new(number, 0);

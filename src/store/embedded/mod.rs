@@ -67,11 +67,11 @@ use tokio::sync::{oneshot, watch};
 pub use self::source::TransferSource;
 use self::{
     disk::{Disk, SystemDisk},
-    journal::{Journal, JournalSender},
+    journal::Journal,
     ledger::{Ledger, LedgerDatabase, OperatorConnection},
     progress::Progress,
     queue::Queue,
-    reader::Directory,
+    reader::{DamageLog, Directory},
     record::{Record, TooLarge},
 };
 use super::{
@@ -205,23 +205,31 @@ struct Embedded {
 }
 
 struct Shared {
-    health: HealthReporter,
+    core: Arc<Core>,
     journal: Journal,
-    journal_sender: JournalSender,
     ledger: Arc<Ledger>,
     queue: Arc<Queue>,
-    progress: Arc<Progress>,
-    directory: Directory,
-    context: Context,
-    disk: Arc<dyn Disk>,
     threads: Mutex<Option<Threads>>,
 }
 
-/// The threads that end before the ledger's.
+/// What the threads of a store have in common.
+struct Core {
+    settings: Settings,
+    context: Context,
+    disk: Arc<dyn Disk>,
+    /// The directory of the journal.
+    directory: Directory,
+    health: HealthReporter,
+    damage: DamageLog,
+    progress: Arc<Progress>,
+}
+
+/// The threads, besides the ledger's.
 struct Threads {
     indexer: JoinHandle<()>,
     retention: JoinHandle<()>,
     stop_retention: mpsc::Sender<()>,
+    journal: JoinHandle<()>,
     /// Unlocked last.
     lock: File,
 }
@@ -281,7 +289,7 @@ impl Deliveries for Embedded {
                 Err(StoreError::Database { .. }) => subscribe().await?,
                 subscribed => subscribed?,
             }
-            self.shared.progress.subscribed();
+            self.shared.core.progress.subscribed();
             Ok(())
         })
     }
@@ -329,11 +337,11 @@ impl Deliveries for Embedded {
 
 impl Monitored for Embedded {
     fn health(&self) -> watch::Receiver<Health> {
-        self.shared.health.subscribe()
+        self.shared.core.health.subscribe()
     }
 
     fn followers(&self) -> Followers {
-        self.shared.health.followers().clone()
+        self.shared.core.health.followers().clone()
     }
 
     fn measure(&self, now: Timestamp) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -344,13 +352,13 @@ impl Monitored for Embedded {
                 Ok((statistics, shared.space()))
             };
             let (statistics, space) = self.shared.ledger.run("measuring", job).await?;
-            let metrics = &self.shared.context.metrics;
+            let metrics = &self.shared.core.context.metrics;
             for statistics in statistics {
                 statistics.export(metrics, now);
             }
             metrics
                 .ledger_lag
-                .set(self.shared.progress.lag().cast_signed());
+                .set(self.shared.core.progress.lag().cast_signed());
             let (journal, free) = space.map_err(StoreError::io("measuring the journal"))?;
             metrics.journal_bytes.set(journal.cast_signed());
             metrics.disk_free_bytes.set(free.cast_signed());
@@ -371,13 +379,14 @@ impl Shared {
     fn close(&self) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(threads) = threads.take() {
-            self.progress.stop();
+            self.core.progress.stop();
             drop(threads.stop_retention);
             threads.indexer.join().ok();
             threads.retention.join().ok();
             self.ledger.close();
             // After the ledger, whose last transaction writes to the journal.
             self.journal.close();
+            threads.journal.join().ok();
             // Closing the file would not suffice: a process that is being spawned inherits it until
             // its `exec`.
             if let Err(error) = threads.lock.unlock() {
@@ -388,25 +397,29 @@ impl Shared {
 
     /// Writes the subscriptions that are in force from here on to the journal.
     fn announce(&self, subscriptions: &[Subscription]) -> Result<(), StoreError> {
-        let now = (self.context.clock)();
+        let now = (self.core.context.clock)();
         let record = Record::subscriptions(now, subscriptions);
         let record = record.map_err(|TooLarge(bytes)| {
             let what = format!("the subscriptions take {bytes} bytes, more than a record can have");
             StoreError::io(&what)(io::ErrorKind::FileTooLarge.into())
         })?;
-        self.journal_sender.head(record);
+        self.journal.head(record);
         Ok(())
     }
 
     /// The size of the journal and the free space on its disk, in bytes.
     fn space(&self) -> io::Result<(u64, u64)> {
-        let free = self.disk.free(self.directory.path())?;
-        Ok((self.directory.bytes(self.progress.end())?, free))
+        let core = &self.core;
+        let free = core.disk.free(core.directory.path())?;
+        Ok((core.directory.bytes(core.progress.end())?, free))
     }
 }
 
 /// Starts a thread.
-fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+fn start<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StoreError> {
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)

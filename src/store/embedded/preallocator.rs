@@ -11,13 +11,15 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
-use super::{disk, journal::JournalConfig};
-use crate::store::StoreError;
+use super::{Core, disk};
 
 /// The number of segments that must fit into the free space, besides the reserve, before one is
 /// preallocated: preallocation must not fill the disk.
@@ -33,196 +35,132 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The pause after a lack of space or a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
-/// A segment's file that is not in use.
-#[derive(Debug)]
-pub(super) struct PreallocatedSegment {
-    /// The file, filled with zeros.
-    pub(super) file: File,
-    /// The file's path.
-    pub(super) path: PathBuf,
-}
-
-/// A thread that preallocates one segment at a time, on request. Dropping this handle ends the
+/// Preallocates one segment at a time, on request, on a thread of its own. Dropping it ends the
 /// thread and removes an unused file.
 pub(super) struct Preallocator {
-    /// `None` ends the thread.
-    requests: Option<Sender<()>>,
-    made: Receiver<PreallocatedSegment>,
-    /// Whether a segment was requested and not taken.
-    is_requested: bool,
-    ready: Option<PreallocatedSegment>,
+    core: Arc<Core>,
     path: PathBuf,
-    thread: Option<JoinHandle<()>>,
+    running: Option<Running>,
+}
+
+/// A thread that preallocates a segment.
+struct Running {
+    thread: JoinHandle<Option<File>>,
+    /// Dropping it ends the thread.
+    stop: Sender<()>,
 }
 
 impl Preallocator {
-    /// Starts the thread, and removes a file that an earlier process has left.
-    pub(super) fn start(config: JournalConfig) -> Result<Self, StoreError> {
-        let path = config.directory.path().join("spare.new");
-        remove(&path).map_err(StoreError::writing(&path))?;
-        let (requests, inbox) = channel();
-        let (outbox, made) = channel();
-        let maker = PreallocatorThread {
-            path: path.clone(),
-            config,
-            requests: inbox,
-        };
-        let thread = super::start("preallocator", move || maker.run(&outbox))?;
-        Ok(Self {
-            requests: Some(requests),
-            made,
-            is_requested: false,
-            ready: None,
+    /// Removes a file that an earlier process has left.
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        let path = core.directory.path().join("spare.new");
+        let preallocator = Self {
+            core,
             path,
-            thread: Some(thread),
-        })
+            running: None,
+        };
+        preallocator.remove();
+        preallocator
+    }
+
+    /// The path of a preallocated segment.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Requests a segment, unless one is ready or requested. Does not wait.
     pub(super) fn request(&mut self) {
-        if let Some(requests) = &self.requests
-            && !self.is_requested
-        {
-            self.is_requested = requests.send(()).is_ok();
+        if self.running.is_some() {
+            return;
+        }
+        let (stop, stopped) = channel();
+        let (core, path) = (self.core.clone(), self.path.clone());
+        let make = move || make_eventually(&core, &path, &stopped);
+        match super::start("preallocator", make) {
+            Ok(thread) => self.running = Some(Running { thread, stop }),
+            Err(error) => tracing::debug!("a segment cannot be preallocated: {error}"),
         }
     }
 
     /// Whether [`take`](Self::take) returns a segment.
-    pub(super) fn is_ready(&mut self) -> bool {
-        if self.ready.is_none() {
-            self.ready = self.made.try_recv().ok();
-        }
-        self.ready.is_some()
+    pub(super) fn is_ready(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.thread.is_finished())
     }
 
-    /// The preallocated segment, if it is ready.
-    pub(super) fn take(&mut self) -> Option<PreallocatedSegment> {
-        if !self.is_ready() {
-            return None;
-        }
-        self.is_requested = false;
-        self.ready.take()
+    /// The preallocated segment's file, filled with zeros, if it is ready.
+    pub(super) fn take(&mut self) -> Option<File> {
+        let ready = self.running.take_if(|running| running.thread.is_finished());
+        ready?.thread.join().ok()?
     }
 
     /// Removes a ready segment, since its space is needed.
     pub(super) fn give_up(&mut self) {
-        if self.take().is_some()
-            && let Err(error) = remove(&self.path)
-        {
-            tracing::warn!("a preallocated segment cannot be removed: {error}");
+        if self.take().is_some() {
+            self.remove();
+        }
+    }
+
+    fn remove(&self) {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("a preallocated segment cannot be removed: {error}");
+            }
+            _ => {}
         }
     }
 }
 
 impl Drop for Preallocator {
     fn drop(&mut self) {
-        self.requests = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some(Running { thread, stop }) = self.running.take() {
+            drop(stop);
             thread.join().ok();
         }
-        if let Err(error) = remove(&self.path) {
-            tracing::warn!("a preallocated segment cannot be removed: {error}");
-        }
+        self.remove();
     }
 }
 
-/// The state of the thread.
-struct PreallocatorThread {
-    config: JournalConfig,
-    path: PathBuf,
-    requests: Receiver<()>,
-}
-
-/// Why no segment was preallocated.
-enum Unmade {
-    /// The thread is to end.
-    Stopped,
-    /// There is too little space.
-    NoSpace,
-    /// The system reported an error.
-    Failed(io::Error),
-}
-
-impl PreallocatorThread {
-    fn run(self, outbox: &Sender<PreallocatedSegment>) {
-        super::lower_priority();
-        while self.requests.recv().is_ok() {
-            let Some(file) = self.make_eventually() else {
-                return;
-            };
-            let path = self.path.clone();
-            if outbox.send(PreallocatedSegment { file, path }).is_err() {
-                return;
+/// Preallocates a segment at `path`, and retries until that succeeds. Returns `None` when `stopped`
+/// is disconnected.
+fn make_eventually(core: &Core, path: &Path, stopped: &Receiver<()>) -> Option<File> {
+    super::lower_priority();
+    loop {
+        match make(core, path, stopped) {
+            Ok(made) => return made,
+            Err(error) => {
+                tracing::debug!("a segment cannot be preallocated: {error}");
+                // A file after a failed write or sync cannot be trusted.
+                fs::remove_file(path).ok();
             }
         }
-    }
-
-    /// Preallocates a segment, and retries until there is space. Returns `None` when the thread is
-    /// to end.
-    fn make_eventually(&self) -> Option<File> {
-        loop {
-            match self.make() {
-                Ok(file) => return Some(file),
-                Err(Unmade::Stopped) => return None,
-                Err(Unmade::NoSpace) => {
-                    tracing::debug!("there is too little space to preallocate a segment")
-                }
-                Err(Unmade::Failed(error)) => {
-                    tracing::debug!("a segment cannot be preallocated: {error}");
-                    // A file after a failed write or sync cannot be trusted.
-                    remove(&self.path).ok();
-                }
-            }
-            self.wait(RETRY_PAUSE).ok()?;
-        }
-    }
-
-    fn make(&self) -> Result<File, Unmade> {
-        let JournalConfig {
-            segment_bytes,
-            reserve_bytes,
-            disk,
-            directory,
-            ..
-        } = &self.config;
-        let free = disk.free(directory.path())?.saturating_sub(*reserve_bytes);
-        if free < FREE_SEGMENTS * segment_bytes {
-            return Err(Unmade::NoSpace);
-        }
-        let file = disk::create_file(&self.path)?;
-        let zeros = vec![0; CHUNK_BYTES];
-        let mut at = 0;
-        while at < *segment_bytes {
-            let size = zeros.len().min((segment_bytes - at) as usize);
-            disk.write(&file, zeros.get(..size).unwrap_or_default(), at)?;
-            disk.sync(&file)?;
-            at += size as u64;
-            self.wait(PAUSE)?;
-        }
-        file.sync_all()?;
-        Ok(file)
-    }
-
-    /// Waits for `time`, or until the thread is to end.
-    fn wait(&self, time: Duration) -> Result<(), Unmade> {
-        match self.requests.recv_timeout(time) {
-            // No request arrives while one is carried out.
-            Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(()),
-            Err(RecvTimeoutError::Disconnected) => Err(Unmade::Stopped),
-        }
+        wait(stopped, RETRY_PAUSE)?;
     }
 }
 
-impl From<io::Error> for Unmade {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
+fn make(core: &Core, path: &Path, stopped: &Receiver<()>) -> io::Result<Option<File>> {
+    let (disk, settings) = (&core.disk, &core.settings);
+    let free = disk.free(core.directory.path())?;
+    if free.saturating_sub(settings.reserve) < FREE_SEGMENTS * settings.segment {
+        return Err(io::ErrorKind::StorageFull.into());
     }
+    let file = disk::create_file(path)?;
+    let zeros = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    while at < settings.segment {
+        let size = zeros.len().min((settings.segment - at) as usize);
+        disk.write(&file, zeros.get(..size).unwrap_or_default(), at)?;
+        disk.sync(&file)?;
+        at += size as u64;
+        if wait(stopped, PAUSE).is_none() {
+            return Ok(None);
+        }
+    }
+    file.sync_all()?;
+    Ok(Some(file))
 }
 
-/// Removes the file at `path`, if it exists.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
+/// Waits for `time`. Returns `None` when `stopped` is disconnected.
+fn wait(stopped: &Receiver<()>, time: Duration) -> Option<()> {
+    (stopped.recv_timeout(time) == Err(RecvTimeoutError::Timeout)).then_some(())
 }

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{journal::JournalBatch, segment::Position};
+use super::{
+    journal::JournalBatch,
+    segment::{Position, Watermark},
+};
 
 /// The pause of the indexer after a failure.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -39,9 +42,7 @@ pub(super) struct Progress {
 #[derive(Default)]
 struct State {
     /// The end of the synced journal.
-    end: Position,
-    /// The number of records up to there.
-    records: u64,
+    end: Watermark,
     /// The records that wait for the indexer, within the limits.
     waiting: VecDeque<JournalBatch>,
     /// The number of their contents, and their bytes.
@@ -64,28 +65,23 @@ impl State {
         }
     }
 
-    fn take(&mut self) -> Option<JournalBatch> {
-        let batch = self.waiting.pop_front()?;
+    fn take_if(
+        &mut self,
+        is_wanted: impl FnOnce(&mut JournalBatch) -> bool,
+    ) -> Option<JournalBatch> {
+        let batch = self.waiting.pop_front_if(is_wanted)?;
         let (contents, bytes) = self.waiting_size;
         self.waiting_size = (contents - batch.contents.len(), bytes - batch.bytes());
         Some(batch)
     }
-
-    fn take_behind(&mut self, position: Position) -> Option<JournalBatch> {
-        self.waiting
-            .front()
-            .filter(|batch| batch.from == position)?;
-        self.take()
-    }
 }
 
 impl Progress {
-    /// Records that the synced journal ends at `end` after `records`. `batch` has the new records,
-    /// unless the indexer must read them.
-    pub(super) fn written(&self, end: Position, records: u64, batch: Option<JournalBatch>) {
+    /// Records that the synced journal ends at `end`. `batch` has the new records, unless the indexer
+    /// must read them.
+    pub(super) fn written(&self, end: Watermark, batch: Option<JournalBatch>) {
         let mut state = self.lock();
         state.end = end;
-        state.records = records;
         if let Some(batch) = batch {
             state.push(batch);
         }
@@ -100,20 +96,14 @@ impl Progress {
     /// read instead; `None` stands for its end.
     pub(super) fn take_from(&self, position: Position) -> Result<JournalBatch, Option<Position>> {
         let mut state = self.lock();
-        while state
-            .waiting
-            .front()
-            .is_some_and(|batch| batch.from < position)
-        {
-            state.take();
-        }
+        while state.take_if(|batch| batch.from < position).is_some() {}
         match state.waiting.front().map(|batch| batch.from) {
             Some(from) if from == position => {}
             other => return Err(other),
         }
         let mut all = JournalBatch::behind(position);
         while all.contents.len() < BATCH_RECORDS
-            && let Some(batch) = state.take_behind(all.through)
+            && let Some(batch) = state.take_if(|batch| batch.from == all.through)
         {
             all.append(batch);
         }
@@ -150,30 +140,28 @@ impl Progress {
 
     /// The number of stored records that the ledger does not have.
     pub(super) fn lag(&self) -> u64 {
-        let records = self.lock().records;
+        let records = self.records();
         records.saturating_sub(self.indexed.load(Ordering::Relaxed))
     }
 
     /// The end of the synced journal.
     pub(super) fn end(&self) -> Position {
-        self.lock().end
+        self.lock().end.through
     }
 
     /// The number of records in the journal.
     pub(super) fn records(&self) -> u64 {
-        self.lock().records
+        self.lock().end.records
     }
 
     /// Waits until there is something to index behind `watermark`, or the ledger has been reset, or
     /// `until` is over; and a moment longer, unless many records wait. Returns the end of the
     /// synced journal; `None` when indexing is to end.
-    pub(super) fn beyond(
-        &self,
-        (position, records): (Position, u64),
-        until: Instant,
-    ) -> Option<Position> {
+    pub(super) fn beyond(&self, watermark: Watermark, until: Instant) -> Option<Position> {
+        let position = watermark.through;
         let waits = |state: &mut State| {
-            !state.stopped && (!state.subscribed || state.end <= position && !state.ledger_reset)
+            let is_at_end = state.end.through <= position;
+            !state.stopped && (!state.subscribed || is_at_end && !state.ledger_reset)
         };
         let mut state = self.lock();
         if waits(&mut state) {
@@ -182,7 +170,7 @@ impl Progress {
             let waited = self.changed.wait_timeout_while(state, pause, waits);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             state.awaited = false;
-        } else if state.records.saturating_sub(records) < ENOUGH {
+        } else if state.end.records.saturating_sub(watermark.records) < ENOUGH {
             state = self.rest(state, LINGER);
         }
         state.ledger_reset = false;
@@ -190,7 +178,7 @@ impl Progress {
             return None;
         }
         Some(if state.subscribed {
-            state.end
+            state.end.through
         } else {
             position
         })

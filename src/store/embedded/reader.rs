@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    record::{self, Content, Event, Invalid, LENGTH_BYTES, MARKER_BEGIN, Personal},
+    record::{self, Content, Event, LENGTH_BYTES, MARKER_BEGIN, Personal},
     segment::{BadHeader, HEADER_BYTES, Header, Position},
 };
 use crate::{store::StoreError, telemetry::Metrics};
@@ -70,6 +70,12 @@ impl Directory {
         Ok(numbers)
     }
 
+    /// The first segment whose number is at least `number`.
+    pub(super) fn first_from(&self, number: u32) -> io::Result<Option<u32>> {
+        let mut numbers = self.segments()?.into_iter();
+        Ok(numbers.find(|found| *found >= number))
+    }
+
     /// The size in bytes of all segments up to `end`, without preallocated zeros.
     pub(super) fn bytes(&self, end: Position) -> io::Result<u64> {
         let mut bytes = 0;
@@ -91,7 +97,7 @@ impl Directory {
     /// The final length of segment `number` in bytes, from the next segment's header; `None` if
     /// there is no next segment, or it does not say.
     fn final_length(&self, number: u32) -> io::Result<Option<u64>> {
-        let Some(next) = self.segments()?.into_iter().find(|next| *next > number) else {
+        let Some(next) = self.first_from(number + 1)? else {
             return Ok(None);
         };
         let header = match self.header(next) {
@@ -178,28 +184,27 @@ impl EventReader {
 
     /// The event at `position`, with a verified public part.
     pub(super) fn read_public(&mut self, position: Position) -> Result<Event, ReadError> {
-        let event = self.read_from_memory(position).ok();
+        let event = self.read_from_memory(position);
         if let Some(event) = event.filter(|event| event.personal == Personal::Whole) {
             return Ok(event);
         }
         self.read_ahead(position)?;
-        let event = self.read_from_memory(position);
-        event.map_err(|Invalid| ReadError::Damaged)
+        self.read_from_memory(position).ok_or(ReadError::Damaged)
     }
 
-    fn read_from_memory(&self, position: Position) -> Result<Event, Invalid> {
-        let skip = match self.ahead_at.segment() == position.segment() {
-            true => position.offset().checked_sub(self.ahead_at.offset()),
-            false => None,
-        };
-        let bytes = skip.and_then(|skip| self.ahead.get(skip as usize..));
-        let bytes = bytes.ok_or(Invalid)?;
-        let length = record::length(bytes.get(..LENGTH_BYTES).ok_or(Invalid)?)?;
-        let bytes = bytes.get(..length).ok_or(Invalid)?;
-        record::check(bytes, position)?;
+    fn read_from_memory(&self, position: Position) -> Option<Event> {
+        if self.ahead_at.segment() != position.segment() {
+            return None;
+        }
+        let skip = position.offset().checked_sub(self.ahead_at.offset())?;
+        let bytes = self.ahead.get(skip as usize..)?;
+        let bytes = bytes.get(..record::length(bytes.get(..LENGTH_BYTES)?)?)?;
+        if !record::is_valid(bytes, position) {
+            return None;
+        }
         match record::content(&Bytes::copy_from_slice(bytes), position)? {
-            Content::Event(event) => Ok(*event),
-            _ => Err(Invalid),
+            Content::Event(event) => Some(*event),
+            _ => None,
         }
     }
 
@@ -210,7 +215,7 @@ impl EventReader {
         bytes.resize(READ_AHEAD_BYTES, 0);
         let read = read_up_to(file, &mut bytes, position.offset())?;
         bytes.truncate(read);
-        if let Some(Ok(length)) = bytes.get(..LENGTH_BYTES).map(record::length)
+        if let Some(length) = bytes.get(..LENGTH_BYTES).and_then(record::length)
             && length > read
         {
             bytes.resize(length, 0);
@@ -411,12 +416,11 @@ impl Scan {
         }
         let position = Position::new(self.number, at);
         let length = match record::length(self.window(at, LENGTH_BYTES)?) {
-            Ok(length) if length <= left => length,
+            Some(length) if length <= left => length,
             _ => return Ok(None),
         };
         let bytes = self.window(at, length)?.get(..length).unwrap_or_default();
-        let is_valid = record::check(bytes, position).is_ok();
-        Ok(is_valid.then(|| Bytes::copy_from_slice(bytes)))
+        Ok(record::is_valid(bytes, position).then(|| Bytes::copy_from_slice(bytes)))
     }
 
     /// The segment's bytes from `at` on: at least `least` bytes, which must exist.

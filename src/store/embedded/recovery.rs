@@ -12,10 +12,9 @@ use jiff::Timestamp;
 
 use super::{
     disk,
-    preallocator::PreallocatedSegment,
     reader::{DamageLog, Directory, Scan, ScanItem},
     record::{self, Record},
-    segment::{HEADER_BYTES, Header, Position, VERSION},
+    segment::{HEADER_BYTES, Header, Position, VERSION, Watermark},
 };
 use crate::store::{StoreError, pending::BATCH_BYTES};
 
@@ -41,17 +40,29 @@ impl Tail {
         Position::new(self.header.number, self.length)
     }
 
-    /// The number of records in this and all earlier segments.
-    pub(super) const fn records_through(&self) -> u64 {
-        self.header.records_before + self.records
+    /// The position of the next record, and the number of records in this and all earlier segments.
+    pub(super) const fn watermark(&self) -> Watermark {
+        Watermark {
+            through: self.end(),
+            records: self.header.records_before + self.records,
+        }
     }
 
-    /// Begins a segment. The file gets its name when the header is on stable storage. So a segment
-    /// without a header is always damage and never the result of a crash.
+    /// A segment in `file`, without its header and its name.
+    pub(super) const fn new(file: File, header: Header) -> Self {
+        Self {
+            file,
+            header,
+            length: HEADER_BYTES as u64,
+            records: 0,
+            file_bytes: 0,
+        }
+    }
+
+    /// Begins a segment.
     pub(super) fn begin(directory: &Directory, header: Header) -> io::Result<Self> {
         let unnamed = directory.segment(header.number).with_extension("new");
-        let file = disk::create_file(&unnamed)?;
-        Self::begin_in(file, &unnamed, directory, header)
+        Self::new(disk::create_file(&unnamed)?, header).name(&unnamed, directory)
     }
 
     /// Begins a segment with the records that `fill` [adds](Self::add). The segment exists with all
@@ -62,23 +73,22 @@ impl Tail {
         fill: impl FnOnce(&mut Self) -> Result<(), StoreError>,
     ) -> Result<Self, StoreError> {
         let unnamed = directory.segment(header.number).with_extension("new");
-        let written = StoreError::writing(&unnamed);
-        let file = disk::create_file(&unnamed).map_err(written)?;
-        let mut tail = Self {
-            file,
-            header,
-            length: HEADER_BYTES as u64,
-            records: 0,
-            file_bytes: 0,
-        };
+        let file = disk::create_file(&unnamed).map_err(StoreError::writing(&unnamed))?;
+        let mut tail = Self::new(file, header);
         fill(&mut tail)?;
-        let begin = || Self::begin_in(tail.file, &unnamed, directory, header);
-        let begun = begin().map_err(StoreError::writing(&unnamed))?;
-        Ok(Self {
-            length: begun.file_bytes,
-            records: tail.records,
-            ..begun
-        })
+        let named = tail.name(&unnamed, directory);
+        named.map_err(StoreError::writing(&unnamed))
+    }
+
+    /// Writes the header, and gives the file at `unnamed` the segment's name when all of it is on
+    /// stable storage. So a segment without a header is always damage and never the result of a
+    /// crash.
+    pub(super) fn name(mut self, unnamed: &Path, directory: &Directory) -> io::Result<Self> {
+        self.file.write_all_at(&self.header.encode(), 0)?;
+        self.file.sync_all()?;
+        fs::rename(unnamed, directory.segment(self.header.number))?;
+        self.file_bytes = self.file.metadata()?.len();
+        Ok(self)
     }
 
     /// Adds a record to an unnamed segment.
@@ -89,33 +99,6 @@ impl Tail {
         self.length += bytes.len() as u64;
         self.records += 1;
         Ok(())
-    }
-
-    /// Begins a segment in a preallocated file.
-    pub(super) fn begin_preallocated(
-        preallocated: PreallocatedSegment,
-        directory: &Directory,
-        header: Header,
-    ) -> io::Result<Self> {
-        Self::begin_in(preallocated.file, &preallocated.path, directory, header)
-    }
-
-    fn begin_in(
-        file: File,
-        unnamed: &Path,
-        directory: &Directory,
-        header: Header,
-    ) -> io::Result<Self> {
-        file.write_all_at(&header.encode(), 0)?;
-        file.sync_all()?;
-        fs::rename(unnamed, directory.segment(header.number))?;
-        Ok(Self {
-            file_bytes: file.metadata()?.len(),
-            file,
-            header,
-            length: HEADER_BYTES as u64,
-            records: 0,
-        })
     }
 
     /// Whether the next record makes the file grow.
@@ -139,7 +122,7 @@ impl Tail {
             version: VERSION,
             number,
             previous: Some((self.header.number, self.length)),
-            records_before: self.records_through(),
+            records_before: self.watermark().records,
             begun_at,
         }
     }
@@ -164,14 +147,8 @@ pub(super) fn recover(
     let tail = match numbers.last() {
         Some(&last) => reopen(directory, last, now, damage)?,
         None => {
-            let first = Header {
-                version: VERSION,
-                number: 1,
-                previous: None,
-                records_before: 0,
-                begun_at: now,
-            };
-            Tail::begin(directory, first).map_err(StoreError::writing(path))?
+            let begun = Tail::begin(directory, Header::first(1, now));
+            begun.map_err(StoreError::writing(path))?
         }
     };
     disk::sync_dir(path).map_err(StoreError::writing(path))?;
@@ -253,13 +230,7 @@ fn reopen(
     let tail = Tail {
         file,
         file_bytes,
-        header: header.unwrap_or(Header {
-            version: VERSION,
-            number,
-            previous: None,
-            records_before: 0,
-            begun_at: now,
-        }),
+        header: header.unwrap_or(Header::first(number, now)),
         length: scanned.end.max(HEADER_BYTES as u64),
         records: scanned.records,
     };
@@ -383,8 +354,7 @@ pub(super) fn skip_used_positions(
         disk::sync_dir(directory.path())?;
         return Ok((tail, Some(end)));
     }
-    let mut numbers = directory.segments()?.into_iter();
-    let after = numbers.find(|number| *number > known.segment());
+    let after = directory.first_from(known.segment() + 1)?;
     let after = after.and_then(|number| directory.header(number).ok().flatten());
     let before = after.and_then(|after| after.previous);
     let before = before.map(|(number, length)| Position::new(number, length));

@@ -16,16 +16,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use jiff::{SignedDuration, Timestamp};
-
+use jiff::SignedDuration;
 use tokio::sync::oneshot;
 
 use super::{
-    disk,
-    journal::JournalSender,
+    Core, disk,
+    journal::Journal,
     ledger::Ledger,
-    progress::Progress,
-    reader::{Directory, Scan, ScanItem},
+    reader::{Scan, ScanItem},
     record::{self, Content},
     segment::Position,
 };
@@ -42,18 +40,26 @@ const TRANSACTION_EVENTS: usize = 200;
 
 /// The thread that deletes segments.
 pub(super) struct Retention {
-    pub(super) directory: Directory,
-    pub(super) ledger: Arc<Ledger>,
-    pub(super) progress: Arc<Progress>,
-    pub(super) retain: Duration,
-    pub(super) follower: Follower,
-    pub(super) clock: fn() -> Timestamp,
-    pub(super) journal_sender: JournalSender,
+    core: Arc<Core>,
+    ledger: Arc<Ledger>,
+    journal: Journal,
+    follower: Follower,
     /// For each kept segment, the segment that has the states of its deliveries again.
-    pub(super) restated_in: HashMap<u32, u32>,
+    restated_in: HashMap<u32, u32>,
 }
 
 impl Retention {
+    pub(super) fn new(core: Arc<Core>, ledger: Arc<Ledger>, journal: Journal) -> Self {
+        let followers = core.health.followers();
+        Self {
+            follower: followers.background("retention", "deleting old segments"),
+            restated_in: HashMap::new(),
+            core,
+            ledger,
+            journal,
+        }
+    }
+
     /// Makes passes until the other end of `stop` is dropped.
     pub(super) fn run(mut self, stop: &Receiver<()>) {
         super::lower_priority();
@@ -62,7 +68,7 @@ impl Retention {
         }
         while stop.recv_timeout(PASS_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             self.follower.started();
-            match self.pass() {
+            match self.pass(self.core.settings.retain) {
                 Ok(_) => self.follower.progressed(),
                 Err(error) if self.follower.failed(&error) => {
                     tracing::warn!("old segments of the journal are not deleted: {error}");
@@ -72,24 +78,22 @@ impl Retention {
         }
     }
 
-    /// Deletes the segments that may go, and returns their number.
-    pub(super) fn pass(&mut self) -> Result<usize, StoreError> {
-        let path = self.directory.path();
-        let numbers = self.directory.segments();
+    /// Deletes the segments that may go, since they are older than `retain`, and returns their
+    /// number.
+    pub(super) fn pass(&mut self, retain: Duration) -> Result<usize, StoreError> {
+        let path = self.core.directory.path();
+        let numbers = self.core.directory.segments();
         let numbers = numbers.map_err(StoreError::reading(path))?;
-        let through = self
-            .ledger
-            .run_blocking("reading the ledger", |database| database.watermark())?
-            .through;
-        let retain = SignedDuration::try_from(self.retain).unwrap_or(SignedDuration::MAX);
-        let now = (self.clock)();
+        let through = self.ledger.watermark()?.through;
+        let retain = SignedDuration::try_from(retain).unwrap_or(SignedDuration::MAX);
+        let now = (self.core.context.clock)();
         let (mut deleted, mut kept) = (0, Vec::new());
         for pair in numbers.windows(2) {
             let [number, next] = *pair else { continue };
             let is_read = through.segment() > number;
-            let is_written = self.progress.end().segment() > number;
+            let is_written = self.core.progress.end().segment() > number;
             // All of a segment is older than the next segment.
-            let header = self.directory.header(next)?;
+            let header = self.core.directory.header(next)?;
             let is_old = header.is_some_and(|next| now.duration_since(next.begun_at) >= retain);
             if is_read && is_written && is_old && self.delete(number, &kept)? {
                 deleted += 1;
@@ -112,9 +116,9 @@ impl Retention {
             }
         }
         // The ledger goes first: after a crash in between, a later pass deletes the file.
-        let path = self.directory.segment(number);
+        let path = self.core.directory.segment(number);
         fs::remove_file(&path).map_err(StoreError::writing(&path))?;
-        disk::sync_dir(self.directory.path()).map_err(StoreError::writing(&path))?;
+        disk::sync_dir(self.core.directory.path()).map_err(StoreError::writing(&path))?;
         self.ledger
             .run_blocking("closing a segment", move |database| {
                 database.close_segment(number);
@@ -152,14 +156,15 @@ impl Retention {
         }
         let mut answers: Vec<_> = records
             .into_iter()
-            .map(|record| self.journal_sender.put_durably(record))
+            .map(|record| self.journal.put_durably(record))
             .collect();
         // Earlier records are on stable storage when the last one is.
         let answer = answers.pop().map(oneshot::Receiver::blocking_recv);
         if !matches!(answer, Some(Ok(Ok(())))) {
             return Err(StoreError::Closed);
         }
-        self.restated_in.insert(kept, self.progress.end().segment());
+        self.restated_in
+            .insert(kept, self.core.progress.end().segment());
         Ok(true)
     }
 
@@ -173,9 +178,10 @@ impl Retention {
     /// Deletes the content of segment `number` from the ledger. Returns `false` if the segment is
     /// needed after all.
     fn delete_from_ledger(&self, number: u32) -> Result<bool, StoreError> {
-        let path = self.directory.segment(number);
+        let path = self.core.directory.segment(number);
         let mut from = Position::new(number, 0);
-        let mut scan = Scan::open(&self.directory, from).map_err(StoreError::reading(&path))?;
+        let mut scan =
+            Scan::open(&self.core.directory, from).map_err(StoreError::reading(&path))?;
         loop {
             let slice = read_slice(&mut scan).map_err(StoreError::reading(&path))?;
             let done = slice.is_empty();
@@ -211,7 +217,7 @@ fn read_slice(scan: &mut Scan) -> io::Result<Vec<Notification>> {
         let ScanItem::Record { position, bytes } = step else {
             continue;
         };
-        if let Ok(Content::Event(event)) = record::content(&bytes, position) {
+        if let Some(Content::Event(event)) = record::content(&bytes, position) {
             slice.push(Notification {
                 body: Bytes::new(),
                 ..Arc::unwrap_or_clone(event.notification)

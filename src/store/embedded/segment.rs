@@ -106,6 +106,15 @@ impl Position {
     }
 }
 
+/// How far the journal has been read or written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Watermark {
+    /// The position behind the last record.
+    pub(super) through: Position,
+    /// The number of records up to there.
+    pub(super) records: u64,
+}
+
 /// A segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -133,6 +142,17 @@ pub(super) enum BadHeader {
 }
 
 impl Header {
+    /// The header of segment `number` if there is none before it.
+    pub(super) const fn first(number: u32, begun_at: Timestamp) -> Self {
+        Self {
+            version: VERSION,
+            number,
+            previous: None,
+            records_before: 0,
+            begun_at,
+        }
+    }
+
     /// Encodes the header.
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let (previous, length) = self.previous.unwrap_or((0, 0));

@@ -36,7 +36,7 @@ impl TransferSource {
         shared
             .ledger
             .run_blocking("subscribing", |database| database.subscribe(subscriptions))?;
-        shared.progress.subscribed();
+        shared.core.progress.subscribed();
         until_known(shared)?;
         let operator = OperatorConnection::open(settings, clock)?;
         Ok(Self {
@@ -49,14 +49,11 @@ impl TransferSource {
 /// Waits until the ledger has the whole journal.
 fn until_known(shared: &Shared) -> Result<(), StoreError> {
     loop {
-        let watermark = shared
-            .ledger
-            .run_blocking("reading the ledger", |database| database.watermark())?;
-        if watermark.through >= shared.progress.end() {
+        if shared.ledger.watermark()?.through >= shared.core.progress.end() {
             return Ok(());
         }
         // The indexer has ended.
-        if let Health::Poisoned { why } = shared.health.get() {
+        if let Health::Poisoned { why } = shared.core.health.get() {
             return Err(StoreError::database("indexing the journal")(why));
         }
         thread::sleep(LOOK_EVERY);

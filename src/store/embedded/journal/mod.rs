@@ -23,22 +23,19 @@ mod writer;
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
 };
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 pub(super) use self::batch::JournalBatch;
 use self::writer::Writer;
 use super::{
-    disk::Disk,
-    progress::Progress,
-    reader::Directory,
+    Core,
     record::{Event, Personal, Record, TooLarge},
     recovery::Tail,
 };
@@ -50,37 +47,21 @@ use crate::{
         health::HealthReporter,
         pending::{Ack, AckSender, PendingBytes, WAITING},
     },
-    telemetry::Metrics,
 };
 
-/// The configuration of the writer.
+/// A handle to the writer. Clones send to the same writer.
+///
+/// Internal records block their sender while the queue is full. They are dropped after the writer
+/// has ended, since the store is not trusted then.
 #[derive(Clone)]
-pub(super) struct JournalConfig {
-    /// The directory of the segments.
-    pub(super) directory: Directory,
-    /// The size in bytes at which a segment is sealed.
-    pub(super) segment_bytes: u64,
-    /// The free space in bytes below which appends are refused.
-    pub(super) reserve_bytes: u64,
-    /// The disk.
-    pub(super) disk: Arc<dyn Disk>,
-    /// The clock.
-    pub(super) clock: fn() -> Timestamp,
-    /// The metrics of the service.
-    pub(super) metrics: Arc<Metrics>,
-    /// Reports whether appends are accepted.
-    pub(super) health: HealthReporter,
-    /// Passes what was written to the indexer.
-    pub(super) progress: Arc<Progress>,
-}
-
-/// A handle to the writer.
 pub(super) struct Journal {
     sender: SyncSender<Command>,
     pending: PendingBytes,
     health: HealthReporter,
-    writer: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// The receiving end of a [`Journal`], for the writer.
+pub(super) struct JournalReceiver(Receiver<Command>);
 
 enum Command {
     Write(PendingRecord),
@@ -117,34 +98,28 @@ impl PendingRecord {
     }
 }
 
-/// A channel to a writer that has not been started.
-pub(super) fn channel() -> (JournalSender, JournalReceiver) {
-    let (sender, receiver) = sync_channel(WAITING);
-    (JournalSender(sender), JournalReceiver(receiver))
-}
-
-/// The receiving end of the channel to the writer.
-pub(super) struct JournalReceiver(Receiver<Command>);
-
 impl Journal {
+    /// A handle to a writer that has not been started.
+    pub(super) fn new(health: HealthReporter) -> (Self, JournalReceiver) {
+        let (sender, receiver) = sync_channel(WAITING);
+        let journal = Self {
+            sender,
+            pending: PendingBytes::default(),
+            health,
+        };
+        (journal, JournalReceiver(receiver))
+    }
+
     /// Starts the writer at the end of `tail`.
     pub(super) fn start(
-        config: JournalConfig,
+        &self,
+        JournalReceiver(receiver): JournalReceiver,
+        core: Arc<Core>,
         tail: Tail,
-        (sender, JournalReceiver(receiver)): (JournalSender, JournalReceiver),
-    ) -> Result<Self, StoreError> {
-        let JournalSender(sender) = sender;
-        let pending = PendingBytes::default();
-        let health = config.health.clone();
-        let writer = Writer::new(config, receiver, pending.clone(), tail)?;
-        let writer = health.supervised("journal", move || writer.run());
-        let writer = super::start("journal", writer)?;
-        Ok(Self {
-            sender,
-            pending,
-            health,
-            writer: Mutex::new(Some(writer)),
-        })
+    ) -> Result<JoinHandle<()>, StoreError> {
+        let writer = Writer::new(core, receiver, self.pending.clone(), tail);
+        let writer = self.health.supervised("journal", move || writer.run());
+        super::start("journal", writer)
     }
 
     /// Queues `event`. The acknowledgement follows when the event is on stable storage, or could
@@ -187,23 +162,12 @@ impl Journal {
         }
     }
 
-    /// Writes waiting records and ends the writer. Blocks.
+    /// Ends the writer, after it has written all waiting records.
     pub(super) fn close(&self) {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(writer) = writer.take() {
-            // Sending fails only if the writer has ended.
-            self.sender.send(Command::Close).ok();
-            writer.join().ok();
-        }
+        // Sending fails only if the writer has ended.
+        self.sender.send(Command::Close).ok();
     }
-}
 
-/// Queues internal records. Blocks while the queue is full. Records are dropped after the writer
-/// has ended, since the store is not trusted then.
-#[derive(Clone)]
-pub(super) struct JournalSender(SyncSender<Command>);
-
-impl JournalSender {
     /// Queues `record`. Nobody waits for it.
     pub(super) fn put(&self, record: Record) {
         self.send(record, RecordKind::Internal(None));
@@ -211,10 +175,8 @@ impl JournalSender {
 
     /// Queues `record` if there is room, and returns it otherwise.
     pub(super) fn try_put(&self, record: Record) -> Option<Record> {
-        match self
-            .0
-            .try_send(PendingRecord::internal(record, RecordKind::Internal(None)))
-        {
+        let command = PendingRecord::internal(record, RecordKind::Internal(None));
+        match self.sender.try_send(command) {
             Err(TrySendError::Full(Command::Write(pending))) => Some(pending.record),
             _ => None,
         }
@@ -234,6 +196,7 @@ impl JournalSender {
     }
 
     fn send(&self, record: Record, kind: RecordKind) {
-        self.0.send(PendingRecord::internal(record, kind)).ok();
+        let command = PendingRecord::internal(record, kind);
+        self.sender.send(command).ok();
     }
 }

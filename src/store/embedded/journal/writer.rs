@@ -1,18 +1,21 @@
 //! The thread that writes and syncs the journal.
 
 use std::{
-    io,
-    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    io, mem,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
     time::{Duration, Instant},
 };
 
 use jiff::SignedDuration;
 
-use super::{Command, JournalBatch, JournalConfig, PendingRecord, RecordKind};
+use super::{Command, JournalBatch, PendingRecord, RecordKind};
 use crate::store::{
-    AppendError, Health, StoreError,
+    AppendError, Health,
     embedded::{
-        disk,
+        Core, disk,
         preallocator::Preallocator,
         record::{Content, Record},
         recovery::Tail,
@@ -37,7 +40,7 @@ const SEGMENT_AGE: SignedDuration = SignedDuration::from_hours(24);
 
 /// The writer's thread.
 pub(super) struct Writer {
-    config: JournalConfig,
+    core: Arc<Core>,
     receiver: Receiver<Command>,
     pending: PendingBytes,
     tail: Tail,
@@ -68,13 +71,13 @@ enum Failure {
 
 impl Writer {
     pub(super) fn new(
-        config: JournalConfig,
+        core: Arc<Core>,
         receiver: Receiver<Command>,
         pending: PendingBytes,
         tail: Tail,
-    ) -> Result<Self, StoreError> {
+    ) -> Self {
         let mut writer = Self {
-            preallocator: Preallocator::start(config.clone())?,
+            preallocator: Preallocator::new(core.clone()),
             receiver,
             pending,
             written: JournalBatch::behind(tail.end()),
@@ -86,10 +89,10 @@ impl Writer {
             buffer: Vec::new(),
             heading: None,
             unsynced: None,
-            config,
+            core,
         };
         writer.check_space();
-        Ok(writer)
+        writer
     }
 
     /// Writes records until the journal is closed.
@@ -167,12 +170,16 @@ impl Writer {
         match self.write().and_then(|()| synced(self)) {
             Ok(()) => {
                 if count > 0 {
-                    self.config.metrics.journal_batch.observe(count as f64);
+                    self.core
+                        .context
+                        .metrics
+                        .journal_batch
+                        .observe(count as f64);
                 }
                 self.acknowledge(&Ok(()), |_| true);
             }
             Err(Failure::Full(why)) => {
-                self.config
+                self.core
                     .health
                     .set(Health::Unavailable { why: why.clone() });
                 let refused = Err(AppendError::Unavailable(why));
@@ -193,13 +200,13 @@ impl Writer {
 
     /// Checks that `bytes` of events may be written now.
     fn check_writable(&mut self, bytes: usize) -> Result<(), AppendError> {
-        self.config.health.check()?;
+        self.core.health.check()?;
         if bytes as u64 > self.writable_bytes {
             self.writable_bytes = 0;
             let why = self.reserve_reached();
-            self.config.health.set(Health::Unavailable { why });
+            self.core.health.set(Health::Unavailable { why });
         }
-        self.config.health.check()
+        self.core.health.check()
     }
 
     /// Sends `ack` to the selected records of the batch, and removes them.
@@ -210,7 +217,7 @@ impl Writer {
     ) {
         for pending in self.batch.extract_if(.., |pending| whom(pending)) {
             match pending.kind {
-                RecordKind::Event(reply) => reply.send(ack.clone(), &self.config.metrics),
+                RecordKind::Event(reply) => reply.send(ack.clone(), &self.core.context.metrics),
                 RecordKind::Internal(Some(reply)) => drop(reply.send(ack.clone())),
                 RecordKind::Heading if ack.is_ok() => self.heading = Some(pending.record),
                 RecordKind::Internal(None) | RecordKind::Heading => {}
@@ -220,11 +227,11 @@ impl Writer {
 
     fn poison(&self, why: &str) {
         let why = why.to_owned();
-        self.config.health.set(Health::Poisoned { why });
+        self.core.health.set(Health::Poisoned { why });
     }
 
     fn write(&mut self) -> Result<(), Failure> {
-        if let Health::Poisoned { why } = self.config.health.get() {
+        if let Health::Poisoned { why } = self.core.health.get() {
             return Err(Failure::Poisoned(why));
         }
         let mut records = self.batch.len();
@@ -254,7 +261,7 @@ impl Writer {
         self.tail.records += records as u64;
         self.writable_bytes = self.writable_bytes.saturating_sub(bytes);
         self.unsynced.get_or_insert_with(Instant::now);
-        if self.tail.length >= self.config.segment_bytes / PREALLOCATE_AT {
+        if self.tail.length >= self.core.settings.segment / PREALLOCATE_AT {
             self.preallocator.request();
         }
         Ok(())
@@ -274,24 +281,25 @@ impl Writer {
             return Ok(());
         }
         let began = Instant::now();
-        let synced = self.config.disk.sync(&self.tail.file);
+        let synced = self.core.disk.sync(&self.tail.file);
         synced
             .map_err(|error| Failure::Poisoned(format!("a sync of the journal failed: {error}")))?;
         let took = began.elapsed().as_secs_f64();
-        self.config.metrics.sync_seconds.observe(took);
+        self.core.context.metrics.sync_seconds.observe(took);
         self.pass_on();
         Ok(())
     }
 
     /// Passes synced records to the indexer, which reads the journal itself if some are missing.
     fn pass_on(&mut self) {
-        let (end, records) = (self.tail.end(), self.tail.records_through());
-        let mut written = std::mem::replace(&mut self.written, JournalBatch::behind(end));
-        (written.through, written.records) = (end, records);
-        let is_complete = std::mem::replace(&mut self.is_complete, true);
-        self.config
+        let end = self.tail.watermark();
+        let next = JournalBatch::behind(end.through);
+        let mut written = mem::replace(&mut self.written, next);
+        (written.through, written.records) = (end.through, end.records);
+        let is_complete = mem::replace(&mut self.is_complete, true);
+        self.core
             .progress
-            .written(end, records, is_complete.then_some(written));
+            .written(end, is_complete.then_some(written));
     }
 
     fn write_buffer(&mut self) -> Result<(), Failure> {
@@ -301,7 +309,7 @@ impl Writer {
             file_bytes,
             ..
         } = &mut self.tail;
-        let disk = &self.config.disk;
+        let disk = &self.core.disk;
         if let Err(error) = disk.write(file, &self.buffer, *length) {
             let problem = format!("a write to the journal failed: {error}");
             // A file whose end is unknown must not be written to again.
@@ -318,8 +326,8 @@ impl Writer {
     }
 
     fn is_segment_complete(&mut self) -> bool {
-        let age = (self.config.clock)().duration_since(self.tail.header.begun_at);
-        self.tail.length >= self.config.segment_bytes
+        let age = (self.core.context.clock)().duration_since(self.tail.header.begun_at);
+        self.tail.length >= self.core.settings.segment
             || (self.tail.records > 0 && age >= SEGMENT_AGE)
             // A busy service need not fill a growing segment when a preallocated one is ready.
             || (self.tail.grows() && self.preallocator.is_ready())
@@ -329,14 +337,15 @@ impl Writer {
     fn roll(&mut self) -> Result<(), Failure> {
         self.sync()?;
         let number = self.tail.header.number + 1;
-        let header = self.tail.successor(number, (self.config.clock)());
-        let directory = &self.config.directory;
+        let header = self.tail.successor(number, (self.core.context.clock)());
+        let directory = &self.core.directory;
         let problem = |error| format!("a new segment of the journal could not be begun: {error}");
         self.tail
             .seal()
             .map_err(|error| Failure::Poisoned(problem(error)))?;
-        let ahead = self.preallocator.take().and_then(|preallocated| {
-            Tail::begin_preallocated(preallocated, directory, header)
+        let ahead = self.preallocator.take().and_then(|file| {
+            Tail::new(file, header)
+                .name(self.preallocator.path(), directory)
                 .inspect_err(|error| {
                     tracing::warn!("a preallocated segment cannot be used: {error}")
                 })
@@ -357,16 +366,20 @@ impl Writer {
     /// Checks the free space, and decides whether appends are accepted.
     fn check_space(&mut self) {
         self.space_checked_at = Some(Instant::now());
-        let path = self.config.directory.path();
-        let free = match self.config.disk.free(path) {
+        let path = self.core.directory.path();
+        let free = match self.core.disk.free(path) {
             Ok(free) => free,
             Err(error) => {
                 tracing::warn!("the free space of the store's disk is unknown: {error}");
                 return;
             }
         };
-        self.writable_bytes = free.saturating_sub(self.config.reserve_bytes);
-        self.config.metrics.disk_free_bytes.set(free.cast_signed());
+        self.writable_bytes = free.saturating_sub(self.core.settings.reserve);
+        self.core
+            .context
+            .metrics
+            .disk_free_bytes
+            .set(free.cast_signed());
         let health = if self.writable_bytes > 0 {
             Health::Sound
         } else {
@@ -376,11 +389,11 @@ impl Writer {
         if self.writable_bytes == 0 {
             self.preallocator.give_up();
         }
-        self.config.health.set(health);
+        self.core.health.set(health);
     }
 
     fn reserve_reached(&self) -> String {
-        let reserve = self.config.reserve_bytes;
+        let reserve = self.core.settings.reserve;
         format!("less than the reserve of {reserve} bytes is free on the store's disk")
     }
 }

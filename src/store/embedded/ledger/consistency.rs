@@ -20,7 +20,7 @@ use std::io;
 use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
-    LedgerDatabase, Watermark,
+    LedgerDatabase,
     delivery::{self, Tally},
     micros, sqlite,
 };
@@ -30,22 +30,13 @@ use crate::{
         DeliveryState, StoreError,
         embedded::{
             reader::{Directory, ReadError, Scan, ScanItem},
-            segment::Position,
+            segment::{Position, Watermark},
         },
     },
 };
 
 /// Why the deliveries of lost events are parked.
 const LOST: &str = "the event is not in the journal any more";
-
-/// The result of [`LedgerDatabase::truncate`].
-#[derive(Clone, Copy, Debug, Default)]
-pub(in super::super) struct Truncation {
-    /// The number of lost events.
-    pub(in super::super) events: u64,
-    /// The number of deliveries that can no longer be made.
-    pub(in super::super) parked: u64,
-}
 
 impl LedgerDatabase {
     /// Whether the ledger is consistent in itself, and with the journal up to its `end`.
@@ -122,21 +113,21 @@ impl LedgerDatabase {
         &mut self,
         lost: Position,
         end: Watermark,
-    ) -> Result<Truncation, StoreError> {
+    ) -> Result<(), StoreError> {
         match self.try_truncate(lost, end) {
             Err(error)
                 if sqlite::is_corruption(&error) || sqlite::is_constraint_violation(&error) =>
             {
-                self.reset("it is damaged")?;
-                Ok(Truncation::default())
+                self.reset("it is damaged")
             }
-            truncate => truncate.map_err(StoreError::database("truncating the ledger")),
+            truncated => truncated.map_err(StoreError::database("truncating the ledger")),
         }
     }
 
-    fn try_truncate(&self, lost: Position, end: Watermark) -> rusqlite::Result<Truncation> {
+    fn try_truncate(&self, lost: Position, end: Watermark) -> rusqlite::Result<()> {
+        let known = self.watermark()?.through;
         let change = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
-        let (from, now) = (lost.to_sql(), micros((self.clock)()));
+        let (from, now) = (lost.to_sql(), micros((self.core.context.clock)()));
         let events = change.query_row(
             "SELECT count(*) FROM events WHERE position >= ?1",
             [from],
@@ -168,10 +159,17 @@ impl LedgerDatabase {
             params![end.through.to_sql(), end.records.cast_signed()],
         )?;
         change.commit()?;
-        Ok(Truncation {
-            events: events.cast_unsigned(),
-            parked: open.len() as u64,
-        })
+        tracing::error!(
+            journal.segment = lost.segment(),
+            journal.offset = lost.offset(),
+            ledger.segment = known.segment(),
+            ledger.offset = known.offset(),
+            events,
+            parked = open.len(),
+            "the journal ends before the ledger's watermark: stored events are lost, and their \
+             unfinished deliveries are parked"
+        );
+        Ok(())
     }
 }
 

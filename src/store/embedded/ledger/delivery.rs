@@ -155,12 +155,19 @@ pub(super) fn insert_done(
     db: &Connection,
     (handler, position): (HandlerId, Position),
     now: i64,
-) -> Result<()> {
+) -> Result<Row> {
+    let state = DeliveryState::Done;
     db.prepare_cached(
         "INSERT INTO deliveries (handler, position, state, due_at) VALUES (?1, ?2, ?3, ?4)",
     )?
-    .execute((handler, position.to_sql(), DeliveryState::Done, now))?;
-    Ok(())
+    .execute((handler, position.to_sql(), state, now))?;
+    Ok(Row {
+        handler,
+        position,
+        state,
+        attempts: 0,
+        replays: 0,
+    })
 }
 
 /// Sets or removes the ordering keys of a delivery.

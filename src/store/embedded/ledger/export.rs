@@ -82,8 +82,7 @@ fn topics(db: &Connection, last: &str, at_most: usize) -> Result<Vec<LatestRepor
     let mut list = db.prepare_cached(
         "SELECT topic, latest FROM topics WHERE topic > ?1 ORDER BY topic LIMIT ?2",
     )?;
-    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let rows = list.query_map((last, at_most), |row| {
+    let rows = list.query_map((last, at_most as i64), |row| {
         Ok(LatestReport {
             topic: Topic::new(row.get::<_, String>(0)?),
             latest: time(row.get(1)?),
@@ -96,8 +95,7 @@ fn positions(db: &Connection, after: i64, at_most: usize) -> Result<Vec<(i64, Ev
     let mut list = db.prepare_cached(
         "SELECT position, id FROM events WHERE position > ?1 ORDER BY position LIMIT ?2",
     )?;
-    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let rows = list.query_map((after, at_most), |row| {
+    let rows = list.query_map((after, at_most as i64), |row| {
         Ok((row.get(0)?, EventId::from_bytes(row.get(1)?)))
     })?;
     rows.collect()
@@ -131,8 +129,7 @@ pub(super) fn of_handler(
         "WHERE id = ?1 AND handler = ?1 AND position >= ?2 AND position < ?3
          ORDER BY position LIMIT ?4"
     ))?;
-    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-    let place = (handler, from.to_sql(), to.to_sql(), at_most);
+    let place = (handler, from.to_sql(), to.to_sql(), at_most as i64);
     let rows = list.query_map(place, |row| read(db, row))?;
     rows.collect()
 }

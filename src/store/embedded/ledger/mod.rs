@@ -31,7 +31,7 @@ mod topics;
 
 use std::{
     mem,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -42,20 +42,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{delivery::Tally, ingest::Ingested, subscriptions::ActiveHandler};
 use super::{
-    journal::JournalSender,
+    Core,
+    journal::Journal,
     progress::Progress,
     queue::Queue,
-    reader::{Directory, EventReader},
-    segment::Position,
+    reader::EventReader,
+    segment::{Position, Watermark},
 };
 use crate::{
-    store::{Context, Follower, StoreError, health::HealthReporter},
+    store::{Follower, StoreError},
     telemetry::Metrics,
 };
 
-pub(super) use self::{
-    operator::OperatorConnection, progress::Watermark, sqlite::copy, topics::TopicReader,
-};
+pub(super) use self::{operator::OperatorConnection, sqlite::copy, topics::TopicReader};
 
 /// The most jobs in one transaction, and the most that wait.
 const JOBS: usize = 64;
@@ -91,6 +90,7 @@ type Reply = Box<dyn FnOnce(Option<String>) + Send>;
 
 /// The state of the ledger's thread.
 pub(super) struct LedgerDatabase {
+    core: Arc<Core>,
     path: PathBuf,
     is_suspect: bool,
     /// Reports the thread's progress.
@@ -98,7 +98,6 @@ pub(super) struct LedgerDatabase {
     db: Connection,
     event_reader: EventReader,
     metrics: Arc<Metrics>,
-    clock: fn() -> Timestamp,
     /// Notified when the ledger is reset.
     journal_progress: Arc<Progress>,
     subscriptions: Vec<ActiveHandler>,
@@ -110,7 +109,7 @@ pub(super) struct LedgerDatabase {
     /// Whether a damaged ledger was set aside, and no new one could be created yet.
     lost: bool,
     /// The channel for states of deliveries that go to the journal.
-    journal: JournalSender,
+    journal: Journal,
     /// The position up to which the journal must be indexed before the queue hands out deliveries:
     /// a record there may say that one of them is done.
     awaited: Option<Position>,
@@ -118,12 +117,10 @@ pub(super) struct LedgerDatabase {
 
 impl Ledger {
     /// Starts the thread that owns `database`.
-    pub(super) fn start(
-        database: LedgerDatabase,
-        health: &HealthReporter,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn start(database: LedgerDatabase) -> Result<Self, StoreError> {
         let (sender, inbox) = mpsc::channel(JOBS);
         let (path, is_suspect) = (database.path.clone(), database.is_suspect);
+        let health = database.core.health.clone();
         let thread = health.supervised("ledger", move || database.run(inbox));
         let thread = super::start("ledger", thread)?;
         Ok(Self {
@@ -185,6 +182,11 @@ impl Ledger {
         answer.blocking_recv().map_err(|_| StoreError::Closed)?
     }
 
+    /// The ledger's watermark, after the ledger has ingested what the queue has for it. Blocks.
+    pub(super) fn watermark(&self) -> Result<Watermark, StoreError> {
+        self.run_blocking("updating the ledger", |database| database.watermark())
+    }
+
     /// Checks the whole database if it was not closed in order, and resets it if it is
     /// inconsistent: its files may have been copied one by one while a service ran. Deliveries go
     /// on meanwhile. Blocks.
@@ -244,36 +246,34 @@ fn with_reply<T: Send + 'static>(
 }
 
 impl LedgerDatabase {
-    /// Opens the ledger at `path`, for the journal in `journal`.
+    /// Opens the ledger, whose thread sends records to `journal` and fills `queue`.
     ///
     /// # Errors
     ///
     /// When the ledger cannot be read or written, or is of a later version.
     pub(super) fn open(
-        path: &Path,
-        journal: Directory,
-        context: &Context,
-        progress: Arc<Progress>,
-        health: &HealthReporter,
-        journal_sender: JournalSender,
+        core: Arc<Core>,
+        journal: Journal,
         queue: Arc<Queue>,
     ) -> Result<Self, StoreError> {
+        let path = core.settings.ledger();
+        let followers = core.health.followers();
         Ok(Self {
-            journal: journal_sender,
+            is_suspect: sqlite::is_suspect(&path),
+            follower: followers.critical("ledger", "writing the ledger"),
+            db: sqlite::open(&path, true)?,
+            path,
+            event_reader: EventReader::new(core.directory.clone()),
+            metrics: core.context.metrics.clone(),
+            journal_progress: core.progress.clone(),
+            subscriptions: Vec::new(),
             queue,
             ingested: Ingested::default(),
-            awaited: None,
-            is_suspect: sqlite::is_suspect(path),
-            follower: health.followers().critical("ledger", "writing the ledger"),
-            db: sqlite::open(path, true)?,
-            path: path.to_owned(),
-            event_reader: EventReader::new(journal),
-            metrics: context.metrics.clone(),
-            clock: context.clock,
-            journal_progress: progress,
-            subscriptions: Vec::new(),
             tally: Tally::default(),
             lost: false,
+            journal,
+            awaited: None,
+            core,
         })
     }
 

@@ -46,12 +46,11 @@ impl LedgerDatabase {
                     .prepare_cached("DELETE FROM outbox WHERE handler = ?1 AND position = ?2")?
                     .execute((handler, position.to_sql()))?;
                 let open = self.open_from(handler, position, 1)?.pop();
-                if let Some((_, open)) = open.filter(|(place, _)| *place == position) {
-                    let mut active = self.subscriptions.iter();
-                    let active = active.find(|active| active.id == handler);
-                    let name = active.map(|active| active.subscription.handler.clone());
-                    let replayed = name.map(|name| (name, position, open));
-                    self.ingested.replayed.extend(replayed);
+                if let Some((_, open)) = open.filter(|(place, _)| *place == position)
+                    && let Some(subscription) = self.subscription(handler)
+                {
+                    let name = subscription.handler.clone();
+                    self.ingested.replayed.push((name, position, open));
                 }
             }
         }
@@ -70,20 +69,18 @@ impl LedgerDatabase {
     fn snapshot(&self, changed: &[(HandlerId, Position)]) -> Result<Vec<Record>> {
         let mut records = Vec::new();
         for of_handler in changed.chunk_by(|a, b| a.0 == b.0) {
-            for some in of_handler.chunks(AT_ONCE) {
-                let mut deliveries = Vec::with_capacity(some.len());
-                for &(handler, position) in some {
-                    let mut found =
-                        export::of_handler(&self.db, handler, (position, position.next()), 1)?;
-                    for (_, delivery) in &mut found {
-                        // Earlier failures are in the journal already.
-                        let before = delivery.failures.len().saturating_sub(1);
-                        delivery.failures.drain(..before);
-                    }
-                    deliveries.append(&mut found);
+            let mut deliveries = Vec::with_capacity(of_handler.len());
+            for &(handler, position) in of_handler {
+                let mut found =
+                    export::of_handler(&self.db, handler, (position, position.next()), 1)?;
+                for (_, delivery) in &mut found {
+                    // Earlier failures are in the journal already.
+                    let before = delivery.failures.len().saturating_sub(1);
+                    delivery.failures.drain(..before);
                 }
-                records.append(&mut Record::of_deliveries(&deliveries));
+                deliveries.append(&mut found);
             }
+            records.append(&mut Record::of_deliveries(&deliveries));
         }
         Ok(records)
     }
@@ -176,8 +173,10 @@ impl LedgerDatabase {
 
     /// The ordering keys of a delivery.
     fn keys_for(&mut self, (handler, position): (HandlerId, Position)) -> Option<OrderingKeys> {
-        let mut active = self.subscriptions.iter();
-        let ordered = active.any(|active| active.id == handler && active.subscription.ordered);
-        self.ordering_keys(position).filter(|_| ordered)
+        let subscription = self.subscription(handler)?;
+        match subscription.ordered {
+            true => self.ordering_keys(position),
+            false => None,
+        }
     }
 }

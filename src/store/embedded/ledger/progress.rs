@@ -3,16 +3,10 @@
 use rusqlite::Result;
 
 use super::LedgerDatabase;
-use crate::store::{StoreError, embedded::segment::Position};
-
-/// How far the journal has been read.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in super::super) struct Watermark {
-    /// The position up to which the journal has been read.
-    pub(in super::super) through: Position,
-    /// The number of records up to there.
-    pub(in super::super) records: u64,
-}
+use crate::store::{
+    StoreError,
+    embedded::segment::{Position, Watermark},
+};
 
 impl LedgerDatabase {
     /// The ledger's watermark.

@@ -33,8 +33,8 @@ pub(super) fn plan(
     let mut plan = of(db, selection)?;
     let walked = walk(db, selection, |page| {
         for position in page {
-            for chosen in choose(db, &plan, position)? {
-                plan.count(&chosen.handler);
+            for (handler, _) in choose(db, &plan, position)? {
+                plan.count(&handler);
             }
         }
         Ok(())
@@ -57,9 +57,23 @@ pub(super) fn make(
         let change = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
         let mut tally = Tally::default();
         for position in page {
-            for chosen in choose(&change, &plan, position)? {
-                plan.count(&chosen.handler);
-                chosen.replay(&change, &mut tally, &mut journal, reason, micros(now))?;
+            for (handler, row) in choose(&change, &plan, position)? {
+                plan.count(&handler);
+                let (id, ordered) = handler;
+                let place = (id, position);
+                let row = match row {
+                    Some(row) => row,
+                    None => delivery::insert_done(&change, place, micros(now))?,
+                };
+                if !row.state.is_open() {
+                    // The handler may have become ordered or unordered since. An unreadable event
+                    // is parked when its delivery is next.
+                    let event = journal.read(position).ok();
+                    let keys = event.and_then(|event| event.keys).filter(|_| ordered);
+                    delivery::set_keys(&change, place, keys.as_ref())?;
+                }
+                delivery::replay(&change, &mut tally, &row, reason, micros(now))?;
+                delivery::add_to_outbox(&change, id, position)?;
             }
         }
         tally.write(&change)?;
@@ -80,58 +94,17 @@ fn of<'a>(
     ReplayPlan::new(selection, handlers)
 }
 
-/// A delivery that a replay makes.
-struct Chosen {
-    handler: Handler,
-    position: Position,
-    /// Whether the delivery does not exist yet.
-    is_new: bool,
-}
-
-impl Chosen {
-    fn replay(
-        &self,
-        db: &Connection,
-        tally: &mut Tally,
-        journal: &mut EventReader,
-        reason: &str,
-        now: i64,
-    ) -> Result<()> {
-        let (handler, ordered) = self.handler;
-        let place = (handler, self.position);
-        if self.is_new {
-            delivery::insert_done(db, place, now)?;
-        }
-        let Some(row) = delivery::find(db, handler, self.position)? else {
-            return Ok(());
-        };
-        if !row.state.is_open() {
-            // The handler may have become ordered or unordered since. An unreadable event is parked
-            // when its delivery is next.
-            let event = journal.read(self.position).ok();
-            let keys = event.and_then(|event| event.keys).filter(|_| ordered);
-            delivery::set_keys(db, place, keys.as_ref())?;
-        }
-        delivery::replay(db, tally, &row, reason, now)?;
-        delivery::add_to_outbox(db, handler, self.position)
-    }
-}
-
-/// The selected deliveries of the event at `position`.
+/// The selected deliveries of the event at `position`, with the rows of those that exist.
 fn choose(
     db: &Connection,
     plan: &ReplayPlan<'_, Handler>,
     position: Position,
-) -> Result<Vec<Chosen>> {
+) -> Result<Vec<(Handler, Option<delivery::Row>)>> {
     let mut chosen = Vec::new();
     for handler in plan.handlers() {
         let row = delivery::find(db, handler.0, position)?;
         if plan.means(row.as_ref().map(|row| row.state)) {
-            chosen.push(Chosen {
-                handler: *handler,
-                position,
-                is_new: row.is_none(),
-            });
+            chosen.push((*handler, row));
         }
     }
     Ok(chosen)

@@ -47,7 +47,7 @@ impl LedgerDatabase {
             .map(|active| active.subscription.clone())
             .collect();
         self.subscriptions = active;
-        self.park_abandoned((self.clock)(), &subscribed)?;
+        self.park_abandoned((self.core.context.clock)(), &subscribed)?;
         self.queue.subscribe(subscribed);
         Ok(())
     }
@@ -164,6 +164,13 @@ impl LedgerDatabase {
             }
         }
         Ok(())
+    }
+
+    /// The subscription of the configured handler with this id.
+    pub(super) fn subscription(&self, id: HandlerId) -> Option<&Subscription> {
+        let mut active = self.subscriptions.iter();
+        let found = active.find(|active| active.id == id);
+        found.map(|active| &active.subscription)
     }
 
     /// The id of the configured handler called `name`.

@@ -1,6 +1,6 @@
 //! The latest report of each topic, by which an older event is superseded.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use rusqlite::{Connection, OptionalExtension, Result};
 
@@ -43,23 +43,41 @@ impl LedgerDatabase {
 
 /// Reads the ledger's topics on a connection of its own, for events that handlers get before the
 /// ledger has them.
-pub(in super::super) struct TopicReader(Connection);
+pub(in super::super) struct TopicReader {
+    path: PathBuf,
+    /// The connection, while the ledger can be read.
+    db: Option<Connection>,
+}
 
 impl TopicReader {
     /// A reader of the ledger at `path`.
-    pub(in super::super) fn open(path: &Path) -> std::result::Result<Self, StoreError> {
-        let db = sqlite::open(path, false)?;
-        let small = db.pragma_update(None, "cache_size", -1024); // KiB
-        small.map_err(StoreError::database("opening the ledger"))?;
-        Ok(Self(db))
+    pub(in super::super) const fn new(path: PathBuf) -> Self {
+        Self { path, db: None }
     }
 
     /// The latest report of each of `topics`.
-    pub(in super::super) fn topic_times(
-        &self,
+    pub(in super::super) fn read(
+        &mut self,
         topics: Vec<Topic>,
     ) -> std::result::Result<Vec<TopicTime>, StoreError> {
-        topic_times(&self.0, topics).map_err(StoreError::database("reading topics"))
+        let failed = StoreError::database("reading topics");
+        let db = match self.db.take() {
+            Some(db) => db,
+            None => {
+                let db = sqlite::open(&self.path, false)?;
+                let small = db.pragma_update(None, "cache_size", -1024); // KiB
+                small.map_err(StoreError::database("opening the ledger"))?;
+                db
+            }
+        };
+        let topic_times = topic_times(&db, topics).map_err(failed)?;
+        self.db = Some(db);
+        Ok(topic_times)
+    }
+
+    /// Closes the connection, since the ledger is another one now.
+    pub(in super::super) fn close(&mut self) {
+        self.db = None;
     }
 }
 

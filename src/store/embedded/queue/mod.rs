@@ -79,10 +79,9 @@ use tokio::sync::watch;
 
 use self::{tail::Tail, topic_cache::TopicCache, updates::Updates, window::Window};
 use super::{
-    journal::{JournalBatch, JournalSender},
-    ledger::Watermark,
+    journal::{Journal, JournalBatch},
     record::{Content, Event, Record},
-    segment::Position,
+    segment::{Position, Watermark},
 };
 use crate::{
     event::{EventName, HandlerName, Notification, Topic},
@@ -101,7 +100,7 @@ pub(super) type DeliveryUpdate = (Position, DeliverySnapshot);
 pub(super) struct Queue {
     state: Mutex<State>,
     work: watch::Sender<u64>,
-    journal_sender: JournalSender,
+    journal: Journal,
 }
 
 #[derive(Default)]
@@ -124,12 +123,12 @@ struct State {
 }
 
 impl Queue {
-    /// An empty queue that sends its records to `journal_sender`.
-    pub(super) fn new(journal_sender: JournalSender) -> Self {
+    /// An empty queue that sends its records to `journal`.
+    pub(super) fn new(journal: Journal) -> Self {
         Self {
             state: Mutex::default(),
             work: watch::Sender::new(0),
-            journal_sender,
+            journal,
         }
     }
 
@@ -178,14 +177,14 @@ impl Queue {
     pub(super) fn needs_prefetch(&self, handler: &HandlerName) -> bool {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
-        window.is_some_and(|window| window.needs_prefetch())
+        window.is_some_and(|window| window.events.need_more())
     }
 
     /// Settles claimed deliveries.
     pub(super) fn settle(&self, settlements: &[Settlement]) {
         let mut state = self.lock();
         for of_handler in settlements.chunk_by(|a, b| a.handler == b.handler) {
-            state.settle(of_handler, &self.journal_sender);
+            state.settle(of_handler, &self.journal);
         }
         drop(state);
         self.wake();
@@ -291,13 +290,12 @@ impl Queue {
     pub(super) fn trim_topic_cache(&self) {
         let mut state = self.lock();
         let mut windows = state.windows.values();
-        let is_needed = windows.any(|window| window.has_loaded());
+        let is_needed = windows.any(|window| !window.events.is_empty());
         if state.topic_cache.is_large(is_needed) && state.tail.is_empty() {
             state.topic_cache.clear();
-            state
-                .windows
-                .values_mut()
-                .for_each(|window| window.unload_all());
+            for window in state.windows.values_mut() {
+                window.events.clear();
+            }
         }
     }
 
@@ -403,7 +401,7 @@ impl Queue {
     /// Reports that their events were loaded.
     pub(super) fn filled(&self, handler: &HandlerName) {
         if let Some(window) = self.lock().windows.get_mut(handler) {
-            window.filled();
+            window.events.filled();
         }
     }
 
@@ -435,7 +433,7 @@ impl Queue {
         let mut state = self.lock();
         let window = state.windows.get_mut(handler);
         if let Some(update) = window.and_then(|window| window.park(position, why, now)) {
-            state.add_updates(vec![update], &self.journal_sender);
+            state.add_updates(vec![update], &self.journal);
         }
     }
 
@@ -470,7 +468,7 @@ impl State {
     }
 
     /// Settles deliveries of one handler.
-    fn settle(&mut self, settlements: &[Settlement], journal_sender: &JournalSender) {
+    fn settle(&mut self, settlements: &[Settlement], journal: &Journal) {
         let handler = settlements.first().map(|settlement| &settlement.handler);
         let Some(window) = handler.and_then(|handler| self.windows.get_mut(handler)) else {
             return;
@@ -479,13 +477,13 @@ impl State {
             .iter()
             .filter_map(|settlement| window.settle(settlement));
         let updates = updates.collect();
-        self.add_updates(updates, journal_sender);
+        self.add_updates(updates, journal);
     }
 
     /// Adds updates of one handler, and queues records of them for the journal.
-    fn add_updates(&mut self, updates: Vec<DeliveryUpdate>, journal_sender: &JournalSender) {
+    fn add_updates(&mut self, updates: Vec<DeliveryUpdate>, journal: &Journal) {
         for record in Record::of_deliveries(&updates) {
-            self.unwritten.extend(journal_sender.try_put(record));
+            self.unwritten.extend(journal.try_put(record));
         }
         self.updates.add(updates);
     }

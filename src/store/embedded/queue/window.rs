@@ -56,7 +56,8 @@ pub(super) struct Window {
     /// The position from which on the ledger is to be read.
     next: Position,
     entries: BTreeMap<Position, OpenDelivery>,
-    events: LoadedEvents,
+    /// The events of deliveries that are loaded.
+    pub(super) events: LoadedEvents,
     ordering: OrderingIndex,
     /// The ready deliveries, by due time.
     ready: BTreeSet<(Timestamp, Position)>,
@@ -328,18 +329,8 @@ impl Window {
             .next()
             .is_some_and(|position| !self.events.contains(position));
         if is_short && !self.events.has_room() {
-            self.unload_all();
+            self.events.clear();
         }
-    }
-
-    /// Whether to load more events in advance.
-    pub(super) fn needs_prefetch(&mut self) -> bool {
-        self.events.need_more()
-    }
-
-    /// Reports that events were loaded.
-    pub(super) fn filled(&mut self) {
-        self.events.filled();
     }
 
     /// Loads the event of a delivery. Returns whether there is room for more.
@@ -348,16 +339,6 @@ impl Window {
             self.events.insert(position, event);
         }
         self.events.has_room()
-    }
-
-    /// Whether any event is loaded.
-    pub(super) fn has_loaded(&self) -> bool {
-        !self.events.is_empty()
-    }
-
-    /// Unloads all events.
-    pub(super) fn unload_all(&mut self) {
-        self.events.clear();
     }
 
     /// Claims up to `at_most` loaded deliveries that are due at `now`, oldest first.

@@ -92,26 +92,3 @@ pub(super) fn take_event(
         personal: state,
     })
 }
-
-pub(super) fn take_event_1(bytes: &mut &[u8], share: impl FnOnce(&[u8]) -> Bytes) -> Option<Event> {
-    let id = EventId::from_bytes(take_array(bytes)?);
-    let received_at = take_time(bytes)?;
-    let occurred_at = take_option(bytes, take_time)?;
-    let notification = Notification {
-        id,
-        endpoint: EndpointName::from(take_text(bytes)?),
-        name: EventName::from(take_text(bytes)?),
-        key: take_option(bytes, take_text)?.map(Key::from),
-        subjects: Vec::from_iter(take_option(bytes, take_text)?.map(str::to_owned)),
-        occurred_at,
-        received_at,
-        topics: take_list(bytes, |bytes| take_text(bytes).map(Topic::from))?,
-        dedupe: take_list(bytes, |bytes| take_array(bytes).map(DedupeKey::from_bytes))?,
-        body: share(bytes),
-    };
-    Some(Event {
-        keys: notification.ordering_keys(),
-        notification: Arc::new(notification),
-        personal: Personal::Whole,
-    })
-}

@@ -1,6 +1,6 @@
 //! The frame of a record: markers, lengths, checksums.
 
-use super::{Personal, Record};
+use super::{Personal, Record, version_1};
 use crate::store::embedded::{
     codec::{put_count, take_array, take_u32},
     segment::Position,
@@ -17,11 +17,9 @@ pub(in super::super) const PARTS_LIMIT: usize = 32 << 20;
 pub(in super::super) const MARKER_BEGIN: [u8; 3] = [0xff, b'h', b'k'];
 
 const MARKER: [u8; 4] = [0xff, b'h', b'k', 0xfd];
-const MARKER_1: [u8; 4] = [0xff, b'h', b'k', 0xfe];
 
 /// The size of the frame before the parts.
 pub(super) const FRAME_BYTES: usize = 24;
-const FRAME_BYTES_1: usize = 16;
 
 /// The frame of a record of either version.
 pub(super) struct Frame {
@@ -44,9 +42,9 @@ impl Frame {
                 personal: take_u32(bytes)? as usize,
                 kind: take_u32(bytes)?,
             },
-            MARKER_1 => Self {
+            version_1::MARKER => Self {
                 covered: 12,
-                size: FRAME_BYTES_1,
+                size: version_1::FRAME_BYTES,
                 public: take_u32(bytes)? as usize,
                 personal: 0,
                 kind: take_u32(bytes)?,
@@ -77,7 +75,7 @@ impl Frame {
 
     /// The state of the personal part.
     pub(super) fn state(&self, bytes: &[u8], position: Position) -> Option<Personal> {
-        if self.size == FRAME_BYTES_1 {
+        if self.size == version_1::FRAME_BYTES {
             return Some(Personal::Whole);
         }
         let personal = self.personal(bytes)?;

@@ -93,22 +93,12 @@
 //!           8  position behind the last one
 //! ```
 //!
-//! # Version 1
-//!
-//! Records of version 1, in segments of version 1, can still be read.
-//!
-//! ```text
-//!    0  4  sync marker: FF 68 6B FE
-//!    4  4  length of the payload in bytes, at most 32 MiB
-//!    8  4  type of the payload: 1 is an event
-//!   12  4  CRC32C of bytes 0 to 11 and the payload, XOR CRC32C of the record's position
-//!   16  .  payload: id, time it was received, optional time it occurred, endpoint, name, optional
-//!          partition key, optional subject, list of topics, list of dedupe keys, body to the end
-//! ```
+//! Records of [version 1](version_1), in segments of version 1, can still be read.
 
 mod deliveries;
 mod event;
 mod frame;
+mod version_1;
 
 use std::sync::Arc;
 
@@ -134,15 +124,10 @@ pub(super) use self::{
 };
 
 /// The types of records.
-const EVENT_1: u32 = 1;
 const EVENT: u32 = 2;
 const DELIVERIES: u32 = 3;
 const SUBSCRIPTIONS: u32 = 4;
 const INVENTORY: u32 = 5;
-
-/// Bytes that are not a valid record, or not one of their type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Invalid;
 
 /// A value that is too large for a record, with the size of its parts in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,64 +280,43 @@ impl Record {
 }
 
 /// The size in bytes of the record at the beginning of `bytes`, which has at least
-/// [`LENGTH_BYTES`].
-///
-/// # Errors
-///
-/// When no record begins there.
-pub(super) fn length(bytes: &[u8]) -> Result<usize, Invalid> {
-    Frame::read(bytes).map(|frame| frame.len()).ok_or(Invalid)
+/// [`LENGTH_BYTES`]; `None` if no record begins there.
+pub(super) fn length(bytes: &[u8]) -> Option<usize> {
+    Frame::read(bytes).map(|frame| frame.len())
 }
 
-/// Verifies the record `bytes` at `position`, without its personal part.
-///
-/// # Errors
-///
-/// When the checksum is wrong.
-pub(super) fn check(bytes: &[u8], position: Position) -> Result<(), Invalid> {
-    let frame = Frame::read(bytes).ok_or(Invalid)?;
-    match frame.is_valid(bytes, position) {
-        Some(true) => Ok(()),
-        _ => Err(Invalid),
-    }
+/// Whether the record `bytes` at `position` is valid. The personal part is not verified.
+pub(super) fn is_valid(bytes: &[u8], position: Position) -> bool {
+    Frame::read(bytes).is_some_and(|frame| frame.is_valid(bytes, position) == Some(true))
 }
 
-/// Whether the [checked](check) record `bytes` at `position` is intact, with a personal part that
+/// Whether the [valid](is_valid) record `bytes` at `position` is intact, with a personal part that
 /// is whole or erased.
 pub(super) fn is_whole(bytes: &[u8], position: Position) -> bool {
     let state = Frame::read(bytes).and_then(|frame| frame.state(bytes, position));
     state.is_some_and(|state| state != Personal::Damaged)
 }
 
-/// Decodes the [checked](check) record `bytes` at `position`. An event's body shares the memory of
-/// `bytes`.
-///
-/// # Errors
-///
-/// When the content does not match the type.
-pub(super) fn content(bytes: &Bytes, position: Position) -> Result<Content, Invalid> {
-    let read = || {
-        let frame = Frame::read(bytes)?;
-        let (mut public, mut personal) = (frame.public(bytes)?, frame.personal(bytes)?);
-        let state = frame.state(bytes, position)?;
-        if state != Personal::Whole {
-            personal = &[];
+/// Decodes the [valid](is_valid) record `bytes` at `position`; `None` if the content does not match
+/// the type. An event's body shares the memory of `bytes`.
+pub(super) fn content(bytes: &Bytes, position: Position) -> Option<Content> {
+    let frame = Frame::read(bytes)?;
+    let (mut public, mut personal) = (frame.public(bytes)?, frame.personal(bytes)?);
+    let state = frame.state(bytes, position)?;
+    if state != Personal::Whole {
+        personal = &[];
+    }
+    let (public, personal) = (&mut public, &mut personal);
+    let share = |body: &[u8]| bytes.slice_ref(body);
+    Some(match frame.kind {
+        version_1::EVENT => Content::Event(Box::new(version_1::take_event(public, share)?)),
+        EVENT => Content::Event(Box::new(event::take_event(public, personal, state, share)?)),
+        DELIVERIES => Content::Deliveries(take_deliveries(public, personal, state)?),
+        SUBSCRIPTIONS => Content::Subscriptions(take_time(public)?, take_subscriptions(public)?),
+        INVENTORY => {
+            let mut position = || take_integer(public).map(Position::from_sql);
+            Content::Inventory(position()?, position()?)
         }
-        let (public, personal) = (&mut public, &mut personal);
-        let share = |body: &[u8]| bytes.slice_ref(body);
-        Some(match frame.kind {
-            EVENT_1 => Content::Event(Box::new(event::take_event_1(public, share)?)),
-            EVENT => Content::Event(Box::new(event::take_event(public, personal, state, share)?)),
-            DELIVERIES => Content::Deliveries(take_deliveries(public, personal, state)?),
-            SUBSCRIPTIONS => {
-                Content::Subscriptions(take_time(public)?, take_subscriptions(public)?)
-            }
-            INVENTORY => {
-                let mut position = || take_integer(public).map(Position::from_sql);
-                Content::Inventory(position()?, position()?)
-            }
-            _ => Content::Other,
-        })
-    };
-    read().ok_or(Invalid)
+        _ => Content::Other,
+    })
 }

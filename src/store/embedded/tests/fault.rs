@@ -241,11 +241,11 @@ async fn an_outcome_is_synced_without_further_events() {
     store.append(&event(1)).await.unwrap();
     let claims = store.claim("crm", at(10)).await;
     let before = disk.syncs.load(Ordering::SeqCst);
-    let end = store.store.shared.progress.end();
+    let end = store.store.shared.core.progress.end();
     store.settle("crm", &claims[0], Verdict::Done).await;
     eventually("the end of the journal has moved, by a sync", async || {
         let synced = disk.syncs.load(Ordering::SeqCst) > before;
-        (synced && store.store.shared.progress.end() > end).then_some(())
+        (synced && store.store.shared.core.progress.end() > end).then_some(())
     })
     .await;
 }

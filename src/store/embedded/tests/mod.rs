@@ -120,7 +120,7 @@ impl Place {
 /// Returns when the journal has all records that were sent by then.
 async fn written(store: &Opened) {
     let nothing = Record::inventory(Position::default(), Position::default());
-    let answer = store.store.shared.journal_sender.put_durably(nothing);
+    let answer = store.store.shared.journal.put_durably(nothing);
     answer.await.unwrap().unwrap();
 }
 

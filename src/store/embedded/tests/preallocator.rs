@@ -23,7 +23,7 @@ const SEGMENT: u64 = 1 << 20;
 
 /// How far what is on stable storage goes.
 fn end(store: &Opened) -> Position {
-    store.store.shared.progress.end()
+    store.store.shared.core.progress.end()
 }
 
 fn size(place: &Place, number: u32) -> u64 {

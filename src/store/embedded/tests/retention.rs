@@ -1,7 +1,6 @@
 //! What is deleted, and what is not.
 
 use std::{
-    collections::HashMap,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -11,24 +10,16 @@ use super::{
     rebuild::{all_deliveries, lose_the_views, start},
 };
 use crate::store::{
-    EventFilter, Followers, Verdict,
+    EventFilter, Verdict,
     embedded::{retention::Retention, segment::Position},
-    tests::{at, clock, event, ids, parked},
+    tests::{at, event, ids, parked},
 };
 
-fn pass(place: &Place, store: &Opened, retain: Duration) -> usize {
+fn pass(store: &Opened, retain: Duration) -> usize {
     let shared = &store.store.shared;
-    let mut retention = Retention {
-        directory: place.journal(),
-        ledger: shared.ledger.clone(),
-        progress: shared.progress.clone(),
-        retain,
-        follower: Followers::default().background("retention", "deleting"),
-        clock,
-        journal_sender: shared.journal_sender.clone(),
-        restated_in: HashMap::new(),
-    };
-    tokio::task::block_in_place(|| retention.pass()).unwrap()
+    let (core, ledger, journal) = (&shared.core, &shared.ledger, &shared.journal);
+    let mut retention = Retention::new(core.clone(), ledger.clone(), journal.clone());
+    tokio::task::block_in_place(|| retention.pass(retain)).unwrap()
 }
 
 /// A store with three events, each in a segment of its own.
@@ -54,11 +45,11 @@ async fn only_old_segments_without_needed_events_are_deleted() {
     store.settle("crm", &last[0], Verdict::Done).await;
     let before = place.journal().segments().unwrap();
     assert_eq!(
-        pass(&place, &store, Duration::from_secs(1 << 40)),
+        pass(&store, Duration::from_secs(1 << 40)),
         0,
         "nothing is that old"
     );
-    let deleted = pass(&place, &store, Duration::ZERO);
+    let deleted = pass(&store, Duration::ZERO);
     let left = place.journal().segments().unwrap();
     let left = before.iter().filter(|number| left.contains(number));
     assert_eq!(left.count(), before.len() - deleted);
@@ -86,7 +77,7 @@ async fn an_open_delivery_keeps_its_segment() {
     let store = three_segments(&mut place).await;
     let segments = place.journal().segments().unwrap();
     let empty = segments.len() - 3;
-    assert_eq!(pass(&place, &store, Duration::ZERO), empty);
+    assert_eq!(pass(&store, Duration::ZERO), empty);
     assert_eq!(store.drain("crm").await.len(), 3);
 }
 
@@ -111,7 +102,7 @@ async fn nothing_of_a_deleted_segment_remains() {
     let mut place = Place::new();
     let store = three_segments(&mut place).await;
     store.drain("crm").await;
-    pass(&place, &store, Duration::ZERO);
+    pass(&store, Duration::ZERO);
     let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
     for table in ["events", "deliveries", "topics"] {
         let rows: i64 = db
@@ -131,7 +122,7 @@ async fn a_store_opens_after_its_first_segments_were_deleted() {
     let mut place = Place::new();
     let store = three_segments(&mut place).await;
     store.drain("crm").await;
-    assert!(pass(&place, &store, Duration::ZERO) > 0);
+    assert!(pass(&store, Duration::ZERO) > 0);
     store.close().await;
     for kept in place.kept("ledger") {
         std::fs::remove_file(kept).unwrap();
@@ -163,7 +154,7 @@ async fn outcomes_of_kept_events_outlive_the_segments_that_recorded_them() {
     store.settle_down().await;
     let before = all_deliveries(&place, &events);
     let kept = place.journal().segments().unwrap()[0];
-    assert!(pass(&place, &store, Duration::ZERO) > 1);
+    assert!(pass(&store, Duration::ZERO) > 1);
     assert_eq!(place.journal().segments().unwrap()[0], kept);
     store.close().await;
     lose_the_views(&place);
