@@ -20,10 +20,10 @@ use std::{
 
 use super::server::Server;
 
-/// The one role, a superuser.
+/// The name of the only role, a superuser.
 pub(crate) const USER: &str = "hookswitch";
 
-/// Its password.
+/// The role's password.
 pub(crate) const PASSWORD: &str = "a-password-for-tests";
 
 /// The user that runs the server when root runs the tests; PostgreSQL refuses to run as root.
@@ -48,7 +48,7 @@ impl Postgres {
         Self::start_in(settings, |_| {})
     }
 
-    /// The same; `prepare` changes the data folder before the start.
+    /// Like [`start`](Self::start). `prepare` changes the data folder before the start.
     pub(crate) fn start_in(settings: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let server = Server::start(|dir, port| {
             init(dir);
@@ -58,8 +58,8 @@ impl Postgres {
         Self::of(server, Vec::new())
     }
 
-    /// The same with mutual TLS: the server has `certificate` and `key`, and verifies clients with the
-    /// CA certificate `client_ca`. All are PEM.
+    /// Starts a server with mutual TLS. The server has `certificate` and `key`, and verifies
+    /// clients with the CA certificate `client_ca`. All are PEM.
     pub(crate) fn start_with_tls(
         (certificate, key): (&str, &str),
         client_ca: &str,
@@ -88,7 +88,7 @@ impl Postgres {
         })
     }
 
-    /// The same, run by the command that `runner` makes for the data folder.
+    /// Starts a server with the command that `runner` makes for the data folder.
     pub(crate) fn start_under(settings: &[&str], runner: impl FnOnce(&Path) -> Command) -> Self {
         let mut words = Vec::new();
         let server = Server::start(|dir, port| {
@@ -144,12 +144,12 @@ impl Postgres {
         self.until_ready();
     }
 
-    /// The process and its address.
+    /// The server's process.
     pub(crate) fn server(&mut self) -> &mut Server {
         &mut self.server
     }
 
-    /// Its address.
+    /// The server's address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.server.address()
     }

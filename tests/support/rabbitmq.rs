@@ -166,7 +166,7 @@ fn environment(command: &mut Command, dir: &Path, port: u16, ports: Ports) {
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
             "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}",
         )
-        // No shell between its process and ours.
+        // The broker is started without a shell, so that its process is a child of this one.
         .env("RUNNING_UNDER_SYSTEMD", "1");
 }
 

@@ -29,7 +29,7 @@ impl Relay {
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
-                // An `Err` says that one of the two has left.
+                // `Err` means that the client or the broker has closed its connection.
                 tokio::spawn(async move { relay(stream, acceptor, address, broker).await.ok() });
             }
         });
@@ -51,7 +51,7 @@ async fn relay(
     let (mut from_broker, mut to_broker) = TcpStream::connect(broker).await?.into_split();
     let asked = async { io::copy(&mut questions, &mut to_broker).await.map(|_| ()) };
     let answered = async {
-        // Answer by answer, so that an address is in one piece.
+        // Each answer is read as a whole, so that an address is never split.
         loop {
             let length = from_broker.read_u32().await?;
             let mut answer = vec![0; usize::try_from(length).unwrap()];
@@ -68,14 +68,14 @@ async fn relay(
     }
 }
 
-/// An address as brokers write it: a host, behind its length, and a port.
+/// An address as brokers encode it: the length of the host, the host, and the port.
 fn written(address: SocketAddr) -> Vec<u8> {
     let mut bytes = address.ip().to_string().into_bytes();
     bytes.extend(u32::from(address.port()).to_be_bytes());
     bytes
 }
 
-/// Writes `new`, which is as long, wherever `old` stands.
+/// Replaces each `old` by `new`, which has the same length.
 fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
     for at in 0..(bytes.len() + 1).saturating_sub(old.len()) {
         let place = &mut bytes[at..at + old.len()];

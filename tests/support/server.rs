@@ -34,8 +34,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Runs the command that `command` makes of a folder and a free port, and waits until it
-    /// accepts connections there. What it prints goes to `log` in its folder.
+    /// Runs the command that `command` makes of a folder and a free port, and waits until the
+    /// server accepts connections there. The server's output goes to `log` in the folder.
     ///
     /// # Panics
     ///
@@ -55,7 +55,7 @@ impl Server {
         server
     }
 
-    /// Runs another command on the folder and the port of one that has ended, and waits as
+    /// Runs another command on the folder and the port of a server that has ended, and waits as
     /// [`start`](Self::start) does.
     pub(crate) fn restart(&mut self, command: impl FnOnce(&Path, u16) -> Command) {
         let command = command(self.dir(), self.port);
@@ -77,22 +77,22 @@ impl Server {
         }
     }
 
-    /// Its address.
+    /// The server's address.
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
-    /// Its folder.
+    /// The server's folder.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Its output so far.
+    /// The server's output so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir().join("log")).unwrap_or_default()
     }
 
-    /// The process.
+    /// The server's process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -109,7 +109,7 @@ impl Server {
         self.is_over = true;
     }
 
-    /// Sends it the signal `name`, such as `QUIT`.
+    /// Sends the process the signal `name`, such as `QUIT`.
     pub(crate) fn signal(&self, name: &str) {
         let id = self.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &id]).status();

@@ -1,4 +1,4 @@
-//! Many at once.
+//! Many appends at the same time.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,7 @@ on_every_engine![
     stored_events_free_their_memory_for_more,
 ];
 
-/// Event `turn` of sender `sender`, who has a key of its own.
+/// Event `turn` of sender `sender`. Each sender has an ordering key of its own.
 fn sent(sender: u64, turn: u64) -> Notification {
     keyed(sender * 1000 + turn, &format!("sender {sender}"))
 }
@@ -51,7 +51,7 @@ async fn events_are_delivered_in_order_while_more_arrive(place: Place) {
     let sender = {
         let (store, finished) = (store.clone(), finished.clone());
         tokio::spawn(async move {
-            // Many events of few keys, several of them in one batch of the store's.
+            // Few keys have many events, and one batch of the store has several of them.
             let mut events = Vec::new();
             for turn in 0..40 {
                 let batch: Vec<_> = (0..8).map(|sender| sent(sender, turn)).collect();
@@ -91,7 +91,7 @@ async fn stored_events_free_their_memory_for_more(place: Place) {
         body: Bytes::from(vec![b' '; 1 << 20]),
         ..keyed(n, "a")
     };
-    // More than may wait at once.
+    // The store lets fewer bytes wait than these events have.
     store.append_all((0..40).map(large)).await;
     assert_eq!(store.drain("crm").await.len(), 40);
 }

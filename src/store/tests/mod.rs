@@ -1,11 +1,11 @@
-//! What every engine promises, seen through [`Store`] and [`Operator`] alone.
+//! The promises of every engine, tested through [`Store`] and [`Operator`] alone.
 //!
-//! A case is one function that is given a [`Place`]; [`on_every_engine`] makes a test of it for
-//! each engine, named after the engine. A case that is not listed there is dead code, which the
-//! compiler reports.
+//! A case is a function of a [`Place`]; [`on_every_engine`] makes a test of the case for each
+//! engine, named after the engine. A case that is not listed there is dead code, which the compiler
+//! reports.
 //!
-//! An engine brings one function: `tests::place`, a new place with nothing in it. What only one
-//! engine promises is tested beside that engine.
+//! An engine provides one function: `tests::place`, which returns a new, empty place. The tests of
+//! what only one engine promises are beside that engine.
 
 mod duplicates;
 mod load;
@@ -59,10 +59,10 @@ macro_rules! on_every_engine {
 use on_every_engine;
 pub(super) use work::long_run;
 
-/// When the tests take place: seconds since 1970.
+/// The time of the tests, in seconds since 1970.
 pub(super) const NOON: i64 = 1_760_000_000;
 
-/// Long enough for anything that is going to happen, on a machine that is busy with other tests.
+/// A timeout for any condition, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `seconds` after [`NOON`].
@@ -70,12 +70,13 @@ pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(NOON + seconds).unwrap()
 }
 
-/// A clock that stands.
+/// A clock that stands still at [`NOON`].
 pub(super) fn clock() -> Timestamp {
     at(0)
 }
 
-/// Event number `n`: its own key, its own dedupe key, received `n` milliseconds after noon.
+/// Event number `n`, with its own partition key and dedupe key, received `n` milliseconds after
+/// noon.
 pub(super) fn event(n: u64) -> Notification {
     let received_at = at(0) + SignedDuration::from_millis(n as i64);
     Notification {
@@ -92,7 +93,7 @@ pub(super) fn event(n: u64) -> Notification {
     }
 }
 
-/// Event number `n` of key `key`.
+/// Event number `n` with the partition key `key`.
 pub(super) fn keyed(n: u64, key: &str) -> Notification {
     Notification {
         key: Some(Key::from(key)),
@@ -100,7 +101,8 @@ pub(super) fn keyed(n: u64, key: &str) -> Notification {
     }
 }
 
-/// Event number `n` about `numbers` of `account`; about the whole account where there are none.
+/// Event number `n` about `numbers` of `account`. Without numbers the event is about the whole
+/// account.
 pub(super) fn numbered(n: u64, account: &str, numbers: &[&str]) -> Notification {
     let body = serde_json::json!({
         "event": "number_management.peering_number_cnam_updated",
@@ -118,7 +120,7 @@ pub(super) fn numbered(n: u64, account: &str, numbers: &[&str]) -> Notification 
     }
 }
 
-/// Event number `n`, without a key.
+/// Event number `n`, without a partition key.
 pub(super) fn loose(n: u64) -> Notification {
     Notification {
         key: None,
@@ -126,7 +128,7 @@ pub(super) fn loose(n: u64) -> Notification {
     }
 }
 
-/// What `handler` asks for: everything, in order.
+/// A subscription of `handler` to all events, in order.
 pub(super) fn everything(handler: &str) -> Subscription {
     Subscription {
         handler: handler.into(),
@@ -148,12 +150,12 @@ pub(super) fn parked() -> Verdict {
     }
 }
 
-/// The ids of what was claimed.
+/// The ids of the claimed events.
 pub(super) fn ids(claims: &[Claim]) -> Vec<EventId> {
     claims.iter().map(|claim| claim.notification.id).collect()
 }
 
-/// Asks until there is an answer.
+/// Calls `ask` until it returns a value.
 pub(super) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -165,18 +167,18 @@ pub(super) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
     }
 }
 
-/// Where one store lives, whatever its engine: it can be opened, and opened again.
+/// The place of one store of any engine. The store can be opened repeatedly.
 pub(super) struct Place {
     engine: Box<dyn Engine>,
     pub(super) metrics: Arc<Metrics>,
-    /// How many services can be on it at once.
+    /// How many services can have the store open at the same time.
     services: usize,
-    /// Goes with the place: a folder, or a database.
+    /// The folder or the database of the store, removed with the place.
     _ground: Box<dyn Any + Send + Sync>,
 }
 
 impl Place {
-    /// On `ground`, where `engine` opens a store.
+    /// The place at which `engine` opens a store. `ground` is dropped with the place.
     pub(super) fn new(engine: impl Engine + 'static, ground: impl Any + Send + Sync) -> Self {
         Self {
             engine: Box::new(engine),
@@ -186,7 +188,7 @@ impl Place {
         }
     }
 
-    /// One that any number of services can be on at once.
+    /// The same place, for any number of services at the same time.
     #[cfg(feature = "postgres")]
     pub(super) fn shared(self) -> Self {
         Self {
@@ -209,7 +211,7 @@ impl Place {
         self.try_open().await.unwrap()
     }
 
-    /// An open store, with one handler that gets everything in order.
+    /// Opens the store, with one handler that gets all events in order.
     pub(super) async fn subscribed(&self) -> Opened {
         let store = self.open().await;
         store.subscribe(&["crm"]).await;
@@ -220,7 +222,7 @@ impl Place {
         tokio::task::block_in_place(|| self.engine.operator(clock))
     }
 
-    /// What an operator does while a service may be running.
+    /// Runs `act` as an operator, while a service may be running.
     pub(super) fn operator<T>(&self, act: impl FnOnce(&mut dyn Operator) -> T) -> T {
         tokio::task::block_in_place(|| act(&mut *self.engine.operator(clock).unwrap()))
     }
@@ -242,7 +244,7 @@ impl<S: Store + ?Sized> Opened<S> {
         self.store.append(event).await
     }
 
-    /// One after the other.
+    /// Appends the events one after the other.
     pub(super) async fn append_all(&self, notifications: impl IntoIterator<Item = Notification>) {
         for notification in notifications {
             self.append(&notification).await.unwrap();
@@ -254,7 +256,7 @@ impl<S: Store + ?Sized> Opened<S> {
         self.store.subscribe(subscriptions).await.unwrap();
     }
 
-    /// What can be claimed once every event that was appended can be.
+    /// Waits until all appended events can be claimed, and claims deliveries.
     pub(super) async fn claim(&self, handler: &str, now: Timestamp) -> Vec<Claim> {
         self.settle_down().await;
         self.claim_once(handler, 10_000, now).await
@@ -280,7 +282,7 @@ impl<S: Store + ?Sized> Opened<S> {
         .await;
     }
 
-    /// Settles a claim. What the store would go on with is not attempted.
+    /// Settles a claim. A delivery that the store returns already claimed is released.
     pub(super) async fn settle(&self, handler: &str, claim: &Claim, verdict: Verdict) {
         for next in self.settle_all(handler, from_ref(claim), verdict).await {
             let none = self
@@ -293,7 +295,8 @@ impl<S: Store + ?Sized> Opened<S> {
         }
     }
 
-    /// Settles claims, has operators see that, and gives back what the store goes on with.
+    /// Settles claims, and waits until operators see the result. Returns the deliveries that the
+    /// store has claimed for the caller.
     pub(super) async fn settle_all(
         &self,
         handler: &str,
@@ -313,7 +316,8 @@ impl<S: Store + ?Sized> Opened<S> {
         next
     }
 
-    /// Claims and finishes until nothing is left, and says what came, in the order it came in.
+    /// Claims and finishes deliveries until none is left. Returns their events in the order of the
+    /// claims.
     pub(super) async fn drain(&self, handler: &str) -> Vec<EventId> {
         let mut got = Vec::new();
         loop {
@@ -333,7 +337,7 @@ impl<S: Store + ?Sized> Opened<S> {
     }
 }
 
-/// `events` by their keys, in the order in which they stand.
+/// The ids of `events` by partition key, in the given order.
 fn by_key<'a>(events: impl IntoIterator<Item = &'a Notification>) -> HashMap<Key, Vec<EventId>> {
     let mut keys: HashMap<_, Vec<_>> = HashMap::new();
     for event in events {

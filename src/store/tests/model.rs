@@ -1,6 +1,6 @@
-//! Order against a plain reference: whatever is stored, claimed, settled and restarted, by however
-//! many services, each delivery is handed out when the reference would allow it, and none that it
-//! allows is held back.
+//! A comparison of the store with a simple reference. For any sequence of appends, claims,
+//! settlements and restarts by several services, the store hands out exactly the deliveries that
+//! the reference allows.
 
 use std::collections::BTreeMap;
 
@@ -25,23 +25,23 @@ const SERVICES: usize = 3;
 
 const NUMBERS: [&str; 3] = ["+12025550100", "+12025550101", "+12025550102"];
 
-/// One thing that happens.
+/// One step of a test.
 #[derive(Clone, Debug)]
 enum Step {
-    /// An event comes: of an account, about those numbers whose bit is set, or about the whole
-    /// account.
+    /// An event arrives. It is about the numbers of an account whose bit is set, or without a bit
+    /// about the whole account.
     Append { account: bool, numbers: u8 },
-    /// An event without a key comes.
+    /// An event without a key arrives.
     AppendLoose,
     /// A service claims a few deliveries.
     Claim { service: usize, at_most: usize },
-    /// A service claims all that it can get.
+    /// A service claims all deliveries that it can get.
     ClaimAll { service: usize },
-    /// A claim is settled: the one of that number, of those in flight.
+    /// The claim with this index, among those in flight, is settled.
     Settle { which: usize, verdict: Kind },
-    /// A delivery that is over is made again.
+    /// A finished delivery is replayed.
     Replay { which: usize },
-    /// Seconds pass.
+    /// Time passes.
     Pass { seconds: i64 },
     /// A service is stopped and started again.
     Restart { service: usize },
@@ -80,10 +80,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the promise says, as plainly as it can be written down.
+/// The promise of order, in its simplest form.
 #[derive(Default)]
 struct Reference {
-    /// In the order in which they were stored.
+    /// The deliveries, in the order of their events' appends.
     deliveries: Vec<Delivery>,
 }
 
@@ -91,18 +91,18 @@ struct Delivery {
     id: EventId,
     keys: Option<OrderingKeys>,
     state: State,
-    /// It is open because it was replayed.
+    /// Whether the delivery is a replay.
     is_replay: bool,
 }
 
-/// How a delivery comes to be handed out.
+/// How a delivery was handed out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// It was claimed.
+    /// The service claimed the delivery.
     Claimed,
-    /// Its claim was made together with that of the delivery which has just been settled: replays that
-    /// came since are not waited for.
-    GoesOn,
+    /// A settlement returned the delivery. Its claim was made together with the settled one, so it
+    /// does not wait for replays that were requested since.
+    Returned,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +122,8 @@ impl Reference {
         });
     }
 
-    /// Whether a delivery is due, and nothing that it shares a key with is under way, or before it and
-    /// not over.
+    /// Whether a delivery is due, and no delivery with a shared key is in flight, or older and
+    /// unfinished.
     fn may_begin(&self, place: usize, now: i64, how: How) -> bool {
         let wanted = &self.deliveries[place];
         let is_due = matches!(wanted.state, State::Open { due } if due <= now);
@@ -131,7 +131,7 @@ impl Reference {
         is_due
             && !others.any(|(other_place, other)| {
                 let is_in_the_way = match other.state {
-                    State::Open { .. } if how == How::GoesOn && other.is_replay => false,
+                    State::Open { .. } if how == How::Returned && other.is_replay => false,
                     State::Open { .. } => other_place < place,
                     State::InFlight => true,
                     State::Over => false,
@@ -181,7 +181,7 @@ impl Reference {
     }
 }
 
-/// The services on one store, beside the reference.
+/// The services on one store, and the reference.
 struct Run {
     place: Place,
     services: Vec<Option<Opened>>,
@@ -245,7 +245,7 @@ impl Run {
         self.reference.append(event);
     }
 
-    /// Whether there may be more.
+    /// Claims deliveries. Returns whether there may be more.
     async fn claim(&mut self, service: usize, at_most: usize) -> bool {
         let (number, opened) = self.service(service);
         opened.settle_down().await;
@@ -308,7 +308,7 @@ impl Run {
             self.reference.set(id, state);
             let (_, opened) = self.service(service);
             let next = opened.settle_all("crm", &[claim], verdict).await;
-            self.begin(service, next, How::GoesOn);
+            self.begin(service, next, How::Returned);
             return;
         }
     }
@@ -346,7 +346,7 @@ impl Run {
         self.services[number] = Some(self.place.subscribed().await);
     }
 
-    /// Everything ends, and nothing is left.
+    /// Finishes all deliveries, and closes the services.
     async fn finish(mut self) {
         self.now += RETRY_SECONDS;
         while !self.reference.is_over() {

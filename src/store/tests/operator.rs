@@ -1,4 +1,4 @@
-//! The operator's side: lists, one event, replays.
+//! The operator's side: lists, the details of an event, replays.
 
 use super::{Opened, Place, at, event, everything, ids, keyed, on_every_engine, parked, retry};
 use crate::{
@@ -177,7 +177,7 @@ async fn parked_deliveries_can_be_skipped(place: Place) {
         let skipped = place.operator(|records| records.skip(&asked, "it is known there", at(30)));
         skipped.unwrap()
     };
-    // One that is not parked, one that nobody gets, and the parked one twice.
+    // A delivery that is not parked, one to an unknown handler, and the parked one twice.
     let all = [(1, "crm"), (0, "nobody"), (0, "crm"), (0, "crm")];
     assert_eq!(skip(&all), 1);
     assert_eq!(skip(&all), 0);

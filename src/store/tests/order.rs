@@ -1,4 +1,5 @@
-//! Of one key, one at a time and in order; of different keys, as they come.
+//! Deliveries with a shared key are made one at a time and in order. Others do not wait for each
+//! other.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -58,7 +59,7 @@ async fn a_delivery_that_waits_for_its_retry_blocks_its_key(place: Place) {
     let claims = store.claim("crm", at(10)).await;
     store.settle("crm", &claims[0], retry(60)).await;
     let handler = HandlerName::from("crm");
-    // The first look may come upon the one behind it, and ask to look again.
+    // The first claim may find the delivery behind the retry, and ask for another claim.
     eventually("it is known when it is due", async || {
         let waiting = store.store.claim(&handler, 10, at(59)).await.unwrap();
         assert!(waiting.claims.is_empty());
@@ -107,7 +108,7 @@ async fn a_parked_delivery_blocks_no_other(place: Place) {
 async fn an_unordered_handler_gets_everything_at_once(place: Place) {
     let store = place.open().await;
     store.store.subscribe(vec![unordered()]).await.unwrap();
-    // At once, so that an engine may store them together.
+    // The appends run at the same time, so that an engine may store the events together.
     let store = Arc::new(store);
     let appends: Vec<_> = (0..50)
         .map(|n| {
@@ -127,7 +128,7 @@ async fn a_retry_of_an_unordered_handler_blocks_no_other(place: Place) {
     let events: Vec<_> = (0..4).map(|n| keyed(n, "a")).collect();
     store.append_all(events.clone()).await;
     store.settle_down().await;
-    // One after the other, though those before are still in hand.
+    // Each event is handed out although earlier ones are unfinished.
     for event in &events[..3] {
         let claims = store.claim_once("crm", 1, at(10)).await;
         assert_eq!(ids(&claims), [event.id]);
@@ -248,7 +249,7 @@ async fn an_event_of_very_many_numbers_is_ordered_by_its_account(place: Place) {
     let claims = store.claim("crm", at(10)).await;
     assert_eq!(ids(&claims), [events[2].id]);
     assert!(claims[0].superseded, "the large one is newer");
-    // So it does when it is replayed.
+    // A replay of the large event waits for the other events of its account too.
     let selection = ReplaySelection {
         ids: vec![events[1].id],
         ..ReplaySelection::default()

@@ -1,4 +1,4 @@
-//! Closing a store, or just letting go of it, and opening it again.
+//! Closing or dropping a store, and opening it again.
 
 use super::{Opened, Place, at, event, eventually, ids, keyed, on_every_engine, retry};
 use crate::store::{AppendError, StoreError, Verdict};
@@ -34,7 +34,8 @@ async fn closing_a_store_loses_nothing(place: Place) {
     reopen_often(&place, Opened::close).await;
 }
 
-/// Opens the store several times, with new events and an `end` each time. Checks that all are there.
+/// Opens the store several times, appends events each time, and ends with `end`. Checks that all
+/// events are there.
 async fn reopen_often(place: &Place, end: impl AsyncFn(Opened)) {
     for round in 0..5 {
         let store = place.subscribed().await;
@@ -55,7 +56,7 @@ async fn an_interrupted_claim_is_made_again(place: Place) {
     drop(store);
     let store = place.open().await;
     store.subscribe(&["archive"]).await;
-    // At once, or once the lease of the one that is gone has run out.
+    // Immediately, or when the lease of the dropped store has expired.
     let again = eventually("it is claimed", async || {
         Some(store.claim("archive", at(10)).await).filter(|claims| !claims.is_empty())
     });

@@ -21,7 +21,7 @@ async fn a_released_claim_leaves_no_trace(place: Place) {
     let again = store.claim("crm", at(10)).await;
     assert_eq!(ids(&again), ids(&first));
     assert_eq!(again[0].attempt, 1);
-    // The old lease is nobody's.
+    // The old lease is invalid.
     store.settle("crm", &first[0], Verdict::Done).await;
     assert!(store.claim("crm", at(10)).await.is_empty());
 }

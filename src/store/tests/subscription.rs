@@ -83,7 +83,7 @@ async fn an_event_is_superseded_when_all_its_topics_are(place: Place) {
 
 async fn the_latest_of_concurrent_events_supersedes_the_others(place: Place) {
     let store = Arc::new(place.subscribed().await);
-    // The latest is the first to arrive.
+    // The event with the latest provider time is the first one to be appended.
     let appends: Vec<_> = (0..50)
         .map(|n| {
             let event = Notification {
@@ -122,11 +122,11 @@ async fn deliveries_of_a_removed_handler_are_parked(place: Place) {
         Some(parked()).filter(|parked| parked.len() == 2)
     });
     assert_eq!(both.await[0].why, "no handler of this name is configured");
-    // Nobody would try again.
+    // A retry has no handler any more, so the delivery stays parked.
     store.settle("old", &in_flight[1], retry(0)).await;
     let whys: Vec<_> = parked().into_iter().map(|parked| parked.why).collect();
     assert_eq!(whys, ["no handler of this name is configured"; 2]);
-    // What is in flight may still end well.
+    // A delivery in flight may still be finished.
     store.settle("old", &in_flight[0], Verdict::Done).await;
     assert_eq!(parked().len(), 1);
     store.store.measure(clock()).await.unwrap();

@@ -1,4 +1,4 @@
-//! What a store says of itself: that there is work, and how much.
+//! Notifications of new work, and gauges.
 
 use super::{Opened, Place, at, clock, event, keyed, on_every_engine, parked, retry};
 use crate::{
@@ -70,8 +70,8 @@ async fn counts_are_right_throughout_a_long_run(place: Place) {
     .await;
 }
 
-/// Everything that can happen to the deliveries of `crm`, by dice that always fall alike; `check`
-/// is called after each round.
+/// Applies random verdicts and replays to the deliveries of `crm`, the same ones in each run. Calls
+/// `check` after each round.
 pub(in crate::store) async fn long_run<S: Store + ?Sized>(
     store: &Opened<S>,
     replay: impl Fn(&ReplaySelection),
@@ -84,7 +84,8 @@ pub(in crate::store) async fn long_run<S: Store + ?Sized>(
             .wrapping_add(1_442_695_040_888_963_407);
         (dice >> 33) % sides
     };
-    // Few rounds with much in each: an engine may take a while to bring new events to the ledger.
+    // Few rounds with many events each, since an engine may take a while to add new events to the
+    // ledger.
     for round in 0..60 {
         for n in 0..5 {
             let key = format!("key {}", roll(5));
