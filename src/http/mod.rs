@@ -17,12 +17,14 @@
 
 mod activity;
 mod answer;
+mod answer_metrics;
 mod body;
 mod certificate;
 mod connection;
 mod descriptors;
 mod limiter;
 mod listener;
+mod route;
 #[cfg(test)]
 pub(crate) mod tests;
 mod throttle;

@@ -1,0 +1,152 @@
+//! The endpoints by path, each with its metrics.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use http::{HeaderValue, Method};
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+
+use super::{
+    Endpoint,
+    answer::{Label, OtherLabel, allow},
+    answer_metrics::AnswerMetrics,
+};
+use crate::{
+    event::{self, EventName},
+    telemetry::{ByEndpoint, ByEvent, FloatGauge, Metrics},
+};
+
+/// The `endpoint` label of requests to no endpoint.
+const UNROUTED: &str = "none";
+
+/// The endpoints by path.
+pub(super) struct Routes {
+    pub(super) by_path: HashMap<String, Route>,
+    /// The answers to requests to no endpoint.
+    pub(super) unrouted: AnswerMetrics,
+}
+
+impl Routes {
+    pub(super) fn new(endpoints: Vec<Endpoint>, metrics: &Metrics) -> Self {
+        let by_path = endpoints
+            .into_iter()
+            .map(|endpoint| (endpoint.path.clone(), Route::new(endpoint, metrics)))
+            .collect();
+        Self {
+            by_path,
+            unrouted: AnswerMetrics::new(UNROUTED, is_unrouted, metrics),
+        }
+    }
+}
+
+/// An endpoint and its metrics, looked up once.
+pub(super) struct Route {
+    pub(super) endpoint: Endpoint,
+    /// The methods of its provider's requests.
+    pub(super) methods: &'static [Method],
+    /// The same, as the value of `Allow`.
+    pub(super) allow: HeaderValue,
+    pub(super) answers: AnswerMetrics,
+    /// One for each event name of the provider. They are few, so a linear search is fastest.
+    series: Vec<Series>,
+    pub(super) misdirected: Counter,
+    pub(super) last_handshake: FloatGauge,
+    pub(super) last_event: FloatGauge,
+    pub(super) answer_seconds: Histogram,
+}
+
+impl Route {
+    fn new(endpoint: Endpoint, metrics: &Metrics) -> Self {
+        let label = ByEndpoint::from(&endpoint.name);
+        let methods = endpoint.provider.methods();
+        let provider = endpoint.family.provider();
+        let series = event::event_names()
+            .filter(|name| name.provider() == provider)
+            .map(|name| Series::new(name, &endpoint, metrics))
+            .collect();
+        Self {
+            methods,
+            allow: allow(methods),
+            answers: AnswerMetrics::new(endpoint.name.as_str(), is_routed, metrics),
+            series,
+            misdirected: metrics.misdirected.get_or_create(&label).clone(),
+            last_handshake: metrics
+                .last_handshake_timestamp_seconds
+                .get_or_create(&label)
+                .clone(),
+            last_event: metrics
+                .last_event_timestamp_seconds
+                .get_or_create(&label)
+                .clone(),
+            answer_seconds: metrics.answer_seconds.get_or_create(&label).clone(),
+            endpoint,
+        }
+    }
+
+    /// The time series of events called `name`.
+    pub(super) fn series(&self, name: &EventName, metrics: &Metrics) -> Cow<'_, Series> {
+        match self.series.iter().find(|series| series.name == *name) {
+            Some(series) => Cow::Borrowed(series),
+            None => Cow::Owned(Series::new(name.clone(), &self.endpoint, metrics)),
+        }
+    }
+}
+
+/// The time series of events with one name at one endpoint.
+#[derive(Clone)]
+pub(super) struct Series {
+    pub(super) name: EventName,
+    pub(super) stored: Counter,
+    pub(super) is_misdirected: bool,
+}
+
+impl Series {
+    fn new(name: EventName, endpoint: &Endpoint, metrics: &Metrics) -> Self {
+        let label = ByEvent {
+            endpoint: endpoint.name.to_string(),
+            event: name.to_string(),
+        };
+        Self {
+            stored: metrics.events.get_or_create(&label).clone(),
+            is_misdirected: is_of_another_family(&name, endpoint.family),
+            name,
+        }
+    }
+}
+
+/// Whether another family than `family` claims events called `name`. A name that no family claims has
+/// two parts, and belongs to every endpoint of its provider.
+fn is_of_another_family(name: &EventName, family: &event::Family) -> bool {
+    let claimed_by = name.as_str().rsplit_once('.').map(|(family, _)| family);
+    claimed_by.is_some_and(|claimed_by| claimed_by.contains('.') && claimed_by != family.name)
+}
+
+/// Whether a request to an endpoint can be answered with `label`.
+const fn is_routed(label: Label) -> bool {
+    !matches!(label, Label::Other(OtherLabel::Path | OtherLabel::Method))
+}
+
+/// Whether a request to no endpoint can be answered with `label`.
+const fn is_unrouted(label: Label) -> bool {
+    use OtherLabel::{Method, Panic, Path};
+    matches!(label, Label::Other(Path | Method | Panic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_misdirected_when_another_family_claims_it() {
+        let family = event::Family::named("ringcentral.phone-number").unwrap();
+        for (name, misdirected) in [
+            ("ringcentral.phone-number.created", false),
+            ("ringcentral.phone-number.unreadable", false),
+            ("ringcentral.unrecognized", false),
+            ("ringcentral.extension-info.update", true),
+            ("ringcentral.extension-info.unrecognized", true),
+        ] {
+            let name = EventName::from(name);
+            assert_eq!(is_of_another_family(&name, family), misdirected, "{name}");
+        }
+    }
+}
