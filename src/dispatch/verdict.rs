@@ -126,7 +126,7 @@ impl Reporter {
             ),
             Verdict::Retry { due_at, why } => tracing::warn!(
                 %handler, event.id = %id, event.name = %name, attempt, %due_at,
-                "the delivery of {id} to {handler} will be tried again: {why}",
+                "the delivery of {id} to {handler} failed, and is retried: {why}",
             ),
             Verdict::Done | Verdict::Skipped { .. } | Verdict::Released => tracing::debug!(
                 %handler, event.id = %id, event.name = %name, attempt, outcome = end,

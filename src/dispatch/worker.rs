@@ -240,7 +240,7 @@ impl Worker {
             tracing::error!(
                 handler = %self.handler.name,
                 %error,
-                "{what} for the handler {} failed, and will be tried again: {error}",
+                "{what} for the handler {} failed, and is retried: {error}",
                 self.handler.name,
             );
         }

@@ -1,4 +1,4 @@
-//! Messages in a real RabbitMQ, and what becomes of its answers.
+//! The handler kind `amqp`, through the real service and a real RabbitMQ.
 
 use std::{net::TcpListener, path::Path, thread};
 
@@ -9,7 +9,8 @@ use crate::{
     support::rabbitmq::{LONGEST_MESSAGE, Message, RESTRICTED, RabbitMq, Reader},
 };
 
-/// A handler that sends to `broker`, with quick retries. What `more` says again is left out here.
+/// A handler that sends to `broker`, with quick retries. A setting in `more` replaces the default
+/// here.
 fn handler(name: &str, broker: &RabbitMq, more: &str) -> String {
     let mut table = format!(
         "[handlers.{name}]\nkind = \"amqp\"\nevents = [\"zoom.*\"]\n\
@@ -210,7 +211,7 @@ fn a_full_queue_is_retried_until_it_has_room() {
     assert_eq!(home.parked(), []);
 }
 
-/// The carrier and the serial number of an event in the structured form.
+/// The carrier and the serial number of an event in the structured content mode.
 fn cnam_of(message: &Message) -> (u64, u64) {
     let object = &message.json()["data"]["payload"]["object"];
     let serial = object["cnam"].as_str().unwrap();
@@ -274,7 +275,7 @@ fn over_tls_both_sides_are_verified_by_the_ca() {
     assert_eq!(cnam_of(&reader.wait("tls")), (3, 1));
     eventually("the other handler believes nobody", || {
         service.log().contains(
-            "to unknown will be tried again: cannot connect to the broker: \
+            "to unknown failed, and is retried: cannot connect to the broker: \
                                 IO error: invalid peer certificate",
         )
     });
@@ -316,7 +317,7 @@ fn a_silent_broker_occupies_no_threads() {
     });
 }
 
-/// How many threads the client library has in a process.
+/// The number of the client library's threads in a process.
 fn library_threads(id: u32) -> usize {
     let tasks = std::fs::read_dir(Path::new("/proc").join(id.to_string()).join("task")).unwrap();
     let name = |task: std::io::Result<std::fs::DirEntry>| {
@@ -328,7 +329,7 @@ fn library_threads(id: u32) -> usize {
         .count()
 }
 
-/// One of its own, since it is killed.
+/// A broker of this test's own, since the test kills it.
 #[test]
 fn nothing_is_lost_when_the_broker_is_killed_or_down_or_out_of_memory() {
     let mut broker = RabbitMq::start();
@@ -357,7 +358,7 @@ fn nothing_is_lost_when_the_broker_is_killed_or_down_or_out_of_memory() {
     eventually("it is missed", || {
         service.log().contains("cannot connect to the broker")
     });
-    // The service comes up without its broker, too.
+    // The service also starts without its broker.
     service.signal("TERM");
     service.wait();
     service = home.start();

@@ -1,4 +1,4 @@
-//! Messages from a real Mosquitto, and what becomes of its answers.
+//! The handler kind `mqtt`, through the real service and a real Mosquitto.
 
 use std::{collections::BTreeSet, fs};
 
@@ -10,7 +10,8 @@ use crate::{
     support::mosquitto::{LONGEST_PACKET, Mosquitto, Subscriber},
 };
 
-/// A handler that publishes to `broker`, with quick retries. What `more` says again is left out.
+/// A handler that publishes to `broker`, with quick retries. A setting in `more` replaces the
+/// default here.
 fn handler(name: &str, broker: &Mosquitto, more: &str) -> String {
     let mut table = format!("[handlers.{name}]\nkind = \"mqtt\"\n");
     let url = format!("url = \"mqtt://{}\"", broker.address());
@@ -36,7 +37,7 @@ fn properties_of(message: &Publish) -> PublishProperties {
     message.properties.clone().unwrap()
 }
 
-/// The carrier and the serial number of an event in the structured form.
+/// The carrier and the serial number of an event in the structured content mode.
 fn cnam_of(message: &Publish) -> (u64, u64) {
     let object = &json_of(message)["data"]["payload"]["object"];
     let serial = object["cnam"].as_str().unwrap();
@@ -272,7 +273,7 @@ fn over_tls_the_broker_is_verified_by_the_ca() {
     assert_eq!(cnam_of(&subscriber.wait("telephony/known")), (3, 1));
     eventually("the other handler believes nobody", || {
         service.log().contains(
-            "to unknown will be tried again: cannot connect to the broker: I/O: invalid peer \
+            "to unknown failed, and is retried: cannot connect to the broker: I/O: invalid peer \
              certificate",
         )
     });
@@ -310,7 +311,7 @@ fn a_client_certificate_is_presented_on_request() {
 fn nothing_is_lost_when_the_broker_freezes_or_is_killed_or_down() {
     let mut broker = Mosquitto::start();
     let subscriber = Subscriber::new(&broker, "telephony/#");
-    // It writes down who has subscribed.
+    // The broker persists its subscriptions.
     broker.server.signal("USR1");
     let home = Home::new(&[ENDPOINTS, &handler("kept", &broker, "timeout = \"1s\"")]);
     let mut service = home.start();
@@ -335,13 +336,13 @@ fn nothing_is_lost_when_the_broker_freezes_or_is_killed_or_down() {
     broker.server.signal("STOP");
     post(&service, 5..10);
     eventually("an attempt was in vain", || {
-        service.log().contains("will be tried again")
+        service.log().contains("failed, and is retried")
     });
     broker.server.kill();
     eventually("it is missed", || {
         service.log().contains("cannot connect to the broker")
     });
-    // The service comes up without its broker, too.
+    // The service also starts without its broker.
     service.signal("TERM");
     service.wait();
     service = home.start();

@@ -1,4 +1,4 @@
-//! The `redis` kind, with a real server and its streams.
+//! The handler kind `redis`, through the real service and a real server with streams.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
     support::server::{Server, free_port},
 };
 
-/// The command for a server that has each entry on its disk before it replies.
+/// The command for a server that syncs each entry before it replies.
 fn command(dir: &Path, port: u16, more: &[&str]) -> Command {
     let mut command = Command::new("redis-server");
     command
@@ -34,7 +34,7 @@ fn start(more: &[&str]) -> Server {
     Server::start(|dir, port| command(dir, port, more))
 }
 
-/// A handler that adds to a stream of its own name, with quick retries.
+/// A handler that adds to a stream with the handler's name, with quick retries.
 fn handler(name: &str, at: impl std::fmt::Display, more: &str) -> String {
     format!(
         r#"
@@ -53,8 +53,8 @@ fn plain(server: &Server) -> String {
     format!("redis://{}", server.address())
 }
 
-/// A connection that speaks the protocol itself, for what the service's client says to be heard by
-/// other ears.
+/// A client with its own implementation of the protocol, so that the tests do not depend on the
+/// service's client.
 struct Client(BufReader<TcpStream>);
 
 /// A server's reply.
@@ -108,7 +108,7 @@ impl Client {
         assert_eq!(self.ask(words), Reply::Text("OK".to_owned()), "{words:?}");
     }
 
-    /// How many entries a stream has; none while the server is still reading its data.
+    /// The number of entries in a stream; 0 while the server is loading its data.
     fn count(&mut self, stream: &str) -> i64 {
         match self.ask(&["XLEN", stream]) {
             Reply::Number(count) => count,
@@ -138,7 +138,7 @@ impl Client {
         entries.iter().map(fields).collect()
     }
 
-    /// The events of a stream whose entries are structured.
+    /// The events in a stream of structured entries.
     fn events(&mut self, stream: &str) -> Vec<Value> {
         let entries = self.entries(stream).into_iter();
         entries
@@ -151,7 +151,7 @@ impl Client {
     }
 }
 
-/// Waits until the log gives `why` as the reason of a failed attempt.
+/// Waits until the log contains `why` as the reason of a failed attempt.
 fn says(service: &Service, why: &str) {
     eventually(why, || service.log().contains(why));
 }
@@ -387,8 +387,8 @@ fn an_entry_that_keeps_failing_is_parked_with_its_reason() {
     eventually("the other is there", || client.count("known") == 1);
 }
 
-/// A server with its certificate in `cert.pem`, where the test itself comes without TLS, and the
-/// port of the others. `more` is said of TLS besides.
+/// A server with its certificate in `cert.pem`, and its port with TLS. The test itself connects
+/// without TLS. `more` is added to the TLS settings.
 fn start_secure(more: &[&str]) -> (Server, u16) {
     let secure = free_port();
     let server = Server::start(|dir, port| {
@@ -453,7 +453,7 @@ fn a_client_certificate_is_presented_on_request() {
     });
     says(
         &service,
-        "to nameless will be tried again: cannot connect: received fatal alert: CertificateRequired",
+        "to nameless failed, and is retried: cannot connect: received fatal alert: CertificateRequired",
     );
     assert_eq!(client.count("nameless"), 0);
 }

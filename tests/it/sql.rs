@@ -31,7 +31,7 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
     )
 }
 
-/// The reason for which the only delivery has been parked, once it has.
+/// Waits until a delivery is parked, and returns its reason.
 fn parked(home: &Home) -> String {
     let mut why = None;
     eventually("it is parked", || {
@@ -47,7 +47,7 @@ fn says(service: &Service, text: &str) {
     assert!(!service.log().contains(PASSWORD), "{}", service.log());
 }
 
-/// Keeps a transaction open that has run `statement`, until it is killed.
+/// A process that runs `statement` and keeps the transaction open until it is killed.
 fn hold(database: &Database, statement: &str) -> Child {
     let holder = Command::new("psql")
         .args(["-X", "-q", &database.url()])
@@ -280,7 +280,7 @@ fn a_statement_that_waits_for_a_lock_blocks_nothing_else_and_is_retried() {
         "CREATE TABLE events (seq bigserial, id uuid PRIMARY KEY, data jsonb);
          CREATE TABLE gate (carrier text PRIMARY KEY); INSERT INTO gate VALUES ('1'), ('2')",
     );
-    // Each event waits for whoever holds its carrier's row.
+    // Each event waits for the transaction that has locked its carrier's row.
     let statement = "INSERT INTO events (id, data) SELECT :id::uuid, :data::jsonb FROM gate
         WHERE carrier = :data::jsonb->'payload'->'object'->>'carrier_code' FOR UPDATE OF gate";
     let url = database.url();
@@ -297,7 +297,7 @@ fn a_statement_that_waits_for_a_lock_blocks_nothing_else_and_is_retried() {
     let count = || database.sql("SELECT count(*) FROM events");
     eventually("the other key gets through", || count() == "4");
     eventually("the attempt is given up", || {
-        service.log().contains("will be tried again")
+        service.log().contains("failed, and is retried")
     });
     assert_eq!(count(), "4");
     holder.kill().unwrap();
@@ -318,7 +318,7 @@ fn a_schema_change_and_a_read_only_server_lose_nothing() {
     };
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     count("1");
-    // The statement that stands prepared would insert text, which is not taken for jsonb.
+    // The prepared statement would insert text, which a jsonb column refuses.
     database.sql("ALTER TABLE events ALTER data TYPE jsonb USING data::jsonb");
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
     count("2");
@@ -385,7 +385,8 @@ fn sqlite_gets_its_events_in_order() {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
     says(&service, "the database must exist");
-    // Made elsewhere and put in its place, so that it has its table from the beginning.
+    // The database is created under another name and renamed, so that it has its table from the
+    // beginning.
     let made = home.path().join("made.db");
     let database = rusqlite::Connection::open(&made).unwrap();
     let table = "CREATE TABLE events (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, data TEXT)";

@@ -13,10 +13,10 @@
 //! | answer | outcome |
 //! |---|---|
 //! | 2xx | done, whatever the body says and whether or not it ever ends |
-//! | 408, 425, 429, 5xx | tried again, not before what `Retry-After` says |
+//! | 408, 425, 429, 5xx | retried, not before what `Retry-After` says |
 //! | 3xx | parked: redirects are not followed, since what is meant for one host is not for another |
 //! | any other | parked |
-//! | none | tried again |
+//! | none | retried |
 //!
 //! **Invariant:** neither the URL, which may hold a token, nor anything that the receiver says is in
 //! a reason.

@@ -1,4 +1,4 @@
-//! Over TLS.
+//! Connections over TLS.
 
 use std::{fs, path::Path};
 
@@ -9,8 +9,8 @@ use crate::harness::{
     ENDPOINTS, Home, Identity, Service, certificate, cnam, eventually, hookswitch,
 };
 
-/// A server that others may come to without TLS, such as the test itself, with `more` in what is
-/// said of TLS.
+/// A server that also accepts connections without TLS, such as the test's own. `more` is added to
+/// its TLS settings.
 fn start(more: &str) -> Server {
     start_with(more, "allow_non_tls: true")
 }
@@ -62,7 +62,7 @@ fn tls_is_used_and_the_server_is_verified_by_the_ca() {
     );
 }
 
-/// The server is known by an authority of the system, which is made of the environment here.
+/// The system's certificate authorities, set by an environment variable here, include the server's.
 #[test]
 fn tls_is_used_with_a_server_that_requires_it() {
     let server = start_with("", "");
@@ -105,7 +105,7 @@ fn a_client_certificate_is_presented_on_request() {
     eventually("the one without says so", || {
         service
             .log()
-            .contains("to nameless will be tried again: cannot connect to the broker: IO error: received fatal alert: BadCertificate")
+            .contains("to nameless failed, and is retried: cannot connect to the broker: IO error: received fatal alert: BadCertificate")
     });
     assert_eq!(client.count("telephony"), 1);
 }

@@ -133,8 +133,8 @@ async fn no_event_is_stored_before_its_subscriptions_are() {
     let before = failed();
     let subscription = vec![everything("crm")];
     replica.store.store.subscribe(subscription).await.unwrap();
-    // It is tried again, and again in vain, while events are refused.
-    eventually("it is tried again", async || {
+    // The subscription is retried, and fails again, while events are refused.
+    eventually("the subscription is retried", async || {
         assert!(replica.store.append(&event(2)).await.is_err());
         (failed() > before + 3).then_some(())
     })

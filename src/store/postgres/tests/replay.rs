@@ -44,8 +44,8 @@ async fn a_day_whose_events_are_being_replayed_is_not_dropped() {
     waits_for("advisory").await;
     let connector = &replica.shared().connector;
     let mut connection = connector.connect(Durability::Lazy).await.unwrap();
-    // It gives up soon where somebody is in the way, and is tried again.
-    let dropping = eventually("it has had its turn", async || {
+    // Retention that meets a lock gives up soon, and is retried.
+    let dropping = eventually("retention drops the partition", async || {
         let later = at(100 * 24 * 3600);
         let dropped = maintenance::retain(replica.shared(), &mut connection, later).await;
         dropped.ok()
