@@ -106,7 +106,7 @@ fn a_ringcentral_handshake_is_echoed_and_its_body_is_stored(engine: Engine) {
     assert_eq!(with_body.header("validation-token"), Some("echo-me"));
     eventually("its body is archived", || home.archived().len() == 1);
 
-    // The current guide's name for the header that proves the sender.
+    // The header that proves the sender, by its name in the current guide.
     let event = phone_number("u-3", "503");
     let renamed = service.post(
         PHONE,
@@ -260,7 +260,7 @@ fn a_thousand_concurrent_duplicates_are_one_event(engine: Engine) {
     for sender in senders {
         assert_eq!(sender.join().unwrap(), [200; 20]);
     }
-    // An event behind the duplicates: once it is delivered, so is everything before it.
+    // When this event is delivered, all events before it are.
     assert_eq!(service.zoom(&cnam(3, 34)).status, 200);
     eventually("the last event is archived", || {
         home.archived()
@@ -314,7 +314,7 @@ fn a_flood_of_bad_signatures_affects_no_honest_sender_and_no_log(engine: Engine)
     );
 }
 
-/// A service with limits of open files.
+/// A service with a limit of open files.
 fn with_files(home: &Home, soft: u32, hard: u32) -> Service {
     let mut command = Command::new("sh");
     let limits = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" \"$@\"");

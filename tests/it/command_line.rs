@@ -265,7 +265,7 @@ fn a_certificate_that_is_not_trusted_is_told_from_a_server_that_is_not_there() {
     assert_eq!(send(&["--insecure"]).status.code(), Some(0));
 }
 
-/// Runs `hookswitch` as a user who owns nothing: as another one where this is root.
+/// Runs `hookswitch` as a user without files: as another user if the tests run as root.
 fn run_as_a_stranger(home: &Home, command: &str, hidden: &Path) -> Output {
     let is_root = rustix::process::geteuid().is_root();
     let open = fs::metadata(hidden).unwrap().permissions();
@@ -357,7 +357,7 @@ fn how_to_try_it_is_said_while_the_secrets_stand_in_the_file_alone() {
         serve.env("TOKEN_OF_THE_TEST", "a-token-for-tests");
         let serve = serve.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut serve = serve.spawn().unwrap();
-        // The record of the start comes first, and what is printed after it before any other line.
+        // The log line of the start comes first. The printed text comes before any later log line.
         let mut stdout = BufReader::new(serve.stdout.take().unwrap());
         let mut text = String::new();
         while !text.contains("operators ") {

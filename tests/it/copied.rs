@@ -1,5 +1,5 @@
-//! A store whose files are of different moments, as after copying them one by one while a service ran:
-//! the first start on it takes events and delivers everything that its journal has.
+//! A store whose files are of different times, as after copying them one by one while a service
+//! ran. A service starts on it, accepts events, and delivers everything in its journal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,16 +15,16 @@ use crate::{
     harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
 };
 
-/// What is copied at one go.
+/// The parts of a store, each copied in one step.
 const JOURNAL: &[&str] = &["journal"];
 const DATABASE: &[&str] = &["ledger.db", "ledger.db-shm"];
 const LOG: &[&str] = &["ledger.db-wal"];
 const TABLE: &[&str] = &["seen.table"];
 
-/// Serials of events that only the copy gets.
+/// The serials of events that are posted to the copy only.
 pub(crate) const NEW: u64 = 10_000_000;
 
-/// How many events are acknowledged from one file to the next.
+/// The number of events that are acknowledged between two copied files.
 const BETWEEN: usize = 40;
 
 pub(crate) fn home() -> Home {
@@ -36,7 +36,7 @@ fn endpoints() -> String {
     ENDPOINTS.replace("reserve = 0", "reserve = 0\nsegment = \"1MiB\"")
 }
 
-/// Copies what there is of `parts` from one home's store to another's.
+/// Copies the existing files of `parts` from one home's store to another's.
 fn copy(from: &Home, to: &Home, parts: &[&str]) {
     for part in parts {
         let part = Path::new("data").join(part);
@@ -44,7 +44,7 @@ fn copy(from: &Home, to: &Home, parts: &[&str]) {
     }
 }
 
-/// Passes over what is gone by the time that its turn comes.
+/// A file that has been deleted meanwhile is skipped.
 pub(crate) fn copy_any(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     if !from.is_dir() {
@@ -92,8 +92,8 @@ fn orders<'a>(parts: &[&'a [&'a str]]) -> Vec<Vec<&'a [&'a str]>> {
     all
 }
 
-/// The stretches that a log names as damaged, by segment. A copy has them where the service wrote what
-/// the copier was just reading: it has the end of a batch, and zeros for the batch's begin.
+/// The damaged ranges in a log, by segment. A copy has damage where the service was writing while
+/// the file was read: the end of a batch, and zeros in place of its beginning.
 fn damage(log: &str) -> Vec<(u32, Range<usize>)> {
     let field = |line: &str, name: &str| -> Option<usize> {
         let words = line.split_whitespace();
@@ -112,7 +112,7 @@ fn damage(log: &str) -> Vec<(u32, Range<usize>)> {
     stretches.collect::<Option<_>>().unwrap()
 }
 
-/// The serials in the journal of a store that has been recovered, outside of its `damaged` stretches.
+/// The serials in the journal of a recovered store, outside of its `damaged` ranges.
 pub(crate) fn in_journal(home: &Home, damaged: &[(u32, Range<usize>)]) -> BTreeSet<u64> {
     let mut serials = BTreeSet::new();
     for entry in fs::read_dir(home.path().join("data/journal")).unwrap() {
@@ -134,7 +134,7 @@ pub(crate) fn in_journal(home: &Home, damaged: &[(u32, Range<usize>)]) -> BTreeS
     serials
 }
 
-/// The ids of the events that the ledger has as delivered; none if its files do not fit each other.
+/// The ids of the events that are delivered by the ledger; none if the ledger's files do not match.
 fn done(home: &Home) -> BTreeSet<String> {
     let look = tempfile::tempdir().unwrap();
     for name in ["ledger.db", "ledger.db-wal"] {
@@ -181,8 +181,8 @@ pub(crate) fn post(service: &Service, serial: u64) {
     assert_eq!(service.zoom(&body).status, 200);
 }
 
-/// Starts a service on a copied store and checks everything. `known` has the events by their ids, and
-/// `before` what was delivered when the copy was complete. Returns the log.
+/// Starts a service on a copied store and checks everything. `known` has the events by their ids,
+/// and `before` the events that had been delivered when the copy was complete. Returns the log.
 pub(crate) fn comes_up(
     what: &str,
     home: &Home,
@@ -226,7 +226,7 @@ pub(crate) fn comes_up(
         done.len()
     );
     assert!(ready < Duration::from_secs(5), "{ready:?}");
-    // Duplicates are recognized, whatever became of the index.
+    // Duplicates are recognized with any state of the index.
     let copied = [stored.first().unwrap(), stored.last().unwrap()];
     for (serial, marker) in copied.into_iter().zip(NEW + 1..) {
         let before = deliveries_of(home, *serial);
@@ -334,7 +334,7 @@ fn a_replay_on_a_ledger_that_lags_is_not_parked_by_what_the_journal_says_of_the_
     };
     run(1, 1);
     fs::copy(home.path().join(ledger), home.path().join(old)).unwrap();
-    // For a while there is no handler.
+    // The service runs without a handler for a while.
     home.configure(&[&endpoints()]);
     run(2, 0);
     home.configure(&[&endpoints(), ARCHIVE]);

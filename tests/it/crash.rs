@@ -1,5 +1,5 @@
-//! What survives: kills in the middle of a load, torn and flipped and missing bytes, a ledger that
-//! is gone, a deduplication index that is overwritten.
+//! Crashes and damage: kills under load, torn, flipped and missing bytes, a missing ledger, an
+//! overwritten deduplication index.
 
 use std::{
     collections::BTreeSet,
@@ -18,17 +18,18 @@ use crate::harness::{
     on_every_engine, request, unix_now, zoom_headers,
 };
 
-/// Threads that post distinct events and remember which were answered 200.
+/// Threads that post distinct events, and record which ones were answered 200.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<BTreeSet<u64>>>,
-    /// Answers other than 200.
+    /// The number of other answers than 200.
     pub(crate) others: Arc<Mutex<Vec<u16>>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Load {
-    /// Events have the serials that `serials` hands out, so that loads can follow each other.
+    /// Starts the threads. `serials` provides the events' serials, so that several loads can follow
+    /// each other.
     pub(crate) fn start(service: &Service, serials: &Arc<AtomicU64>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
@@ -82,7 +83,7 @@ impl Load {
     }
 }
 
-/// The serials of the events that the archive holds.
+/// The serials of the events in the archive.
 pub(crate) fn archived_serials(home: &Home) -> BTreeSet<u64> {
     let serial = |event: serde_json::Value| {
         let cnam = event["data"]["payload"]["object"]["cnam"]
@@ -123,7 +124,7 @@ fn delete_ledger(home: &Home) {
     }
 }
 
-/// Posts `count` events, one after the other, and stops the service in order.
+/// Posts `count` events, one after the other, and stops the service.
 fn store(home: &Home, count: u64) {
     let mut service = home.start();
     for serial in 0..count {
@@ -134,7 +135,8 @@ fn store(home: &Home, count: u64) {
     assert_eq!(service.wait(), Some(0));
 }
 
-/// Posts the event with `serial`, which is delivered, and nothing that was done before it.
+/// Posts the event with `serial`. Checks that it is delivered, and that no finished delivery is
+/// repeated.
 fn only_the_new_one_comes(home: &Home, service: &Service, serial: u64) {
     assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     archive_holds(home, &[serial].into());
@@ -146,7 +148,7 @@ fn lists(home: &Home, count: usize) {
     assert_eq!(listed.as_array().unwrap().len(), count);
 }
 
-/// Where the record of the event with `serial` is in the segment.
+/// The range of the record of the event with `serial` in the segment.
 fn place_of(segment: &[u8], serial: u64) -> usize {
     let needle = format!("\"serial {serial}\"");
     segment
@@ -179,7 +181,7 @@ fn a_torn_tail_is_cut_and_kept_aside() {
     let segment = last_segment(&home);
     let whole = fs::read(&segment).unwrap();
     let record = place_of(&whole, 2);
-    // Half a record, as a write that power cut short leaves it.
+    // Half a record, as a loss of power during a write leaves it.
     fs::OpenOptions::new()
         .append(true)
         .open(&segment)
@@ -230,7 +232,8 @@ fn a_shortened_segment_keeps_what_is_left_and_says_what_is_gone() {
     fs::remove_file(home.path().join("events.ndjson")).unwrap();
 
     let mut service = home.start();
-    // Positions of what is gone are not used again: the new event is known as a new one.
+    // The positions of lost records are not used again, so the new event is not taken for a lost
+    // one.
     assert_eq!(service.zoom(&cnam(1, 9)).status, 200);
     archive_holds(&home, &[9].into());
     assert!(service.log().contains("ends before"), "{}", service.log());
@@ -254,12 +257,14 @@ fn a_deleted_ledger_is_rebuilt_from_the_journal() {
     lists(&home, 21);
 }
 
-/// What became of a delivery is in the journal moments later, so that a kill brings back what was in hand, and
-/// not what was done before, though all that is made from the journal is lost as well.
+/// The state of a delivery is in the journal moments after its end. So a kill repeats the
+/// deliveries in flight, and none that was done before, even if all views of the journal are lost
+/// as well.
 #[test]
 fn a_kill_that_takes_all_views_with_it_brings_back_the_last_moments_only() {
     const KILLS: usize = 4;
-    /// Deliveries in hand, 1.5 times the concurrency, and as many whose outcome was not written yet.
+    /// The deliveries in flight, at most 1.5 times the concurrency, and as many with an unwritten
+    /// state.
     const AGAIN: usize = 2 * 12;
     let archive = format!("{ARCHIVE}concurrency = 8\n");
     let home = Home::new(&[ENDPOINTS, &archive]);
@@ -298,7 +303,7 @@ fn a_damaged_ledger_is_put_aside_and_rebuilt() {
     assert!(service.log().contains("ledger"), "{}", service.log());
 }
 
-/// What the deduplication index is overwritten with.
+/// The bytes that overwrite the deduplication index.
 type Fill = fn(&mut [u8]);
 
 const FILLS: [(&str, Fill); 2] = [
@@ -309,7 +314,7 @@ const FILLS: [(&str, Fill); 2] = [
     ("zeros", |bytes| bytes.fill(0)),
 ];
 
-/// Overwrites the deduplication index from `offset` on, as a disk that fails would.
+/// Overwrites the deduplication index from `offset` on, like a failing disk.
 fn overwrite_index(home: &Home, offset: usize, fill: Fill) {
     let path = home.path().join("data/seen.table");
     let mut bytes = fs::read(&path).unwrap();
@@ -318,9 +323,9 @@ fn overwrite_index(home: &Home, offset: usize, fill: Fill) {
     file.write_all(&bytes).unwrap();
 }
 
-/// Posts `count` events that were delivered before, and as many that were not, by turns. One number keeps them
-/// in order, so that nothing can still come when the last one has.
-fn only_new_ones_come(home: &Home, service: &Service, count: u64) {
+/// Posts `count` delivered events again, and as many new ones, in turn. All are of one number, so
+/// that they are delivered in order, and the last delivery is the end.
+fn only_new_events_are_delivered(home: &Home, service: &Service, count: u64) {
     let before = home.archived().len();
     for serial in 0..count {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
@@ -348,7 +353,7 @@ fn a_deduplication_index_overwritten_at_runtime_delivers_no_duplicate() {
         }
         archive_holds(&home, &(0..20).collect());
         overwrite_index(&home, 0, fill);
-        only_new_ones_come(&home, &service, 20);
+        only_new_events_are_delivered(&home, &service, 20);
     }
 }
 
@@ -362,7 +367,7 @@ fn a_deduplication_index_overwritten_before_the_start_delivers_no_duplicate() {
             store(&home, 20);
             overwrite_index(&home, offset, fill);
             let service = home.start();
-            only_new_ones_come(&home, &service, 20);
+            only_new_events_are_delivered(&home, &service, 20);
         }
     }
 }

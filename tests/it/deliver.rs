@@ -1,4 +1,4 @@
-//! Retry, park, replay, and order per key, through a real handler's server.
+//! Retries, parking, replays, and order per key, with a real server as the receiver.
 
 use serde_json::Value;
 
@@ -175,7 +175,7 @@ fn a_handler_whose_server_is_down_delays_no_other(engine: Engine) {
     let broken = format!(
         "[handlers.broken]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://{address}/\"\n"
     );
-    // Connections to a listener that nobody accepts from are made, and never answered.
+    // The listener accepts no connections, so the system completes them and nobody answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let slow = format!(
         "[handlers.slow]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://{}/\"\ntimeout = \"60s\"\n",
@@ -212,7 +212,7 @@ fn order_holds_for_many_keys_at_once(engine: Engine) {
 fn a_late_old_event_is_marked_as_superseded(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
-    // The newer event of the number comes first.
+    // The number's newer event arrives first.
     assert_eq!(service.zoom(&cnam(1, 6)).status, 200);
     eventually("the newer one is archived", || home.archived().len() == 1);
     assert_eq!(service.zoom(&cnam(1, 5)).status, 200);

@@ -1,4 +1,4 @@
-//! Disks that fill up, fail, and refuse.
+//! Full, failing and read-only disks.
 
 use std::{
     fs,
@@ -11,8 +11,8 @@ use crate::{
     harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually, hookswitch},
 };
 
-/// A command that runs the service with a file system of its own, made by `mount`, on its store's
-/// folder. The mount is gone with the process.
+/// A command that runs the service with a separate file system, made by `mount`, at its store's
+/// folder. The mount ends with the process.
 fn on_mount(home: &Home, options: &str) -> Command {
     let data = home.path().join("data");
     fs::create_dir_all(&data).unwrap();
@@ -32,7 +32,7 @@ fn large(serial: u64) -> String {
     cnam(1, serial).replacen('{', &format!("{{\"padding\":\"{padding}\","), 1)
 }
 
-/// Posts large events until one is answered 503; gives the serials that were answered 200.
+/// Posts large events until one is answered 503. Returns the serials that were answered 200.
 fn fill(service: &Service) -> std::collections::BTreeSet<u64> {
     let mut acknowledged = std::collections::BTreeSet::new();
     for serial in 0..1000 {

@@ -111,8 +111,8 @@ fn every_warning_and_error_of_the_log_is_explained() {
     assert!(explained > 30, "only {explained} messages were found");
 }
 
-/// The first part without values of each message that `source` logs as a warning or an error. What has only
-/// values is left out.
+/// The first constant part of each message that `source` logs as a warning or an error. A message
+/// of values only is left out.
 fn log_messages(source: &str) -> Vec<String> {
     let calls = ["tracing::warn!(", "tracing::error!("].map(|call| source.split(call).skip(1));
     let messages = calls.into_iter().flatten().filter_map(|call| {
@@ -127,7 +127,7 @@ fn log_messages(source: &str) -> Vec<String> {
     messages.collect()
 }
 
-/// What `check` says about `recipe`: a whole configuration, or the handlers of one.
+/// The report of `check` on `recipe`: a whole configuration, or its handlers.
 fn check(recipe: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hookswitch.toml");
@@ -157,7 +157,7 @@ fn hookswitch(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A file of which parts are generated.
+/// A file with generated parts.
 struct Generated {
     path: PathBuf,
     before: String,

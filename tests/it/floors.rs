@@ -1,4 +1,4 @@
-//! The code keeps to the floors of `lib.rs`.
+//! The code keeps the order of the floors in `lib.rs`.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! The handler kind `kafka`, through the real service and the brokers that librdkafka brings with it
-//! for tests: there is no package of a real one to install.
+//! The handler kind `kafka`, through the real service and the mock brokers of librdkafka, since
+//! there is no package of a real broker.
 
 use std::{
     collections::BTreeMap,
@@ -25,20 +25,21 @@ use crate::{
 const TOPIC: &str = "telephony";
 const PARTITIONS: i32 = 3;
 
-/// Tests that start processes share it; one that closes a broker's listener has it alone: a process
-/// that is being started has every descriptor of ours until its program runs, the listener too, and
-/// librdkafka, which opens it again on the same port, ends everything when it cannot.
+/// A lock that tests share while they start processes, and that a test holds alone while it closes
+/// a broker's listener. A process that is being started inherits all descriptors until its program
+/// runs, the listener too. librdkafka, which opens the listener again on the same port, aborts if
+/// that fails.
 static STARTS: RwLock<()> = RwLock::new(());
 
-/// One broker, and what is in its topic.
+/// A broker, and the messages in its topic.
 struct Kafka {
-    // Let go of first: it takes its leave of the cluster.
+    // Dropped first, since it leaves the cluster.
     consumer: BaseConsumer,
     cluster: MockCluster<'static, DefaultProducerContext>,
     received: Vec<Received>,
 }
 
-/// A message as a consumer gets it.
+/// A message as a consumer receives it.
 struct Received {
     partition: i32,
     key: String,
@@ -82,7 +83,7 @@ impl Kafka {
         handler("bus", &self.cluster.bootstrap_servers(), extra)
     }
 
-    /// What has come so far.
+    /// The messages received so far.
     fn received(&mut self) -> &[Received] {
         while let Some(Ok(message)) = self.consumer.poll(Duration::from_millis(20)) {
             let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
@@ -99,7 +100,7 @@ impl Kafka {
         &self.received
     }
 
-    /// The serials under `key`, each where it came first.
+    /// The serials of `key`, each where it first occurs.
     fn serials(&mut self, key: &str) -> Vec<String> {
         let mut serials = Vec::new();
         for message in self.received().iter().filter(|it| it.key == key) {

@@ -1,13 +1,14 @@
-//! A kill at every point of the journal's writer. A point is a system call that changes the journal's directory;
-//! a library under the service kills it there: before the call, after half of its bytes, after it, or before it and
-//! with the power, so that what no sync had put on the disk is lost.
+//! A kill at every point of the journal's writer. A point is a system call that changes the
+//! journal's directory. A preloaded library kills the service there: before the call, after half of
+//! its bytes, after it, or before it with a loss of power, which drops all unsynced data.
 //!
-//! One life of the service tells the points that the script passes. Then, for each kind of point, a service with
-//! the same script ends at its first passage, once in each phase, and at a middle and the last one, in the phases
-//! that leave least. The next service on the store is checked for everything.
+//! A first run of the service records the points that the script passes. Then, for each point, more
+//! runs of the same script are killed: at the first passage in each phase, and at a middle and the
+//! last passage in the phases that leave least. After each kill, the next service on the store is
+//! checked.
 //!
-//! The library is under the journal alone: when the power fails, the ledger and the deduplication index keep what they
-//! have, or are lost as a whole.
+//! The library affects the journal only. At a loss of power, the ledger and the deduplication index
+//! stay as they are, or are lost completely.
 
 use std::{
     any::Any,
@@ -35,24 +36,25 @@ use crate::{
     },
 };
 
-/// Numbers that have events at the same time. The event with serial `s` is of number `s % NUMBERS`.
+/// The number of phone numbers with concurrent events. The event with serial `s` is of number `s %
+/// NUMBERS`.
 const NUMBERS: u64 = 4;
 
 /// The size of a segment, in bytes.
 const SEGMENT: u64 = 1 << 20;
 
-/// How much older than the other scenes the old store is, in seconds: enough for a segment to be sealed, and
-/// for retention to delete it.
+/// The age of the old store, in seconds: old enough for a segment to be sealed, and for retention
+/// to delete it.
 const AGE: i64 = 25 * 3600;
 
-/// How much faster time goes for retention, which looks once a minute.
-const HASTE: &str = "300";
+/// The factor by which time passes faster for retention, which makes a pass each minute.
+const SPEEDUP: &str = "300";
 
-/// How many lives go on at once: most of their time they wait for the disk.
-const AT_ONCE: usize = 4;
+/// The number of concurrent runs, which mostly wait for the disk.
+const CONCURRENT_RUNS: usize = 4;
 
-/// Some of the points that the script has to pass, or it has ceased to provoke what it is for.
-const PASSED: &[&str] = &[
+/// Points that the script must pass. Without them the script no longer provokes what it is for.
+const EXPECTED_POINTS: &[&str] = &[
     "mkdir directory",
     "rename unnamed",
     "copy torn",
@@ -73,60 +75,61 @@ const PASSED: &[&str] = &[
     "retention fsync directory",
 ];
 
-/// The store that a life begins with.
+/// The store at the start of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scene {
+enum Initial {
     New,
-    /// What a service of yesterday has left: nothing open, and one event parked in the first of its segments.
+    /// The store of a service that was stopped a day ago, with no open delivery, and one parked
+    /// event in its first segment.
     Old,
-    /// The same after a crash.
+    /// The old store after a crash.
     Torn,
 }
 
-/// What the lives have in common.
+/// What all runs share.
 struct Fixture {
     folder: TempDir,
     library: PathBuf,
     receiver: Receiver,
-    /// The store of [`Scene::Old`].
+    /// The store of [`Initial::Old`].
     old: Home,
-    /// The serials of its events, each of which is on record as done.
+    /// The serials of the old store's events, each of which is on record as done.
     done: BTreeSet<u64>,
-    /// The names of those of its segments that retention deletes.
+    /// The names of the old store's segments that retention deletes.
     deletable: Vec<PathBuf>,
 }
 
-/// Where and how a life ends.
+/// Where and how a run is killed.
 struct Kill {
-    scene: Scene,
+    initial: Initial,
     point: String,
-    /// At which passage of the point.
+    /// The number of the passage of the point, from 1.
     nth: usize,
     phase: &'static str,
-    /// Whether that is after the service was told to end.
-    is_at_the_end: bool,
-    /// Whether all that is made from the journal is lost as well.
+    /// Whether the point is passed after the signal to stop.
+    is_at_shutdown: bool,
+    /// Whether all views of the journal are lost as well.
     loses_views: bool,
 }
 
 impl Kill {
-    /// All at `point`, which is passed so many times.
-    fn all(scene: Scene, point: &str, passages: usize, is_at_the_end: bool) -> Vec<Self> {
+    /// All kills at `point`, which the script passes `passages` times.
+    fn all(initial: Initial, point: &str, passages: usize, is_at_shutdown: bool) -> Vec<Self> {
         let mut kills = Vec::new();
         let passages = BTreeSet::from([1, passages.div_ceil(2), passages]);
         for (row, nth) in passages.into_iter().enumerate() {
             let mut phases = phases(point).to_vec();
             if nth > 1 {
-                // Those that leave least.
+                // The phases that leave least.
                 phases.retain(|phase| ["half", "power"].contains(phase));
             }
             for (column, phase) in phases.into_iter().enumerate() {
                 kills.push(Self {
-                    scene,
+                    initial,
                     point: point.to_owned(),
                     nth,
                     phase,
-                    is_at_the_end,
+                    is_at_shutdown,
                     loses_views: (row + column) % 2 == 1,
                 });
             }
@@ -138,13 +141,13 @@ impl Kill {
 impl fmt::Display for Kill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            scene,
+            initial,
             point,
             nth,
             phase,
             ..
         } = self;
-        write!(f, "{scene:?} store, passage {nth} of `{point}`, {phase}")?;
+        write!(f, "{initial:?} store, passage {nth} of `{point}`, {phase}")?;
         f.write_str(if self.loses_views { ", views lost" } else { "" })
     }
 }
@@ -154,25 +157,25 @@ fn a_kill_at_any_point_of_the_journals_writer_loses_nothing_and_repeats_nothing_
     let fixture = Fixture::new();
     let mut known = HashSet::new();
     let mut kills = Vec::new();
-    for scene in [Scene::Old, Scene::Torn, Scene::New] {
-        kills.extend(fixture.kills(scene, &mut known));
+    for initial in [Initial::Old, Initial::Torn, Initial::New] {
+        kills.extend(fixture.kills(initial, &mut known));
     }
-    for point in PASSED {
+    for point in EXPECTED_POINTS {
         let is_passed = known.iter().any(|known| known.ends_with(point));
         assert!(is_passed, "{point} is not among {known:#?}");
     }
     eprintln!("{} kills at {} points", kills.len(), known.len());
     let (queue, failures) = (Mutex::new(kills), Mutex::new(Vec::<String>::new()));
-    // Each loss takes long to tell from what is yet to come: a few failures say enough.
+    // A loss is noticed by a timeout only, so the test ends after a few failures.
     let is_over = || !failures.lock().unwrap().is_empty();
     let next = || queue.lock().unwrap().pop().filter(|_| !is_over());
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..CONCURRENT_RUNS {
             scope.spawn(|| {
                 while let Some(kill) = next() {
                     let ended = catch_unwind(AssertUnwindSafe(|| fixture.check(&kill)));
                     if let Err(why) = ended {
-                        let failure = format!("{kill}: {}", text(&*why));
+                        let failure = format!("{kill}: {}", panic_message(&*why));
                         failures.lock().unwrap().push(failure);
                     }
                 }
@@ -183,8 +186,8 @@ fn a_kill_at_any_point_of_the_journals_writer_loses_nothing_and_repeats_nothing_
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// What a panic says.
-fn text(panic: &(dyn Any + Send)) -> &str {
+/// The message of a panic.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or_default()
@@ -205,12 +208,12 @@ impl Fixture {
             done: BTreeSet::new(),
             deletable: Vec::new(),
         };
-        let mut command = fixture.command(Scene::New);
+        let mut command = fixture.command(Initial::New);
         command.env("FAULTY_DISK_LATER", (-AGE).to_string());
-        let mut life = Life::begin(&fixture.old, command).unwrap();
-        (life.behind, life.next) = (AGE, 0);
-        life.fill_a_store().unwrap();
-        fixture.done = life.end();
+        let mut run = Run::begin(&fixture.old, command).unwrap();
+        (run.behind, run.next) = (AGE, 0);
+        run.exercise().unwrap();
+        fixture.done = run.end();
         let segments = segments(&fixture.old);
         let inner = segments[1..segments.len() - 1].iter();
         fixture.deletable = inner.map(|path| path.file_name().unwrap().into()).collect();
@@ -218,48 +221,48 @@ impl Fixture {
         fixture
     }
 
-    fn command(&self, scene: Scene) -> Command {
+    fn command(&self, initial: Initial) -> Command {
         let mut command = hookswitch();
         command.env("LD_PRELOAD", &self.library);
-        if scene == Scene::Old {
-            command.env("FAULTY_DISK_HASTE", HASTE);
+        if initial == Initial::Old {
+            command.env("FAULTY_DISK_HASTE", SPEEDUP);
         }
         command
     }
 
-    fn home(&self, scene: Scene) -> Home {
+    fn home(&self, initial: Initial) -> Home {
         let home = configured(&self.receiver);
-        if scene != Scene::New {
+        if initial != Initial::New {
             for part in ["data", "events.ndjson"] {
                 copy_any(&self.old.path().join(part), &home.path().join(part));
             }
         }
-        if scene == Scene::Torn {
+        if initial == Initial::Torn {
             tear(&home);
         }
         home
     }
 
-    /// Where to end lives that begin with `scene`: wherever they pass, but for most of what is `known` from
-    /// another scene.
-    fn kills(&self, scene: Scene, known: &mut HashSet<String>) -> Vec<Kill> {
-        let home = self.home(scene);
-        let points = self.folder.path().join(format!("{scene:?}.points"));
-        let mut command = self.command(scene);
+    /// The kills of runs that start with `initial`: all kills at new points, and few at points that
+    /// are `known` from another initial store.
+    fn kills(&self, initial: Initial, known: &mut HashSet<String>) -> Vec<Kill> {
+        let home = self.home(initial);
+        let points = self.folder.path().join(format!("{initial:?}.points"));
+        let mut command = self.command(initial);
         command.env("FAULTY_DISK_POINTS", &points);
-        let mut life = Life::begin(&home, command).unwrap();
-        self.script(&mut life, scene).unwrap();
+        let mut run = Run::begin(&home, command).unwrap();
+        self.script(&mut run, initial).unwrap();
         let passed = || fs::read_to_string(&points).unwrap();
-        let before_the_end = passed().lines().count();
-        life.end();
+        let before_shutdown = passed().lines().count();
+        run.end();
         let mut passages: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (at, point) in passed().lines().enumerate() {
             passages.entry(point.to_owned()).or_default().push(at);
         }
         let kills = passages.into_iter().flat_map(|(point, mut at)| {
-            let is_at_the_end = at[0] >= before_the_end;
-            at.retain(|at| is_at_the_end || *at < before_the_end);
-            let mut kills = Kill::all(scene, &point, at.len(), is_at_the_end);
+            let is_at_shutdown = at[0] >= before_shutdown;
+            at.retain(|at| is_at_shutdown || *at < before_shutdown);
+            let mut kills = Kill::all(initial, &point, at.len(), is_at_shutdown);
             if !known.insert(point) {
                 kills.retain(|kill| kill.nth == 1 && kill.phase == "power");
             }
@@ -268,67 +271,67 @@ impl Fixture {
         kills.collect()
     }
 
-    /// Makes everything happen that the writer and its helpers can have to do.
-    fn script(&self, life: &mut Life<'_>, scene: Scene) -> Option<()> {
-        life.fill_a_store()?;
-        if scene == Scene::Old {
-            let journal = life.home.path().join("data/journal");
-            life.until("retention has deleted what it can", |_| {
+    /// Provokes everything that the writer and its helper threads do.
+    fn script(&self, run: &mut Run<'_>, initial: Initial) -> Option<()> {
+        run.exercise()?;
+        if initial == Initial::Old {
+            let journal = run.home.path().join("data/journal");
+            run.until("retention has deleted what it can", |_| {
                 let mut deletable = self.deletable.iter();
                 deletable.all(|name| !journal.join(name).exists())
             })?;
-            let replayed = life.home.run(&["replay", "--parked"]);
-            let is_gone = life.service.ended().is_some();
+            let replayed = run.home.run(&["replay", "--parked"]);
+            let is_gone = run.service.ended().is_some();
             assert!(replayed.status.success() || is_gone, "{replayed:?}");
         }
         Some(())
     }
 
-    /// Ends a life as `kill` says, and checks everything in the one after it.
+    /// Kills a run as `kill` says, and checks the next service on the store.
     fn check(&self, kill: &Kill) {
-        let home = self.home(kill.scene);
-        let mut command = self.command(kill.scene);
+        let home = self.home(kill.initial);
+        let mut command = self.command(kill.initial);
         let Kill {
             nth, phase, point, ..
         } = kill;
         command.env("FAULTY_DISK_KILL", format!("{nth} {phase} {point}"));
         let (mut acknowledged, mut next) = (BTreeSet::new(), FIRST);
-        match Life::begin(&home, command) {
-            Ok(mut life) => {
-                self.until_it_is_killed(&mut life, kill);
-                (acknowledged, next) = (life.acknowledged, life.next);
+        match Run::begin(&home, command) {
+            Ok(mut run) => {
+                self.run_until_killed(&mut run, kill);
+                (acknowledged, next) = (run.acknowledged, run.next);
             }
             Err(ended) => assert!(ended.contains("SIGKILL"), "{ended}"),
         }
         if kill.loses_views {
             lose_views(&home);
         }
-        let done = match kill.scene {
-            Scene::New => BTreeSet::new(),
-            Scene::Old | Scene::Torn => self.done.clone(),
+        let done = match kill.initial {
+            Initial::New => BTreeSet::new(),
+            Initial::Old | Initial::Torn => self.done.clone(),
         };
-        comes_up(&home, acknowledged, next, &done);
+        recovers(&home, acknowledged, next, &done);
     }
 
-    fn until_it_is_killed(&self, life: &mut Life<'_>, kill: &Kill) {
+    fn run_until_killed(&self, run: &mut Run<'_>, kill: &Kill) {
         let deadline = Instant::now() + PATIENCE;
-        let mut going = self.script(life, kill.scene);
-        // Batches differ from life to life, and so does how often a point is passed.
-        while going.is_some() && !kill.is_at_the_end {
+        let mut going = self.script(run, kill.initial);
+        // Batches differ between runs, and so does the number of passages.
+        while going.is_some() && !kill.is_at_shutdown {
             assert!(Instant::now() < deadline, "the point is not passed");
-            going = life.fill_a_store();
+            going = run.exercise();
         }
         if going.is_some() {
-            life.service.signal("TERM");
+            run.service.signal("TERM");
         }
-        let status = life.service.wait_for_end();
-        assert_eq!(status.signal(), Some(9), "{status}: {}", life.service.log());
+        let status = run.service.wait_for_end();
+        assert_eq!(status.signal(), Some(9), "{status}: {}", run.service.log());
     }
 }
 
-/// Starts a service where another was killed. It delivers what was acknowledged, in order, and nothing that was
-/// on record as done.
-fn comes_up(home: &Home, acknowledged: BTreeSet<u64>, next: u64, done: &BTreeSet<u64>) {
+/// Starts a service on the store of a killed one. Checks that it delivers all acknowledged events
+/// in order, and none that was on record as done.
+fn recovers(home: &Home, acknowledged: BTreeSet<u64>, next: u64, done: &BTreeSet<u64>) {
     let service = home.start();
     eventually("it is ready", || {
         service.ready() == (200, "ready".to_owned())
@@ -338,12 +341,12 @@ fn comes_up(home: &Home, acknowledged: BTreeSet<u64>, next: u64, done: &BTreeSet
         let serials: BTreeSet<_> = serials(&torn).collect();
         assert!(serials.is_disjoint(&acknowledged), "torn: {serials:?}");
     }
-    let mut life = Life::of(home, service);
-    (life.acknowledged, life.next) = (acknowledged, next);
-    // Of each number: whatever else of it is to be delivered comes before.
-    life.burst().unwrap();
-    life.until_all_is_delivered().unwrap();
-    let delivered = life.archive.look(home);
+    let mut run = Run::of(home, service);
+    (run.acknowledged, run.next) = (acknowledged, next);
+    // One event of each number: earlier events of the number are delivered before it.
+    run.burst().unwrap();
+    run.wait_until_delivered().unwrap();
+    let delivered = run.archive.look(home);
     for serial in done {
         let times = delivered.iter().filter(|one| *one == serial).count();
         assert_eq!(times, 1, "{serial} was done");
@@ -356,27 +359,27 @@ fn comes_up(home: &Home, acknowledged: BTreeSet<u64>, next: u64, done: &BTreeSet
         let first: Vec<_> = of_number.filter(|serial| known.insert(**serial)).collect();
         assert!(first.is_sorted(), "{first:?}");
     }
-    let damaged = life.service.metric("hookswitch_journal_damaged_bytes");
-    assert!(damaged == 0.0, "{damaged} bytes: {}", life.service.log());
+    let damaged = run.service.metric("hookswitch_journal_damaged_bytes");
+    assert!(damaged == 0.0, "{damaged} bytes: {}", run.service.log());
 }
 
-/// The first serial of a life that is not that of the old store.
+/// The first serial of a run, except for the run that makes the old store.
 const FIRST: u64 = 1 << 20;
 
-/// A running service, and who posts to it.
-struct Life<'a> {
+/// A running service and its client.
+struct Run<'a> {
     home: &'a Home,
     service: Service,
-    /// How much the service's clock is behind, in seconds.
+    /// The number of seconds by which the service's clock is behind.
     behind: i64,
     next: u64,
     acknowledged: BTreeSet<u64>,
     archive: Archive,
 }
 
-/// What is posted ends with `None` when the service is gone.
-impl<'a> Life<'a> {
-    /// Says how the service ended if that was before it listened.
+/// The methods return `None` when the service has ended.
+impl<'a> Run<'a> {
+    /// Starts the service. The error says how the service ended, if it ended before it listened.
     fn begin(home: &'a Home, command: Command) -> Result<Self, String> {
         Service::try_spawn(home, command).map(|service| Self::of(home, service))
     }
@@ -392,26 +395,26 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Ends it in order, and says what it has acknowledged.
+    /// Stops the service, and returns the acknowledged serials.
     fn end(mut self) -> BTreeSet<u64> {
         self.service.signal("TERM");
         assert_eq!(self.service.wait(), Some(0), "{}", self.service.log());
         self.acknowledged
     }
 
-    fn fill_a_store(&mut self) -> Option<()> {
+    fn exercise(&mut self) -> Option<()> {
         self.burst()?;
         self.call("taken")?;
         self.call("refused")?;
         self.roll()?;
-        // Each more than a segment has room for, and sooner than the next one is preallocated.
+        // Each event is larger than a segment, and arrives before the next segment is preallocated.
         for _ in 0..2 {
             self.post(SEGMENT as usize)?;
         }
         self.burst()?;
         self.roll()?;
         self.preallocate()?;
-        self.until_all_is_delivered()
+        self.wait_until_delivered()
     }
 
     /// Posts until a preallocated segment is written to.
@@ -425,8 +428,8 @@ impl<'a> Life<'a> {
             // The preallocated segment is filled first.
             self.post(SEGMENT as usize)?;
         }
-        self.until("a preallocated segment is written to", |life| {
-            life.post(0);
+        self.until("a preallocated segment is written to", |run| {
+            run.post(0);
             let last = last();
             last > before && is_ahead(&last)
         })
@@ -442,7 +445,7 @@ impl<'a> Life<'a> {
         })
     }
 
-    /// Posts some of all numbers at once.
+    /// Posts events of all numbers concurrently.
     fn burst(&mut self) -> Option<()> {
         const EACH: u64 = 3;
         let (address, at, first) = (self.service.address, unix_now() - self.behind, self.next);
@@ -461,7 +464,7 @@ impl<'a> Life<'a> {
         self.acknowledge(&posted)
     }
 
-    /// Posts one event with so many bytes more.
+    /// Posts one event with `bytes` bytes of padding.
     fn post(&mut self, bytes: usize) -> Option<()> {
         let serial = self.next;
         self.next += 1;
@@ -474,7 +477,7 @@ impl<'a> Life<'a> {
         for (serial, answer) in posted {
             match answer {
                 Some(200) => assert!(self.acknowledged.insert(*serial)),
-                // A machine that is busy can make it wait too long.
+                // On a busy machine an append can time out.
                 Some(503) => {}
                 Some(status) => panic!("{serial} was answered {status}"),
                 None => {}
@@ -484,7 +487,7 @@ impl<'a> Life<'a> {
         answers.all(|(_, answer)| answer.is_some()).then_some(())
     }
 
-    /// Posts an event for the handler whose server takes some and refuses others.
+    /// Posts an event for the `http` handler, whose receiver refuses some events.
     fn call(&self, what: &str) -> Option<()> {
         let body = phone_number(&format!("{what} {}", self.next), what);
         let token = [("verification-token", RINGCENTRAL_TOKEN)];
@@ -495,10 +498,10 @@ impl<'a> Life<'a> {
         Some(())
     }
 
-    fn until_all_is_delivered(&mut self) -> Option<()> {
-        self.until("all is delivered", |life| {
-            let delivered = life.archive.look(life.home).iter().copied().collect();
-            life.acknowledged.is_subset(&delivered)
+    fn wait_until_delivered(&mut self) -> Option<()> {
+        self.until("all is delivered", |run| {
+            let delivered = run.archive.look(run.home).iter().copied().collect();
+            run.acknowledged.is_subset(&delivered)
         })
     }
 
@@ -512,7 +515,7 @@ impl<'a> Life<'a> {
     }
 }
 
-/// Posts the event with `serial` and gives the status of the answer, if there is one.
+/// Posts the event with `serial`. Returns the status of the answer, if there is one.
 fn send(address: SocketAddr, at: i64, serial: u64, bytes: usize) -> Option<u16> {
     let number = u32::try_from(serial % NUMBERS).unwrap();
     let body = cnam(number, serial);
@@ -543,7 +546,7 @@ url = "http://{}/hooks"
     Home::new(&[&endpoints, &archive, &crm])
 }
 
-/// The files of the journal whose names hold `part`, in order.
+/// The files of the journal whose names contain `part`, in order.
 fn files(home: &Home, part: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(home.path().join("data/journal")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -563,7 +566,7 @@ fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |file| file.len())
 }
 
-/// Puts bytes that are no record behind the last one, and half of a segment that was being made ahead.
+/// Adds bytes that are no record behind the last record, and half of a preallocated segment.
 fn tear(home: &Home) {
     let segment = segments(home).pop().unwrap();
     let bytes = fs::read(&segment).unwrap();
@@ -584,16 +587,16 @@ fn lose_views(home: &Home) {
     }
 }
 
-/// What was delivered so far, in order.
+/// The serials of the delivered events, in order.
 #[derive(Default)]
 struct Archive {
-    /// How much of the file that is, in bytes.
+    /// The number of bytes that have been read of the archive.
     read: u64,
     serials: Vec<u64>,
 }
 
 impl Archive {
-    /// Adds the lines that are new. An event's serial is near the beginning of its line.
+    /// Reads the new lines. An event's serial is near the beginning of its line.
     fn look(&mut self, home: &Home) -> &[u64] {
         const NEAR: usize = 2000;
         let Ok(mut file) = fs::File::open(home.path().join("events.ndjson")) else {
@@ -611,7 +614,7 @@ impl Archive {
     }
 }
 
-/// The serials of the events whose bodies are in `bytes`.
+/// The serials of the events with their bodies in `bytes`.
 fn serials(bytes: &[u8]) -> impl Iterator<Item = u64> + use<> {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let parts: Vec<_> = text

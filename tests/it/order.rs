@@ -1,5 +1,5 @@
-//! What waits for what, and what does not: events of one number wait for each other, those of two
-//! numbers of one account never do.
+//! Order per number: the events of one number wait for each other, and the events of two numbers of
+//! one account do not.
 
 use std::{
     io::{BufReader, Write},
@@ -24,7 +24,7 @@ on_every_engine![
     a_body_of_80_000_numbers_is_delivered_in_the_order_of_its_account,
 ];
 
-/// A handler that posts to `address` and goes on trying.
+/// A handler that posts to `address` and never stops retrying.
 fn patient(address: SocketAddr, extra: &str) -> String {
     format!(
         r#"
@@ -38,7 +38,7 @@ retry = {{ attempts = 1000000, first = "20ms", ceiling = "50ms" }}
     )
 }
 
-/// Number `n` of those that the tests are about.
+/// Phone number `n` of the tests.
 fn number(n: u64) -> String {
     format!("+1202555{n:04}")
 }
@@ -51,12 +51,12 @@ fn post(service: &Service, account: u32, numbers: &[u64], serial: u64) {
     assert_eq!(service.zoom(&body).status, 200);
 }
 
-/// The text in the body of the change `serial`, and of no other.
+/// A text that occurs only in the body of the change `serial`.
 fn mark(serial: u64) -> String {
     format!("serial {serial}\"")
 }
 
-/// What `events show` says of the change `serial`; null until the event can be listed.
+/// The output of `events show` for the change `serial`; null until the event is listed.
 fn shown(home: &Home, serial: u64) -> Value {
     let listed = home.json(&["events", "list", "--limit", "100"]);
     let ids = listed.as_array().unwrap().iter();
@@ -113,7 +113,7 @@ fn a_number_that_keeps_failing_blocks_no_other_of_its_account(engine: Engine) {
     assert_eq!(last, ["serial 7", "serial 57"]);
 }
 
-/// A server that answers nobody until as many requests are there as `barrier` waits for.
+/// A server that answers when as many requests have arrived as `barrier` waits for.
 fn answer_together(barrier: Arc<Barrier>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -135,7 +135,7 @@ fn answer_together(barrier: Arc<Barrier>) -> SocketAddr {
 
 fn numbers_of_one_account_are_delivered_concurrently(engine: Engine) {
     let address = answer_together(Arc::new(Barrier::new(8)));
-    // An attempt that ran out of time would be counted at the barrier once more.
+    // A retry after a timeout would be counted at the barrier again.
     let at_once = patient(address, "concurrency = 8\ntimeout = \"1h\"");
     let home = engine.home(&[ENDPOINTS, &at_once]);
     let service = home.start();
@@ -181,7 +181,7 @@ fn an_event_of_several_numbers_waits_for_each_and_blocks_only_those(engine: Engi
     let receiver = Receiver::start();
     let home = engine.home(&[ENDPOINTS, &patient(receiver.address, "")]);
     let service = home.start();
-    // Each of the two that the third waits for is over first once, in an account of its own.
+    // Each of the two events that the third one waits for finishes first once, in its own account.
     for (account, [first, second]) in [(1, [10, 11]), (2, [21, 20])] {
         let [a, b, both, after, other] = [0, 1, 2, 3, 4].map(|n| u64::from(account) * 10 + n);
         receiver.answer(&mark(a), 503);

@@ -1,4 +1,4 @@
-//! The service on PostgreSQL: its database comes and goes, and so do its replicas.
+//! The service on PostgreSQL, whose database and replicas fail and return.
 
 use std::{collections::BTreeSet, fs};
 
@@ -14,12 +14,12 @@ fn home(url: &str) -> Home {
     home_with(url, "")
 }
 
-/// The same with more handlers than the archive.
+/// The same with `handlers` besides the archive.
 pub(crate) fn home_with(url: &str, handlers: &str) -> Home {
     Home::new(&[&config(&format!("url = \"{url}\"")), handlers])
 }
 
-/// A configuration with `store` said of the database.
+/// A configuration with the settings `store` of the database.
 fn config(store: &str) -> String {
     let (before, after) = ENDPOINTS.split_once("[store]").unwrap();
     let (_, after) = after.split_once("\n\n").unwrap();
@@ -27,7 +27,7 @@ fn config(store: &str) -> String {
     [before, &store, after, ARCHIVE].concat()
 }
 
-/// What the events say that are in the archives of `homes`.
+/// The serial numbers of the events in the archives of `homes`.
 fn archived(homes: &[&Home]) -> BTreeSet<String> {
     let events = homes.iter().flat_map(|home| home.archived());
     let said = |event: Value| event["data"]["payload"]["object"]["cnam"].to_string();
@@ -134,7 +134,7 @@ fn a_wrong_password_ends_the_start_and_is_not_shown() {
     }
 }
 
-/// Who is there over TLS, by the database's own account.
+/// The connections over TLS, from the database's own statistics.
 const CLIENTS: &str = "SELECT string_agg(DISTINCT client_dn, ' ') FROM pg_stat_ssl
     JOIN pg_stat_activity USING (pid) WHERE ssl";
 
@@ -144,7 +144,7 @@ fn a_client_certificate_is_presented_to_the_database() {
     let (authority, key) = certificate();
     let own = (authority.as_str(), key.as_str());
     let postgres = Postgres::start_with_tls(own, &client.authority, |data| {
-        // The test itself comes without TLS.
+        // The test itself connects without TLS.
         let rules = "hostssl all all all scram-sha-256 clientcert=verify-full\n\
                      hostnossl all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(data.join("pg_hba.conf"), rules).unwrap();

@@ -1,4 +1,4 @@
-//! Which rotated files of a `file` handler are kept.
+//! The rotation of the files of a `file` handler.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::PathBuf};
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::harness::{ENDPOINTS, Home, cnam, eventually, unix_now};
 
-/// A folder with an archive in it, to which `rotate` applies.
+/// A folder with an archive that is rotated by `rotate`.
 struct Archive(Home);
 
 impl Archive {
@@ -38,14 +38,14 @@ impl Archive {
         self.0.path().join("archive").join(name)
     }
 
-    /// The names of all that is in the folder.
+    /// The names of all files in the folder.
     fn names(&self) -> BTreeSet<String> {
         let entries = fs::read_dir(self.path("")).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name());
         names.map(|name| name.into_string().unwrap()).collect()
     }
 
-    /// The serial numbers of the events that are still there.
+    /// The serial numbers of the kept events.
     fn serials(&self) -> BTreeSet<u64> {
         let text = |name: &String| fs::read_to_string(self.path(name)).unwrap();
         let lines: String = self.names().iter().map(text).collect();
@@ -54,7 +54,7 @@ impl Archive {
         serials.map(|serial| serial.parse().unwrap()).collect()
     }
 
-    /// The bytes in all files but the one that is written to.
+    /// The size of the rotated files in bytes.
     fn rotated_bytes(&self) -> u64 {
         let names = self.names();
         let rotated = names.iter().filter(|name| *name != "events.ndjson");

@@ -1,5 +1,5 @@
-//! A service that takes events and delivers none says that it is not ready, and why, and goes on by
-//! itself.
+//! A service that stores events and delivers none reports that it is not ready, and why, and
+//! recovers by itself.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ use crate::{
     harness::{ARCHIVE, ENDPOINTS, Home, Service, cnam, eventually},
 };
 
-/// What the service has to say within this time.
+/// The time within which the service must report a stall.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
 
 fn is_ready(service: &Service) -> bool {
@@ -24,7 +24,7 @@ fn stalled(service: &Service, follower: &str) -> f64 {
     ))
 }
 
-/// How many lines of the log have both words.
+/// The number of log lines that contain both words.
 fn lines(service: &Service, one: &str, other: &str) -> usize {
     let log = service.log();
     log.lines()
@@ -32,8 +32,8 @@ fn lines(service: &Service, one: &str, other: &str) -> usize {
         .count()
 }
 
-/// Delivers one event, has `hinder` keep the service from delivering, until what it gives back is
-/// dropped, and sees that `follower` is said to stand still for the reason `why`, and goes on.
+/// Delivers one event, and then has `hinder` block deliveries until its result is dropped. Checks
+/// that the service reports a stall of `follower` for the reason `why`, and recovers.
 fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce() -> H) {
     let service = home.start();
     let archived =
@@ -56,9 +56,9 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
     eventually("it is said why", || {
         lines(&service, "makes no progress", why) > 0
     });
-    // What comes all the same is stored.
+    // Events are stored during the stall.
     assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
-    // What was in memory by then may have been delivered.
+    // Events that were in memory may have been delivered.
     assert!(!archived_serials(home).contains(&3));
 
     drop(hindrance);
@@ -92,7 +92,7 @@ mod postgres {
     /// A table that every claim writes to.
     const CLAIMS_TABLE: &str = "hookswitch.claims";
 
-    /// A lock on a table, until it is dropped.
+    /// A lock on a table. Dropping it releases the lock.
     struct Lock<'a> {
         database: &'a Database,
         holder: Option<thread::JoinHandle<()>>,
@@ -103,7 +103,7 @@ mod postgres {
             let url = database.url();
             let statements = format!("BEGIN; LOCK TABLE {table}; SELECT pg_sleep(600)");
             let holder = thread::spawn(move || {
-                // It ends with an error, when its backend is ended.
+                // The command fails when its backend is terminated.
                 let psql = Command::new("psql")
                     .args(["-c", &statements, &url])
                     .output();

@@ -1,9 +1,9 @@
-//! A database that a move can be stopped in.
+//! A database in which a transfer can be stopped.
 
 use crate::{harness::eventually, support::postgres::Postgres};
 
-/// A database that lets events in up to a number: whoever adds more waits, with a transaction open,
-/// until the gate is set higher.
+/// A database that accepts events up to a number. A transaction that adds more waits until the gate
+/// is raised.
 pub(super) struct Gated {
     pub(super) postgres: Postgres,
     database: String,
@@ -24,8 +24,8 @@ impl Gated {
         self.postgres.sql(&self.database, statements)
     }
 
-    /// Puts up the gate in a store that is there. What a sequence says is seen at once, by
-    /// transactions that began before as well.
+    /// Adds the gate to an existing store. The value of a sequence is visible at once, also to
+    /// transactions that began before.
     pub(super) fn put_up(&self) {
         self.sql(
             "CREATE SEQUENCE hookswitch.gate;
@@ -44,16 +44,16 @@ impl Gated {
         self.sql(&format!("SELECT setval('hookswitch.gate', {events})"));
     }
 
-    /// Returns when somebody waits and at least so many events have been moved.
-    pub(super) fn until_somebody_waits(&self, events: u64) {
+    /// Waits until a transaction waits at the gate and at least `events` events have been moved.
+    pub(super) fn wait_until_blocked(&self, events: u64) {
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-        eventually("somebody waits at the gate", || {
+        eventually("a transaction waits at the gate", || {
             self.events() >= events && self.sql(waits) == "1"
         });
     }
 
-    /// Returns when there are so many connections to the database.
-    pub(super) fn until_connected(&self, count: u64) {
+    /// Waits until the database has `count` connections.
+    pub(super) fn wait_until_connected(&self, count: u64) {
         let others = "SELECT count(*) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()";
         eventually("there are connections", || {
@@ -61,7 +61,7 @@ impl Gated {
         });
     }
 
-    /// Events that have been moved.
+    /// The number of moved events.
     pub(super) fn events(&self) -> u64 {
         self.sql("SELECT count(*) FROM hookswitch.events")
             .parse()

@@ -1,4 +1,4 @@
-//! A move of a large store that is cut short in the middle, by a kill and by a crash of the database.
+//! A transfer of a large store that is interrupted, by a kill and by a crash of the database.
 
 use std::thread;
 
@@ -8,17 +8,17 @@ use crate::{
     postgres::home_with,
 };
 
-/// Carriers, and so keys, that events of a large store are of.
+/// The number of carriers, and so of ordering keys, in a large store.
 const CARRIERS: u32 = 8;
 
-/// Events of each.
+/// The number of events of each carrier.
 const OF_EACH: u64 = 400;
 
-/// The carrier whose events the receiver does not take.
+/// The carrier whose events the receiver refuses.
 const REFUSED: u32 = 3;
 
-/// A large store, whose service has ended: all is archived, and all is with `receiver`, but for what
-/// it refuses, and one event that is parked.
+/// A large store without a running service. All events are archived, and all are delivered to
+/// `receiver`, except for the refused ones and one parked event.
 fn large(receiver: &Receiver) -> Home {
     receiver.answer(&refused(), 503);
     receiver.answer("serial 804\"", 410);
@@ -35,16 +35,16 @@ fn large(receiver: &Receiver) -> Home {
     home
 }
 
-/// What the bodies of the events hold that the receiver does not take.
+/// The text in the bodies of the refused events.
 fn refused() -> String {
     format!("\"carrier_code\":{REFUSED},")
 }
 
-/// Kills a move in the middle; how many events have been moved then.
+/// Kills a transfer in the middle. Returns the number of moved events.
 fn kill_a_move(gated: &Gated, old: &Home, new: &Home) -> u64 {
     gated.set(1200);
     let mut moving = begin(old, new);
-    gated.until_somebody_waits(1);
+    gated.wait_until_blocked(1);
     moving.kill().unwrap();
     moving.wait().unwrap();
     let moved = gated.events();
@@ -52,14 +52,13 @@ fn kill_a_move(gated: &Gated, old: &Home, new: &Home) -> u64 {
     moved
 }
 
-/// Takes the database away from a move that has got further than `moved` and not to the end, and
-/// brings it back.
+/// Kills the database during a transfer that has moved more than `moved` events, and restarts it.
 fn crash_the_database(gated: &mut Gated, old: &Home, new: &Home, moved: u64) {
     let moving = begin(old, new);
-    // It meets what the server still does for the one that was killed.
-    gated.until_connected(2);
+    // The server may still be working for the killed transfer.
+    gated.wait_until_connected(2);
     gated.set(2200);
-    gated.until_somebody_waits(moved + 1);
+    gated.wait_until_blocked(moved + 1);
     gated.postgres.server().stop("QUIT");
     let output = moving.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(69), "{output:?}");
@@ -71,7 +70,7 @@ fn crash_the_database(gated: &mut Gated, old: &Home, new: &Home, moved: u64) {
     assert!((moved + 1..=2200).contains(&more), "{more} were moved");
 }
 
-/// Posts the events of a large store, those of each carrier one after the other.
+/// Posts the events of a large store, one after the other for each carrier.
 fn fill(service: &Service) {
     thread::scope(|scope| {
         for carrier in 0..CARRIERS {
@@ -135,7 +134,7 @@ fn a_transfer_that_is_killed_and_loses_its_database_is_finished_by_a_second_run(
             && receiver.received().len() as u64 >= delivered as u64 + OF_EACH
     });
     stop(service);
-    // All of them in order, and nothing besides.
+    // All events arrive in order, and no others.
     let received = receiver.received().split_off(delivered);
     assert_eq!(serials(&received, REFUSED), sayings_of(REFUSED));
     assert_eq!(received.len() as u64, OF_EACH);

@@ -1,5 +1,5 @@
-//! Moving an embedded store into PostgreSQL: whole, cut short, damaged, and where something is in the
-//! way.
+//! The transfer of an embedded store into PostgreSQL: complete, interrupted, of a damaged store,
+//! and into a store that refuses it.
 
 mod gate;
 mod interrupted;
@@ -22,7 +22,7 @@ use crate::{
     support::postgres::{Database, PASSWORD},
 };
 
-/// A handler that posts to `receiver`, and tries again at once and for long.
+/// A handler that posts to `receiver`, with quick retries that do not end soon.
 fn crm(receiver: &Receiver) -> String {
     format!(
         "[handlers.crm]\nkind = \"http\"\nevents = [\"zoom.*\"]\nurl = \"http://{}/\"\n\
@@ -55,8 +55,7 @@ fn said(output: &Output) -> String {
         .concat()
 }
 
-/// Every event as `events list` has it, as far as all stores keep it: no time beyond the
-/// microsecond.
+/// Each event as in `events list`, with times to the microsecond, since not every store keeps more.
 fn listed(home: &Home) -> Vec<Value> {
     let mut events = home.json(&["events", "list", "--limit", "100000"]);
     let events = events.as_array_mut().unwrap();
@@ -71,7 +70,8 @@ fn round(time: &mut Value) {
     *time = exact.as_microsecond().into();
 }
 
-/// What is known of every event, as far as all stores keep it: not whose turn it is either.
+/// Each event as in `events show`, without what not every store keeps, such as what a delivery
+/// waits for.
 fn known(home: &Home) -> Vec<Value> {
     let events = listed(home);
     let ids = events.iter().map(|event| event["id"].as_str().unwrap());
@@ -89,7 +89,7 @@ fn known(home: &Home) -> Vec<Value> {
     .collect()
 }
 
-/// Stops `service` in order.
+/// Stops `service`, which must drain.
 fn stop(mut service: Service) {
     service.signal("TERM");
     assert_eq!(service.wait(), Some(0));
@@ -141,7 +141,7 @@ fn an_embedded_store_is_transferred_whole() {
         "{moved:?}"
     );
     assert!(known(&new) == before, "what is known differs");
-    says_that_all_is_there(&migrate(&old, &new));
+    reports_a_complete_transfer(&migrate(&old, &new));
     assert!(known(&new) == before, "a second run changes nothing");
 
     let _service = new.start();
@@ -150,7 +150,7 @@ fn an_embedded_store_is_transferred_whole() {
     });
 }
 
-fn says_that_all_is_there(output: &Output) {
+fn reports_a_complete_transfer(output: &Output) {
     assert!(output.status.success(), "{output:?}");
     let all = "nothing to move: all of it was moved before\n";
     assert!(said(output).starts_with(all), "{output:?}");
@@ -167,9 +167,9 @@ fn a_transfer_continues_after_the_one_before_despite_deletions() {
     let database = Database::new();
     let new = home_with(&database.url(), "");
     assert!(migrate(&old, &new).status.success());
-    // As retention does.
+    // Retention deletes events in this way.
     database.sql("TRUNCATE hookswitch.events, hookswitch.seen, hookswitch.ended");
-    says_that_all_is_there(&migrate(&old, &new));
+    reports_a_complete_transfer(&migrate(&old, &new));
     assert!(listed(&new).is_empty());
 
     let service = old.start();
@@ -183,7 +183,7 @@ fn a_transfer_continues_after_the_one_before_despite_deletions() {
     assert!(said(&moved).starts_with(wanted), "{moved:?}");
     assert_eq!(listed(&new), listed(&old)[..2]);
 
-    // One that has as many events at the same places is another store all the same.
+    // Another store with as many events at the same positions is not the same store.
     let other = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = other.start();
     for serial in 6..=9 {
@@ -213,8 +213,8 @@ fn a_store_that_a_service_has_used_since_is_not_mistaken_for_a_bad_transfer() {
     eventually("all are delivered", || receiver.received().len() == 5);
     stop(service);
 
-    says_that_all_is_there(&migrate(&old, &new));
-    // As if it had not been known how far the move had come.
+    reports_a_complete_transfer(&migrate(&old, &new));
+    // Without the record of how far the transfer got.
     database.sql("DELETE FROM hookswitch.moves");
     let again = migrate(&old, &new);
     assert_eq!(again.status.code(), Some(69), "{again:?}");
@@ -237,7 +237,7 @@ fn a_service_started_during_a_transfer_waits_for_its_end() {
     gated.put_up();
     gated.set(1);
     let moving = begin(&old, &new);
-    gated.until_somebody_waits(0);
+    gated.wait_until_blocked(0);
 
     let service = new.start();
     eventually("it says why it waits", || {
@@ -273,7 +273,7 @@ fn tables_of_a_newer_version_are_left_alone() {
     assert!(!said(&refused).contains(PASSWORD), "{refused:?}");
 }
 
-/// Flips a bit of the record of the event with `serial`.
+/// Flips a bit in the record of the event with `serial`.
 fn damage(home: &Home, serial: u64) {
     let segment = home.path().join("data/journal/0000000001.segment");
     let mut bytes = fs::read(&segment).unwrap();

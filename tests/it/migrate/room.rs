@@ -1,4 +1,4 @@
-//! A move into a database whose disk fills up.
+//! A transfer into a database whose disk fills up.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use crate::{
     support::postgres::Postgres,
 };
 
-/// Events of the store: 15 MiB in all.
+/// The number of events in the store: 15 MiB in total.
 const EVENTS: u64 = 150;
 
-/// An event of about 100 KiB that cannot be made smaller.
+/// An event of about 100 KiB that cannot be compressed.
 fn large(serial: u64) -> String {
     let noise = (0_u64..1600).map(|part| {
         let digest = Sha256::digest(format!("{serial} {part}"));
@@ -31,7 +31,7 @@ fn large(serial: u64) -> String {
     cnam(1, serial).replacen('{', &format!("{{\"noise\":\"{noise}\","), 1)
 }
 
-/// A server with a database called `small` on a disk of its own.
+/// A server with a database called `small` on a separate disk.
 fn small_database() -> (Postgres, Disk) {
     let mut small = None;
     let postgres = Postgres::start_under(&[], |data| {

@@ -1,4 +1,4 @@
-//! What a server is shown, and what it makes of it.
+//! The methods of authentication.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Client, Server, bus, reasons, start};
 use crate::harness::{ENDPOINTS, Home, cnam, eventually};
 
-/// A handler that shows `auth`, and gives up soon if that is of no use.
+/// A handler that authenticates with `auth`, with few retries.
 fn showing(name: &str, server: &Server, auth: &str) -> String {
     let more = format!("subject = \"telephony\"\nauth = {{ {auth} }}");
     bus(name, server, &more).replace("attempts = 100000", "attempts = 3")
@@ -22,8 +22,8 @@ fn file(server: &Server, name: &str, secret: &str) -> String {
     format!("{{ file = {path:?} }}")
 }
 
-/// Has one event delivered by the handler `right` and parked by `wrong`, whom the server does not
-/// know, and `secrets` shown nowhere.
+/// Checks that an event is delivered by the handler `right`, and parked by the handler `wrong`,
+/// which the server rejects, and that no output contains `secrets`.
 fn check(client: &mut Client, right: &str, wrong: &str, secrets: &[String]) {
     client.create("telephony", &["telephony"], &json!({}));
     let home = Home::new(&[ENDPOINTS, right, wrong]);
@@ -79,7 +79,7 @@ fn a_user_authenticates_with_an_nkey() {
     );
 }
 
-/// Claims about `subject` that `issuer` signs, as NATS has them.
+/// Claims about `subject`, signed by `issuer`: a JWT of NATS.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
     let encode = |claims: &Value| BASE64_URL_SAFE_NO_PAD.encode(claims.to_string());
     let (issuer_key, subject_key) = (issuer.public_key(), subject.public_key());
@@ -98,7 +98,7 @@ fn user_jwt(account: &KeyPair, user: &KeyPair) -> String {
     jwt(account, user, &nats)
 }
 
-/// A user's credentials, as NATS's own tool writes them.
+/// A user's credentials in the format of NATS's own tool.
 fn credentials(jwt: &str, user: &KeyPair) -> String {
     let seed = user.seed().unwrap();
     format!(
@@ -119,7 +119,7 @@ NKEYs are sensitive and should be treated as secrets.
     )
 }
 
-/// The configuration of a server that knows one operator's accounts.
+/// The configuration of a server with the accounts of one operator.
 fn accounts(operator: &KeyPair, account: &KeyPair) -> String {
     let system = KeyPair::new_account();
     let claims = |disk: i32| {

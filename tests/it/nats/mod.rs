@@ -1,4 +1,4 @@
-//! The `nats` kind, with a real server and its streams.
+//! The handler kind `nats`, through the real service and a real server with streams.
 
 mod auth;
 mod tls;
@@ -20,7 +20,7 @@ use crate::{
     support::server::Server,
 };
 
-/// The command for a server with streams, and with `config` in its configuration besides.
+/// The command for a server with streams and the additional configuration `config`.
 fn command(dir: &Path, port: u16, config: &str) -> Command {
     let dir = dir.to_str().unwrap();
     let config = format!(
@@ -57,8 +57,8 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "100ms" }}
     )
 }
 
-/// A connection that speaks the protocol itself, for what the service's client says to be heard by
-/// other ears.
+/// A client with its own implementation of the protocol, so that the tests do not depend on the
+/// service's client.
 struct Client {
     stream: BufReader<TcpStream>,
     inboxes: u32,
@@ -81,7 +81,7 @@ impl Client {
         Self::connect_signing(to, |_| user)
     }
 
-    /// Connects as the user that `user` makes of the server's nonce, which some have to sign.
+    /// Connects. `user` makes the credentials from the server's nonce, which some users must sign.
     fn connect_signing(to: SocketAddr, user: impl FnOnce(&[u8]) -> Value) -> Self {
         let stream = TcpStream::connect(to).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -108,7 +108,7 @@ impl Client {
         line.trim_end().to_owned()
     }
 
-    /// Asks JetStream.
+    /// Sends a request to JetStream.
     fn ask(&mut self, what: &str, question: &Value) -> Value {
         self.inboxes += 1;
         let inbox = self.inboxes;
@@ -131,7 +131,7 @@ impl Client {
         }
     }
 
-    /// Makes a stream that takes `subjects`.
+    /// Creates a stream of `subjects`.
     fn create(&mut self, stream: &str, subjects: &[&str], more: &Value) {
         let mut config = json!({ "name": stream, "subjects": subjects });
         config.as_object_mut().unwrap().extend(
@@ -144,14 +144,14 @@ impl Client {
         assert_eq!(created.get("error"), None, "{created}");
     }
 
-    /// How many messages a stream has.
+    /// The number of messages in a stream.
     fn count(&mut self, stream: &str) -> u64 {
         let info = self.ask(&format!("STREAM.INFO.{stream}"), &json!({}));
-        // A server that has just started may still be looking for the stream.
+        // A server that has just started may not have loaded the stream.
         info["state"]["messages"].as_u64().unwrap_or(0)
     }
 
-    /// All messages of a stream from which none was deleted.
+    /// All messages of a stream without deleted messages.
     fn stored(&mut self, stream: &str) -> Vec<Stored> {
         (1..=self.count(stream))
             .map(|seq| {
@@ -176,7 +176,7 @@ impl Client {
             .collect()
     }
 
-    /// The events of a stream whose messages are structured.
+    /// The events in a stream of structured messages.
     fn events(&mut self, stream: &str) -> Vec<Value> {
         self.stored(stream)
             .iter()
@@ -185,7 +185,7 @@ impl Client {
     }
 }
 
-/// What the parked deliveries say of themselves, by handler.
+/// The reasons of the parked deliveries, by handler.
 fn reasons(home: &Home) -> BTreeMap<String, String> {
     let parked = home.json(&["parked", "list"]);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -217,7 +217,8 @@ fn a_message_contains_the_event_in_each_form() {
     let service = home.start();
     let body = cnam(1, 7);
     assert_eq!(service.zoom(&body).status, 200);
-    // One stream has the event of each handler: none is a duplicate of another.
+    // One stream has the event of each handler, since the messages of two handlers are no
+    // duplicates.
     eventually("all are there", || client.count("telephony") == 3);
     let stored = client.stored("telephony");
     let of = |start: &str| {
@@ -360,7 +361,7 @@ fn a_replay_is_no_duplicate_to_the_stream() {
     assert_eq!(events[2]["replayreason"], "lost");
     assert_eq!(events[0]["id"], events[2]["id"]);
     let id = events[0]["id"].as_str().unwrap();
-    // Each replay has an id of its own, which its attempts share.
+    // Each replay has its own id, which its attempts share.
     let stored = client.stored("telephony").into_iter();
     let ids: Vec<_> = stored.map(|it| it.headers["Nats-Msg-Id"].clone()).collect();
     let wanted = ["", "/1", "/2"].map(|end| format!("{id}/bus{end}"));
@@ -416,7 +417,7 @@ fn permanent_failures_are_parked_and_a_missing_stream_is_retried() {
     eventually("the one without a stream says so", || {
         service.log().contains("no stream takes the message")
     });
-    // Subjects hold keys, and those are nobody's to read in a log.
+    // Subjects contain ordering keys, which are personal data and must not be in a log.
     assert!(!service.log().contains("private.zoom"), "{}", service.log());
 
     client.create("early", &["telephony.early.>"], &json!({}));

@@ -1,4 +1,5 @@
-//! Three replicas, a PostgreSQL primary with a synchronous standby, and the sink they deliver to.
+//! Three replicas, a PostgreSQL primary with a synchronous standby, and the sink that the replicas
+//! deliver to.
 
 use std::{
     collections::BTreeSet,
@@ -21,14 +22,14 @@ use crate::{
     support::postgres::{PASSWORD, Postgres, USER},
 };
 
-/// How many replicas there are.
+/// The number of replicas.
 pub(super) const REPLICAS: usize = 3;
 
-/// How many deliveries a replica has in hand at most, those that it has not begun among them. A
-/// failure may make as many duplicates for each replica that it hits, and no more.
+/// The most deliveries that a replica has claimed, including those that it has not begun. A failure
+/// may cause as many repeated deliveries for each affected replica, and no more.
 pub(super) const IN_HAND: usize = 12;
 
-/// Everything but addresses.
+/// The configuration, without addresses.
 const CONFIG: &str = r#"
 [server]
 listen = "{ip}:0"
@@ -59,13 +60,14 @@ concurrency = 8
 retry = { attempts = 100000, first = "100ms", ceiling = "1s" }
 "#;
 
-/// What makes a commit wait until it is on two disks.
+/// The setting that makes a commit wait until it is on two disks.
 const SYNCHRONOUS: [&str; 2] = ["fsync=on", "synchronous_standby_names=standby"];
 
-/// A standby that has lost its primary looks for it again soon: until then nothing is committed.
+/// The settings of the standby. A standby that has lost its primary reconnects soon; until then
+/// nothing is committed.
 const STANDBY: [&str; 2] = ["fsync=on", "wal_retrieve_retry_interval=100ms"];
 
-/// All of it, running.
+/// The running cluster.
 pub(super) struct Cluster {
     replicas: Vec<Replica>,
     pub(super) primary: Postgres,
@@ -75,12 +77,13 @@ pub(super) struct Cluster {
     serials: Arc<AtomicU64>,
 }
 
-/// Which version of the program a replica runs.
+/// The version of the program that a replica runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Version {
-    /// The one that `HOOKSWITCH_PREVIOUS` names, which `tests/run` builds, or else this one.
+    /// The version that `HOOKSWITCH_PREVIOUS` names, which `tests/run` builds; without it this
+    /// version.
     Previous,
-    /// This one.
+    /// This version.
     Current,
 }
 
@@ -94,7 +97,7 @@ impl Version {
     }
 }
 
-/// One service and what it needs to be started again.
+/// A replica, and what its restart needs.
 struct Replica {
     service: Service,
     version: Version,
@@ -108,12 +111,12 @@ impl Cluster {
         Self::start_as(Version::Current)
     }
 
-    /// With all replicas of a version.
+    /// A cluster with all replicas of one version.
     pub(super) fn start_as(version: Version) -> Self {
         Self::of(Postgres::start(&SYNCHRONOUS), None, version)
     }
 
-    /// With the first replica on `island`.
+    /// A cluster with the first replica on `island`.
     pub(super) fn start_with_an_island(island: &Arc<Island>) -> Self {
         let near = island.near();
         let listen = format!("listen_addresses=127.0.0.1,{near}");
@@ -126,10 +129,10 @@ impl Cluster {
         Self::of(primary, Some(island), Version::Current)
     }
 
-    /// With the primary's data on a disk of `mebibytes`.
+    /// A cluster with the primary's data on a disk of `mebibytes`.
     pub(super) fn start_on_a_disk(mebibytes: u32) -> (Self, Disk) {
         let mut disk = None;
-        // What the server keeps for itself must leave room for what it is given to keep.
+        // The server's own files must leave room for the data.
         let settings = [
             &SYNCHRONOUS[..],
             &["max_wal_size=48MB", "min_wal_size=32MB"],
@@ -182,7 +185,7 @@ impl Cluster {
         }
     }
 
-    /// Providers that begin to send. Events have `padding` bytes more than they need.
+    /// Starts a load of the providers. Events have `padding` additional bytes.
     pub(super) fn load(&self, padding: usize) -> Load {
         Load::start(&self.balancer, &self.serials, padding)
     }
@@ -199,8 +202,8 @@ impl Cluster {
         self.balancer.put_in(number, replica.service.address);
     }
 
-    /// Ends a replica in order, as a rolling restart does: first nothing is sent to it any more. It
-    /// comes back as `next`.
+    /// Restarts a replica as `next`, as in a rolling restart: the balancer stops sending to it
+    /// first.
     pub(super) fn stop(&mut self, number: usize, next: Version) {
         self.balancer.take_out(number);
         self.replicas[number].version = next;
@@ -209,12 +212,12 @@ impl Cluster {
         assert_eq!(service.wait(), Some(0), "{}", service.log());
     }
 
-    /// Runs the primary again after it has ended.
+    /// Restarts the primary after it has ended.
     pub(super) fn restart_primary(&mut self) {
         self.primary.restart(&SYNCHRONOUS);
     }
 
-    /// Returns when what had been acknowledged by `failed_at` is delivered.
+    /// Waits until all events that were acknowledged by `failed_at` are delivered.
     pub(super) fn until_taken_over(&self, load: &Load, failed_at: Instant) {
         let log = load.log();
         let before = log
@@ -229,7 +232,7 @@ impl Cluster {
         });
     }
 
-    /// Ends `load` and holds what was acknowledged against what was delivered.
+    /// Ends `load`, and compares the acknowledged with the delivered events.
     pub(super) fn prove(&self, load: Load, failed_at: Instant) -> Figures {
         let figures = Figures::of(&load.stop(), &self.sink, failed_at);
         let parked = self.replicas[1]
@@ -240,7 +243,7 @@ impl Cluster {
     }
 }
 
-/// What runs a replica on the database at `url`.
+/// The configuration of a replica on the database at `url`.
 fn command(version: Version, url: &str, island: Option<&Island>) -> Command {
     let program = version.program();
     let mut command = match island {

@@ -1,8 +1,8 @@
-//! Providers, as their contracts describe them, behind a load balancer.
+//! Providers that behave as their documentation says, behind a load balancer.
 //!
-//! Zoom signs, waits 3 seconds, and sends again what was answered with 500 and up or not at all:
-//! three times, after 5, 20 and 60 minutes, which are a thousand times shorter here. RingCentral
-//! promises no second try at all, so here there is none.
+//! Zoom signs its requests, waits 3 seconds for an answer, and repeats a request that was answered
+//! with 500 or more, or not at all: three times, after 5, 20 and 60 minutes, which are a thousand
+//! times shorter here. RingCentral promises no repetition, so there is none here.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,36 +20,36 @@ use crate::harness::{
     RINGCENTRAL_TOKEN, ZOOM_SECRET, as_pairs, phone_number, request_within, unix_now, zoom_headers,
 };
 
-/// How long both providers wait for an answer.
+/// The time that both providers wait for an answer.
 pub(super) const PROVIDERS_WAIT: Duration = Duration::from_secs(3);
 
-/// When Zoom tries again.
+/// The times at which Zoom repeats a request.
 const ZOOM_RETRIES: [Duration; 3] = [
     Duration::from_millis(300),
     Duration::from_millis(1200),
     Duration::from_millis(3600),
 ];
 
-/// Senders at once, half of them Zoom's and half RingCentral's.
+/// The number of concurrent senders: half of them are Zoom's, half RingCentral's.
 const SENDERS: u32 = 8;
 
-/// How many keys each of RingCentral's has to itself.
+/// The number of ordering keys of each RingCentral sender.
 const KEYS_EACH: u32 = 2;
 
-/// Accounts of Zoom's customers: each has two senders.
+/// The number of accounts at Zoom. Each has two senders.
 const ACCOUNTS: u32 = 2;
 
-/// How many numbers each has.
+/// The number of phone numbers of each account.
 const NUMBERS: u64 = 4;
 
-/// From one new event of a sender to its next, so that a machine with two processors keeps up.
+/// The interval of a sender's new events, at which a machine with two processors keeps up.
 const PACE: Duration = Duration::from_millis(25);
 
-/// How long the balancer keeps away from a replica that did not answer.
+/// The time for which the balancer avoids a replica that did not answer.
 const OUT: Duration = Duration::from_secs(1);
 
-/// What an event keeps its order by: numbers of an account, by their bits, or all of it; or a key of
-/// RingCentral's.
+/// The ordering keys of an event: the numbers of an account whose bit is set, or the whole account;
+/// or a key of RingCentral.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keys {
     Account { account: u32, numbers: u64 },
@@ -71,30 +71,30 @@ impl Keys {
     }
 }
 
-/// One event, as its provider knows it.
+/// An event, as its provider knows it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     pub(super) keys: Keys,
-    /// When it was sent for the first time.
+    /// The time of the first request.
     pub(super) sent_at: Instant,
-    /// When it was answered with 200.
+    /// The time of the answer 200.
     pub(super) acknowledged_at: Option<Instant>,
 }
 
-/// One request.
+/// A request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Exchange {
     pub(super) replica: usize,
     pub(super) began_at: Instant,
     pub(super) took: Duration,
-    /// `None` when no answer came in time.
+    /// The status; `None` without an answer in time.
     pub(super) status: Option<u16>,
 }
 
-/// What has been sent, and what came of it.
+/// The events that were sent, and the requests with their answers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Log {
-    /// By serial number.
+    /// The events by serial number.
     pub(super) events: BTreeMap<u64, Sent>,
     pub(super) exchanges: Vec<Exchange>,
 }
@@ -105,7 +105,7 @@ impl Log {
         events.filter(|(_, sent)| sent.acknowledged_at.is_some())
     }
 
-    /// How many requests that began after `since` were answered with `status`.
+    /// The number of requests that began after `since` and were answered with `status`.
     pub(super) fn answered(&self, status: u16, since: Instant) -> usize {
         let such =
             |exchange: &&Exchange| exchange.began_at > since && exchange.status == Some(status);
@@ -113,8 +113,8 @@ impl Log {
     }
 }
 
-/// Spreads requests over the replicas that are in, one after the other. One that does not answer is
-/// left out for a while.
+/// Distributes requests in turn over the registered replicas. A replica that did not answer is
+/// avoided for a while.
 #[derive(Default)]
 pub(super) struct Balancer {
     members: Mutex<Vec<Member>>,
@@ -128,7 +128,7 @@ struct Member {
 }
 
 impl Balancer {
-    /// Sends to `replica` from now on, at `address`.
+    /// Registers `replica` at `address`.
     pub(super) fn put_in(&self, replica: usize, address: SocketAddr) {
         let member = Member {
             address,
@@ -143,7 +143,7 @@ impl Balancer {
         }
     }
 
-    /// Sends nothing to `replica` any more, as a balancer does that has seen that it is not ready.
+    /// Removes `replica`, as a balancer does when the replica is not ready.
     pub(super) fn take_out(&self, replica: usize) {
         self.members.lock().unwrap()[replica].is_in = false;
     }
@@ -156,7 +156,7 @@ impl Balancer {
             let member = &members[*replica];
             member.is_in && member.out_until <= Instant::now()
         };
-        // Where all are out, one has to be tried all the same.
+        // If all replicas are avoided, one of them is used all the same.
         let replica = in_turn.clone().find(serves);
         let replica = replica.or_else(|| in_turn.clone().find(|replica| members[*replica].is_in));
         let replica = replica.unwrap_or(turn % members.len());
@@ -168,7 +168,7 @@ impl Balancer {
     }
 }
 
-/// The body of a caller-name change of those numbers of `account` whose bit is set.
+/// The body of a caller-name change of the numbers of `account` whose bit is set.
 fn names(account: u32, numbers: u64, name: &str) -> String {
     let set = (0..NUMBERS).filter(|number| numbers & (1 << number) != 0);
     let numbers: Vec<_> = set.map(|number| format!("+1202555010{number}")).collect();
@@ -191,9 +191,9 @@ pub(super) struct Load {
 
 struct Shared {
     balancer: Arc<Balancer>,
-    /// Hands out serial numbers, over all loads of one test.
+    /// The source of serial numbers for all loads of one test.
     serials: Arc<AtomicU64>,
-    /// How many bytes an event has besides what it needs.
+    /// The number of additional bytes of an event.
     padding: usize,
     log: Mutex<Log>,
     stop: AtomicBool,
@@ -224,12 +224,12 @@ impl Load {
         Self { shared, senders }
     }
 
-    /// What there is so far.
+    /// The log so far.
     pub(super) fn log(&self) -> Log {
         self.shared.log.lock().unwrap().clone()
     }
 
-    /// Ends it once Zoom has made the last of its retries.
+    /// Ends the load after Zoom's last repetition.
     pub(super) fn stop(self) -> Log {
         self.shared.stop.store(true, Ordering::Relaxed);
         for sender in self.senders {
@@ -240,11 +240,11 @@ impl Load {
     }
 }
 
-/// One sender: it waits for each answer before it sends again.
+/// A sender, which waits for each answer before its next request.
 struct Sender {
     number: u32,
     shared: Arc<Shared>,
-    /// What Zoom sends again: when, which event, and how often it has been sent by then.
+    /// The requests that Zoom repeats: the time, the event, and the number of requests so far.
     retries: VecDeque<(Instant, u64, usize)>,
 }
 
@@ -276,7 +276,7 @@ impl Sender {
         }
     }
 
-    /// Sends the event `serial`, which has been sent `tries` times before.
+    /// Sends the event `serial`, after `tries` earlier requests.
     fn send(&mut self, serial: u64, tries: usize) {
         let keys = self.shared.log.lock().unwrap().events[&serial].keys;
         let (replica, address) = self.shared.balancer.pick();
@@ -310,7 +310,8 @@ impl Sender {
         self.number.is_multiple_of(2)
     }
 
-    /// Those of the event `serial`: of Zoom's one or two numbers, and now and then the whole account.
+    /// The ordering keys of the event `serial`. Zoom's events have one or two numbers, and now and
+    /// then the whole account.
     fn keys(&self, serial: u64, turn: u32) -> Keys {
         if !self.is_zoom() {
             return Keys::Key(self.number + SENDERS * (turn % KEYS_EACH));
@@ -354,7 +355,7 @@ impl Sender {
         Ok(answer.status)
     }
 
-    /// `body` with a member of digits that no compression makes much smaller.
+    /// `body` with an additional member of digits that can hardly be compressed.
     fn padded(&self, serial: u64, body: &str) -> String {
         if self.shared.padding == 0 {
             return body.to_owned();

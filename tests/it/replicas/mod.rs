@@ -1,9 +1,10 @@
-//! Proof: three replicas on one database, and everything that can go wrong with one of them, under
-//! a load, with providers that try again only as far as they say.
+//! Three replicas on one database, and failures of the replicas, the database and the network,
+//! under a load of providers that repeat requests only as far as they promise.
 //!
-//! After each: nothing acknowledged is lost, order per key holds, and nothing is delivered twice
-//! but what a replica that was hit had in hand, and what had just ended when the primary was lost. Each prints a line of figures: run
-//! `cargo test --test it replicas -- --nocapture`.
+//! After each failure: no acknowledged event is lost, order per key holds, and no event is
+//! delivered twice, except for the deliveries that an affected replica had claimed, and those that
+//! had just ended when the primary was lost. Each test prints a line of figures: run `cargo test
+//! --test it replicas -- --nocapture`.
 
 mod cluster;
 mod load;
@@ -20,7 +21,7 @@ use self::{
 };
 use crate::harness::eventually;
 
-/// Returns when `load` has had `count` more events acknowledged.
+/// Waits until `count` more events of `load` are acknowledged.
 fn acknowledged(load: &Load, count: usize) {
     let since = Instant::now();
     eventually("events are acknowledged", || {
@@ -28,7 +29,7 @@ fn acknowledged(load: &Load, count: usize) {
     });
 }
 
-/// Returns when `load` has been refused a few times from now on.
+/// Waits until a few more requests of `load` are refused.
 fn refused(load: &Load) {
     let since = Instant::now();
     eventually("events are refused", || {
@@ -36,8 +37,7 @@ fn refused(load: &Load) {
     });
 }
 
-/// A load that is well under way, with deliveries of the first replica that get no answer; how many
-/// those are.
+/// A running load, with unanswered deliveries of the first replica. Returns their number too.
 fn with_deliveries_under_way(cluster: &Cluster) -> (Load, usize) {
     let load = cluster.load(0);
     acknowledged(&load, 200);
@@ -71,7 +71,7 @@ fn a_replica_that_is_frozen_past_its_lease_changes_nothing_when_it_thaws() {
     let failed_at = Instant::now();
     cluster.replica(0).signal("STOP");
     cluster.until_taken_over(&load, failed_at);
-    // Its settlements come after those of the replicas that have taken its deliveries over.
+    // Its settlements come after the settlements of the replicas that took over its deliveries.
     cluster.sink.attend();
     cluster.replica(0).signal("CONT");
     acknowledged(&load, 200);
@@ -125,8 +125,8 @@ fn a_database_whose_disk_is_full_refuses_until_there_is_room() {
     refused(&load);
     disk.grow(2000);
     let failed_at = Instant::now();
-    // A server that could not write its log has ended itself; one that could not write a table
-    // goes on.
+    // A server that could not write its log has ended. A server that could not write a table
+    // continues.
     if !cluster.primary.server().is_running() {
         cluster.restart_primary();
     }

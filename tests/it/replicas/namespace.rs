@@ -1,5 +1,4 @@
-//! Places that only some processes are in: a network behind a cable that can be pulled, a disk that
-//! is small.
+//! Linux namespaces for some processes: a network behind a link that can be cut, a small disk.
 
 use std::{
     io::{BufRead, BufReader},
@@ -8,15 +7,15 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Namespaces, kept by a process that does nothing else. It ends with the test, however that ends:
-/// it reads from a pipe that only the test holds open.
+/// Namespaces, held by an idle process. The process ends with the test in any case, since it reads
+/// from a pipe that only the test holds open.
 struct Namespace {
     keeper: Child,
     kind: &'static str,
 }
 
 impl Namespace {
-    /// One of `kind`, an option of `unshare` and `nsenter`, in which `setup` has run.
+    /// A namespace of `kind`, an option of `unshare` and `nsenter`, in which `setup` has run.
     fn new(kind: &'static str, setup: &str) -> Self {
         let mut keeper = Command::new("unshare")
             .args([kind, "--", "sh", "-e", "-c"])
@@ -39,7 +38,7 @@ impl Namespace {
         self.keeper.id()
     }
 
-    /// What runs the rest of its arguments in here.
+    /// The beginning of a command that runs inside the namespace.
     fn enter(&self) -> Command {
         let mut command = Command::new("nsenter");
         let target = self.id().to_string();
@@ -55,13 +54,13 @@ impl Drop for Namespace {
     }
 }
 
-/// A network of two addresses: the test's and the one in a namespace of its own. Both ends of the
-/// cable are gone with the namespace.
+/// A network of two addresses: the test's address, and one in a namespace. Both ends of the link
+/// vanish with the namespace.
 pub(crate) struct Island {
     namespace: Namespace,
-    /// Our end of the cable.
+    /// The test's end of the link.
     link: String,
-    /// The first address of the network, in which there are four.
+    /// The first of the network's four addresses.
     base: u32,
 }
 
@@ -69,7 +68,7 @@ impl Island {
     pub(crate) fn new() -> Self {
         let namespace = Namespace::new("--net", "ip link set lo up");
         let keeper = namespace.id();
-        // A network for each process id, as far as they go: tests may run beside each other.
+        // The network depends on the process id, so that tests can run concurrently.
         let base = u32::from(Ipv4Addr::new(10, 213, 0, 0)) + (keeper % (1 << 14)) * 4;
         let island = Self {
             link: format!("hs{keeper}"),
@@ -89,22 +88,22 @@ impl Island {
         island
     }
 
-    /// Our address.
+    /// The test's address.
     pub(crate) fn near(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 1)
     }
 
-    /// The address inside.
+    /// The address inside the namespace.
     pub(crate) fn far(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 2)
     }
 
-    /// What runs the rest of its arguments inside.
+    /// The beginning of a command that runs inside the namespace.
     pub(crate) fn enter(&self) -> Command {
         self.namespace.enter()
     }
 
-    /// Nothing gets through from now on, and nobody inside is told.
+    /// Drops all packets from now on, which the processes inside cannot notice.
     pub(crate) fn cut(&self) {
         ip(["link", "set", &self.link, "down"]);
     }
@@ -119,14 +118,14 @@ fn ip<const N: usize>(arguments: [&str; N]) {
     assert!(output.status.success(), "ip {arguments:?}: {output:?}");
 }
 
-/// A disk of its own for one folder, which only those see who entered.
+/// A separate disk for one folder, visible only inside the namespace.
 pub(crate) struct Disk {
     namespace: Namespace,
     folder: String,
 }
 
 impl Disk {
-    /// One of `mebibytes`, with what is in `folder` now.
+    /// A disk of `mebibytes` with the present contents of `folder`.
     pub(crate) fn new(folder: &Path, mebibytes: u32) -> Self {
         let folder = folder.to_str().unwrap().to_owned();
         let setup = format!(
@@ -140,7 +139,7 @@ impl Disk {
         }
     }
 
-    /// What runs the rest of its arguments where the disk is seen.
+    /// The beginning of a command that runs with the disk.
     pub(crate) fn enter(&self) -> Command {
         self.namespace.enter()
     }

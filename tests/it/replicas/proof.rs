@@ -1,4 +1,4 @@
-//! Holds what was acknowledged against what was delivered.
+//! Compares the acknowledged with the delivered events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,32 +12,33 @@ use super::{
 };
 use crate::harness::eventually;
 
-/// What one scenario came to: a line of a table.
+/// The result of one scenario: a line of a table.
 pub(super) struct Figures {
     pub(super) acknowledged: usize,
     pub(super) delivered: usize,
     pub(super) duplicates: usize,
-    /// Answers of 503.
+    /// The number of answers 503.
     pub(super) refused: usize,
-    /// Requests without an answer in time, by replica.
+    /// The number of requests without an answer in time, by replica.
     pub(super) unanswered: BTreeMap<usize, usize>,
-    /// The longest time to an answer.
+    /// The longest time until an answer.
     pub(super) longest: Duration,
-    /// Deliveries that ended in the second before the failure: how they went is not recorded as
-    /// carefully as that there are events, and may be lost with the primary.
+    /// The number of deliveries that ended in the second before the failure. Their results are
+    /// recorded with less durability than events, and may be lost with the primary.
     pub(super) just_ended: usize,
-    /// From the failure to the first 200 for a request that began after it.
+    /// The time from the failure to the first answer 200 to a later request.
     pub(super) accepted_after: Duration,
-    /// From the failure to the last delivery of what had been acknowledged before it.
+    /// The time from the failure to the last delivery of an event that was acknowledged before it.
     pub(super) caught_up_after: Duration,
 }
 
 impl Figures {
-    /// Waits until everything acknowledged is delivered, and checks what must hold in any case: no
-    /// event is two, every answer is a 200 or a 503, and order.
+    /// Waits until all acknowledged events are delivered, and checks what must hold in any case: no
+    /// event is stored twice, every answer is a 200 or a 503, and order.
     ///
-    /// Order means: what was acknowledged before another event that shares a key with it was sent for
-    /// the first time is delivered before that. Repeated deliveries are counted, and have no order.
+    /// Order means: an event that was acknowledged before the first request of another event with a
+    /// shared key is delivered before that event. Repeated deliveries are counted, and have no
+    /// order.
     pub(super) fn of(log: &Log, sink: &Sink, failed_at: Instant) -> Self {
         let acknowledged: BTreeSet<_> = log.acknowledged().map(|(serial, _)| serial).collect();
         eventually("everything acknowledged is delivered", || {
@@ -77,7 +78,7 @@ impl Figures {
         }
     }
 
-    /// Prints it as a line of a table.
+    /// Prints the result as a line of a table.
     pub(super) fn show(&self, scenario: &str) {
         eprintln!("| {scenario} {self}");
     }
@@ -145,8 +146,8 @@ fn until_accepted(log: &Log, failed_at: Instant) -> Duration {
     first.unwrap().duration_since(failed_at)
 }
 
-/// Of each event the first answered arrival counts: those that the failed replica had under way
-/// are answered late or never.
+/// The first answered delivery of each event counts, since deliveries in flight at the failed
+/// replica are answered late or never.
 fn until_caught_up(log: &Log, arrivals: &[Arrival], failed_at: Instant) -> Duration {
     let mut answered: BTreeMap<u64, Instant> = BTreeMap::new();
     for arrival in arrivals {

@@ -1,4 +1,4 @@
-//! Who the service says that it is.
+//! The sources of credentials.
 
 use std::{fs, net::TcpListener, process::Command};
 
@@ -8,13 +8,13 @@ use crate::{
     sqs::stand_in::{ID, SECRET, Sqs, TOKEN},
 };
 
-/// The service without anything of the tests' own environment that could be somebody's.
+/// The service without the credentials in the tests' own environment.
 fn stranger(home: &Home) -> Command {
     let mut command = hookswitch();
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
         command.env_remove(name);
     }
-    // A port that nobody listens on stands for the metadata of an instance.
+    // The endpoint of the instance metadata is a closed port.
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -26,7 +26,7 @@ fn stranger(home: &Home) -> Command {
     command
 }
 
-/// Sends the next of a few events, and waits until it is done.
+/// Posts one more event, and waits until it is delivered.
 fn deliver(service: &Service, number: u32) {
     assert_eq!(service.zoom(&cnam(1, number.into())).status, 200);
     eventually("it is there", || done(service, "bus") == f64::from(number));
@@ -69,7 +69,7 @@ fn without_keys_the_environment_and_then_a_profile_are_used() {
     deliver(&Service::spawn(&home, command), 1);
 }
 
-/// A service that asks the agent of its container, which shows the agent `token`.
+/// A service that gets its credentials from its container's agent, with `token`.
 fn contained(home: &Home, sqs: &Sqs, token: &str) -> Service {
     let mut command = stranger(home);
     let agent = format!("http://{}/credentials", sqs.address);
@@ -87,22 +87,22 @@ fn credentials_of_a_container_agent_are_kept_until_the_queue_refuses_them() {
     let service = contained(&home, &sqs, TOKEN);
     deliver(&service, 1);
     deliver(&service, 2);
-    assert_eq!(sqs.asked(), 1);
+    assert_eq!(sqs.credential_requests(), 1);
     sqs.allow("ASIASECOND", "second-secret", Some("second-session"));
     deliver(&service, 3);
-    assert_eq!(sqs.asked(), 2);
+    assert_eq!(sqs.credential_requests(), 2);
 }
 
 #[test]
 fn expiring_credentials_are_renewed() {
     let sqs = Sqs::start();
     sqs.allow(ID, SECRET, Some("a-session"));
-    sqs.lend_for(100);
+    sqs.expire_after(100);
     let home = Home::new(&[ENDPOINTS, &keyless("bus", &sqs, "telephony", "")]);
     let service = contained(&home, &sqs, TOKEN);
     deliver(&service, 1);
     deliver(&service, 2);
-    assert_eq!(sqs.asked(), 2);
+    assert_eq!(sqs.credential_requests(), 2);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The `sqs` kind, with a server that stands in for SQS and checks each signature by itself.
+//! The handler kind `sqs`, through the real service and a stand-in for SQS that verifies each
+//! signature.
 
 mod credentials;
 mod signature;
@@ -7,7 +8,7 @@ mod stand_in;
 use crate::harness::{
     ENDPOINTS, Home, Service, certificate, cnam, distinct_serials, eventually, serials,
 };
-use stand_in::{ID, Plan, REGION, SECRET, Sqs};
+use stand_in::{Fault, ID, REGION, SECRET, Sqs};
 
 /// A handler with quick retries and without keys.
 fn keyless(name: &str, sqs: &Sqs, queue: &str, more: &str) -> String {
@@ -46,7 +47,7 @@ fn post(service: &Service, serials: std::ops::Range<u64>) {
     }
 }
 
-/// Waits until something is parked, and says why it is.
+/// Waits until a delivery is parked, and returns its reason.
 fn why_parked(home: &Home) -> String {
     eventually("it is parked", || !home.parked().is_empty());
     home.parked().remove(0).1
@@ -101,7 +102,7 @@ fn a_fifo_queue_has_each_event_once_in_the_group_of_its_key_though_answers_get_l
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "telephony.fifo", "")]);
     let service = home.start();
-    sqs.plan(&[Plan::LoseAnswer; 3]);
+    sqs.inject(&[Fault::LoseAnswer; 3]);
     post(&service, 0..5);
     eventually("all are done", || done(&service, "bus") == 10.0);
     assert!(sqs.requests() >= 13, "three have been sent again");
@@ -136,8 +137,8 @@ fn a_replay_reaches_a_queue_that_has_had_the_event() {
         eventually("it is on record", || {
             done(&service, "bus") == f64::from(number)
         });
-        // Its answer is lost, so it comes twice, and is one message all the same.
-        sqs.plan(&[Plan::LoseAnswer]);
+        // The answer is lost, so the message is sent twice and stored once.
+        sqs.inject(&[Fault::LoseAnswer]);
         let replayed = home.run(&["replay", &id, "--reason", "lost there"]);
         assert!(replayed.status.success(), "{replayed:?}");
         eventually("it has been sent again", || {
@@ -160,14 +161,14 @@ fn temporary_refusals_are_retried_in_order() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "telephony", "")]);
     let service = home.start();
-    sqs.plan(&[
-        Plan::Refuse(400, "com.amazonaws.sqs#RequestThrottled"),
-        Plan::Refuse(500, "com.amazon.coral.service#InternalFailure"),
-        Plan::Refuse(503, "com.amazon.coral.service#ServiceUnavailable"),
-        Plan::Interlope,
-        Plan::Garble,
-        Plan::LoseAnswer,
-        Plan::Refuse(400, "com.amazonaws.sqs#KmsThrottled"),
+    sqs.inject(&[
+        Fault::Refuse(400, "com.amazonaws.sqs#RequestThrottled"),
+        Fault::Refuse(500, "com.amazon.coral.service#InternalFailure"),
+        Fault::Refuse(503, "com.amazon.coral.service#ServiceUnavailable"),
+        Fault::WrongServer,
+        Fault::WrongDigest,
+        Fault::LoseAnswer,
+        Fault::Refuse(400, "com.amazonaws.sqs#KmsThrottled"),
     ]);
     post(&service, 0..10);
     let expected: Vec<_> = (0..10).map(|serial| format!("serial {serial}")).collect();
@@ -242,7 +243,7 @@ fn problems_that_an_operator_can_fix_are_retried_until_they_are_fixed() {
     let sqs = Sqs::start();
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "to-be-made", "")]);
     let service = home.start();
-    sqs.plan(&[Plan::Refuse(
+    sqs.inject(&[Fault::Refuse(
         403,
         "com.amazon.coral.service#AccessDeniedException",
     )]);

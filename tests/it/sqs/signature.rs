@@ -1,14 +1,13 @@
-//! Signature Version 4 as AWS documents it, from the bytes on the wire: how a server knows who has
-//! sent a request.
+//! Signature Version 4 by AWS's documentation: verifies the sender of a request.
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::{civil::DateTime, tz::TimeZone};
 use sha2::{Digest, Sha256};
 
-/// How far a request's time may be from the server's, in seconds.
+/// The largest difference between a request's time and the server's, in seconds.
 const LENIENCY: i64 = 300;
 
-/// A request as it came.
+/// A request as it was received.
 pub(super) struct Request {
     pub(super) method: String,
     pub(super) target: String,
@@ -17,14 +16,14 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// The value of the header `name`, which is in lower case.
+    /// The value of the header with the lower-case name `name`.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();
         let found = headers.find(|(header, _)| header.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.trim())
     }
 
-    /// What the request says of who has signed it.
+    /// The signer that the request names.
     pub(super) fn authorization(&self) -> Option<Authorization<'_>> {
         let rest = self.header("authorization")?;
         let rest = rest.strip_prefix("AWS4-HMAC-SHA256 ")?;
@@ -52,8 +51,8 @@ pub(super) struct Authorization<'a> {
 }
 
 impl Authorization<'_> {
-    /// Whether whoever knows `secret` has signed `request` for `service` in `region` at `now`, in
-    /// Unix seconds.
+    /// Whether `request` is signed with `secret` for `service` in `region` at `now`, in Unix
+    /// seconds.
     pub(super) fn verify(
         &self,
         request: &Request,

@@ -1,5 +1,5 @@
-//! A server that behaves as SQS's documents say of `SendMessage` in its JSON protocol, since nobody
-//! but Amazon can run the real one.
+//! A server that behaves like SQS for `SendMessage` in its JSON protocol, by its documentation,
+//! since only Amazon can run the real one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,29 +25,29 @@ pub(super) const REGION: &str = "eu-west-1";
 pub(super) const ID: &str = "AKIDEXAMPLE";
 pub(super) const SECRET: &str = "a-secret/of+tests";
 
-/// What those who are asked for credentials want to see.
+/// The token that a request for credentials must contain.
 pub(super) const TOKEN: &str = "a-token-of-the-machine";
 
-/// The server. It goes with the process of the tests.
+/// The server. It ends with the tests' process.
 pub(super) struct Sqs {
     pub(super) address: SocketAddr,
     state: Arc<Mutex<State>>,
 }
 
-/// What becomes of a request besides what its message deserves.
+/// A fault that applies to a request.
 #[derive(Clone, Copy)]
-pub(super) enum Plan {
-    /// It is refused.
+pub(super) enum Fault {
+    /// The request is refused.
     Refuse(u16, &'static str),
     /// The message is accepted, and the connection is closed without an answer.
     LoseAnswer,
     /// The message is accepted, and the answer has the digest of something else.
-    Garble,
-    /// Somebody else answers.
-    Interlope,
+    WrongDigest,
+    /// Another server answers.
+    WrongServer,
 }
 
-/// A message that a queue has.
+/// A message in a queue.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     pub(super) body: String,
@@ -57,7 +57,7 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// The body of a structured one.
+    /// The event of a structured message.
     pub(super) fn event(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -73,10 +73,10 @@ struct Account {
 struct State {
     accounts: Vec<Account>,
     queues: HashMap<String, Vec<Message>>,
-    plans: VecDeque<Plan>,
+    faults: VecDeque<Fault>,
     largest: usize,
     requests: usize,
-    asked: usize,
+    credential_requests: usize,
     lifetime: i64,
 }
 
@@ -84,12 +84,12 @@ struct State {
 type Refusal = (u16, &'static str);
 
 impl Sqs {
-    /// With the queues `telephony` and `telephony.fifo`.
+    /// A server with the queues `telephony` and `telephony.fifo`.
     pub(super) fn start() -> Self {
         Self::serve(None)
     }
 
-    /// Over TLS, with a certificate and its key in PEM.
+    /// The same over TLS, with a certificate and its key in PEM.
     pub(super) fn start_tls(certificate: &str, key: &str) -> Self {
         let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -109,7 +109,7 @@ impl Sqs {
             state: Arc::default(),
         };
         sqs.state().largest = 1 << 20;
-        sqs.lend_for(3600);
+        sqs.expire_after(3600);
         sqs.make("telephony");
         sqs.make("telephony.fifo");
         sqs.allow(ID, SECRET, None);
@@ -133,12 +133,12 @@ impl Sqs {
         self.state.lock().unwrap()
     }
 
-    /// Makes a queue.
+    /// Creates a queue.
     pub(super) fn make(&self, queue: &str) {
         self.state().queues.insert(queue.to_owned(), Vec::new());
     }
 
-    /// Lets these keys in, and no others from now on.
+    /// Accepts these keys, and no others, from now on.
     pub(super) fn allow(&self, id: &str, secret: &str, token: Option<&str>) {
         self.state().accounts = vec![Account {
             id: id.to_owned(),
@@ -147,37 +147,37 @@ impl Sqs {
         }];
     }
 
-    /// Does these to the next requests.
-    pub(super) fn plan(&self, plans: &[Plan]) {
-        self.state().plans.extend(plans);
+    /// Applies these faults to the next requests.
+    pub(super) fn inject(&self, faults: &[Fault]) {
+        self.state().faults.extend(faults);
     }
 
-    /// Lets queues take no message of more than `largest` bytes.
+    /// Refuses messages of more than `largest` bytes.
     pub(super) fn limit(&self, largest: usize) {
         self.state().largest = largest;
     }
 
-    /// How many requests there have been, whatever came of them.
+    /// The number of requests so far.
     pub(super) fn requests(&self) -> usize {
         self.state().requests
     }
 
-    /// How often credentials have been asked for.
-    pub(super) fn asked(&self) -> usize {
-        self.state().asked
+    /// The number of requests for credentials.
+    pub(super) fn credential_requests(&self) -> usize {
+        self.state().credential_requests
     }
 
-    /// Gives credentials out that are good for so many seconds.
-    pub(super) fn lend_for(&self, seconds: i64) {
+    /// Issues credentials that are valid for `seconds`.
+    pub(super) fn expire_after(&self, seconds: i64) {
         self.state().lifetime = seconds;
     }
 
-    /// What a queue has, in the order in which it came.
+    /// The messages in a queue, in the order of arrival.
     pub(super) fn messages(&self, queue: &str) -> Vec<Message> {
         self.state().queues[queue].clone()
     }
 
-    /// The events that a queue has.
+    /// The events in a queue.
     pub(super) fn events(&self, queue: &str) -> Vec<Value> {
         self.messages(queue).iter().map(Message::event).collect()
     }
@@ -231,25 +231,25 @@ fn read(stream: &mut impl BufRead) -> Option<Request> {
 }
 
 impl State {
-    /// `None` closes the connection.
+    /// The answer; `None` closes the connection.
     fn answer(&mut self, request: &Request) -> Option<(u16, String)> {
-        if let Some(answer) = self.vouch(request) {
+        if let Some(answer) = self.credentials(request) {
             return Some(answer);
         }
         self.requests += 1;
-        let plan = self.plans.pop_front();
-        let done = match plan {
-            Some(Plan::Refuse(status, code)) => Err((status, code)),
-            Some(Plan::Interlope) => return Some((200, "welcome".to_owned())),
-            Some(Plan::LoseAnswer | Plan::Garble) | None => self.send(request),
+        let fault = self.faults.pop_front();
+        let done = match fault {
+            Some(Fault::Refuse(status, code)) => Err((status, code)),
+            Some(Fault::WrongServer) => return Some((200, "welcome".to_owned())),
+            Some(Fault::LoseAnswer | Fault::WrongDigest) | None => self.send(request),
         };
-        let body = match (plan, done) {
+        let body = match (fault, done) {
             (_, Err((status, code))) => {
                 let body = json!({ "__type": code, "message": "hush" });
                 return Some((status, body.to_string()));
             }
-            (Some(Plan::LoseAnswer), _) => return None,
-            (Some(Plan::Garble), _) => "something else".to_owned(),
+            (Some(Fault::LoseAnswer), _) => return None,
+            (Some(Fault::WrongDigest), _) => "something else".to_owned(),
             (_, Ok(body)) => body,
         };
         let digest = Md5::digest(body);
@@ -258,8 +258,8 @@ impl State {
         Some((200, body.to_string()))
     }
 
-    /// What a container's agent and an instance's metadata answer; `None` where neither is asked.
-    fn vouch(&mut self, request: &Request) -> Option<(u16, String)> {
+    /// The answer of a container's agent or of an instance's metadata; `None` for other requests.
+    fn credentials(&mut self, request: &Request) -> Option<(u16, String)> {
         let (method, target) = (request.method.as_str(), request.target.as_str());
         let roles = "/latest/meta-data/iam/security-credentials/";
         if (method, target) == ("PUT", "/latest/api/token") {
@@ -276,7 +276,7 @@ impl State {
         if target == roles {
             return Some((200, "a-role".to_owned()));
         }
-        self.asked += 1;
+        self.credential_requests += 1;
         let account = &self.accounts[0];
         let credentials = json!({
             "Code": "Success",
@@ -288,7 +288,7 @@ impl State {
         Some((200, credentials.to_string()))
     }
 
-    /// Puts a message into its queue, and gives back its body.
+    /// Adds a message to its queue, and returns the answer's body.
     fn send(&mut self, request: &Request) -> Result<String, Refusal> {
         self.authenticate(request)?;
         let is_meant = request.method == "POST"
@@ -313,7 +313,7 @@ impl State {
         let body = message.body.clone();
         let is_duplicate =
             |other: &Message| is_fifo && other.deduplication_id == message.deduplication_id;
-        // No test takes the five minutes after which the queue would have forgotten.
+        // A real queue drops deduplication ids after five minutes, which no test takes.
         if !queue.iter().any(is_duplicate) {
             queue.push(message);
         }
@@ -336,7 +336,7 @@ impl State {
     }
 }
 
-/// Reads a message, and refuses what SQS's quotas refuse.
+/// Reads a message, and applies SQS's quotas.
 fn message(sent: &Value, largest: usize) -> Result<Message, Refusal> {
     let wrong = (400, "com.amazonaws.sqs#InvalidParameterValue");
     let body = sent["MessageBody"].as_str().filter(|body| !body.is_empty());

@@ -1,4 +1,4 @@
-//! Receivers made with the public libraries for Standard Webhooks and CloudEvents, in Python and
+//! Receivers that use the public libraries for Standard Webhooks and CloudEvents, in Python and
 //! JavaScript.
 
 use std::{
@@ -16,11 +16,11 @@ use crate::{
     support::server::Server,
 };
 
-/// A key as `openssl rand -base64 24` makes it, and another one.
+/// Two keys in the format of `openssl rand -base64 24`.
 const KEY: &str = "p/vQtNG7+cGZBOG3mXuCjrLbIDy/8wWk";
 const OTHER_KEY: &str = "C2FVsBQIhrscChlQIMV+b5sSYob7oD8F";
 
-/// The folder `name` of the libraries.
+/// The path of `name` among the libraries.
 ///
 /// # Panics
 ///
@@ -32,8 +32,8 @@ fn libraries(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no target/tools/{name}; `tests/run FILTER` makes it"))
 }
 
-/// A running receiver. It drops duplicates by `webhook-id`, and answers each message with a 503 first, so that
-/// each comes twice.
+/// A running receiver. It drops duplicates by `webhook-id`, and answers each message with a 503
+/// first, so that each message arrives twice.
 struct Receiver(Server);
 
 impl Receiver {
@@ -80,16 +80,16 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "100ms" }}
         )
     }
 
-    /// The messages that were not copies.
+    /// The messages without duplicates.
     fn messages(&self) -> Vec<Value> {
         let log = self.0.log();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let whole = log.rfind('\n').map_or("", |end| &log[..end]);
         let messages: Result<_, _> = whole.lines().map(serde_json::from_str).collect();
         messages.unwrap_or_else(|_| panic!("the receiver failed: {log}"))
     }
 
-    /// The events of the messages, by their ids, as the library has read them.
+    /// The events of the messages, by id, as the library has parsed them.
     fn events(&self) -> Vec<Value> {
         by_id(
             self.messages()
@@ -99,7 +99,7 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "100ms" }}
     }
 }
 
-/// What is the same in every delivery of an event, by the events' ids.
+/// The parts that are equal in all deliveries of an event, by event id.
 fn by_id(events: impl IntoIterator<Item = Value>) -> Vec<Value> {
     let lasting = |event: Value| {
         let names = [
@@ -121,7 +121,7 @@ fn by_id(events: impl IntoIterator<Item = Value>) -> Vec<Value> {
 
 #[test]
 fn the_libraries_verify_every_message_and_read_every_event() {
-    // Each side may leave the prefix out.
+    // The prefix is optional on both sides.
     let prefixed = format!("whsec_{KEY}");
     let (python, javascript) = (Receiver::python(KEY), Receiver::javascript(&prefixed));
     let home = Home::new(&[
@@ -135,7 +135,7 @@ fn the_libraries_verify_every_message_and_read_every_event() {
     let sent = home.json(&["send", "--all", "--to", &to]);
     let sent = sent.as_array().unwrap().iter();
     let mut events = sent.filter(|sent| sent["message"] != "handshake").count();
-    // Neither JSON nor UTF-8.
+    // A body that is neither JSON nor UTF-8.
     let body = [0xff; 3];
     let headers = zoom_headers(&body, ZOOM_SECRET, unix_now());
     let answer = service.post("/zoom/number-management", &as_pairs(&headers), &body);
