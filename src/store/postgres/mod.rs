@@ -156,6 +156,7 @@ mod rows;
 mod schema;
 mod settings;
 mod settle;
+mod shared;
 mod statistics;
 mod target;
 #[cfg(test)]
@@ -163,41 +164,20 @@ pub(super) mod tests;
 mod tls;
 mod topics;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, watch},
-    time::timeout,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
+use tokio::{runtime::Handle, sync::watch};
+use tokio_util::task::TaskTracker;
 
 pub use self::settings::Settings;
-use self::{
-    append::{AppendQueue, COMMITTERS},
-    error::PgError,
-    leases::Leases,
-    pool::{Connector, Durability, Pool, on},
-    registry::HandlerRegistry,
-};
+use self::{append::COMMITTERS, pool::Connector, shared::Shared};
 use super::{
     Append, AppendError, BoxFuture, Claim, Claims, Context, Deliveries, Engine, Followers, Health,
     Lease, Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
-    TransferTarget,
-    health::HealthReporter,
-    pending::{self, Ack},
+    TransferTarget, pending,
 };
-use crate::{
-    cleartext::CleartextWarning, event::HandlerName, provider::Verified, telemetry::Metrics,
-};
-
-/// The limit of an orderly end of the store.
-const CLOSING: Duration = Duration::from_secs(5);
+use crate::{cleartext::CleartextWarning, event::HandlerName, provider::Verified};
 
 impl StoreKind for Settings {
     const KIND: &'static str = "postgres";
@@ -243,71 +223,9 @@ pub(super) struct Postgres {
     shared: Arc<Shared>,
 }
 
-/// The state that the tasks share.
-struct Shared {
-    settings: Settings,
-    context: Context,
-    connector: Connector,
-    /// For appends, whose commits are durable.
-    appends: Pool,
-    /// For claims, whose commits are durable: a crash of the database must not lose a claim whose
-    /// attempt goes on.
-    claims: Pool,
-    /// For everything else, with lazy commits.
-    pool: Pool,
-    append_queue: AppendQueue,
-    registry: HandlerRegistry,
-    leases: Leases,
-    health: HealthReporter,
-    work: watch::Sender<u64>,
-    /// Other replicas are to be notified of work.
-    replica_wakeup: Notify,
-    /// The database is to be checked at once.
-    health_check: Notify,
-    /// Maintenance is to run at once.
-    maintenance: Notify,
-    /// The name of this replica in notifications.
-    replica: String,
-    opened: Instant,
-    /// The tasks that store appends. They end by themselves when the queue is closed.
-    committers: TaskTracker,
-    /// All other tasks, including those of connections.
-    tasks: TaskTracker,
-    stop: CancellationToken,
-}
-
 impl Postgres {
     async fn open(settings: Settings, context: Context) -> Result<Self, StoreError> {
-        let tasks = TaskTracker::new();
-        let connector = settings.connector(tasks.clone())?;
-        let patience = settings.statement_timeout + Duration::from_secs(1);
-        let pool = |durability, size| Pool::new(connector.clone(), durability, size, patience);
-        let unseen = Health::Unavailable {
-            why: "the database has not been checked yet".to_owned(),
-        };
-        let health = HealthReporter::new(unseen, context.metrics.clone());
-        let shared = Arc::new(Shared {
-            // One for each committer, and one for the health monitor.
-            appends: pool(Durability::Full, COMMITTERS + 1),
-            claims: pool(Durability::Full, settings.connections.div_ceil(2)),
-            pool: pool(Durability::Lazy, settings.connections / 2),
-            append_queue: AppendQueue::new(),
-            registry: HandlerRegistry::default(),
-            leases: Leases::new(settings.lease),
-            health,
-            work: watch::Sender::new(0),
-            replica_wakeup: Notify::new(),
-            health_check: Notify::new(),
-            maintenance: Notify::new(),
-            replica: Uuid::now_v7().to_string(),
-            opened: Instant::now(),
-            committers: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            settings,
-            context,
-            connector,
-            tasks,
-        });
+        let shared = Arc::new(Shared::new(settings, context)?);
         health_monitor::first_check(&shared).await?;
         for _ in 0..COMMITTERS {
             shared.committers.spawn(append::run(shared.clone()));
@@ -403,94 +321,5 @@ impl Monitored for Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.shared.stop_tasks();
-    }
-}
-
-impl Shared {
-    fn metrics(&self) -> &Metrics {
-        &self.context.metrics
-    }
-
-    /// Queues an event, if the store accepts events.
-    fn put(&self, event: Verified) -> Result<Ack, AppendError> {
-        if self.stop.is_cancelled() {
-            return Err(AppendError::Closed);
-        }
-        self.health.check()?;
-        self.append_queue.put(event)
-    }
-
-    fn is_sound(&self) -> bool {
-        self.health.get() == Health::Sound
-    }
-
-    /// Wakes workers of all replicas.
-    fn wake_all(&self) {
-        self.wake_local();
-        self.replica_wakeup.notify_one();
-    }
-
-    /// Wakes the workers of this replica.
-    fn wake_local(&self) {
-        self.work.send_modify(|count| *count += 1);
-    }
-
-    /// Marks the store unavailable, if `error` concerns more than one operation.
-    fn mark_unavailable(&self, error: &PgError) {
-        if !matches!(error, PgError::Unavailable(_) | PgError::Fatal(_)) {
-            return;
-        }
-        self.health.set(Health::Unavailable {
-            why: error.to_string(),
-        });
-        for pool in self.pools() {
-            pool.forget();
-        }
-        self.health_check.notify_one();
-    }
-
-    /// Converts the error of an operation, and has the database checked.
-    fn checked_on_error<T>(&self, result: Result<T, PgError>, what: &str) -> Result<T, StoreError> {
-        result.map_err(|error| {
-            // The error may be a mere lack of free connections: the check decides about the health.
-            self.health_check.notify_one();
-            error.into_store_error(what)
-        })
-    }
-
-    async fn measure(&self, now: Timestamp) -> Result<(), PgError> {
-        on!(self.pool, connection => statistics::measure(&mut connection, self.metrics(), now))
-    }
-
-    /// Stores waiting appends, releases all claims, and ends the tasks.
-    async fn close(&self) {
-        self.append_queue.close();
-        let closing = async {
-            self.committers.wait().await;
-            let released = on!(self.pool, connection => self.leases.release(&mut connection));
-            if let Err(error) = released {
-                tracing::debug!("claims are left to expire: {error}");
-            }
-        };
-        if timeout(CLOSING, closing).await.is_err() {
-            tracing::warn!("the store was not closed in order: the database does not answer");
-        }
-        self.stop_tasks();
-        if timeout(CLOSING, self.tasks.wait()).await.is_err() {
-            tracing::debug!("connections to the database end with the process");
-        }
-    }
-
-    fn stop_tasks(&self) {
-        self.append_queue.close();
-        self.stop.cancel();
-        self.tasks.close();
-        for pool in self.pools() {
-            pool.close();
-        }
-    }
-
-    const fn pools(&self) -> [&Pool; 3] {
-        [&self.appends, &self.claims, &self.pool]
     }
 }
