@@ -14,7 +14,7 @@ use crate::{
     support,
 };
 use crate::{
-    copied::{by_id, comes_up, home, in_journal},
+    copied::{by_id, home, in_journal, starts_and_delivers},
     crash::{Load, archived_serials},
     harness::{Home, eventually},
 };
@@ -44,13 +44,13 @@ fn a_backup_under_load_has_everything_that_was_acknowledged_and_delivers_nothing
     for (target, acknowledged, before) in &backups {
         let stored = in_journal(target, &[]);
         assert!(stored.is_superset(acknowledged));
-        let log = comes_up("backup", target, &known, before);
+        let log = starts_and_delivers("backup", target, &known, before);
         assert!(!log.contains("ERROR"), "{log}");
     }
 }
 
 #[test]
-fn a_backup_replaces_nothing_but_what_an_interrupted_one_has_left() {
+fn a_backup_replaces_only_the_remains_of_an_interrupted_one() {
     let home = home();
     drop(home.start());
     let to = home.path().join("backups/monday");

@@ -242,7 +242,7 @@ fn the_help_names_every_exit_code_of_the_documents() {
 }
 
 #[test]
-fn a_certificate_that_is_not_trusted_is_told_from_a_server_that_is_not_there() {
+fn an_untrusted_certificate_and_a_missing_server_have_different_errors() {
     let tls = "[server]\ntls = { certificate = \"{dir}/server.pem\", key = \"{dir}/key.pem\" }\n";
     let home = Home::new(&[&ENDPOINTS.replace("[server]\n", tls)]);
     let (made, key) = certificate();
@@ -286,7 +286,7 @@ fn run_as_a_stranger(home: &Home, command: &str, hidden: &Path) -> Output {
 }
 
 #[test]
-fn a_store_of_another_user_is_told_from_one_that_is_not_there() {
+fn a_store_of_another_user_and_a_missing_store_have_different_errors() {
     let home = Home::new(&[ENDPOINTS]);
     drop(home.start());
     let output = run_as_a_stranger(&home, "events list", &home.path().join("data"));
@@ -313,7 +313,7 @@ fn a_store_of_another_user_is_told_from_one_that_is_not_there() {
 }
 
 #[test]
-fn a_log_for_machines_has_no_text_beside_it() {
+fn a_json_log_has_no_other_text() {
     let json = "[log]\nformat = \"json\"\n";
     let home = Home::new(&[json, ENDPOINTS]);
     let mut serve = hookswitch();
@@ -349,7 +349,7 @@ fn a_log_for_machines_has_no_text_beside_it() {
 }
 
 #[test]
-fn how_to_try_it_is_said_while_the_secrets_stand_in_the_file_alone() {
+fn the_hint_to_try_it_appears_only_while_secrets_are_inline() {
     let introduction = |config: &str| {
         let home = Home::new(&[config]);
         let mut serve = hookswitch();

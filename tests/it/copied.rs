@@ -183,7 +183,7 @@ pub(crate) fn post(service: &Service, serial: u64) {
 
 /// Starts a service on a copied store and checks everything. `known` has the events by their ids,
 /// and `before` the events that had been delivered when the copy was complete. Returns the log.
-pub(crate) fn comes_up(
+pub(crate) fn starts_and_delivers(
     what: &str,
     home: &Home,
     known: &BTreeMap<String, u64>,
@@ -283,7 +283,7 @@ fn a_copy_made_file_by_file_under_load_in_any_order() {
     drop(service);
     let known = by_id(&origin);
     for (order, target, before) in &copies {
-        comes_up(order, target, &known, before);
+        starts_and_delivers(order, target, &known, before);
     }
 }
 
@@ -312,12 +312,12 @@ fn files_of_two_moments_in_any_mixture() {
         for (bit, part) in [JOURNAL, DATABASE, TABLE].iter().enumerate() {
             copy(&moments[mixture >> bit & 1], &target, part);
         }
-        comes_up(&format!("mixture {mixture:03b}"), &target, &known, &before);
+        starts_and_delivers(&format!("mixture {mixture:03b}"), &target, &known, &before);
     }
 }
 
 #[test]
-fn a_replay_on_a_ledger_that_lags_is_not_parked_by_what_the_journal_says_of_the_past() {
+fn a_replay_on_a_lagging_ledger_is_not_parked_by_an_older_record_of_the_journal() {
     let home = home();
     let (ledger, old) = ("data/ledger.db", "ledger.old");
     let run = |serial: u64, deliveries: usize| {

@@ -137,7 +137,7 @@ fn store(home: &Home, count: u64) {
 
 /// Posts the event with `serial`. Checks that it is delivered, and that no finished delivery is
 /// repeated.
-fn only_the_new_one_comes(home: &Home, service: &Service, serial: u64) {
+fn only_the_new_event_is_delivered(home: &Home, service: &Service, serial: u64) {
     assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     archive_holds(home, &[serial].into());
     assert_eq!(archived_serials(home), [serial].into());
@@ -209,7 +209,7 @@ fn a_flipped_byte_costs_its_own_record_and_no_other() {
     fs::remove_file(home.path().join("events.ndjson")).unwrap();
 
     let service = home.start();
-    only_the_new_one_comes(&home, &service, 5);
+    only_the_new_event_is_delivered(&home, &service, 5);
     home.json(&["replay", "--handler", "archive"]);
     archive_holds(&home, &[0, 1, 3, 4, 5].into());
     eventually("the damaged one is parked", || {
@@ -223,7 +223,7 @@ fn a_flipped_byte_costs_its_own_record_and_no_other() {
 }
 
 #[test]
-fn a_shortened_segment_keeps_what_is_left_and_says_what_is_gone() {
+fn a_shortened_segment_keeps_the_rest_and_reports_the_loss() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);
     store(&home, 5);
     let segment = last_segment(&home);
@@ -242,7 +242,7 @@ fn a_shortened_segment_keeps_what_is_left_and_says_what_is_gone() {
     delete_ledger(&home);
     fs::remove_file(home.path().join("events.ndjson")).unwrap();
     let service = home.start();
-    only_the_new_one_comes(&home, &service, 10);
+    only_the_new_event_is_delivered(&home, &service, 10);
     lists(&home, 5);
 }
 
@@ -253,7 +253,7 @@ fn a_deleted_ledger_is_rebuilt_from_the_journal() {
     delete_ledger(&home);
     fs::remove_file(home.path().join("events.ndjson")).unwrap();
     let service = home.start();
-    only_the_new_one_comes(&home, &service, 20);
+    only_the_new_event_is_delivered(&home, &service, 20);
     lists(&home, 21);
 }
 
@@ -261,7 +261,7 @@ fn a_deleted_ledger_is_rebuilt_from_the_journal() {
 /// deliveries in flight, and none that was done before, even if all views of the journal are lost
 /// as well.
 #[test]
-fn a_kill_that_takes_all_views_with_it_brings_back_the_last_moments_only() {
+fn a_kill_with_the_loss_of_all_views_repeats_the_last_moments_only() {
     const KILLS: usize = 4;
     /// The deliveries in flight, at most 1.5 times the concurrency, and as many with an unwritten
     /// state.
@@ -298,7 +298,7 @@ fn a_damaged_ledger_is_put_aside_and_rebuilt() {
     }
     fs::remove_file(home.path().join("events.ndjson")).unwrap();
     let service = home.start();
-    only_the_new_one_comes(&home, &service, 20);
+    only_the_new_event_is_delivered(&home, &service, 20);
     lists(&home, 21);
     assert!(service.log().contains("ledger"), "{}", service.log());
 }

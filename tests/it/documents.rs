@@ -36,7 +36,7 @@ fn every_link_within_the_project_resolves() {
 /// The reference of each kind and the table of event names are generated. Set `HOOKSWITCH_UPDATE=1` to write it anew, for the kinds of
 /// this build; then read what changed.
 #[test]
-fn what_is_generated_is_what_the_commands_print() {
+fn generated_documents_match_the_commands() {
     let [mut reference, mut handlers] =
         ["config/hookswitch.toml", "docs/handlers.md"].map(Generated::read);
     for line in hookswitch(&["handlers", "list"]).lines() {

@@ -1,15 +1,15 @@
-/* A disk with faults under the journal of the process that loads this library. The environment says which:
+/* A preloaded library that puts a faulty disk under the journal of its process. Environment variables select the
+   faults:
 
-     FAULTY_DISK_FAIL=<file>                     syncs of segments fail once the file exists
-     FAULTY_DISK_POINTS=<file>                   each point is written into the file, one a line
+     FAULTY_DISK_FAIL=<file>                     syncs of segments fail while the file exists
+     FAULTY_DISK_POINTS=<file>                   each point is appended to the file, one per line
      FAULTY_DISK_KILL=<n> <phase> <point>        the process is killed at the n-th passage of the point
-     FAULTY_DISK_LATER=<seconds>                 the time of day is that much later, or earlier if negative
-     FAULTY_DISK_HASTE=<factor>                  the clock of the thread `retention` goes that much faster
+     FAULTY_DISK_LATER=<seconds>                 the time of day is this much later, or earlier if negative
+     FAULTY_DISK_HASTE=<factor>                  the clock of the thread `retention` is this much faster
 
    A point is a system call that changes the journal's directory: "<thread> <call> <kind of file>". The phase
-   is `before` the call, `half` of its bytes, `after` it, or `power`: before it, and the power fails as well, which
-   takes away the bytes of files and the names in the directory that no sync has put on the disk. What was removed
-   stays removed. */
+   is `before` the call, after `half` of its bytes, `after` the call, or `power`: before the call, with a loss of power,
+   which undoes all unsynced changes of files and of names in the directory. Removed files stay removed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,12 +26,12 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The function of this name that this library stands before. */
+/* The function with this name that this library wraps. */
 #define REAL(name) ({ static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name); real; })
 
 #define SECOND 1000000000LL
 
-/* One call at a time changes the journal, so that points have an order. */
+/* Held by a call that changes the journal, so that points have an order. */
 static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
 
 static int points = -1;
@@ -62,16 +62,16 @@ __attribute__((constructor)) static void read_environment(void) {
     if (value) haste = atoll(value);
 }
 
-/* What can be undone, the latest first. */
+/* The changes that can be undone, the latest first. */
 static struct change {
     struct change *before;
-    /* A change of a file's bytes: the file, and what was there. */
+    /* A change of a file's bytes: the file, and the earlier bytes. */
     int fd;
     ino_t file;
     off_t size, offset;
     ssize_t length;
     char *bytes;
-    /* A change of a name: the new one, and the old one if there was one. */
+    /* A change of a name: the new name, and the old name if there was one. */
     char *name, *old_name;
 } *changes;
 
@@ -100,7 +100,7 @@ static void name_changes(const char *old_name, const char *name) {
     if (old_name) made->old_name = strdup(old_name);
 }
 
-/* Forgets how to undo what a sync of this file or directory puts on the disk. */
+/* Drops the changes that a sync of this file or directory has put on the disk. */
 static void forget(int fd) {
     struct stat stat;
     fstat(fd, &stat);
@@ -137,7 +137,7 @@ static void end(void) {
     for (;;) pause();
 }
 
-/* The kind of the file at `path`; NULL if it is none of the journal's. */
+/* The kind of the file at `path`; NULL if it is not a file of the journal. */
 static const char *kind_of(const char *path) {
     const char *name = strstr(path, "/journal");
     if (name == NULL || strchr("/", name[8]) == NULL) return NULL;
@@ -156,14 +156,14 @@ static const char *kind_of_fd(int fd) {
     return kind_of(path);
 }
 
-/* Whether this is where the process is to be killed in phase `phase`. */
+/* Whether the process is to be killed here, in phase `phase`. */
 static int is_due(const char *phase) {
     return passed == kill_at && strcmp(phase, kill_phase) == 0;
 }
 
 static __thread int is_point;
 
-/* Comes to a point, and has the journal for itself until it `left`. */
+/* Passes a point, and locks the journal until `left` is called. */
 static void enter(const char *call, const char *kind) {
     char thread[16], point[64];
     pthread_getname_np(pthread_self(), thread, sizeof thread);
@@ -185,7 +185,7 @@ static void leave(void) {
     pthread_mutex_unlock(&one);
 }
 
-/* A segment's header has 64 bytes, and its first record is behind it. Zeros may be there to write over. */
+/* A segment's header has 64 bytes, followed by the first record. Records may overwrite preallocated zeros. */
 static const char *name_of_write(int fd, size_t length, off64_t offset) {
     struct stat stat;
     fstat(fd, &stat);
@@ -307,7 +307,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
     return result;
 }
 
-/* A thread waits, for a time as well, by this call. */
+/* A thread waits by this call, with or without a timeout. */
 long syscall(long number, ...) {
     long a[6];
     va_list rest;

@@ -40,7 +40,7 @@ fn said(serials: impl Iterator<Item = u64>) -> BTreeSet<String> {
         .collect()
 }
 
-fn takes_events(service: &Service) -> bool {
+fn accepts_events(service: &Service) -> bool {
     service.ready().0 == 200
 }
 
@@ -82,7 +82,7 @@ fn a_service_accepts_events_while_its_database_is_up() {
     assert_eq!(service.zoom(&cnam(1, 1)).status, 503);
     for serial in [2, 3] {
         postgres.restart(&[]);
-        eventually("it is back", || takes_events(&service));
+        eventually("events are accepted again", || accepts_events(&service));
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
         postgres.server().stop("QUIT");
         eventually("its end is noticed", || {

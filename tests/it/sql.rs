@@ -69,7 +69,7 @@ const SERIALS: &str =
     FROM events WHERE data->'payload'->'object'->>'carrier_code' = '1'";
 
 #[test]
-fn every_field_gets_into_its_column_whatever_its_type() {
+fn fields_of_every_type_are_inserted_into_their_columns() {
     let database = Database::new();
     database.sql(
         "CREATE DOMAIN document AS jsonb;

@@ -32,9 +32,9 @@ fn lines(service: &Service, one: &str, other: &str) -> usize {
         .count()
 }
 
-/// Delivers one event, and then has `hinder` block deliveries until its result is dropped. Checks
+/// Delivers one event, and then has `block` block deliveries until its result is dropped. Checks
 /// that the service reports a stall of `follower` for the reason `why`, and recovers.
-fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce() -> H) {
+fn stalls_and_recovers<H>(home: &Home, follower: &str, why: &str, block: impl FnOnce() -> H) {
     let service = home.start();
     let archived =
         |serials: &[u64]| archived_serials(home) == BTreeSet::from_iter(serials.to_vec());
@@ -42,7 +42,7 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
     eventually("the first is delivered", || archived(&[1]));
     assert!(is_ready(&service));
 
-    let hindrance = hinder();
+    let hindrance = block();
     let since = Instant::now();
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
     eventually("it is noticed", || {
@@ -73,7 +73,7 @@ fn stands_still<H>(home: &Home, follower: &str, why: &str, hinder: impl FnOnce()
 #[test]
 fn a_ledger_that_another_program_has_locked() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);
-    stands_still(&home, "indexer", "database is locked", || {
+    stalls_and_recovers(&home, "indexer", "database is locked", || {
         let ledger = home.path().join("data/ledger.db");
         let db = rusqlite::Connection::open(ledger).unwrap();
         db.busy_timeout(Duration::from_secs(60)).unwrap();
@@ -86,7 +86,7 @@ fn a_ledger_that_another_program_has_locked() {
 mod postgres {
     use std::{process::Command, thread};
 
-    use super::{eventually, stands_still};
+    use super::{eventually, stalls_and_recovers};
     use crate::support::postgres::Database;
 
     /// A table that every claim writes to.
@@ -134,7 +134,7 @@ mod postgres {
     fn a_database_in_which_nothing_can_be_claimed() {
         let database = Database::new();
         let home = crate::postgres::home_with(&database.url(), "");
-        stands_still(&home, "claims", "claiming deliveries", || {
+        stalls_and_recovers(&home, "claims", "claiming deliveries", || {
             Lock::take(&database, CLAIMS_TABLE)
         });
     }
