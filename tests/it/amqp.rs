@@ -112,7 +112,7 @@ fn an_event_becomes_a_message_in_each_form() {
         assert_eq!(properties.delivery_mode(), &Some(2));
         assert_eq!(properties.app_id().as_ref().unwrap().as_str(), "hookswitch");
     }
-    eventually("all three are done", || {
+    eventually("all three deliveries are done", || {
         home.json(&["events", "show", id])["deliveries"]
             .as_array()
             .unwrap()
@@ -159,7 +159,9 @@ fn permanent_refusals_are_parked_and_the_rest_is_delivered() {
         200
     );
     reader.wait("sound");
-    eventually("the others are parked", || home.parked().len() == 5);
+    eventually("the other deliveries are parked", || {
+        home.parked().len() == 5
+    });
     let expected = [
         (
             "forbidden",
@@ -238,7 +240,7 @@ fn a_refused_login_is_retried_and_reported_without_the_password() {
         let home = Home::new(&[ENDPOINTS, &wrong(more)]);
         let service = home.start();
         assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-        eventually("it is parked", || !home.parked().is_empty());
+        eventually("the delivery is parked", || !home.parked().is_empty());
         let (_, why) = home.parked().remove(0);
         assert!(
             why.contains(&format!("cannot connect to the broker: {reason}")),
@@ -273,17 +275,20 @@ fn over_tls_both_sides_are_verified_by_the_ca() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(3, 1)).status, 200);
     assert_eq!(cnam_of(&reader.wait("tls")), (3, 1));
-    eventually("the other handler believes nobody", || {
+    eventually("the other handler rejects the certificate", || {
         service.log().contains(
             "to unknown failed, and is retried: cannot connect to the broker: \
                                 IO error: invalid peer certificate",
         )
     });
-    eventually("the broker does not believe the nameless one", || {
-        let log = service.log();
-        let mut reasons = log.lines().filter(|line| line.contains(" to nameless "));
-        reasons.any(|reason| reason.contains("received fatal alert: CertificateRequired"))
-    });
+    eventually(
+        "the broker rejects the handler without a certificate",
+        || {
+            let log = service.log();
+            let mut reasons = log.lines().filter(|line| line.contains(" to nameless "));
+            reasons.any(|reason| reason.contains("received fatal alert: CertificateRequired"))
+        },
+    );
     assert!(reader.take("tls").is_none());
 }
 
@@ -308,7 +313,7 @@ fn a_silent_broker_occupies_no_threads() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it has knocked three times", || {
+    eventually("three connections were attempted", || {
         knocks.lock().unwrap().len() >= 3
     });
     assert!(service.log().contains("it did not answer within 50ms"));
@@ -350,12 +355,12 @@ fn nothing_is_lost_when_the_broker_is_killed_or_down_or_out_of_memory() {
     let burst = thread::scope(|scope| {
         let burst = scope.spawn(|| post(&service, 0..50));
         let done = r#"hookswitch_deliveries_total{handler="kept",outcome="done"}"#;
-        eventually("some are delivered", || service.metric(done) >= 20.0);
+        eventually("some events are delivered", || service.metric(done) >= 20.0);
         broker.kill();
         burst.join()
     });
     burst.unwrap();
-    eventually("it is missed", || {
+    eventually("the log names the missing broker", || {
         service.log().contains("cannot connect to the broker")
     });
     // The service also starts without its broker.
@@ -381,7 +386,7 @@ fn nothing_is_lost_when_the_broker_is_killed_or_down_or_out_of_memory() {
 
     broker.control(&["set_vm_memory_high_watermark", "0.000001"]);
     post(&service, 60..61);
-    eventually("it takes nothing", || {
+    eventually("the log names the full broker", || {
         service.log().contains("is short of memory or disk")
     });
     broker.control(&["set_vm_memory_high_watermark", "0.4"]);

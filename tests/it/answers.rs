@@ -104,7 +104,7 @@ fn a_ringcentral_handshake_is_echoed_and_its_body_is_stored(engine: Engine) {
     let with_body = service.post(PHONE, &headers, event.as_bytes());
     assert_empty(&with_body, 200);
     assert_eq!(with_body.header("validation-token"), Some("echo-me"));
-    eventually("its body is archived", || home.archived().len() == 1);
+    eventually("the event is archived", || home.archived().len() == 1);
 
     // The header that proves the sender, by its name in the current guide.
     let event = phone_number("u-3", "503");
@@ -114,7 +114,7 @@ fn a_ringcentral_handshake_is_echoed_and_its_body_is_stored(engine: Engine) {
         event.as_bytes(),
     );
     assert_empty(&renamed, 200);
-    eventually("its body is archived", || home.archived().len() == 2);
+    eventually("the event is archived", || home.archived().len() == 2);
 
     let forged = service.post(PHONE, &[("validation-token", "echo-me")], event.as_bytes());
     assert_empty(&forged, 401);
@@ -232,7 +232,7 @@ fn an_event_of_another_family_is_delivered_under_its_own_name(engine: Engine) {
         &service.ringcentral("/ringcentral/extension-info", &event),
         200,
     );
-    eventually("it is archived", || home.archived().len() == 1);
+    eventually("the event is archived", || home.archived().len() == 1);
     assert_eq!(
         home.archived()[0]["type"],
         "ringcentral.phone-number.created"
@@ -337,7 +337,7 @@ fn silent_peers_do_not_exhaust_file_descriptors() {
     for serial in 0..5 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
-    eventually("each is archived", || home.archived().len() == 5);
+    eventually("each event is archived", || home.archived().len() == 5);
     assert!(!service.log().contains("Too many open files"));
     drop(silent);
 }
@@ -348,7 +348,7 @@ fn the_limit_of_open_files_is_raised_for_connections() {
     let service = with_files(&home, 64, 4096);
     let silent = connect(&service, 200);
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("each is archived", || home.archived().len() == 1);
+    eventually("each event is archived", || home.archived().len() == 1);
     assert!(!service.log().contains("fewer connections"));
     drop(silent);
 }

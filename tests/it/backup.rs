@@ -123,7 +123,7 @@ fn a_dump_of_a_database_in_use_is_a_backup() {
         ],
     );
     let restored = target.start();
-    eventually("what was not delivered before is delivered", || {
+    eventually("the undelivered events are delivered", || {
         let all = &delivered | &archived_serials(&target);
         all.is_superset(&acknowledged)
     });

@@ -405,7 +405,7 @@ fn stored_events_can_be_listed_and_shown(engine: Engine) {
             .status,
         200
     );
-    eventually("both are archived", || home.archived().len() == 2);
+    eventually("both events are archived", || home.archived().len() == 2);
     let list = home.json(&["events", "list"]);
     assert_eq!(list[0]["name"], "zoom.number-management.unreadable");
     assert_eq!(
@@ -431,11 +431,11 @@ fn a_replay_of_everything_needs_a_selection(engine: Engine) {
     let home = engine.home(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is archived", || home.archived().len() == 1);
+    eventually("the event is archived", || home.archived().len() == 1);
     assert_eq!(home.run(&["replay"]).status.code(), Some(1));
     let replayed = home.json(&["replay", "--name", "zoom.*"]);
     assert_eq!(replayed, serde_json::json!([["archive", 1]]));
-    eventually("it is archived again", || home.archived().len() == 2);
+    eventually("the event is archived again", || home.archived().len() == 2);
     assert_eq!(home.archived()[0]["id"], home.archived()[1]["id"]);
 }
 

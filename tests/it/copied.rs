@@ -198,14 +198,14 @@ pub(crate) fn starts_and_delivers(
     let done = is_done();
     let began = Instant::now();
     let service = home.start();
-    eventually("it is ready", || {
+    eventually("the service is ready", || {
         service.ready() == (200, "ready".to_owned())
     });
     let ready = began.elapsed();
     let mut damaged = Vec::new();
     let mut stored = in_journal(home, &damaged);
     post(&service, NEW);
-    eventually("all that the journal has is delivered", || {
+    eventually("all events of the journal are delivered", || {
         let found = damage(&service.log());
         if found != damaged {
             stored = in_journal(home, &found);
@@ -232,7 +232,7 @@ pub(crate) fn starts_and_delivers(
         let before = deliveries_of(home, *serial);
         post(&service, *serial);
         post(&service, marker * 7 + serial % 7);
-        eventually("what came after the copy is delivered", || {
+        eventually("the events after the copy are delivered", || {
             archived_serials(home).contains(&(marker * 7 + serial % 7))
         });
         assert_eq!(deliveries_of(home, *serial), before, "{what}: {serial}");
@@ -297,7 +297,7 @@ fn files_of_two_moments_in_any_mixture() {
         let load = Load::start(&service, &serials);
         eventually("there is some load", || load.acknowledged().len() > 300);
         let acknowledged = load.stop();
-        eventually("all is delivered", || {
+        eventually("all events are delivered", || {
             archived_serials(&origin).is_superset(&acknowledged)
         });
         service.signal("TERM");
@@ -323,7 +323,7 @@ fn a_replay_on_a_lagging_ledger_is_not_parked_by_an_older_record_of_the_journal(
     let run = |serial: u64, deliveries: usize| {
         let mut service = home.start();
         post(&service, serial);
-        eventually("it is delivered", || {
+        eventually("the event is delivered", || {
             deliveries_of(&home, serial) == deliveries
         });
         eventually("the ledger has everything", || {

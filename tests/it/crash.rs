@@ -274,7 +274,7 @@ fn a_kill_with_the_loss_of_all_views_repeats_the_last_moments_only() {
         let mut service = home.start();
         let before = archived_serials(&home).len();
         let load = Load::start(&service, &serials);
-        eventually("much is delivered", || {
+        eventually("many events are delivered", || {
             archived_serials(&home).len() > before + 500
         });
         service.kill();

@@ -44,12 +44,12 @@ fn a_temporary_failure_blocks_its_key_and_no_other(engine: Engine) {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
         assert_eq!(service.zoom(&cnam(2, serial + 10)).status, 200);
     }
-    eventually("the other key gets through", || {
+    eventually("the other key's events are delivered", || {
         serials(&receiver.received(), 2).len() == 4
     });
     assert_eq!(serials(&receiver.received(), 1), ["serial 1"]);
     receiver.answer("serial 2\"", 200);
-    eventually("the key goes on", || {
+    eventually("the key's next events are delivered", || {
         serials(&receiver.received(), 1).len() == 4
     });
     assert_eq!(
@@ -70,11 +70,11 @@ fn a_delivery_that_keeps_failing_is_parked_and_can_be_replayed(engine: Engine) {
     for serial in 1..=3 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
-    eventually("the next of the key goes on without it", || {
+    eventually("the key's next event is delivered", || {
         serials(&receiver.received(), 1) == ["serial 1", "serial 3"]
     });
     let mut parked = Value::Null;
-    eventually("it is parked", || {
+    eventually("the delivery is parked", || {
         parked = home.json(&["parked", "list"]);
         parked.as_array().unwrap().len() == 1
     });
@@ -95,7 +95,7 @@ fn a_delivery_that_keeps_failing_is_parked_and_can_be_replayed(engine: Engine) {
 
     receiver.answer("serial 2\"", 200);
     home.json(&["replay", "--parked", "--reason", "the server is mended"]);
-    eventually("it is delivered", || {
+    eventually("the event is delivered", || {
         serials(&receiver.received(), 1).len() == 3
     });
     eventually("nothing is parked", || {
@@ -115,7 +115,7 @@ fn a_final_answer_parks_at_once(engine: Engine) {
     let service = home.start();
     receiver.answer("serial 1\"", 422);
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is parked", || {
+    eventually("the delivery is parked", || {
         home.json(&["parked", "list"])[0]["attempts"] == 1
     });
     assert_eq!(
@@ -132,14 +132,14 @@ fn parked_deliveries_of_a_removed_handler_can_be_skipped(engine: Engine) {
     for serial in [1, 2] {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
-    eventually("both are parked", || home.parked().len() == 2);
+    eventually("both deliveries are parked", || home.parked().len() == 2);
     home.configure(&[ENDPOINTS, ARCHIVE]);
     service.signal("HUP");
     eventually("the handler is gone", || {
         service.log().contains("the configuration was reloaded")
     });
     let counted = || service.metric("hookswitch_parked_deliveries{handler=\"crm\"}");
-    eventually("they still count", || counted() == 2.0);
+    eventually("both deliveries are counted", || counted() == 2.0);
     let why = "the new one asks for what it lacks";
     let skip = |more: &[&str]| {
         let command = ["parked", "skip", "--reason", why];
@@ -165,7 +165,7 @@ fn parked_deliveries_of_a_removed_handler_can_be_skipped(engine: Engine) {
         (&crm["state"], &crm["why"]),
         (&"skipped".into(), &why.into())
     );
-    eventually("it counts as parked no more", || counted() == 0.0);
+    eventually("no delivery is counted", || counted() == 0.0);
 }
 
 fn a_handler_whose_server_is_down_delays_no_other(engine: Engine) {
@@ -200,7 +200,9 @@ fn order_holds_for_many_keys_at_once(engine: Engine) {
         let carrier = u32::try_from(serial % 10).unwrap();
         assert_eq!(service.zoom(&cnam(carrier, serial)).status, 200);
     }
-    eventually("all are taken", || receiver.received().len() == 200);
+    eventually("all events are received", || {
+        receiver.received().len() == 200
+    });
     for carrier in 0..10 {
         let wanted: Vec<_> = (0..20)
             .map(|turn| format!("serial {}", turn * 10 + carrier))

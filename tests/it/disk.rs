@@ -55,7 +55,7 @@ fn a_nearly_full_disk_refuses_new_events_and_delivers_the_stored_ones() {
     eventually("the store says that it is full", || {
         service.ready() == (503, "unavailable".to_owned())
     });
-    eventually("what was stored is delivered", || {
+    eventually("the stored events are delivered", || {
         archived_serials(&home) == acknowledged
     });
 }
@@ -84,7 +84,7 @@ fn a_full_disk_loses_nothing_and_is_used_again_once_there_is_room() {
         service.zoom(&cnam(1, 5000)).status == 200
     });
     acknowledged.insert(5000);
-    eventually("all of them are delivered", || {
+    eventually("all events are delivered", || {
         archived_serials(&home).is_superset(&acknowledged)
     });
     assert_eq!(service.ready(), (200, "ready".to_owned()));

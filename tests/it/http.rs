@@ -63,7 +63,7 @@ fn both_sides_verify_each_other() {
         service.log().contains("the configuration was reloaded")
     });
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
-    eventually("the one with a certificate delivers", || {
+    eventually("the handler with a certificate delivers", || {
         receiver.received().len() == 1
     });
 }

@@ -147,15 +147,15 @@ fn an_event_is_a_message_under_its_key_in_either_form() {
     let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is there", || kafka.received().len() == 1);
+    eventually("the event has arrived", || kafka.received().len() == 1);
 
     home.configure(&[ENDPOINTS, &kafka.handler("format = \"binary\"")]);
     service.signal("HUP");
-    eventually("it has reloaded", || {
+    eventually("the reload is applied", || {
         service.metric(r#"hookswitch_reloads_total{result="applied"}"#) > 0.0
     });
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
-    eventually("it is there", || kafka.received().len() == 2);
+    eventually("the event has arrived", || kafka.received().len() == 2);
 
     let [structured, binary] = kafka.received() else {
         panic!("there are more than two messages");
@@ -192,17 +192,21 @@ fn a_broker_gets_everything_in_order_after_an_outage() {
     let service = home.start();
     post(&service, 0..10);
     let why = "no broker confirmed it in time; last trouble: ";
-    eventually("it says why", || service.log().contains(why));
+    eventually("the log gives the reason", || service.log().contains(why));
     kafka.cluster.broker_up(1).unwrap();
-    eventually("what had come is there", || kafka.received().len() >= 20);
+    eventually("the earlier events have arrived", || {
+        kafka.received().len() >= 20
+    });
     post(&service, 10..20);
-    eventually("some of the rest is there", || kafka.received().len() > 20);
+    eventually("some later events have arrived", || {
+        kafka.received().len() > 20
+    });
     kafka.cluster.broker_down(1).unwrap();
     post(&service, 20..30);
     kafka.cluster.broker_up(1).unwrap();
     let expected: Vec<_> = (0..30).map(|serial| format!("serial {serial}")).collect();
     for carrier in [1, 2] {
-        eventually("all of it is there", || {
+        eventually("all events have arrived", || {
             kafka.serials(&key(carrier)).len() == 30
         });
         assert_eq!(kafka.serials(&key(carrier)), expected);
@@ -275,7 +279,9 @@ fn too_few_replicas_are_retried() {
     let home = Home::new(&[ENDPOINTS, &kafka.handler("")]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is there", || kafka.serials(&key(1)) == ["serial 1"]);
+    eventually("the event has arrived", || {
+        kafka.serials(&key(1)) == ["serial 1"]
+    });
     assert_eq!(home.json(&["parked", "list"]), serde_json::json!([]));
 }
 
@@ -298,7 +304,7 @@ fn over_tls_both_sides_are_verified_by_the_ca() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     let done = r#"hookswitch_deliveries_total{handler="known",outcome="done"}"#;
-    eventually("it is confirmed", || service.metric(done) == 1.0);
+    eventually("the event is confirmed", || service.metric(done) == 1.0);
     for (name, why) in [
         ("nameless", "alert certificate required"),
         (

@@ -333,7 +333,7 @@ impl Fixture {
 /// in order, and none that was on record as done.
 fn recovers(home: &Home, acknowledged: BTreeSet<u64>, next: u64, done: &BTreeSet<u64>) {
     let service = home.start();
-    eventually("it is ready", || {
+    eventually("the service is ready", || {
         service.ready() == (200, "ready".to_owned())
     });
     for torn in files(home, ".torn") {

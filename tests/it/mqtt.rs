@@ -65,7 +65,7 @@ fn an_event_becomes_a_message_in_each_form() {
 
     let name = "zoom.number-management.peering-number-cnam-updated";
     let mut whole = None;
-    eventually("the whole event has come", || {
+    eventually("the whole event has arrived", || {
         let prefix = format!("telephony/{name}/%2B12025550007/");
         let found = subscriber.messages().into_iter();
         whole = found
@@ -123,7 +123,7 @@ fn a_message_without_subscribers_is_done_and_a_retained_one_is_kept() {
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     for name in ["kept", "unheard"] {
         let series = format!("hookswitch_deliveries_total{{handler=\"{name}\",outcome=\"done\"}}");
-        eventually("it is done", || service.metric(&series) == 1.0);
+        eventually("the delivery is done", || service.metric(&series) == 1.0);
     }
     let late = Subscriber::new(&broker, "telephony/#");
     let kept = late.wait("telephony/kept");
@@ -149,7 +149,9 @@ fn permanent_refusals_are_parked_and_the_rest_is_delivered() {
     let body = format!(r#"{{"uuid":"1","filler":"{filler}"}}"#);
     let path = "/ringcentral/phone-number";
     assert_eq!(service.ringcentral(path, &body).status, 200);
-    eventually("the others are parked", || home.parked().len() == 3);
+    eventually("the other deliveries are parked", || {
+        home.parked().len() == 3
+    });
     let expected = [
         (
             "forbidden",
@@ -200,7 +202,7 @@ fn each_acknowledgement_is_that_of_its_own_message() {
         let body = cnam_about(1, &[&number(serial)], serial);
         assert_eq!(service.zoom(&body).status, 200);
     }
-    eventually("all are settled", || {
+    eventually("all deliveries are settled", || {
         let count = |outcome| {
             let series = format!("handler=\"numbers\",outcome=\"{outcome}\"}}");
             service.metric(&format!("hookswitch_deliveries_total{{{series}"))
@@ -242,7 +244,7 @@ fn a_refused_login_is_retried_and_reported_without_the_password() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is parked", || !home.parked().is_empty());
+    eventually("the delivery is parked", || !home.parked().is_empty());
     let (handler, why) = home.parked().remove(0);
     assert_eq!(handler, "wrong");
     let reason = "cannot connect to the broker: it does not accept the user name or the password";
@@ -271,7 +273,7 @@ fn over_tls_the_broker_is_verified_by_the_ca() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(3, 1)).status, 200);
     assert_eq!(cnam_of(&subscriber.wait("telephony/known")), (3, 1));
-    eventually("the other handler believes nobody", || {
+    eventually("the other handler rejects the certificate", || {
         service.log().contains(
             "to unknown failed, and is retried: cannot connect to the broker: I/O: invalid peer \
              certificate",
@@ -299,11 +301,14 @@ fn a_client_certificate_is_presented_on_request() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(3, 1)).status, 200);
     assert_eq!(cnam_of(&subscriber.wait("telephony/named")), (3, 1));
-    eventually("the broker does not believe the nameless one", || {
-        let log = service.log();
-        let mut reasons = log.lines().filter(|line| line.contains(" to nameless "));
-        reasons.any(|reason| reason.contains("received fatal alert: CertificateRequired"))
-    });
+    eventually(
+        "the broker rejects the handler without a certificate",
+        || {
+            let log = service.log();
+            let mut reasons = log.lines().filter(|line| line.contains(" to nameless "));
+            reasons.any(|reason| reason.contains("received fatal alert: CertificateRequired"))
+        },
+    );
     assert_eq!(subscriber.messages().len(), 1);
 }
 
@@ -335,11 +340,11 @@ fn nothing_is_lost_when_the_broker_freezes_or_is_killed_or_down() {
     arrive(5);
     broker.server.signal("STOP");
     post(&service, 5..10);
-    eventually("an attempt was in vain", || {
+    eventually("an attempt has failed", || {
         service.log().contains("failed, and is retried")
     });
     broker.server.kill();
-    eventually("it is missed", || {
+    eventually("the log names the missing broker", || {
         service.log().contains("cannot connect to the broker")
     });
     // The service also starts without its broker.

@@ -92,7 +92,9 @@ fn a_number_that_keeps_failing_blocks_no_other_of_its_account(engine: Engine) {
     for serial in 0..100 {
         post(&service, 1, &[serial % 50], serial);
     }
-    eventually("all others arrive", || receiver.received().len() == 98);
+    eventually("all other events arrive", || {
+        receiver.received().len() == 98
+    });
     let arrived = serials(&receiver.received(), 1);
     for n in (0..50).filter(|n| *n != 7) {
         let place = |serial: u64| {
@@ -108,7 +110,9 @@ fn a_number_that_keeps_failing_blocks_no_other_of_its_account(engine: Engine) {
     waits(&home, 57, 7);
 
     receiver.answer(&mark(7), 200);
-    eventually("its number goes on", || receiver.received().len() == 100);
+    eventually("the number's next events are delivered", || {
+        receiver.received().len() == 100
+    });
     let last = serials(&receiver.received(), 1).split_off(98);
     assert_eq!(last, ["serial 7", "serial 57"]);
 }
@@ -142,9 +146,10 @@ fn numbers_of_one_account_are_delivered_concurrently(engine: Engine) {
     for serial in 0..8 {
         post(&service, 1, &[serial], serial);
     }
-    eventually("all eight are there at once, and done", || {
-        service.metric(r#"hookswitch_deliveries_total{handler="crm",outcome="done"}"#) == 8.0
-    });
+    eventually(
+        "all eight events are received concurrently and delivered",
+        || service.metric(r#"hookswitch_deliveries_total{handler="crm",outcome="done"}"#) == 8.0,
+    );
 }
 
 fn an_event_without_a_readable_number_waits_for_its_account_and_blocks_it(engine: Engine) {

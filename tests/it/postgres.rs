@@ -56,7 +56,7 @@ fn events_are_delivered_and_commands_show_them() {
         &format!("http://{}", service.address),
     ]);
     assert!(sent.status.success(), "{sent:?}");
-    eventually("all are delivered", || {
+    eventually("all events are delivered", || {
         let events = home.json(&["events", "list"]);
         let events = events.as_array().unwrap();
         !events.is_empty() && events.iter().all(|event| event["open"] == 0)
@@ -76,7 +76,7 @@ fn a_service_accepts_events_while_its_database_is_up() {
     let home = home(&postgres.url(&database));
     postgres.server().stop("QUIT");
     let service = home.start();
-    eventually("it has noticed", || {
+    eventually("the service is not ready", || {
         service.ready() == (503, "unavailable".to_owned())
     });
     assert_eq!(service.zoom(&cnam(1, 1)).status, 503);
@@ -85,7 +85,7 @@ fn a_service_accepts_events_while_its_database_is_up() {
         eventually("events are accepted again", || accepts_events(&service));
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
         postgres.server().stop("QUIT");
-        eventually("its end is noticed", || {
+        eventually("the end of the database is noticed", || {
             service.zoom(&cnam(1, 4)).status == 503
         });
         assert_eq!(service.ready(), (503, "unavailable".to_owned()));
@@ -171,7 +171,7 @@ fn a_client_certificate_is_presented_to_the_database() {
         home.configure(&[&config(&format!("{store}\n{shown}"))]);
         let service = home.start();
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
-        eventually("it is delivered", || {
+        eventually("the event is delivered", || {
             archived(&[&home]) == said(1..serial + 1)
         });
         assert_eq!(postgres.sql(&database, CLIENTS), "/CN=hookswitch");

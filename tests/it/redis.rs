@@ -171,7 +171,7 @@ fn an_entry_contains_the_event_in_each_form() {
     assert_eq!(service.zoom(&body).status, 200);
     let mut client = Client::connect(server.address());
     client.ok(&["SELECT", "3"]);
-    eventually("all are there", || {
+    eventually("all events have arrived", || {
         ["whole", "parts", "bare"].map(|stream| client.count(stream)) == [1, 1, 1]
     });
 
@@ -217,7 +217,7 @@ fn a_server_that_starts_late_gets_every_event() {
     says(&service, "cannot connect: Connection refused");
     server.restart(|dir, port| command(dir, port, &[]));
     let mut client = Client::connect(server.address());
-    eventually("all are there", || client.count("late") == 5);
+    eventually("all events have arrived", || client.count("late") == 5);
     let wanted: Vec<_> = (1..=5).map(|serial| format!("serial {serial}")).collect();
     assert_eq!(serials(&client.events("late"), 1), wanted);
 }
@@ -235,11 +235,11 @@ fn a_server_killed_under_load_costs_neither_events_nor_order() {
     for serial in 0..90 {
         match serial {
             30 => {
-                eventually("some are delivered", || outcomes("done") > 0.0);
+                eventually("some events are delivered", || outcomes("done") > 0.0);
                 server.kill();
             }
             60 => {
-                eventually("others are not", || outcomes("retry") > 0.0);
+                eventually("some attempts fail", || outcomes("retry") > 0.0);
                 server.restart(|dir, port| command(dir, port, &[]));
             }
             _ => {}
@@ -247,7 +247,7 @@ fn a_server_killed_under_load_costs_neither_events_nor_order() {
         let carrier = u32::try_from(serial % 3).unwrap();
         assert_eq!(service.zoom(&cnam(carrier, serial)).status, 200);
     }
-    eventually("all are delivered", || outcomes("done") >= 90.0);
+    eventually("all events are delivered", || outcomes("done") >= 90.0);
     let events = Client::connect(server.address()).events("stream");
     for carrier in 0..3 {
         let wanted: Vec<_> = (0..30)
@@ -266,7 +266,7 @@ fn connections_that_were_closed_while_idle_cost_no_attempt() {
     for serial in 1..=3 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
         let count = i64::try_from(serial).unwrap();
-        eventually("it is there", || client.count("stream") == count);
+        eventually("the event has arrived", || client.count("stream") == count);
         client.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     }
     let retried = r#"hookswitch_deliveries_total{handler="stream",outcome="retry"}"#;
@@ -282,7 +282,7 @@ fn a_stream_is_cut_to_about_its_length() {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
     let mut client = Client::connect(server.address());
-    eventually("the last one is there", || {
+    eventually("the last event has arrived", || {
         let events = client.events("short");
         serials(&events, 1)
             .last()
@@ -308,7 +308,7 @@ fn an_entry_counts_once_enough_replicas_have_it() {
 
     let primary = server.address().port().to_string();
     let replica = start(&["--replicaof", "127.0.0.1", &primary]);
-    eventually("it counts", || service.metric(done) == 1.0);
+    eventually("the delivery is done", || service.metric(done) == 1.0);
     assert!(Client::connect(replica.address()).count("stream") >= 1);
 }
 
@@ -352,7 +352,7 @@ fn a_refusal_is_reported_and_its_entry_added_once_it_is_resolved() {
 
     assert_eq!(client.ask(&["DEL", "occupied"]), Reply::Number(1));
     client.ok(&["ACL", "SETUSER", "reader", "+xadd", ">hush-hush"]);
-    eventually("all are there", || {
+    eventually("all events have arrived", || {
         ["occupied", "forbidden", "stranger"].map(|stream| client.count(stream)) == [1, 1, 1]
     });
 
@@ -364,7 +364,7 @@ fn a_refusal_is_reported_and_its_entry_added_once_it_is_resolved() {
     assert_eq!(service.zoom(&cnam(2, 3)).status, 200);
     says(&service, "refused XADD with READONLY; it is a replica");
     client.ok(&["REPLICAOF", "NO", "ONE"]);
-    eventually("all are there", || client.count("occupied") == 3);
+    eventually("all events have arrived", || client.count("occupied") == 3);
 }
 
 #[test]
@@ -379,12 +379,12 @@ fn an_entry_that_keeps_failing_is_parked_with_its_reason() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     let parked = || home.json(&["parked", "list"]);
-    eventually("one is parked", || parked()[0]["handler"] == "open");
+    eventually("a delivery is parked", || parked()[0]["handler"] == "open");
     let why = parked()[0]["why"].as_str().unwrap().to_owned();
     assert!(why.contains("NOAUTH; it wants a password"), "{why}");
     let mut client = Client::connect(server.address());
     client.ok(&["AUTH", "sesame"]);
-    eventually("the other is there", || client.count("known") == 1);
+    eventually("the other event has arrived", || client.count("known") == 1);
 }
 
 /// A server with its certificate in `cert.pem`, and its port with TLS. The test itself connects
@@ -422,7 +422,7 @@ fn tls_is_used_and_the_server_is_verified_by_the_ca() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     let mut client = Client::connect(server.address());
-    eventually("the one that knows the server delivers", || {
+    eventually("the handler that trusts the server delivers", || {
         client.count("trusting") == 1
     });
     says(&service, "invalid peer certificate");
@@ -448,7 +448,7 @@ fn a_client_certificate_is_presented_on_request() {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     let mut client = Client::connect(server.address());
-    eventually("the one with a certificate delivers", || {
+    eventually("the handler with a certificate delivers", || {
         client.count("named") == 1
     });
     says(

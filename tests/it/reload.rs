@@ -34,15 +34,17 @@ fn a_reload_under_load_drops_no_request_and_a_bad_file_changes_nothing(engine: E
     for turn in 1..=5_u32 {
         home.configure(&[ENDPOINTS, ARCHIVE, SECOND]);
         service.signal("HUP");
-        eventually("it is applied", || {
+        eventually("the reload is applied", || {
             reloads("applied") >= f64::from(turn * 2 - 1)
         });
         home.configure(&[ENDPOINTS, ARCHIVE, "[handlers.wrong]\nkind = \"nothing\"\n"]);
         service.signal("HUP");
-        eventually("it is refused", || reloads("refused") >= f64::from(turn));
+        eventually("the reload is refused", || {
+            reloads("refused") >= f64::from(turn)
+        });
         home.configure(&[ENDPOINTS, ARCHIVE]);
         service.signal("HUP");
-        eventually("it is applied", || {
+        eventually("the reload is applied", || {
             reloads("applied") >= f64::from(turn * 2)
         });
         eventually("events come in", || {
@@ -84,7 +86,7 @@ fn a_change_that_needs_a_restart_is_refused() {
         SECOND,
     ]);
     service.signal("HUP");
-    eventually("it says what needs a restart", || {
+    eventually("the log names what needs a restart", || {
         service.log().contains("[store]")
     });
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
@@ -138,7 +140,7 @@ fn open_deliveries_of_a_removed_handler_are_parked_and_can_be_replayed() {
     });
     home.configure(&[ENDPOINTS, ARCHIVE]);
     service.signal("HUP");
-    eventually("it is parked", || {
+    eventually("the delivery is parked", || {
         home.json(&["parked", "list"])[0]["handler"] == "crm"
     });
     home.json(&["replay", "--handler", "archive", "--since", "1h"]);

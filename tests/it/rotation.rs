@@ -28,7 +28,7 @@ impl Archive {
         for serial in 1..=last {
             assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
         }
-        eventually("all are archived", || {
+        eventually("all events are archived", || {
             service.metric("hookswitch_deliveries_total{handler=\"archive\",outcome=\"done\"}")
                 == last as f64
         });

@@ -192,7 +192,7 @@ fn a_dead_replica_behind_the_load_balancer_costs_no_request() {
         }
         let before = one.home.archived().len();
         one.restart();
-        eventually("it gets requests again", || {
+        eventually("the replica gets requests again", || {
             assert_eq!(post().status, 200);
             one.has(before + 1)
         });

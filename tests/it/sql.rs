@@ -34,7 +34,7 @@ retry = {{ attempts = 100000, first = "20ms", ceiling = "50ms" }}
 /// Waits until a delivery is parked, and returns its reason.
 fn parked(home: &Home) -> String {
     let mut why = None;
-    eventually("it is parked", || {
+    eventually("the delivery is parked", || {
         let parked = home.json(&["parked", "list"]);
         why = parked[0]["why"].as_str().map(ToOwned::to_owned);
         why.is_some()
@@ -59,7 +59,7 @@ fn hold(database: &Database, statement: &str) -> Child {
     writeln!(input, "BEGIN; {statement};").unwrap();
     let held = "SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND state = 'idle in transaction'";
-    eventually("it is held", || database.sql(held) == "1");
+    eventually("the transaction is open", || database.sql(held) == "1");
     holder
 }
 
@@ -88,7 +88,7 @@ fn fields_of_every_type_are_inserted_into_their_columns() {
     let body = cnam(7, 1);
     assert_eq!(service.zoom(&body).status, 200);
     let count = || database.sql("SELECT count(*) FROM events");
-    eventually("it is there", || count() == "1");
+    eventually("the event has arrived", || count() == "1");
     let row = database.sql("SELECT row_to_json(events) FROM events");
     let row: Value = serde_json::from_str(&row).unwrap();
     let event = &row["event"];
@@ -155,13 +155,13 @@ fn a_server_gets_everything_in_order_after_an_outage() {
         let there = postgres.sql(&database, "SELECT count(*) FROM events");
         there.parse::<u32>().unwrap() >= count
     };
-    eventually("what had come is there", || has(&postgres, 40));
+    eventually("the earlier events have arrived", || has(&postgres, 40));
     post(20..40);
-    eventually("some of the rest is there", || has(&postgres, 41));
+    eventually("some later events have arrived", || has(&postgres, 41));
     postgres.server().kill();
     post(40..60);
     postgres.restart(&[]);
-    eventually("all of it is there", || has(&postgres, 120));
+    eventually("all events have arrived", || has(&postgres, 120));
     let expected: Vec<_> = (0..60).map(|serial: u32| serial.to_string()).collect();
     assert_eq!(postgres.sql(&database, SERIALS), expected.join(" "));
 }
@@ -270,7 +270,7 @@ fn wrong_credentials_and_a_missing_database_are_reported_and_retried() {
     home.configure(&[ENDPOINTS, &warehouse(&without, INSERT, &beside)]);
     service.signal("HUP");
     let count = || database.sql("SELECT count(*) FROM events");
-    eventually("it is there", || count() == "1");
+    eventually("the event has arrived", || count() == "1");
 }
 
 #[test]
@@ -295,14 +295,14 @@ fn a_statement_that_waits_for_a_lock_blocks_nothing_else_and_is_retried() {
         assert_eq!(service.zoom(&cnam(2, serial)).status, 200);
     }
     let count = || database.sql("SELECT count(*) FROM events");
-    eventually("the other key gets through", || count() == "4");
+    eventually("the other key's events are delivered", || count() == "4");
     eventually("the attempt is given up", || {
         service.log().contains("failed, and is retried")
     });
     assert_eq!(count(), "4");
     holder.kill().unwrap();
     holder.wait().unwrap();
-    eventually("the key goes on", || count() == "8");
+    eventually("the key's next events are delivered", || count() == "8");
     assert_eq!(database.sql(SERIALS), "0 1 2 3");
 }
 
@@ -314,7 +314,7 @@ fn a_schema_change_and_a_read_only_server_lose_nothing() {
     let service = home.start();
     let count = |expected: &str| {
         let count = || database.sql("SELECT count(*) FROM events");
-        eventually("it is there", || count() == expected);
+        eventually("the event has arrived", || count() == expected);
     };
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     count("1");
@@ -370,7 +370,7 @@ fn over_tls_both_sides_are_verified_by_the_ca() {
     ]);
     service.signal("HUP");
     let shown = || postgres.sql(&database, "SELECT client FROM events");
-    eventually("it is there", || shown() == "/CN=hookswitch");
+    eventually("the event has arrived", || shown() == "/CN=hookswitch");
 }
 
 #[test]
@@ -404,7 +404,7 @@ fn sqlite_gets_its_events_in_order() {
             .unwrap()
     };
     let expected: Vec<_> = (0..20).map(|serial: u32| serial.to_string()).collect();
-    eventually("all of it is there in order", || {
+    eventually("all events have arrived in order", || {
         serials() == expected.join(" ")
     });
 }

@@ -45,15 +45,17 @@ fn stalls_and_recovers<H>(home: &Home, follower: &str, why: &str, block: impl Fn
     let hindrance = block();
     let since = Instant::now();
     assert_eq!(service.zoom(&cnam(1, 2)).status, 200);
-    eventually("it is noticed", || {
+    eventually("the service is not ready", || {
         service.ready() == (503, "unavailable".to_owned())
     });
     let took = since.elapsed();
     eprintln!("{follower}: not ready after {took:?}");
     assert!(took < NOTICED_WITHIN, "{took:?}");
     assert!(took > Duration::from_secs(3), "{took:?}");
-    eventually("it is said who", || stalled(&service, follower) >= 1.0);
-    eventually("it is said why", || {
+    eventually("the follower is shown as stalled", || {
+        stalled(&service, follower) >= 1.0
+    });
+    eventually("the log gives the reason", || {
         lines(&service, "makes no progress", why) > 0
     });
     // Events are stored during the stall.
@@ -62,9 +64,11 @@ fn stalls_and_recovers<H>(home: &Home, follower: &str, why: &str, block: impl Fn
     assert!(!archived_serials(home).contains(&3));
 
     drop(hindrance);
-    eventually("it is ready again", || is_ready(&service));
-    eventually("all are delivered", || archived(&[1, 2, 3]));
-    eventually("nobody stands still", || stalled(&service, follower) == 0.0);
+    eventually("the service is ready again", || is_ready(&service));
+    eventually("all events are delivered", || archived(&[1, 2, 3]));
+    eventually("no follower is stalled", || {
+        stalled(&service, follower) == 0.0
+    });
     for line in ["makes no progress", "makes progress again"] {
         assert_eq!(lines(&service, line, follower), 1, "{line}");
     }

@@ -69,7 +69,7 @@ async fn events_are_delivered_in_order_while_more_arrive(place: Place) {
         })
     };
     let mut got = Vec::new();
-    eventually("all of it is delivered", async || {
+    eventually("all events are delivered", async || {
         let last = finished.load(Ordering::SeqCst);
         let claims = store.claim("crm", at(10)).await;
         let keys: HashSet<_> = claims.iter().map(|c| c.notification.key.clone()).collect();

@@ -60,7 +60,7 @@ async fn a_delivery_that_waits_for_its_retry_blocks_its_key(place: Place) {
     store.settle("crm", &claims[0], retry(60)).await;
     let handler = HandlerName::from("crm");
     // The first claim may find the delivery behind the retry, and ask for another claim.
-    eventually("it is known when it is due", async || {
+    eventually("the due time is known", async || {
         let waiting = store.store.claim(&handler, 10, at(59)).await.unwrap();
         assert!(waiting.claims.is_empty());
         (waiting.next_due == Some(at(60))).then_some(())

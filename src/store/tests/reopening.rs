@@ -57,7 +57,7 @@ async fn an_interrupted_claim_is_made_again(place: Place) {
     let store = place.open().await;
     store.subscribe(&["archive"]).await;
     // Immediately, or when the lease of the dropped store has expired.
-    let again = eventually("it is claimed", async || {
+    let again = eventually("the delivery is claimed", async || {
         Some(store.claim("archive", at(10)).await).filter(|claims| !claims.is_empty())
     });
     let again = again.await;

@@ -118,7 +118,7 @@ async fn deliveries_of_a_removed_handler_are_parked(place: Place) {
         listed.unwrap().deliveries
     };
     // An engine may wait for a while, in case another replica still has the handler.
-    let both = eventually("they are parked", async || {
+    let both = eventually("the deliveries are parked", async || {
         Some(parked()).filter(|parked| parked.len() == 2)
     });
     assert_eq!(both.await[0].why, "no handler of this name is configured");

@@ -108,7 +108,7 @@ fn a_transfer_that_is_killed_and_loses_its_database_is_finished_by_a_second_run(
     let moved = kill_a_move(&gated, &old, &new);
     crash_the_database(&mut gated, &old, &new, moved);
     let service = new.start();
-    eventually("it says why it does not work", || {
+    eventually("the log gives the reason", || {
         let log = service.log();
         log.contains("was cut short; run `hookswitch migrate` again")
     });
@@ -129,7 +129,7 @@ fn a_transfer_that_is_killed_and_loses_its_database_is_finished_by_a_second_run(
 
     receiver.answer(&refused(), 200);
     let service = new.start();
-    eventually("what was open is delivered", || {
+    eventually("the open deliveries are made", || {
         service.metric("hookswitch_open_deliveries{handler=\"crm\"}") == 0.0
             && receiver.received().len() as u64 >= delivered as u64 + OF_EACH
     });

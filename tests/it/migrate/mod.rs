@@ -203,14 +203,16 @@ fn a_store_that_a_service_has_used_since_is_not_mistaken_for_a_bad_transfer() {
     for serial in 0..5 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
-    eventually("all are archived", || old.archived().len() == 5);
+    eventually("all events are archived", || old.archived().len() == 5);
     stop(service);
     let database = Database::new();
     let new = home_with(&database.url(), &crm(&receiver));
     assert!(migrate(&old, &new).status.success());
     receiver.answer("serial", 200);
     let service = new.start();
-    eventually("all are delivered", || receiver.received().len() == 5);
+    eventually("all events are delivered", || {
+        receiver.received().len() == 5
+    });
     stop(service);
 
     reports_a_complete_transfer(&migrate(&old, &new));
@@ -240,7 +242,7 @@ fn a_service_started_during_a_transfer_waits_for_its_end() {
     gated.wait_until_blocked(0);
 
     let service = new.start();
-    eventually("it says why it waits", || {
+    eventually("the log gives the reason", || {
         service.log().contains("is being moved into")
     });
     assert_eq!(service.zoom(&cnam(1, 3)).status, 503);
@@ -296,11 +298,11 @@ fn a_damaged_event_is_not_transferred_and_still_supersedes_older_ones() {
         let body = cnam_about(1, &[&number(serial)], serial);
         assert_eq!(service.zoom(&body).status, 200);
     }
-    eventually("they are archived", || old.archived().len() == 3);
+    eventually("the events are archived", || old.archived().len() == 3);
     let older = listed(&old);
     let newer = cnam_about(1, &[&number(5)], 1005);
     assert_eq!(service.zoom(&newer).status, 200);
-    eventually("all are archived", || old.archived().len() == 4);
+    eventually("all events are archived", || old.archived().len() == 4);
     stop(service);
     let ids = |events: Vec<Value>| events.into_iter().map(|event| event["id"].clone());
     let older: Vec<_> = ids(older).collect();
@@ -325,7 +327,7 @@ fn a_damaged_event_is_not_transferred_and_still_supersedes_older_ones() {
 
     receiver.answer("serial", 200);
     let _service = new.start();
-    eventually("what was open is delivered", || {
+    eventually("the open deliveries are made", || {
         receiver.received().len() == 3
     });
     let received = receiver.received().into_iter();

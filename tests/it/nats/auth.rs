@@ -29,7 +29,7 @@ fn check(client: &mut Client, right: &str, wrong: &str, secrets: &[String]) {
     let home = Home::new(&[ENDPOINTS, right, wrong]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is parked in the end", || !reasons(&home).is_empty());
+    eventually("a delivery is parked", || !reasons(&home).is_empty());
     let parked = reasons(&home);
     assert_eq!(parked.len(), 1, "{parked:?}");
     assert!(
@@ -37,7 +37,7 @@ fn check(client: &mut Client, right: &str, wrong: &str, secrets: &[String]) {
             .contains("authorization violation; the server does not accept what `auth` shows it"),
         "{parked:?}"
     );
-    eventually("it is delivered", || client.count("telephony") == 1);
+    eventually("the event is delivered", || client.count("telephony") == 1);
     for secret in secrets {
         assert!(!service.log().contains(secret), "{}", service.log());
         assert!(!parked["wrong"].contains(secret), "{parked:?}");

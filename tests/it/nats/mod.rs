@@ -219,7 +219,7 @@ fn a_message_contains_the_event_in_each_form() {
     assert_eq!(service.zoom(&body).status, 200);
     // One stream has the event of each handler, since the messages of two handlers are no
     // duplicates.
-    eventually("all are there", || client.count("telephony") == 3);
+    eventually("all events have arrived", || client.count("telephony") == 3);
     let stored = client.stored("telephony");
     let of = |start: &str| {
         let found = stored
@@ -292,13 +292,13 @@ fn a_server_that_starts_late_gets_every_event() {
     for serial in 1..=5 {
         assert_eq!(service.zoom(&cnam(1, serial)).status, 200);
     }
-    eventually("it says why it waits", || {
+    eventually("the log gives the reason", || {
         service.log().contains("cannot connect to the broker: ")
             && service.log().contains("refused")
     });
     server.restart(|dir, port| command(dir, port, ""));
     let mut client = Client::connect(server.address());
-    eventually("all are there", || client.count("telephony") == 5);
+    eventually("all events have arrived", || client.count("telephony") == 5);
     let wanted: Vec<_> = (1..=5).map(|serial| format!("serial {serial}")).collect();
     assert_eq!(serials(&client.events("telephony"), 1), wanted);
 }
@@ -320,11 +320,11 @@ fn a_server_killed_under_load_costs_neither_events_nor_order() {
     for serial in 0..90 {
         match serial {
             30 => {
-                eventually("some are delivered", || outcomes("done") > 0.0);
+                eventually("some events are delivered", || outcomes("done") > 0.0);
                 server.kill();
             }
             60 => {
-                eventually("others are not", || outcomes("retry") > 0.0);
+                eventually("some attempts fail", || outcomes("retry") > 0.0);
                 server.restart(|dir, port| command(dir, port, ""));
             }
             _ => {}
@@ -332,7 +332,7 @@ fn a_server_killed_under_load_costs_neither_events_nor_order() {
         let carrier = u32::try_from(serial % 3).unwrap();
         assert_eq!(service.zoom(&cnam(carrier, serial)).status, 200);
     }
-    eventually("all are delivered", || outcomes("done") >= 90.0);
+    eventually("all events are delivered", || outcomes("done") >= 90.0);
     let events = Client::connect(server.address()).events("telephony");
     for carrier in 0..3 {
         let wanted: Vec<_> = (0..30)
@@ -350,11 +350,13 @@ fn a_replay_is_no_duplicate_to_the_stream() {
     let home = Home::new(&[ENDPOINTS, &bus("bus", &server, "subject = \"telephony\"")]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is there", || client.count("telephony") == 1);
+    eventually("the event has arrived", || client.count("telephony") == 1);
     for (times, reason) in [(2, "lost"), (3, "lost")] {
         let replayed = home.json(&["replay", "--handler", "bus", "--reason", reason]);
         assert_eq!(replayed, json!([["bus", 1]]));
-        eventually("it is there again", || client.count("telephony") == times);
+        eventually("the event has arrived again", || {
+            client.count("telephony") == times
+        });
     }
     let events = client.events("telephony");
     assert_eq!(events[0].get("replayreason"), None);
@@ -404,7 +406,7 @@ fn permanent_failures_are_parked_and_a_missing_stream_is_retried() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("two are parked", || reasons(&home).len() == 2);
+    eventually("two deliveries are parked", || reasons(&home).len() == 2);
     let parked = reasons(&home);
     assert!(
         parked["small"].contains("message size exceeds maximum allowed (10054)"),
@@ -414,26 +416,26 @@ fn permanent_failures_are_parked_and_a_missing_stream_is_retried() {
         parked["denied"].contains("denies the user to publish"),
         "{parked:?}"
     );
-    eventually("the one without a stream says so", || {
+    eventually("the handler without a stream logs the reason", || {
         service.log().contains("no stream takes the message")
     });
     // Subjects contain ordering keys, which are personal data and must not be in a log.
     assert!(!service.log().contains("private.zoom"), "{}", service.log());
 
     client.create("early", &["telephony.early.>"], &json!({}));
-    eventually("it is delivered once there is one", || {
+    eventually("the event is delivered when the stream exists", || {
         client.count("early") == 1
     });
 
     assert_eq!(client.count("large"), 1);
     let long = cnam(1, 2).replace("serial 2", &"x".repeat(5000));
     assert_eq!(service.zoom(&long).status, 200);
-    eventually("one more is parked", || {
+    eventually("one more delivery is parked", || {
         reasons(&home).contains_key("large")
     });
     assert!(reasons(&home)["large"].contains("max payload size exceeded"));
     assert_eq!(service.zoom(&cnam(1, 3)).status, 200);
-    eventually("the next one is not held up", || client.count("large") == 2);
+    eventually("the next event is delivered", || client.count("large") == 2);
 }
 
 #[test]
@@ -448,11 +450,13 @@ fn a_subject_that_is_too_long_is_parked_and_breaks_no_connection() {
     let service = home.start();
     let long = cnam(1, 1).replace("acct-1", &"a".repeat(5000));
     assert_eq!(service.zoom(&long).status, 200);
-    eventually("it is parked", || {
+    eventually("the delivery is parked", || {
         reasons(&home)
             .get("bus")
             .is_some_and(|why| why.contains("are the most"))
     });
     assert_eq!(service.zoom(&cnam(2, 2)).status, 200);
-    eventually("another is delivered", || client.count("telephony") == 1);
+    eventually("another event is delivered", || {
+        client.count("telephony") == 1
+    });
 }

@@ -48,10 +48,10 @@ fn tls_is_used_and_the_server_is_verified_by_the_ca() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("the one that knows the server delivers", || {
+    eventually("the handler that trusts the server delivers", || {
         client.count("telephony") == 1
     });
-    eventually("the one that does not says so", || {
+    eventually("the other handler logs why it does not", || {
         service.log().contains("invalid peer certificate")
     });
     assert_eq!(
@@ -73,7 +73,7 @@ fn tls_is_used_with_a_server_that_requires_it() {
     command.env("SSL_CERT_FILE", server.dir().join("cert.pem"));
     let service = Service::spawn(&home, command);
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is connected, and told that there is no stream", || {
+    eventually("the server answers that there is no stream", || {
         service.log().contains("no stream takes the message")
     });
 }
@@ -99,10 +99,10 @@ fn a_client_certificate_is_presented_on_request() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("the one with a certificate delivers", || {
+    eventually("the handler with a certificate delivers", || {
         client.count("telephony") == 1
     });
-    eventually("the one without says so", || {
+    eventually("the other handler logs why it does not", || {
         service
             .log()
             .contains("to nameless failed, and is retried: cannot connect to the broker: IO error: received fatal alert: BadCertificate")

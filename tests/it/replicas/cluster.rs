@@ -224,7 +224,7 @@ impl Cluster {
             .acknowledged()
             .filter(|(_, sent)| sent.acknowledged_at.is_some_and(|at| at < failed_at));
         let before: BTreeSet<_> = before.map(|(serial, _)| serial).collect();
-        eventually("the others have taken over", || {
+        eventually("the other replicas have taken over", || {
             let arrivals = self.sink.arrivals();
             let answered = arrivals.iter().filter(|a| a.answered_at.is_some());
             let answered: BTreeSet<_> = answered.map(|arrival| arrival.serial).collect();

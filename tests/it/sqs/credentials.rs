@@ -29,7 +29,9 @@ fn stranger(home: &Home) -> Command {
 /// Posts one more event, and waits until it is delivered.
 fn deliver(service: &Service, number: u32) {
     assert_eq!(service.zoom(&cnam(1, number.into())).status, 200);
-    eventually("it is there", || done(service, "bus") == f64::from(number));
+    eventually("the event has arrived", || {
+        done(service, "bus") == f64::from(number)
+    });
 }
 
 #[test]
@@ -164,7 +166,9 @@ fn wrong_and_unknown_keys_are_distinguished_and_can_be_corrected() {
 
     home.configure(&[ENDPOINTS, &handler("bus", &sqs, "telephony", "")]);
     service.signal("HUP");
-    eventually("it is there", || sqs.messages("telephony").len() == 1);
+    eventually("the event has arrived", || {
+        sqs.messages("telephony").len() == 1
+    });
     assert_eq!(home.parked(), []);
     assert!(!service.log().contains(SECRET) && !service.log().contains("a-wrong-secret"));
 }

@@ -49,7 +49,7 @@ fn post(service: &Service, serials: std::ops::Range<u64>) {
 
 /// Waits until a delivery is parked, and returns its reason.
 fn why_parked(home: &Home) -> String {
-    eventually("it is parked", || !home.parked().is_empty());
+    eventually("the delivery is parked", || !home.parked().is_empty());
     home.parked().remove(0).1
 }
 
@@ -70,7 +70,7 @@ fn an_event_is_a_message_in_either_form() {
     let service = home.start();
     let body = cnam(1, 1).replace("serial 1", "Zoë \u{fffd} ☎");
     assert_eq!(service.zoom(&body).status, 200);
-    eventually("both are done", || {
+    eventually("both deliveries are done", || {
         done(&service, "structured") == 1.0 && done(&service, "raw") == 1.0
     });
     let [structured] = &sqs.messages("telephony")[..] else {
@@ -104,7 +104,7 @@ fn a_fifo_queue_has_each_event_once_in_the_group_of_its_key_though_answers_get_l
     let service = home.start();
     sqs.inject(&[Fault::LoseAnswer; 3]);
     post(&service, 0..5);
-    eventually("all are done", || done(&service, "bus") == 10.0);
+    eventually("all deliveries are done", || done(&service, "bus") == 10.0);
     assert!(sqs.requests() >= 13, "three have been sent again");
     let expected: Vec<_> = (0..5).map(|serial| format!("serial {serial}")).collect();
     assert_eq!(sqs.messages("telephony.fifo").len(), 10);
@@ -128,20 +128,22 @@ fn a_replay_reaches_a_queue_that_has_had_the_event() {
     let home = Home::new(&[ENDPOINTS, &handler("bus", &sqs, "telephony.fifo", "")]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is there", || sqs.messages("telephony.fifo").len() == 1);
+    eventually("the event has arrived", || {
+        sqs.messages("telephony.fifo").len() == 1
+    });
     let id = sqs.events("telephony.fifo")[0]["id"]
         .as_str()
         .unwrap()
         .to_owned();
     for number in 1..=2 {
-        eventually("it is on record", || {
+        eventually("the delivery is done", || {
             done(&service, "bus") == f64::from(number)
         });
         // The answer is lost, so the message is sent twice and stored once.
         sqs.inject(&[Fault::LoseAnswer]);
         let replayed = home.run(&["replay", &id, "--reason", "lost there"]);
         assert!(replayed.status.success(), "{replayed:?}");
-        eventually("it has been sent again", || {
+        eventually("the message has been sent again", || {
             done(&service, "bus") == f64::from(number + 1)
         });
     }
@@ -172,7 +174,7 @@ fn temporary_refusals_are_retried_in_order() {
     ]);
     post(&service, 0..10);
     let expected: Vec<_> = (0..10).map(|serial| format!("serial {serial}")).collect();
-    eventually("all are done", || done(&service, "bus") == 20.0);
+    eventually("all deliveries are done", || done(&service, "bus") == 20.0);
     for carrier in [1, 2] {
         assert_eq!(
             distinct_serials(&sqs.events("telephony"), carrier),
@@ -234,7 +236,9 @@ fn a_character_that_sqs_refuses_is_sent_in_the_structured_form() {
             .status,
         200
     );
-    eventually("it is there", || sqs.messages("telephony").len() == 1);
+    eventually("the event has arrived", || {
+        sqs.messages("telephony").len() == 1
+    });
     assert_eq!(serials(&sqs.events("telephony"), 1), ["\u{fffe}\u{ffff}"]);
 }
 
@@ -255,7 +259,9 @@ fn problems_that_an_operator_can_fix_are_retried_until_they_are_fixed() {
         eventually(why, || service.log().contains(why));
     }
     sqs.make("to-be-made");
-    eventually("it is there", || sqs.messages("to-be-made").len() == 1);
+    eventually("the event has arrived", || {
+        sqs.messages("to-be-made").len() == 1
+    });
     assert_eq!(home.parked(), []);
 }
 
@@ -270,8 +276,8 @@ fn over_tls_the_server_is_verified_by_the_ca() {
     home.configure(&[ENDPOINTS, &ca, &unknown]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is there", || done(&service, "known") == 1.0);
-    eventually("the other is told why", || {
+    eventually("the event has arrived", || done(&service, "known") == 1.0);
+    eventually("the log gives the other handler's reason", || {
         let log = service.log();
         let mut lines = log.lines().filter(|line| line.contains(" to wary "));
         lines.any(|line| line.contains("certificate"))

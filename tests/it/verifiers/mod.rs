@@ -142,9 +142,13 @@ fn the_libraries_verify_every_message_and_read_every_event() {
     assert_eq!(answer.status, 200);
     events += 1;
 
-    eventually("all are archived", || home.archived().len() == events);
+    eventually("all events are archived", || {
+        home.archived().len() == events
+    });
     for receiver in [python, javascript] {
-        eventually("all are received", || receiver.messages().len() == events);
+        eventually("all messages are received", || {
+            receiver.messages().len() == events
+        });
         assert_eq!(receiver.events(), by_id(home.archived()));
     }
 }
@@ -159,7 +163,7 @@ fn the_libraries_refuse_what_another_key_signed() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("both are parked", || home.parked().len() == 2);
+    eventually("both deliveries are parked", || home.parked().len() == 2);
     let why = "the answer was 401 Unauthorized";
     let parked = [("javascript", why), ("python", why)].map(|(to, why)| (to.into(), why.into()));
     assert_eq!(home.parked(), parked);
@@ -175,7 +179,7 @@ fn a_replay_is_no_copy_to_a_receiver_that_drops_copies() {
     ]);
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
-    eventually("it is received", || !python.messages().is_empty());
+    eventually("the event is received", || !python.messages().is_empty());
     let id = python.messages()[0]["event"]["id"].clone();
     let id = id.as_str().unwrap();
     let reasons = ["the receiver lost a day", "and another one"];
