@@ -21,11 +21,10 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
     for body in ["1", "2", "3"] {
         harness.store.push(Some(body), body).await;
     }
-    let is_claimed = |row: &recorder::Row| matches!(row.state, State::Claimed(_));
     // One is under way, one more is claimed ahead.
     harness
         .store
-        .until(|rows| is_claimed(&rows[0]) && is_claimed(&rows[1]))
+        .until(|rows| rows[0].is_claimed() && rows[1].is_claimed())
         .await;
 
     harness
@@ -38,7 +37,7 @@ async fn replacing_a_handler_finishes_what_it_began_and_releases_the_rest() {
         .until(|rows| rows[1].is(&Verdict::Done) && rows[2].is(&Verdict::Done))
         .await;
     assert_eq!(*old_took.lock().unwrap(), ["1"]);
-    assert!(harness.store.rows(|rows| is_claimed(&rows[0])));
+    assert!(harness.store.rows(|rows| rows[0].is_claimed()));
     opened.add_permits(1);
     harness.store.until(|rows| rows[0].is(&Verdict::Done)).await;
     assert_eq!(harness.store.rows(|rows| rows[1].attempts), 1);
@@ -72,10 +71,9 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
     let harness = Harness::new(vec![crm]).await;
     harness.store.push(None, "1").await;
     harness.store.push(None, "2").await;
-    let is_claimed = |row: &recorder::Row| matches!(row.state, State::Claimed(_));
     harness
         .store
-        .until(|rows| rows.iter().all(is_claimed))
+        .until(|rows| rows.iter().all(recorder::Row::is_claimed))
         .await;
     let drained = async {
         // Released once the drain has begun; the gate opens only then.
@@ -105,6 +103,39 @@ async fn draining_waits_for_what_is_under_way_and_begins_nothing() {
 }
 
 #[tokio::test]
+async fn draining_waits_for_the_attempts_of_a_replaced_handler() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = gate.clone();
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    let old = handler("crm", move |_, _| {
+        sender.send(()).unwrap();
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    });
+    let harness = Harness::new(vec![old]).await;
+    harness.store.push(None, "{}").await;
+    next(&mut begun).await;
+
+    let ended = Arc::new(Semaphore::new(0));
+    let guard = OnDrop(ended.clone());
+    let new = handler("crm", move |_, _| {
+        let _guard = &guard;
+        done()
+    });
+    harness.dispatcher.replace(vec![new]).await.unwrap();
+    let new_has_ended = async {
+        ended.acquire().await.unwrap().forget();
+        opened.add_permits(1);
+    };
+    let (in_time, ()) = tokio::join!(harness.drain(), new_has_ended);
+    assert!(in_time);
+    assert!(harness.store.rows(|rows| rows[0].is(&Verdict::Done)));
+}
+
+#[tokio::test]
 async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
     let dropped = Arc::new(Semaphore::new(0));
     let seen = dropped.clone();
@@ -122,11 +153,7 @@ async fn what_is_under_way_at_the_deadline_is_dropped_and_stays_claimed() {
     next(&mut begun).await;
     assert!(!harness.dispatcher.drain(Instant::now()).await);
     assert_eq!(seen.available_permits(), 1);
-    assert!(
-        harness
-            .store
-            .rows(|rows| matches!(rows[0].state, State::Claimed(_)))
-    );
+    assert!(harness.store.rows(|rows| rows[0].is_claimed()));
 }
 
 #[tokio::test]

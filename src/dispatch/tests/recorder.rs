@@ -23,6 +23,8 @@ pub(super) struct Recorder {
     store: Arc<dyn Store>,
     subscriptions: Mutex<Vec<Subscription>>,
     rows: Mutex<Vec<Row>>,
+    /// The most deliveries of a handler that were claimed at once, with those that it asked for.
+    most_claimed: AtomicUsize,
     changes: watch::Sender<()>,
     failing: Failing,
     /// Settlements wait while somebody else holds it.
@@ -54,6 +56,10 @@ pub(super) enum State {
 }
 
 impl Row {
+    pub(super) fn is_claimed(&self) -> bool {
+        matches!(self.state, State::Claimed(_))
+    }
+
     pub(super) fn is(&self, verdict: &Verdict) -> bool {
         matches!(&self.state, State::Settled(settled) if settled == verdict)
     }
@@ -92,6 +98,7 @@ impl Recorder {
             store: settings.open(context).unwrap(),
             subscriptions: Mutex::default(),
             rows: Mutex::default(),
+            most_claimed: AtomicUsize::default(),
             changes: watch::Sender::default(),
             failing: Failing::default(),
             gate: Gate::default(),
@@ -133,6 +140,10 @@ impl Recorder {
     /// The reasons of the retries of a row.
     pub(super) fn reasons(&self, row: usize) -> Vec<String> {
         self.rows(|rows| rows[row].reasons.clone())
+    }
+
+    pub(super) fn most_claimed(&self) -> usize {
+        self.most_claimed.load(Ordering::SeqCst)
     }
 
     /// Waits until `holds` does.
@@ -221,6 +232,10 @@ impl Deliveries for Recorder {
         let handler = handler.clone();
         Box::pin(async move {
             fail(&self.failing.claim)?;
+            let is_claimed = |row: &&Row| row.handler == handler && row.is_claimed();
+            let claimed = self.rows(|rows| rows.iter().filter(is_claimed).count());
+            self.most_claimed
+                .fetch_max(claimed + at_most, Ordering::SeqCst);
             let mut claims = self.store.claim(&handler, at_most, now).await?;
             let recorded = claims.claims.into_iter();
             claims.claims = recorded.map(|claim| self.record(&handler, claim)).collect();

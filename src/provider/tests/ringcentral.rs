@@ -17,16 +17,25 @@ const EVENT: &str = r#"{"uuid": "1", "subscriptionId": "s", "event": "/restapi/v
 #[test]
 fn any_of_the_tokens_proves_an_event_in_either_header() {
     for pairs in [
-        [VERIFIED],
-        [("Verification-Token", "rc-token-new")],
-        [("validation-token", "rc-token-new")],
+        &[VERIFIED][..],
+        &[("Verification-Token", "rc-token-new")],
+        &[("validation-token", "rc-token-new")],
+        &[VERIFIED, ("validation-token", "rc-token-new")],
     ] {
-        let admission = post(&pairs, EVENT).expect("it is admitted");
+        let admission = post(pairs, EVENT).expect("it is admitted");
         let event = admission.event.expect("it is kept").into_notification();
         assert_eq!(event.body, EVENT);
         assert_eq!(event.name.as_str(), "ringcentral.unrecognized");
     }
     assert_eq!(kept(post(&[VERIFIED], EVENT)), "ringcentral.unrecognized");
+}
+
+#[test]
+fn a_token_that_is_listed_twice_proves_an_event() {
+    let twice = provider("ringcentral", r#"{ verification_tokens = ["t", "t"] }"#);
+    let headers = headers(&[("verification-token", "t")]);
+    let verdict = admit(&*twice, &headers, EVENT, at(SIGNED_AT));
+    assert_eq!(kept(verdict), "ringcentral.unrecognized");
 }
 
 #[test]

@@ -318,6 +318,15 @@ fn a_challenge_never_signs_a_message_of_zoom() {
 }
 
 #[test]
+fn a_body_of_more_than_512_bytes_is_no_challenge() {
+    let longest = format!("{:<512}", challenge(TEST_TOKEN));
+    answer(signed(TEST_SECRET, &longest, at(SIGNED_AT)));
+    let too_long = format!("{longest} ");
+    let verdict = signed(TEST_SECRET, &too_long, at(SIGNED_AT));
+    assert_eq!(kept(verdict), "zoom.unrecognized");
+}
+
+#[test]
 fn another_event_with_a_token_is_no_challenge() {
     let body = r#"{"event": "meeting.started", "payload": {"plainToken": "abc"}}"#;
     let verdict = signed(TEST_SECRET, body, at(SIGNED_AT));
