@@ -387,18 +387,85 @@ async fn a_store_that_fails_for_a_while_costs_no_delivery_and_no_second_attempt(
         done()
     })])
     .await;
+    let begun = Instant::now();
     harness.store.fail_settle(1);
     harness.store.push(Some("a"), "1").await;
     harness.store.push(Some("a"), "2").await;
     assert_eq!(next(&mut received).await, "1");
     harness.store.fail_claim(1);
     assert_eq!(next(&mut received).await, "2");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "no pause");
     harness
         .store
         .until(|rows| rows.iter().all(|row| row.is(&Verdict::Done)))
         .await;
     assert!(harness.drain().await);
     assert!(received.try_recv().is_err());
+}
+
+/// A handler whose attempts are done one by one, as `gate` gets permits.
+fn gated(gate: Arc<Semaphore>) -> ConfiguredHandler {
+    handler("crm", move |_, _| {
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Outcome::Done
+        })
+    })
+}
+
+#[tokio::test]
+async fn a_slow_claim_is_waited_for() {
+    let gate = Arc::new(Semaphore::new(0));
+    let harness = Harness::new(vec![gated(gate.clone())]).await;
+    for _ in 0..2 {
+        harness.store.push(None, "{}").await;
+    }
+    let are_claimed = |rows: &[recorder::Row]| rows.iter().all(recorder::Row::is_claimed);
+    harness.store.until(are_claimed).await;
+    let slow = harness.store.results.lock().await;
+    harness.store.push(None, "{}").await;
+    harness.store.until(are_claimed).await;
+    // The worker has an attempt in flight, and would have room for a claim.
+    gate.add_permits(1);
+    let is_done = |row: &recorder::Row| row.is(&Verdict::Done);
+    harness.store.until(|rows| rows.iter().any(is_done)).await;
+    drop(slow);
+    gate.add_permits(2);
+    harness.store.until(|rows| rows.iter().all(is_done)).await;
+    assert!(harness.drain().await);
+}
+
+#[tokio::test]
+async fn a_slow_settlement_is_waited_for() {
+    let gate = Arc::new(Semaphore::new(0));
+    let harness = Harness::new(vec![gated(gate.clone())]).await;
+    for key in ["a", "b", "a", "b"] {
+        harness.store.push(Some(key), "{}").await;
+    }
+    let are_claimed = |rows: &[recorder::Row]| rows[0].is_claimed() && rows[1].is_claimed();
+    harness.store.until(are_claimed).await;
+    let slow = harness.store.results.lock().await;
+    gate.add_permits(1);
+    let is_done = |row: &recorder::Row| row.is(&Verdict::Done);
+    harness.store.until(|rows| rows.iter().any(is_done)).await;
+    // Another attempt ends before the result of the settlement is there.
+    gate.add_permits(1);
+    drop(slow);
+    gate.add_permits(2);
+    harness.store.until(|rows| rows.iter().all(is_done)).await;
+    assert!(harness.drain().await);
+}
+
+#[tokio::test]
+async fn an_idle_worker_claims_once_a_second() {
+    let harness = Harness::new(vec![handler("crm", |_, _| done())]).await;
+    // The new subscription wakes the worker at first.
+    harness.store.until_claims(3).await;
+    let begun = Instant::now();
+    harness.store.until_claims(5).await;
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(harness.drain().await);
 }
 
 #[tokio::test]

@@ -25,10 +25,14 @@ pub(super) struct Recorder {
     rows: Mutex<Vec<Row>>,
     /// The most deliveries of a handler that were claimed at once, with those that it asked for.
     most_claimed: AtomicUsize,
+    /// The number of claims.
+    claims: AtomicUsize,
     changes: watch::Sender<()>,
     failing: Failing,
     /// Settlements wait while somebody else holds it.
     pub(super) gate: Gate<()>,
+    /// Results of claims and settlements wait while somebody else holds it.
+    pub(super) results: Gate<()>,
     _dir: TempDir,
 }
 
@@ -99,9 +103,11 @@ impl Recorder {
             subscriptions: Mutex::default(),
             rows: Mutex::default(),
             most_claimed: AtomicUsize::default(),
+            claims: AtomicUsize::default(),
             changes: watch::Sender::default(),
             failing: Failing::default(),
             gate: Gate::default(),
+            results: Gate::default(),
             _dir: dir,
         }
     }
@@ -144,6 +150,12 @@ impl Recorder {
 
     pub(super) fn most_claimed(&self) -> usize {
         self.most_claimed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until there have been as many claims.
+    pub(super) async fn until_claims(&self, number: usize) {
+        self.until(|_| self.claims.load(Ordering::SeqCst) >= number)
+            .await;
     }
 
     /// Waits until `holds` does.
@@ -231,6 +243,8 @@ impl Deliveries for Recorder {
     ) -> BoxFuture<'_, Result<Claims, StoreError>> {
         let handler = handler.clone();
         Box::pin(async move {
+            self.claims.fetch_add(1, Ordering::SeqCst);
+            self.changes.send_replace(());
             fail(&self.failing.claim)?;
             let is_claimed = |row: &&Row| row.handler == handler && row.is_claimed();
             let claimed = self.rows(|rows| rows.iter().filter(is_claimed).count());
@@ -239,6 +253,7 @@ impl Deliveries for Recorder {
             let mut claims = self.store.claim(&handler, at_most, now).await?;
             let recorded = claims.claims.into_iter();
             claims.claims = recorded.map(|claim| self.record(&handler, claim)).collect();
+            let _open = self.results.lock().await;
             Ok(claims)
         })
     }
@@ -255,9 +270,10 @@ impl Deliveries for Recorder {
             }
             let handler = settlements.first().map(|first| first.handler.clone());
             let next = self.store.settle(settlements).await?.into_iter();
-            Ok(next
-                .map(|claim| self.record(handler.as_ref().unwrap(), claim))
-                .collect())
+            let next = next.map(|claim| self.record(handler.as_ref().unwrap(), claim));
+            let next = next.collect();
+            let _open = self.results.lock().await;
+            Ok(next)
         })
     }
 
