@@ -1,6 +1,7 @@
 //! What the store and the handlers see of a dispatcher.
 
 mod change;
+mod pace;
 mod recorder;
 mod settings;
 
@@ -412,60 +413,6 @@ fn gated(gate: Arc<Semaphore>) -> ConfiguredHandler {
             Outcome::Done
         })
     })
-}
-
-#[tokio::test]
-async fn a_slow_claim_is_waited_for() {
-    let gate = Arc::new(Semaphore::new(0));
-    let harness = Harness::new(vec![gated(gate.clone())]).await;
-    for _ in 0..2 {
-        harness.store.push(None, "{}").await;
-    }
-    let are_claimed = |rows: &[recorder::Row]| rows.iter().all(recorder::Row::is_claimed);
-    harness.store.until(are_claimed).await;
-    let slow = harness.store.results.lock().await;
-    harness.store.push(None, "{}").await;
-    harness.store.until(are_claimed).await;
-    // The worker has an attempt in flight, and would have room for a claim.
-    gate.add_permits(1);
-    let is_done = |row: &recorder::Row| row.is(&Verdict::Done);
-    harness.store.until(|rows| rows.iter().any(is_done)).await;
-    drop(slow);
-    gate.add_permits(2);
-    harness.store.until(|rows| rows.iter().all(is_done)).await;
-    assert!(harness.drain().await);
-}
-
-#[tokio::test]
-async fn a_slow_settlement_is_waited_for() {
-    let gate = Arc::new(Semaphore::new(0));
-    let harness = Harness::new(vec![gated(gate.clone())]).await;
-    for key in ["a", "b", "a", "b"] {
-        harness.store.push(Some(key), "{}").await;
-    }
-    let are_claimed = |rows: &[recorder::Row]| rows[0].is_claimed() && rows[1].is_claimed();
-    harness.store.until(are_claimed).await;
-    let slow = harness.store.results.lock().await;
-    gate.add_permits(1);
-    let is_done = |row: &recorder::Row| row.is(&Verdict::Done);
-    harness.store.until(|rows| rows.iter().any(is_done)).await;
-    // Another attempt ends before the result of the settlement is there.
-    gate.add_permits(1);
-    drop(slow);
-    gate.add_permits(2);
-    harness.store.until(|rows| rows.iter().all(is_done)).await;
-    assert!(harness.drain().await);
-}
-
-#[tokio::test]
-async fn an_idle_worker_claims_once_a_second() {
-    let harness = Harness::new(vec![handler("crm", |_, _| done())]).await;
-    // The new subscription wakes the worker at first.
-    harness.store.until_claims(3).await;
-    let begun = Instant::now();
-    harness.store.until_claims(5).await;
-    assert!(begun.elapsed() >= Duration::from_secs(1));
-    assert!(harness.drain().await);
 }
 
 #[tokio::test]

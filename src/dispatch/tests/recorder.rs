@@ -25,7 +25,6 @@ pub(super) struct Recorder {
     rows: Mutex<Vec<Row>>,
     /// The most deliveries of a handler that were claimed at once, with those that it asked for.
     most_claimed: AtomicUsize,
-    /// The number of claims.
     claims: AtomicUsize,
     changes: watch::Sender<()>,
     failing: Failing,
@@ -51,6 +50,8 @@ pub(super) struct Row {
     pub(super) attempts: u32,
     event: EventId,
     reasons: Vec<String>,
+    /// When it is due again, if it is to be retried.
+    pub(super) due_at: Option<Timestamp>,
 }
 
 pub(super) enum State {
@@ -74,8 +75,9 @@ impl Row {
         }
         self.state = match verdict {
             Verdict::Released => State::Ready,
-            Verdict::Retry { why, .. } => {
+            Verdict::Retry { why, due_at } => {
                 self.reasons.push(why);
+                self.due_at = Some(due_at);
                 State::Ready
             }
             verdict => State::Settled(verdict),
@@ -133,6 +135,7 @@ impl Recorder {
             attempts: 0,
             event: event.id,
             reasons: Vec::new(),
+            due_at: None,
         };
         let rows: Vec<_> = self.subscriptions.lock().unwrap().iter().map(row).collect();
         self.rows.lock().unwrap().extend(rows);
@@ -152,10 +155,14 @@ impl Recorder {
         self.most_claimed.load(Ordering::SeqCst)
     }
 
+    /// The number of claims.
+    pub(super) fn claims(&self) -> usize {
+        self.claims.load(Ordering::SeqCst)
+    }
+
     /// Waits until there have been as many claims.
     pub(super) async fn until_claims(&self, number: usize) {
-        self.until(|_| self.claims.load(Ordering::SeqCst) >= number)
-            .await;
+        self.until(|_| self.claims() >= number).await;
     }
 
     /// Waits until `holds` does.
