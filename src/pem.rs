@@ -67,6 +67,11 @@ impl CertificateChain {
             certificates,
         })
     }
+
+    /// The certificates in the order of the file, DER.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
 }
 
 impl PrivateKey {

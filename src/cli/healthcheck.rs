@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 
 use super::Exit;
-use crate::config;
+use crate::{admin, config};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,24 +21,36 @@ pub(super) struct Args {
 
 /// Asks `/readyz` of the admin server that the configuration names.
 pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Exit> {
-    let address = connect_address(config::load_admin(path)?.listen);
-    let url = format!("http://{address}/readyz");
-    let (ready, body) = super::block_on(async {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_millis(args.timeout_ms))
-            .build()?;
-        let answer = client.get(&url).send().await;
-        let answer = answer.with_context(|| format!("no service answers at {url}"))?;
-        let ready = answer.status().is_success();
-        Ok((ready, answer.text().await.unwrap_or_default()))
-    })?;
+    let admin = config::load_admin(path)?;
+    let timeout = Duration::from_millis(args.timeout_ms);
+    let (ready, body) = super::block_on(ask(&admin, "/readyz", timeout))?;
     writeln!(io::stdout(), "{}", body.trim_end())?;
     Ok(if ready { Exit::Success } else { Exit::Negative })
 }
 
+/// Asks the admin server of `settings` for `path`. Returns whether the answer is a success, and its body.
+pub(super) async fn ask(
+    settings: &admin::Settings,
+    path: &str,
+    timeout: Duration,
+) -> anyhow::Result<(bool, String)> {
+    let url = format!("http://{}{path}", connect_address(settings.listen));
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(timeout)
+        .build()?;
+    let mut request = client.get(&url);
+    if let Some(token) = &settings.token {
+        request = request.bearer_auth(token.expose());
+    }
+    let answer = request.send().await;
+    let answer = answer.with_context(|| format!("no service answers at {url}"))?;
+    let success = answer.status().is_success();
+    Ok((success, answer.text().await.unwrap_or_default()))
+}
+
 /// The address to connect to: loopback where the server listens on every address.
-fn connect_address(mut address: SocketAddr) -> SocketAddr {
+pub(super) fn connect_address(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

@@ -17,6 +17,7 @@
 mod backup;
 mod check;
 mod completions;
+mod doctor;
 mod events;
 mod handlers;
 mod healthcheck;
@@ -103,6 +104,8 @@ enum Command {
     Send(send::Args),
     /// Say whether a saved request would be accepted, and if not, why
     Verify(verify::Args),
+    /// Check everything that a service depends on, whether or not it runs
+    Doctor(doctor::Args),
     /// Ask a running service on this machine whether it is ready
     Healthcheck(healthcheck::Args),
     /// List or show stored events
@@ -167,6 +170,7 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Check(args) => check::run(args, &cli.config, builder),
         Command::Send(args) => send::run(args, config()?),
         Command::Verify(args) => verify::run(args, &config()?),
+        Command::Doctor(args) => doctor::run(args, &cli.config, builder),
         Command::Healthcheck(args) => healthcheck::run(args, &cli.config),
         Command::Events(command) => events::run(command, operator),
         Command::Parked(command) => parked::run(command, &mut *operator()?),

@@ -1,6 +1,11 @@
 //! `send`: posts to an endpoint as its provider would, to test it.
 
-use std::{error::Error, io, path::PathBuf, time::Instant};
+use std::{
+    error::Error,
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -9,7 +14,7 @@ use reqwest::{Client, Url};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Exit, output::Format};
+use super::{Exit, healthcheck::connect_address, output::Format};
 use crate::{
     app,
     config::Config,
@@ -47,16 +52,22 @@ pub(super) struct Args {
     format: Format,
 }
 
+/// How long both providers wait for an answer.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+
+/// RingCentral takes answers that are smaller than this, in bytes.
+pub(super) const ANSWER_BYTES: usize = 1024;
+
 /// One row of the table: a message and its answer.
 #[derive(Debug, Serialize)]
-struct Sent {
+pub(super) struct Sent {
     endpoint: String,
     message: String,
-    status: Option<u16>,
-    answer_bytes: usize,
-    took_ms: u128,
+    pub(super) status: Option<u16>,
+    pub(super) answer_bytes: usize,
+    pub(super) took_ms: u128,
     /// What is wrong with the answer; `None` if the provider would accept it.
-    problem: Option<String>,
+    pub(super) problem: Option<String>,
     /// Whether the server was reached, and its certificate is not trusted.
     #[serde(skip)]
     is_untrusted: bool,
@@ -68,20 +79,13 @@ pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Exit> {
         None => listener_url(&config)?,
     };
     let endpoints = select(args, config.endpoints)?;
-    let client = Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        // Both providers wait 3 seconds for an answer.
-        .timeout(std::time::Duration::from_secs(3))
-        .tls_danger_accept_invalid_certs(args.insecure)
-        .build()
-        .context("the client cannot be built")?;
+    let client = client(args.insecure)?;
     let sent = super::block_on(async {
         let mut sent = Vec::new();
         for endpoint in &endpoints {
             let url = target(&base, endpoint);
             for (what, composed) in messages(args, endpoint)? {
-                sent.push(post(&client, &url, endpoint, what, composed).await);
+                sent.push(post(&client, &url, endpoint.name.as_str(), what, composed).await);
             }
         }
         Ok(sent)
@@ -100,14 +104,22 @@ pub(super) fn run(args: &Args, config: Config) -> anyhow::Result<Exit> {
     Ok(if sound { Exit::Success } else { Exit::Negative })
 }
 
+/// A client that waits as long as the providers do.
+pub(super) fn client(insecure: bool) -> anyhow::Result<Client> {
+    Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWER_LIMIT)
+        .tls_danger_accept_invalid_certs(insecure)
+        .build()
+        .context("the client cannot be built")
+}
+
 /// The URL of the configured listener, as seen from this machine.
-fn listener_url(config: &Config) -> anyhow::Result<Url> {
-    let mut address = config.server.listen;
+pub(super) fn listener_url(config: &Config) -> anyhow::Result<Url> {
+    let address = connect_address(config.server.listen);
     if address.port() == 0 {
         bail!("the configured port is 0, so the system chooses one; give the URL with --to");
-    }
-    if address.ip().is_unspecified() {
-        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     let scheme = if config.server.tls.is_some() {
         "https"
@@ -144,7 +156,7 @@ fn select(args: &Args, endpoints: Vec<Endpoint>) -> anyhow::Result<Vec<Endpoint>
     Ok(endpoints.into_iter().filter(wanted).collect())
 }
 
-fn target(base: &Url, endpoint: &Endpoint) -> Url {
+pub(super) fn target(base: &Url, endpoint: &Endpoint) -> Url {
     let mut url = base.clone();
     if url.path() == "/" {
         url.set_path(&endpoint.path);
@@ -204,10 +216,10 @@ fn bodies(args: &Args, endpoint: &Endpoint) -> anyhow::Result<Vec<(String, Bytes
     Ok(bodies.collect())
 }
 
-async fn post(
+pub(super) async fn post(
     client: &Client,
     url: &Url,
-    endpoint: &Endpoint,
+    endpoint: &str,
     message: String,
     composed: Composed,
 ) -> Sent {
@@ -215,7 +227,7 @@ async fn post(
     let answer = exchange(client, url, &composed).await;
     let took_ms = started.elapsed().as_millis();
     let mut sent = Sent {
-        endpoint: endpoint.name.to_string(),
+        endpoint: endpoint.to_owned(),
         message,
         status: None,
         answer_bytes: 0,
@@ -287,7 +299,7 @@ fn problem(answer: &Received, expected: &Reply) -> Option<String> {
             status => format!("{status} instead of 200"),
         });
     }
-    if answer.bytes >= 1024 {
+    if answer.bytes >= ANSWER_BYTES {
         return Some("the answer is not under RingCentral's 1024 bytes".to_owned());
     }
     match expected {

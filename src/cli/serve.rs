@@ -146,7 +146,7 @@ impl Banner {
                 .map(|endpoint| (endpoint.family.name.to_owned(), endpoint.path.clone()))
                 .collect(),
             config: path.display().to_string(),
-            is_trial: config.has_inline_secrets,
+            is_trial: config.has_inline_secrets(),
         }
     }
 

@@ -52,8 +52,8 @@ pub struct Config {
     pub(crate) endpoints: Vec<http::Endpoint>,
     /// Who gets what.
     pub(crate) handlers: Vec<dispatch::ConfiguredHandler>,
-    /// Whether a secret stands in the file itself.
-    pub(crate) has_inline_secrets: bool,
+    /// The secrets that the file refers to.
+    pub(crate) secrets: Vec<secret::Found>,
     /// The sections that require a restart when they change.
     pub(crate) restart_required: RestartRequired,
     /// The warnings. Most files have none.
@@ -104,16 +104,24 @@ pub fn parse(
     kinds: &[handler::Kind],
     env: fn(&str) -> Option<String>,
 ) -> Result<Config, Report> {
-    let (config, findings) = reader::read(text, kinds, env, |reader| reader.config());
-    let has_inline_secrets = findings.has_inline_secrets;
+    let (config, mut findings) = reader::read(text, kinds, env, |reader| reader.config());
+    let secrets = std::mem::take(&mut findings.secrets);
     let warnings = report(path, text, findings);
     match config {
         Some(config) => Ok(Config {
-            has_inline_secrets,
+            secrets,
             warnings,
             ..config
         }),
         None => Err(warnings),
+    }
+}
+
+impl Config {
+    /// Whether a secret stands in the file itself.
+    pub(crate) fn has_inline_secrets(&self) -> bool {
+        let mut secrets = self.secrets.iter();
+        secrets.any(|found| found.source == secret::Source::Inline)
     }
 }
 

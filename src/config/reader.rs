@@ -51,8 +51,11 @@ pub(super) fn read<T>(
     };
     let (value, secrets) = secret::watch(sources, || part(&mut reader));
     let mut findings = reader.findings;
-    findings.redaction.add_read(&table, &secrets);
-    findings.has_inline_secrets = !secrets.is_empty();
+    let inline = secrets.iter();
+    let inline = inline.filter(|found| found.source == secret::Source::Inline);
+    let inline: Vec<_> = inline.map(|found| found.secret.clone()).collect();
+    findings.redaction.add_read(&table, &inline);
+    findings.secrets = secrets;
     let is_wrong = findings.problems.iter().any(Problem::is_error);
     (value.filter(|_| !is_wrong), findings)
 }
@@ -96,7 +99,7 @@ impl<'a, 'i> Reader<'a, 'i> {
             handlers,
             restart_required,
             // These are known once everything has been read.
-            has_inline_secrets: false,
+            secrets: Vec::new(),
             warnings: Report::default(),
         })
     }

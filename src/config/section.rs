@@ -28,8 +28,8 @@ pub(super) struct Findings {
     pub redaction: Redaction,
     /// The places where the syntax is broken.
     pub broken: Vec<Span>,
-    /// Whether a secret stands in the file itself.
-    pub has_inline_secrets: bool,
+    /// The secrets that were read.
+    pub secrets: Vec<secret::Found>,
 }
 
 impl Findings {

@@ -27,6 +27,14 @@ pub(super) fn connections(max_connections: usize) -> usize {
     connections
 }
 
+/// How many open files `max_connections` needs, and how many a process like this one can have; `None` where
+/// that is enough.
+pub fn shortage(max_connections: usize) -> Option<(u64, u64)> {
+    let wanted = max_connections as u64 + RESERVED;
+    let has = getrlimit(Resource::Nofile).maximum?;
+    (has < wanted).then_some((wanted, has))
+}
+
 /// The limit of open files, raised to `wanted` if it is lower and can be raised.
 fn allowed(wanted: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

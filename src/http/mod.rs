@@ -20,6 +20,7 @@ mod answer;
 mod answer_metrics;
 mod body;
 mod certificate;
+mod chain;
 mod connection;
 mod descriptors;
 mod limiter;
@@ -45,6 +46,8 @@ use crate::{
 
 pub use answer::{Accepted, Rejection, allow};
 pub use certificate::{Certificate, CertificateError};
+pub use chain::Chain;
+pub use descriptors::shortage;
 pub use listener::{Drained, Listener, ListenerMetrics};
 pub use webhook::Webhook;
 

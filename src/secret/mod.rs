@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use reference::refuse_unexpanded;
 #[cfg(test)]
 pub use sources::with;
-pub use sources::{NOT_READ, Sources, is_unread, unread, watch};
+pub use sources::{Found, NOT_READ, Source, Sources, is_unread, unread, watch};
 
 /// A text that proves somebody's identity.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, fs, io, path::Path};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{NOT_READ, Secret, Secrets, Sources, is_unread, sources};
+use super::{NOT_READ, Secret, Secrets, Source, Sources, is_unread, sources};
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -46,7 +46,7 @@ impl<'de> de::Visitor<'de> for Reference {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-        sources::note(text);
+        sources::note(Source::Inline, text);
         if !sources::sources().inline {
             return Err(E::custom(Missing::Inline));
         }
@@ -86,8 +86,11 @@ impl<'de> de::Visitor<'de> for Reference {
                 Err(Missing::Dollar(name.to_owned()))
             }
             Some(_) if is_unread() => return Err(de::Error::custom(NOT_READ)),
-            Some((Place::Env, name)) => from_env(name, sources::sources()),
-            Some((Place::File, path)) => from_file(path),
+            Some((Place::Env, name)) => from_env(name.clone(), sources::sources())
+                .inspect(|text| sources::note(Source::Env(name), text)),
+            Some((Place::File, path)) => {
+                from_file(path.clone()).inspect(|text| sources::note(Source::File(path), text))
+            }
         };
         read.map_err(de::Error::custom)
     }
@@ -151,7 +154,7 @@ impl<'de> de::Visitor<'de> for List {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<Secret>, E> {
-        sources::note(text);
+        sources::note(Source::Inline, text);
         Err(E::custom(Missing::NotListed))
     }
 

@@ -4,6 +4,26 @@ use std::cell::{Cell, RefCell};
 
 use super::Secret;
 
+/// A secret that was read, and where it was.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Where it was.
+    pub source: Source,
+    /// The secret, allowed there or not.
+    pub secret: Secret,
+}
+
+/// Where a secret is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the TOML itself.
+    Inline,
+    /// In the environment variable of this name.
+    Env(String),
+    /// In the file at this path.
+    File(String),
+}
+
 /// What a reference may refer to while [`watch`] runs.
 #[derive(Clone, Copy)]
 pub struct Sources {
@@ -18,8 +38,8 @@ thread_local! {
         Cell::new(Sources { env: |_| None, inline: false })
     };
 
-    /// The secrets that stood in the TOML itself, allowed or not.
-    static INLINE: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
+    /// The secrets that were found.
+    static FOUND: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) };
 }
 
 /// [`watch`] for tests that print no TOML.
@@ -28,14 +48,15 @@ pub fn with<T>(sources: Sources, read: impl FnOnce() -> T) -> T {
     watch(sources, read).0
 }
 
-/// Runs `read` with `sources` in force on this thread. Also returns the secrets that stood in the
-/// TOML itself, allowed or not, so that a caller that prints the TOML can redact them.
-pub fn watch<T>(sources: Sources, read: impl FnOnce() -> T) -> (T, Vec<Secret>) {
+/// Runs `read` with `sources` in force on this thread. Also returns the secrets that were found. Those
+/// in the TOML itself are among them, allowed or not, so that a caller that prints the TOML can redact
+/// them.
+pub fn watch<T>(sources: Sources, read: impl FnOnce() -> T) -> (T, Vec<Found>) {
     let sources_before = SOURCES.replace(sources);
-    let inline_before = INLINE.take();
+    let found_before = FOUND.take();
     let value = read();
     SOURCES.set(sources_before);
-    (value, INLINE.replace(inline_before))
+    (value, FOUND.replace(found_before))
 }
 
 thread_local! {
@@ -66,7 +87,8 @@ pub(super) fn sources() -> Sources {
     SOURCES.get()
 }
 
-/// Records a secret that stood in the TOML itself.
-pub(super) fn note(text: &str) {
-    INLINE.with_borrow_mut(|inline| inline.push(Secret::derived(text.to_owned())));
+/// Records a secret that was found.
+pub(super) fn note(source: Source, text: &str) {
+    let secret = Secret::derived(text.to_owned());
+    FOUND.with_borrow_mut(|found| found.push(Found { source, secret }));
 }

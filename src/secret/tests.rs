@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::{Deserialize, de};
 
-use super::{Secret, Secrets, Sources, watch, with};
+use super::{Secret, Secrets, Source, Sources, watch, with};
 
 const SOURCES: Sources = Sources {
     env: |name| match name {
@@ -82,10 +82,11 @@ fn a_secret_in_the_toml_itself_is_refused_where_it_is_not_allowed_and_noted_all_
     let value = toml::de::ValueDeserializer::parse("\"a secret\"").unwrap();
     let (read, noted) = watch(sources, || Secret::deserialize(value));
     assert!(read.unwrap_err().message().contains("loopback"));
-    assert_eq!(
-        noted.iter().map(Secret::expose).collect::<Vec<_>>(),
-        ["a secret"]
-    );
+    let noted = noted.iter();
+    let noted: Vec<_> = noted
+        .map(|found| (&found.source, found.secret.expose()))
+        .collect();
+    assert_eq!(noted, [(&Source::Inline, "a secret")]);
 }
 
 #[test]

@@ -29,7 +29,13 @@ mod statistics;
 mod tests;
 mod transfer;
 
-use std::{future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -378,6 +384,31 @@ pub struct BackupSummary {
     pub ledger_bytes: u64,
 }
 
+/// What the files of a store on this machine show from outside.
+#[derive(Debug, Default)]
+pub struct Inspection {
+    /// The directory of the store.
+    pub path: PathBuf,
+    /// Whether the directory exists.
+    pub exists: bool,
+    /// Whether the directory belongs to another user than that of this process.
+    pub is_of_another_user: bool,
+    /// Whether a service has the store open.
+    pub is_in_use: bool,
+    /// The size of all files, in bytes.
+    pub bytes: u64,
+    /// The free space on the disk, in bytes.
+    pub free: u64,
+    /// The free space below which new events are refused, in bytes.
+    pub reserve: u64,
+    /// How long events are kept.
+    pub retain: Duration,
+    /// The growth of the journal so far, in bytes a day; `None` when the store is too young to say.
+    pub bytes_a_day: Option<u64>,
+    /// The files that other users of this machine can read or write.
+    pub exposed: Vec<PathBuf>,
+}
+
 /// The settings of one engine: the TOML's `[store]` without `kind`.
 pub trait Engine: Send + std::fmt::Debug {
     /// The credential that these settings send without TLS.
@@ -408,6 +439,15 @@ pub trait Engine: Send + std::fmt::Debug {
     /// kind with tools of its own for this.
     fn backup(&self, _to: &Path) -> Result<BackupSummary, StoreError> {
         Err(StoreError::BackupUnsupported)
+    }
+
+    /// Looks at the files of the store, and writes nothing. `None` when the store has no files on this machine.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be looked at.
+    fn inspect(&self) -> Result<Option<Inspection>, StoreError> {
+        Ok(None)
     }
 
     /// Opens the store as the source of a transfer. `subscriptions` decide who gets the events that

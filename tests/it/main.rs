@@ -16,6 +16,7 @@ mod copied;
 mod crash;
 mod deliver;
 mod disk;
+mod doctor;
 mod documents;
 mod drain;
 mod floors;

@@ -83,7 +83,7 @@ fn an_authentic_request_is_accepted_and_its_event_described() {
         event["name"],
         "zoom.number-management.peering-number-cnam-updated"
     );
-    assert_eq!(event["subject"], "+12025550007");
+    assert_eq!(event["subjects"], json!(["+12025550007"]));
     assert_eq!(event["ordering"], json!({ "keys": 1 }));
     assert_eq!(event["dedupe"], json!(["body"]));
     assert_eq!(event["handlers"], json!(["archive"]));

@@ -58,7 +58,8 @@ struct SecretUsed {
 struct EventReport {
     name: String,
     key: Option<String>,
-    subject: Option<String>,
+    /// The phone numbers and extensions that the event is about.
+    subjects: Vec<String>,
     occurred_at: Option<Timestamp>,
     ordering: Ordering,
     /// The values by which duplicates are recognized.
@@ -184,7 +185,7 @@ impl Report {
         self.event = Some(EventReport {
             name: name.to_string(),
             key: key.map(|key| key.to_string()),
-            subject: subjects.into_iter().next(),
+            subjects,
             occurred_at,
             ordering: match ordering_keys {
                 None => Ordering::None,
@@ -234,7 +235,7 @@ impl Report {
                 names => names.join(", "),
             };
             add("event", Some(event.name.clone()));
-            add("subject", event.subject.clone());
+            add("about", Some(list(&event.subjects)));
             add("occurred", event.occurred_at.map(|at| at.to_string()));
             add("key", event.key.clone());
             add("order", Some(event.ordering.to_string()));

@@ -33,6 +33,7 @@ mod dedup_index;
 mod deduplicator;
 mod disk;
 mod indexer;
+mod inspection;
 mod journal;
 mod ledger;
 mod opening;
@@ -76,8 +77,8 @@ use self::{
 };
 use super::{
     Append, AppendError, BackupSummary, BoxFuture, Claim, Claims, Context, Deliveries, Engine,
-    Followers, Health, Monitored, Operator, Settlement, Store, StoreError, StoreKind, Subscription,
-    health::HealthReporter, pending,
+    Followers, Health, Inspection, Monitored, Operator, Settlement, Store, StoreError, StoreKind,
+    Subscription, health::HealthReporter, pending,
 };
 use crate::{event::HandlerName, provider::Verified, quantity, secret};
 
@@ -159,6 +160,10 @@ impl Engine for Settings {
 
     fn backup(&self, to: &Path) -> Result<BackupSummary, StoreError> {
         backup::backup(self, to)
+    }
+
+    fn inspect(&self) -> Result<Option<Inspection>, StoreError> {
+        inspection::inspect(self).map(Some)
     }
 
     fn source(
