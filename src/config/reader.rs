@@ -347,6 +347,7 @@ impl<'a, 'i> Reader<'a, 'i> {
                 name: context.name,
                 settings,
                 implementation: handler,
+                servers: context.servers,
             }),
             Err(error) => {
                 let what = format!("[{}] cannot work: {error}", section.name);

@@ -175,6 +175,8 @@ pub struct ConfiguredHandler {
     pub settings: Settings,
     /// The handler itself.
     pub implementation: AnyHandler,
+    /// The addresses of the servers that the handler connects to, each with its port.
+    pub servers: Vec<String>,
 }
 
 impl ConfiguredHandler {

@@ -218,6 +218,8 @@ pub struct BuildContext {
     pub(crate) warnings: Vec<CleartextWarning>,
     /// The claimed files so far, each with the key of the setting that names the file.
     pub(crate) files: Vec<(&'static str, PathBuf)>,
+    /// The addresses of the servers so far, each with its port.
+    pub(crate) servers: Vec<String>,
 }
 
 impl BuildContext {
@@ -229,6 +231,7 @@ impl BuildContext {
             timeout,
             warnings: Vec::new(),
             files: Vec::new(),
+            servers: Vec::new(),
         }
     }
 
@@ -241,6 +244,15 @@ impl BuildContext {
     /// that two handlers claim one file.
     pub fn claim_file(&mut self, key: &'static str, path: &Path) {
         self.files.push((key, path.to_owned()));
+    }
+
+    /// Names a server that the handler connects to, so that `doctor --targets` can try the server.
+    pub fn connects_to(&mut self, host: &str, port: u16) {
+        let host = host.trim_matches(['[', ']']);
+        self.servers.push(match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        });
     }
 }
 

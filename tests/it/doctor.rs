@@ -10,8 +10,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, 
 use serde_json::Value;
 
 use crate::harness::{
-    ARCHIVE, ENDPOINTS, Engine, Home, RINGCENTRAL_TOKEN, Service, ZOOM_SECRET, certificate, cnam,
-    eventually, hookswitch, on_every_engine,
+    ARCHIVE, ENDPOINTS, Engine, Home, RINGCENTRAL_TOKEN, Receiver, Service, ZOOM_SECRET,
+    certificate, cnam, eventually, hookswitch, on_every_engine,
 };
 
 on_every_engine![
@@ -350,4 +350,30 @@ fn a_certificate_that_a_provider_would_not_take_is_found() {
         &found,
         "warning certificate: the certificate is signed by its own key",
     );
+}
+
+#[test]
+fn the_servers_of_handlers_are_tried_when_that_is_asked_for() {
+    let receiver = Receiver::start();
+    let handler = |name: &str, server: &str| {
+        format!(
+            "[handlers.{name}]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"http://{server}/hooks\"\n"
+        )
+    };
+    let home = Home::new(&[
+        ENDPOINTS,
+        &handler("near", &receiver.address.to_string()),
+        &handler("gone", "127.0.0.1:9"),
+    ]);
+    let found = doctor(&home, &[]);
+    assert!(!found.1.contains("targets"), "{}", found.1);
+    let found = doctor(&home, &["--targets"]);
+    assert_eq!(found.0, 0, "{}", found.1);
+    let near = format!("fine targets: {} of near accepts", receiver.address);
+    has(&found, &near);
+    has(
+        &found,
+        "warning targets: 127.0.0.1:9 of gone cannot be reached: ",
+    );
+    assert!(receiver.received().is_empty());
 }

@@ -1,7 +1,8 @@
 //! `doctor`: everything that a service depends on, checked at once.
 //!
-//! **Invariant:** nothing is changed, and no other machine is asked but a database that is the store. A
-//! handshake that is posted to the running service counts in its metrics as one of a provider.
+//! **Invariant:** nothing is changed, and no other machine is asked but a database that is the store, and with
+//! `--targets` the servers of the handlers. A handshake that is posted to the running service counts in its
+//! metrics as one of a provider.
 
 mod answers;
 mod certificate;
@@ -10,6 +11,7 @@ mod finding;
 mod secrets;
 mod service;
 mod store;
+mod targets;
 
 use std::path::Path;
 
@@ -29,6 +31,9 @@ pub(super) struct Args {
     /// Post no signed handshake to the running service, which its metrics would count as a provider's
     #[arg(long)]
     without_handshake: bool,
+    /// Connect to the servers of all handlers too
+    #[arg(long)]
+    targets: bool,
     #[command(flatten)]
     format: Format,
 }
@@ -52,6 +57,9 @@ pub(super) fn run(args: &Args, path: &Path, builder: &Builder) -> anyhow::Result
         secrets::check(config, path, &mut findings);
         certificate::check(&config.server, app::now(), &mut findings);
         findings.push(check_descriptors(config));
+        if args.targets {
+            targets::check(config, &mut findings)?;
+        }
     }
     findings.sort_by_key(|finding| finding.severity);
     print(args, &findings)?;

@@ -64,6 +64,7 @@ fn handler(
         settings: Settings::deserialize(toml::de::ValueDeserializer::parse(settings).unwrap())
             .unwrap(),
         implementation: AnyHandler::new(Closure(handle)),
+        servers: Vec::new(),
     }
 }
 

@@ -88,6 +88,7 @@ connect_timeout = "5s"
         context.warn(SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref()));
         let connect_timeout = self.connect_timeout.min(context.timeout);
         let connector = Connector::new(&self.url.0, SCHEMES, &self.tls)?;
+        context.connects_to(&connector.host, connector.port);
         Ok(Amqp {
             uri: self.uri(&connector),
             connector,

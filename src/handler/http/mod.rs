@@ -68,6 +68,10 @@ connect_timeout = "5s"
 
     fn build(self, context: &mut BuildContext) -> Result<Http, BuildError> {
         context.warn(self.cleartext_warnings());
+        let Destination(server) = self.proxy.as_ref().unwrap_or(&self.url);
+        if let (Some(host), Some(port)) = (server.host_str(), server.port_or_known_default()) {
+            context.connects_to(host, port);
+        }
         let tls = self.tls().map_err(BuildError)?;
         let builder = client::builder(context, self.connect_timeout, tls)?;
         let builder = match self.proxy {

@@ -67,6 +67,7 @@ format = "structured"
 
     fn build(self, context: &mut BuildContext) -> Result<Kafka, BuildError> {
         context.warn(self.cleartext_warning());
+        self.name_servers(context);
         let config = self.client(context).map_err(BuildError)?;
         Ok(Kafka {
             config,

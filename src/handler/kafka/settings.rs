@@ -213,6 +213,17 @@ impl Settings {
         Ok(config)
     }
 
+    /// Names the brokers to `context`.
+    pub(super) fn name_servers(&self, context: &mut BuildContext) {
+        let brokers = self.brokers.list.split(',');
+        let brokers = brokers.filter_map(|broker| broker.rsplit_once(':'));
+        for (host, port) in brokers {
+            if let Ok(port) = port.parse() {
+                context.connects_to(host, port);
+            }
+        }
+    }
+
     /// The warning about a password that is sent without TLS.
     pub(super) fn cleartext_warning(&self) -> Option<CleartextWarning> {
         if self.password.is_none() || !matches!(self.tls, Some(Tls::Off)) {

@@ -69,6 +69,7 @@ connect_timeout = "5s"
     fn build(self, context: &mut BuildContext) -> Result<Mqtt, BuildError> {
         context.warn(SCHEMES.cleartext_warning(&self.url.0, self.password.as_ref()));
         let connector = Connector::new(&self.url.0, SCHEMES, &self.tls)?;
+        context.connects_to(&connector.host, connector.port);
         let connect_timeout = self.connect_timeout.min(context.timeout);
         Ok(Mqtt {
             options: self.options(connector, connect_timeout),

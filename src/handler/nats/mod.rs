@@ -75,6 +75,9 @@ connect_timeout = "5s"
     fn build(self, context: &mut BuildContext) -> Result<Nats, BuildError> {
         context.warn(self.cleartext_warning());
         self.check().map_err(BuildError)?;
+        for server in &self.servers.0 {
+            context.connects_to(server.host(), server.port());
+        }
         Ok(Nats {
             client: ReconnectingClient::new(self.longest_connect().min(context.timeout)),
             settings: self,

@@ -71,6 +71,7 @@ connect_timeout = "5s"
 
     fn build(self, context: &mut BuildContext) -> Result<Redis, BuildError> {
         context.warn(self.cleartext_warning());
+        self.name_server(context);
         if let Some(contradiction) = self.contradiction(context.timeout) {
             return Err(BuildError(contradiction.to_owned()));
         }

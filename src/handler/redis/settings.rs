@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::{
     cleartext::CleartextWarning,
     client_tls::ClientTls,
-    handler::{self, broker::url, message::Format},
+    handler::{self, BuildContext, broker::url, message::Format},
     quantity,
     secret::Secret,
 };
@@ -171,6 +171,14 @@ impl Settings {
             Client::open(info)
         };
         client.map_err(|error| error.category().to_owned())
+    }
+
+    /// Names the server to `context`.
+    pub(super) fn name_server(&self, context: &mut BuildContext) {
+        let url = &self.url.0;
+        if let Some(host) = url.host_str() {
+            context.connects_to(host, url.port().unwrap_or(6379));
+        }
     }
 
     /// The warning about a password that is sent without TLS.

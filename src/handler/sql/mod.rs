@@ -127,6 +127,9 @@ ON CONFLICT (id) DO NOTHING
         Ok(match self.url {
             Database::Postgres(mut config) => {
                 context.warn(config.cleartext_warning(self.password.as_ref()));
+                for (host, port) in config.servers() {
+                    context.connects_to(host, port);
+                }
                 if let Some(password) = &self.password {
                     config.set_password(password)?;
                 }

@@ -91,6 +91,10 @@ connect_timeout = "5s"
             Some(keys) => Identity::fixed(keys, region),
             None => Identity::found(region).map_err(client::refuse)?,
         };
+        let endpoint = &self.queue_url.endpoint;
+        if let (Some(host), Some(port)) = (endpoint.host_str(), endpoint.port_or_known_default()) {
+            context.connects_to(host, port);
+        }
         let tls = self.tls().map_err(BuildError)?;
         let builder = client::builder(context, self.connect_timeout, tls)?;
         Ok(Sqs {

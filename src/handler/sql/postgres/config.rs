@@ -3,9 +3,9 @@
 //! `sslmode` is `verify-full` or `disable`. The default is `verify-full`, and `disable` if all hosts are on this
 //! machine. libpq's `require` is not supported: TLS without verification would protect nothing.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::failure::describe;
 use crate::{
@@ -56,6 +56,20 @@ impl Config {
         }
         config.keepalives_idle(KEEPALIVE);
         Ok(Self(config))
+    }
+
+    /// The hosts of the URL with their ports. A socket of this machine is none.
+    pub(in crate::handler::sql) fn servers(&self) -> impl Iterator<Item = (&str, u16)> {
+        // One port is that of all hosts.
+        let ports = self.0.get_ports();
+        let one = ports.first().copied().unwrap_or(5432);
+        let ports = ports.iter().copied().chain(iter::repeat(one));
+        let hosts = self.0.get_hosts().iter().zip(ports);
+        hosts.filter_map(|(host, port)| match host {
+            Host::Tcp(host) => Some((host.as_str(), port)),
+            #[cfg(unix)]
+            Host::Unix(_) => None,
+        })
     }
 
     /// The warning about a password, in the URL or `beside` it, that is sent without TLS.
