@@ -206,9 +206,10 @@ fn fail(error: &anyhow::Error, program: &str) -> ExitCode {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let of_text = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    let json = error.downcast_ref::<serde_json::Error>();
+    let of_json = json.and_then(serde_json::Error::io_error_kind);
+    of_text.or(of_json) == Some(io::ErrorKind::BrokenPipe)
 }
 
 /// Runs `future` on a runtime of one thread, for commands that talk to one server.

@@ -68,6 +68,14 @@ impl Finding {
         }
     }
 
+    /// What was found, and after a semicolon what to do.
+    pub(super) fn text(&self) -> String {
+        match &self.help {
+            Some(help) => format!("{}; {help}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// A blocker with the text of an error, which says after its last semicolon what to do.
     pub(super) fn of_error(check: &'static str, text: &str) -> Self {
         let (message, help) = match text.rsplit_once("; ") {

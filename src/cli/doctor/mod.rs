@@ -91,13 +91,12 @@ fn check_descriptors(config: &Config) -> Finding {
 fn print(args: &Args, findings: &[Finding]) -> anyhow::Result<()> {
     args.format.print(
         findings,
-        ["severity", "check", "what", "what to do"],
+        ["severity", "check", "what, and what to do"],
         |finding| {
             [
                 finding.severity.as_str().to_owned(),
                 finding.check.to_owned(),
-                finding.message.clone(),
-                finding.help.clone().unwrap_or_default(),
+                finding.text(),
             ]
         },
         "nothing was checked",

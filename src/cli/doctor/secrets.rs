@@ -32,7 +32,12 @@ pub(super) fn check(config: &Config, file: &Path, findings: &mut Vec<Finding>) {
         if !seen.insert((name.clone(), found.secret.expose())) {
             continue;
         }
-        check_text(&name, found, findings);
+        // Those in the configuration itself have one name.
+        let weakness = check_text(&name, found);
+        let is_new = |finding: &Finding| !findings.iter().any(|one| one.message == finding.message);
+        if let Some(finding) = weakness.filter(is_new) {
+            findings.push(finding);
+        }
         if let Source::File(path) = &found.source
             && is_readable_by_all(Path::new(path))
         {
@@ -73,22 +78,23 @@ fn name(found: &Found) -> String {
     }
 }
 
-fn check_text(name: &str, found: &Found, findings: &mut Vec<Finding>) {
+fn check_text(name: &str, found: &Found) -> Option<Finding> {
     let text = found.secret.expose();
     let lower = text.to_ascii_lowercase();
     if EXAMPLES.iter().any(|example| lower.contains(example)) {
-        findings.push(Finding::warning(
+        return Some(Finding::warning(
             CHECK,
             format!("{name} looks like one of a document, which everyone can read"),
             "use the provider's own, or make one with `openssl rand -hex 24`",
         ));
-    } else if text.chars().count() < SHORTEST {
-        findings.push(Finding::warning(
+    }
+    (text.chars().count() < SHORTEST).then(|| {
+        Finding::warning(
             CHECK,
             format!("{name} has fewer than {SHORTEST} characters"),
             "if it is yours to choose, make one with `openssl rand -hex 24`",
-        ));
-    }
+        )
+    })
 }
 
 fn is_readable_by_all(path: &Path) -> bool {

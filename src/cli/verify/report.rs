@@ -223,7 +223,10 @@ impl Report {
 
     /// What else is known, line by line.
     fn facts(&self) -> Vec<(&'static str, String)> {
-        let mut facts = vec![("received", format!("{}, {}", self.checked_at, self.clock))];
+        let mut facts = vec![(
+            "received",
+            format!("{:.0}, {}", self.checked_at, self.clock),
+        )];
         let mut add = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
         add("endpoint", self.endpoint.clone());
         let secret = |SecretUsed { number, of }| format!("number {number} of {of}");
