@@ -9,6 +9,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::{
     sync::{Mutex, watch},
@@ -165,7 +166,8 @@ pub struct App {
 struct Components {
     store: Arc<dyn Store>,
     webhook: Arc<Webhook>,
-    dispatcher: Dispatcher,
+    dispatcher: Arc<Dispatcher>,
+    admin: admin::Handle,
     certificate: Option<Arc<http::Certificate>>,
     /// The sections of the configuration in force that require a restart.
     restart_required: Mutex<config::RestartRequired>,
@@ -205,14 +207,10 @@ impl App {
         let stop = CancellationToken::new();
 
         let server = http::Server::bind(&config.server, &metrics)?;
-        let admin = admin::Server::bind(&config.admin)?;
-        let admin_address = admin.local_addr();
-        tasks.spawn(admin.serve(
-            readiness.clone(),
-            metrics.clone(),
-            now,
-            stop.clone().cancelled_owned(),
-        ));
+        let admin_server =
+            admin::Server::bind(&config.admin, readiness.clone(), metrics.clone(), now)?;
+        let (admin, admin_address) = (admin_server.handle(), admin_server.local_addr());
+        tasks.spawn(admin_server.serve(stop.clone().cancelled_owned()));
 
         readiness.enter(Phase::Recovering);
         let context = store::Context {
@@ -222,35 +220,52 @@ impl App {
         };
         let engine = config.store;
         // Opening reads files. It must not block the admin server.
-        let opening = tasks.spawn_blocking(move || engine.open(context));
-        let store = opening.await.map_err(|_| StoreError::Closed)??;
+        let opening =
+            tasks.spawn_blocking(move || engine.open(context).map(|store| (engine, store)));
+        let (engine, store) = opening.await.map_err(|_| StoreError::Closed)??;
         readiness.set_store(store.clone());
 
-        let webhook = Webhook::new(
+        let webhook = Arc::new(Webhook::new(
             &config.server,
             config.endpoints,
             store.clone(),
             metrics.clone(),
             now,
-        );
+        ));
         tasks.spawn(supervise_followers(
             store.clone(),
             metrics.clone(),
             stop.clone(),
         ));
-        let dispatcher = Dispatcher::new(
+        let dispatcher = Arc::new(Dispatcher::new(
             store.clone(),
             store.followers(),
             metrics.clone(),
             now,
             tasks.clone(),
-        );
+        ));
+        let console = Arc::new(admin::Console {
+            store: store.clone(),
+            operators: Arc::new(admin::Operators::new(engine, now)),
+            dispatcher: dispatcher.clone(),
+            webhook: webhook.clone(),
+            metrics: metrics.clone(),
+            readiness: readiness.clone(),
+            clock: now,
+            started_at: now(),
+            pauses: ArcSwap::default(),
+        });
+        // A paused handler must begin no attempt.
+        console.refresh_pauses().await?;
         dispatcher.replace(config.handlers).await?;
+        tasks.spawn(follow_pauses(console.clone(), stop.clone()));
+        admin.set_console(console);
 
         let components = Components {
             store,
-            webhook: Arc::new(webhook),
+            webhook,
             dispatcher,
+            admin,
             certificate: server.certificate(),
             restart_required: Mutex::new(restart_required),
             readiness,
@@ -366,6 +381,26 @@ async fn supervise_followers(
     }
 }
 
+/// How often the service looks which handlers are paused.
+const PAUSES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Obeys the pauses that commands and other replicas make.
+async fn follow_pauses(console: Arc<admin::Console>, stop: CancellationToken) {
+    let mut is_failing = false;
+    while timeout(PAUSES_INTERVAL, stop.cancelled()).await.is_err() {
+        match console.refresh_pauses().await {
+            Ok(()) => is_failing = false,
+            Err(error) if !is_failing => {
+                is_failing = true;
+                tracing::warn!(
+                    "the paused handlers cannot be read, and stay as they were: {error}"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+}
+
 /// Ready when the store is poisoned or gone.
 async fn until_poisoned(health: &mut watch::Receiver<Health>) {
     let poisoned = |health: &Health| matches!(health, Health::Poisoned { .. });
@@ -406,6 +441,7 @@ impl Reloader {
             return;
         }
         components.webhook.replace_endpoints(config.endpoints);
+        components.admin.reload(&config.admin);
         components
             .metrics
             .reloads

@@ -105,6 +105,33 @@ pub mod duration {
     }
 }
 
+/// A time as people write it: `2026-01-31T08:00:00Z`, or an age such as `2h` or `7d`.
+pub mod moment {
+    use jiff::{SignedDuration, Timestamp};
+
+    /// The times that the API's schema allows. [`parse`] reads more.
+    pub const PATTERN: &str = "^([12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])\
+        T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z|[1-9][0-9]{0,3}[smhd])$";
+
+    /// Reads it, at `now`.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither a time nor an age.
+    pub fn parse(text: &str, now: Timestamp) -> Result<Timestamp, String> {
+        if let Ok(time) = text.parse() {
+            return Ok(time);
+        }
+        let ago = humantime::parse_duration(text)
+            .ok()
+            .and_then(|ago| SignedDuration::try_from(ago).ok())
+            .and_then(|ago| now.checked_sub(ago).ok());
+        ago.ok_or_else(|| {
+            "give a time such as 2026-01-31T08:00:00Z, or an age such as 2h or 7d".to_owned()
+        })
+    }
+}
+
 /// `#[serde(with = "quantity::bytes")]`: a size such as `"1MiB"`, `"64 KiB"` or a plain number of
 /// bytes.
 pub mod bytes {

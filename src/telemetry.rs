@@ -200,6 +200,7 @@ metrics! {
     parked_deliveries: Family<ByHandler, Gauge> = Family::default(), "Parked deliveries";
     reloads: Family<ByResult, Counter> = reloads(), "Reloads of the configuration";
     certificate_expiry_timestamp_seconds: FloatGauge = FloatGauge::default(), "Time at which the server's certificate expires; 0 without TLS";
+    admin_login_failures: Counter = Counter::default(), "Requests to the admin server with a wrong token";
     build_info: Family<ByVersion, Gauge> = Family::default(), "1, with the version of the service as a label";
 }
 

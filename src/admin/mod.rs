@@ -1,40 +1,59 @@
-//! Floor 5: the admin server: probes and metrics, on a listener of its own.
+//! Floor 5: the admin server: probes, metrics, the API and the operator's pages, on a listener of its
+//! own.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process can answer at all |
 //! | `/readyz` | 200 `ready`, or 503 with the reason in one word |
-//! | `/metrics` | all metrics as text, for requests with the token; OpenMetrics if `Accept` names it |
+//! | `/metrics` | all metrics as text; OpenMetrics if `Accept` names it |
+//! | `/api/v1` | the API: see [`api`] |
+//! | all others | the pages: see [`page`] |
 //!
-//! **Invariant:** the admin server changes nothing. An answer to a request without the token is one
-//! word at most.
+//! **Invariant:** only `/livez` and `/readyz` answer whoever asks, in one word. Everything else goes
+//! through [`Access::admit`](access::Access::admit), where [`access`] says who may do what.
+//!
+//! **Invariant:** numbers, names and addresses are masked for callers without the role `raw`.
 
+mod access;
+mod api;
+mod console;
+mod mask;
+mod page;
+mod probes;
 mod readiness;
+mod streams;
 #[cfg(test)]
 mod tests;
+mod text;
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
-
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
-use http::{HeaderMap, StatusCode, header};
+
+use axum::{Router, middleware, response::Response};
+use http::{HeaderName, HeaderValue, header, request::Parts};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-use tokio::time::timeout;
 
-pub use readiness::{Phase, Readiness};
+pub use self::{
+    access::Role,
+    console::{Console, Operators},
+    readiness::{Phase, Readiness},
+};
 
+use self::{
+    access::{Access, Caller, Denied, Tokens},
+    api::problem::Problem,
+    streams::Streams,
+};
 use crate::{
     http::{self as ingress, Drained, Listener, ListenerMetrics},
     secret::Secret,
-    telemetry::{Metrics, MetricsFormat},
+    telemetry::Metrics,
 };
 
 /// The TOML's `[admin]`.
@@ -43,9 +62,14 @@ use crate::{
 pub struct Settings {
     /// The address to listen on. With port 0 the system chooses the port.
     pub listen: SocketAddr,
-    /// The bearer token of `/metrics`, required unless the listener is on loopback. Probes need no
-    /// token.
+    /// A token with the role `read`, for a monitoring tool. Unless the listener is on loopback, this token
+    /// or one of `tokens` is required. Probes need none.
     pub token: Option<Secret>,
+    /// The tokens by name. The name of a token stands in the audit log.
+    pub tokens: Tokens,
+    /// The names by which browsers address the server, besides `localhost` and addresses. Requests for
+    /// other names are refused.
+    pub hosts: Vec<String>,
 }
 
 impl Default for Settings {
@@ -53,30 +77,29 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             token: None,
+            tokens: Tokens::new(),
+            hosts: Vec::new(),
         }
     }
 }
 
-/// The most open connections of monitoring tools.
-const MAX_CONNECTIONS: usize = 64;
+/// The most open connections: those of people, of monitoring tools, and live streams.
+const MAX_CONNECTIONS: usize = 128;
 
 /// How long the drain waits for monitoring tools. They retry.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long the store may take to update its gauges. After that the metrics are sent as they are.
-const MEASURE_BUDGET: Duration = Duration::from_secs(2);
-
-/// The media type by which a client asks for OpenMetrics.
-const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// The admin server. [`bind`](Self::bind) takes the address; [`serve`](Self::serve) accepts
 /// connections.
 #[derive(Debug)]
 pub struct Server {
     listener: Listener,
-    /// The digest of the token. Digests are compared in constant time.
-    token: Option<[u8; 32]>,
+    handle: Handle,
 }
+
+/// Changes a running admin server.
+#[derive(Clone)]
+pub struct Handle(Arc<AdminState>);
 
 impl Server {
     /// Binds the address. Needs a Tokio runtime.
@@ -84,17 +107,29 @@ impl Server {
     /// # Errors
     ///
     /// When the address cannot be bound.
-    pub fn bind(settings: &Settings) -> Result<Self, ingress::Error> {
+    pub fn bind(
+        settings: &Settings,
+        readiness: Arc<Readiness>,
+        metrics: Arc<Metrics>,
+        clock: fn() -> Timestamp,
+    ) -> Result<Self, ingress::Error> {
         let limits = ingress::Settings {
             listen: settings.listen,
             max_connections: MAX_CONNECTIONS,
             drain_timeout: DRAIN_TIMEOUT,
             ..ingress::Settings::default()
         };
-        let token = settings.token.as_ref();
+        let state = AdminState {
+            access: Access::new(settings, metrics.admin_login_failures.clone()),
+            readiness,
+            metrics,
+            clock,
+            console: OnceLock::new(),
+            streams: Streams::default(),
+        };
         Ok(Self {
             listener: Listener::bind(&limits, ListenerMetrics::default())?,
-            token: token.map(|token| digest(token.expose().as_bytes())),
+            handle: Handle(Arc::new(state)),
         })
     }
 
@@ -103,107 +138,111 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Changes the server while it runs.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     /// Serves until `shutdown` is ready.
-    pub async fn serve(
-        self,
-        readiness: Arc<Readiness>,
-        metrics: Arc<Metrics>,
-        clock: fn() -> Timestamp,
-        shutdown: impl Future<Output = ()>,
-    ) -> Drained {
-        let state = Arc::new(AdminState {
-            readiness,
-            metrics,
-            clock,
-            token: self.token,
-        });
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Drained {
         let router = Router::new()
-            .route("/livez", get(async || "live"))
-            .route("/readyz", get(get_readiness))
-            .route("/metrics", get(get_metrics))
-            .with_state(state);
+            .merge(probes::router())
+            .nest(api::PREFIX, api::router())
+            .merge(page::router())
+            .layer(middleware::map_response(protect))
+            .with_state(self.handle.0);
         self.listener.serve(router, shutdown).await
+    }
+}
+
+impl Handle {
+    /// Sets what the API and the pages show, once the store is open. Later calls have no effect.
+    pub fn set_console(&self, console: Arc<Console>) {
+        self.0.console.get_or_init(|| console);
+    }
+
+    /// Replaces the tokens and the hosts.
+    pub fn reload(&self, settings: &Settings) {
+        self.0.access.replace(settings);
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handle")
     }
 }
 
 /// What the routes share.
 struct AdminState {
+    access: Access,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
-    token: Option<[u8; 32]>,
-}
-
-async fn get_readiness(State(state): State<Arc<AdminState>>) -> (StatusCode, &'static str) {
-    match state.readiness.not_ready() {
-        None => (StatusCode::OK, "ready"),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason),
-    }
-}
-
-async fn get_metrics(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
-    if !state.is_authorized(&headers) {
-        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-        return (StatusCode::UNAUTHORIZED, challenge).into_response();
-    }
-    state.measure().await;
-    let format = metrics_format(&headers);
-    let content_type = match format {
-        MetricsFormat::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
-        MetricsFormat::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-    };
-    match state.metrics.render(format) {
-        Ok(text) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "the metrics cannot be encoded");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
-}
-
-/// OpenMetrics, if the client asks for it by name. What it prefers is not compared: a client that
-/// can read both formats gets the newer one.
-fn metrics_format(headers: &HeaderMap) -> MetricsFormat {
-    let accepted = headers.get_all(header::ACCEPT).iter();
-    let mut ranges = accepted
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    let names_it = |range: &str| {
-        let name = range.split(';').next().unwrap_or_default();
-        name.trim().eq_ignore_ascii_case(OPEN_METRICS)
-    };
-    match ranges.any(names_it) {
-        true => MetricsFormat::OpenMetrics,
-        false => MetricsFormat::Prometheus,
-    }
+    console: OnceLock<Arc<Console>>,
+    streams: Streams,
 }
 
 impl AdminState {
-    fn is_authorized(&self, headers: &HeaderMap) -> bool {
-        let Some(expected) = &self.token else {
-            return true;
-        };
-        headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-            .is_some_and(|token| digest(token).ct_eq(expected).into())
+    /// Admits a request for something that `role` allows.
+    async fn admit(&self, request: &Parts, role: Role) -> Result<Caller, Denied> {
+        let (method, headers) = (&request.method, &request.headers);
+        self.access
+            .admit(method, headers, role, (self.clock)())
+            .await
     }
 
-    /// Has the store update its gauges. A failure is logged; the other metrics are still sent.
-    async fn measure(&self) {
-        let Some(store) = self.readiness.store() else {
-            return;
+    /// What an admitted request is answered from, once the store is open.
+    fn context(&self, caller: Caller, request: &Parts) -> Result<api::Context, Problem> {
+        let phase = || self.readiness.not_ready().unwrap_or("starting");
+        let console = self.console.get().cloned();
+        let host = request.headers.get(header::HOST);
+        let host = host
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or("127.0.0.1");
+        let scheme = if self.access.needs_tls() {
+            "https"
+        } else {
+            "http"
         };
-        match timeout(MEASURE_BUDGET, store.measure((self.clock)())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the store's gauges are out of date"),
-            Err(_) => {
-                tracing::warn!("the store's gauges are out of date: updating them took too long")
-            }
-        }
+        Ok(api::Context {
+            console: console.ok_or_else(|| Problem::starting(phase()))?,
+            caller,
+            origin: format!("{scheme}://{host}"),
+        })
     }
 }
 
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
+/// The headers of every answer. A page loads nothing from elsewhere, runs no script that stands in
+/// itself, and is shown in no frame.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    // Not `no-referrer`, with which browsers send `Origin: null`.
+    (header::REFERRER_POLICY, "same-origin"),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+];
+
+/// Adds the headers that every answer has.
+async fn protect(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in HEADERS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    response
 }

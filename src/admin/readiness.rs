@@ -1,8 +1,17 @@
 //! Readiness: whether the service should get requests.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::{
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::time::timeout;
 
 use crate::store::{Health, Monitored};
+
+/// How long the store may take to update its gauges. After that they are shown as they are.
+const MEASURE_BUDGET: Duration = Duration::from_secs(2);
 
 /// The phase of the service and the health of its store. `app` sets them; `/readyz` reads them.
 #[derive(Default)]
@@ -36,6 +45,19 @@ impl Readiness {
         self.store.get_or_init(|| store);
     }
 
+    /// Has the store update its gauges, as of `now`. A failure is logged.
+    pub async fn measure(&self, now: Timestamp) {
+        let Some(store) = self.store.get() else {
+            return;
+        };
+        let why = match timeout(MEASURE_BUDGET, store.measure(now)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "updating them took too long".to_owned(),
+        };
+        tracing::warn!("the store's gauges are out of date: {why}");
+    }
+
     /// Why the service is not ready: `starting`, `recovering`, `unavailable`, `poisoned` or
     /// `draining`. `None` when it is ready.
     pub fn not_ready(&self) -> Option<&'static str> {
@@ -44,7 +66,7 @@ impl Readiness {
             Phase::Recovering => Some("recovering"),
             Phase::Draining => Some("draining"),
             Phase::Serving => {
-                let Some(store) = self.store() else {
+                let Some(store) = self.store.get() else {
                     return Some("starting");
                 };
                 match &*store.health().borrow() {
@@ -54,10 +76,5 @@ impl Readiness {
                 }
             }
         }
-    }
-
-    /// The store, once it is set.
-    pub(super) fn store(&self) -> Option<&Arc<dyn Monitored>> {
-        self.store.get()
     }
 }

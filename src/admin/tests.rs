@@ -27,19 +27,16 @@ impl TestServer {
         };
         let settings: Settings = secret::with(sources, || toml::from_str(settings).unwrap());
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Server::bind(&Settings { listen, ..settings }).unwrap();
         let readiness = Arc::new(Readiness::default());
+        let settings = Settings { listen, ..settings };
+        let metrics = Arc::new(Metrics::default());
+        let admin = Server::bind(&settings, Arc::clone(&readiness), metrics, noon).unwrap();
         let shutdown = CancellationToken::new();
         Self {
             address: admin.local_addr(),
-            readiness: Arc::clone(&readiness),
+            readiness,
             shutdown: shutdown.clone(),
-            served: tokio::spawn(admin.serve(
-                readiness,
-                Arc::new(Metrics::default()),
-                noon,
-                shutdown.cancelled_owned(),
-            )),
+            served: tokio::spawn(admin.serve(shutdown.cancelled_owned())),
         }
     }
 
@@ -151,13 +148,15 @@ async fn metrics_need_the_token_and_probes_do_not() {
         let response = server.get("/metrics", wrong).await;
         assert_eq!(response.status(), 401, "{wrong:?}");
         assert_eq!(response.headers()["www-authenticate"], "Bearer");
-        assert_eq!(response.text().await.unwrap(), "");
+        let problem = response.text().await.unwrap();
+        let problem: serde_json::Value = serde_json::from_str(&problem).unwrap();
+        assert_eq!(problem["status"], 401, "{problem}");
     }
     let right = Some("Bearer open sesame");
     assert_eq!(server.get("/metrics", right).await.status(), 200);
     assert_eq!(server.get("/livez", None).await.status(), 200);
     assert_eq!(server.get("/readyz", None).await.status(), 503);
-    assert_eq!(server.get("/", right).await.status(), 404);
+    assert_eq!(server.get("/", right).await.status(), 503, "it is starting");
 }
 
 #[tokio::test]

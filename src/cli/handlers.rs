@@ -8,10 +8,12 @@ use std::{
 use anyhow::bail;
 use serde_json::Value;
 
-use super::Exit;
+use super::{Exit, audit, parked};
 use crate::{
     app, config, dispatch,
+    event::HandlerName,
     handler::{self, LEFT_OUT},
+    store::{Action, Operator},
 };
 
 /// The width of a line, in characters.
@@ -23,6 +25,20 @@ pub(super) enum Command {
     List,
     /// Describe the settings of a kind of handler, with an example
     Describe(Describe),
+    /// Have a handler begin no attempt, on every replica and over restarts; its events are stored and
+    /// wait
+    Pause(Pause),
+    /// Have a paused handler go on
+    Resume(Pause),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Pause {
+    /// The handler's name in the configuration
+    name: String,
+    /// The reason, for the audit log
+    #[arg(long, default_value = "by hand")]
+    reason: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,14 +62,35 @@ enum Format {
     Markdown,
 }
 
-pub(super) fn run(command: &Command, builder: &app::Builder) -> anyhow::Result<Exit> {
+/// `operator` opens the store, which the kinds do not need.
+pub(super) fn run(
+    command: &Command,
+    builder: &app::Builder,
+    operator: impl FnOnce() -> anyhow::Result<Box<dyn Operator>>,
+) -> anyhow::Result<Exit> {
     let kinds = builder.kinds();
     let text = match command {
         Command::List => list(kinds),
         Command::Describe(args) => describe(kinds, args)?,
+        Command::Pause(args) => set_paused(args, Action::Pause, &mut *operator()?)?,
+        Command::Resume(args) => set_paused(args, Action::Resume, &mut *operator()?)?,
     };
     write!(io::stdout().lock(), "{text}")?;
     Ok(Exit::Success)
+}
+
+/// Pauses or resumes a handler. A running service obeys within a second.
+fn set_paused(args: &Pause, action: Action, operator: &mut dyn Operator) -> anyhow::Result<String> {
+    let name = &args.name;
+    parked::handler(operator, Some(name))?;
+    let entry = audit::entry(action, name.clone(), &args.reason);
+    let changed = operator.set_paused(&HandlerName::from(name.as_str()), &entry)?;
+    Ok(match (action, changed) {
+        (Action::Pause, true) => format!("{name} is paused; its events are stored and wait\n"),
+        (Action::Pause, false) => format!("{name} is paused already\n"),
+        (_, true) => format!("{name} goes on\n"),
+        (_, false) => format!("{name} is not paused\n"),
+    })
 }
 
 fn list(kinds: &[handler::Kind]) -> String {

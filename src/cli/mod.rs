@@ -14,6 +14,7 @@
 //! | 69 | the service or its store cannot be opened: in use, unreadable, address in use |
 //! | 70 | the store was poisoned by a failed write or sync, or a component of the service failed; acknowledged events are safe |
 
+mod audit;
 mod backup;
 mod check;
 mod completions;
@@ -28,6 +29,7 @@ mod replay;
 mod schema;
 mod send;
 mod serve;
+mod status;
 mod time;
 mod verify;
 
@@ -121,9 +123,13 @@ enum Command {
     /// Move all events and deliveries from one store to another
     #[command(subcommand)]
     Migrate(migrate::Command),
-    /// List or describe the kinds of handlers
+    /// List or describe the kinds of handlers; pause or resume a handler
     #[command(subcommand)]
     Handlers(handlers::Command),
+    /// Ask a running service on this machine what is wrong, and what to do
+    Status(status::Args),
+    /// List what operators have done, newest first
+    Audit(audit::Args),
     /// Print the JSON Schema of an event family, or of the configuration
     Schema(schema::Args),
     /// Print a shell completion script
@@ -177,7 +183,9 @@ fn run(cli: &Cli, builder: &app::Builder) -> anyhow::Result<Exit> {
         Command::Replay(args) => replay::run(args, &mut *operator()?),
         Command::Backup(args) => backup::run(args, &*config::load_store(&cli.config)?),
         Command::Migrate(command) => migrate::run(command, &cli.config, builder),
-        Command::Handlers(command) => handlers::run(command, builder),
+        Command::Handlers(command) => handlers::run(command, builder, operator),
+        Command::Status(args) => status::run(args, &cli.config),
+        Command::Audit(args) => audit::run(args, &*operator()?),
         Command::Schema(args) => schema::run(args, builder),
         Command::Completions(args) => completions::run(args, builder),
     }

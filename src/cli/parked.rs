@@ -1,16 +1,18 @@
 //! `parked`: lists and skips parked deliveries.
 
+use std::collections::BTreeSet;
+
 use anyhow::bail;
 
 use super::{
-    Exit,
+    Exit, audit,
     events::id,
     output::{Format, or_dash},
 };
 use crate::{
     app,
     event::{EventId, HandlerName},
-    store::{Operator, ParkedDelivery, ParkedFilter},
+    store::{Action, Operator, ParkedDelivery, ParkedFilter},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -157,7 +159,11 @@ fn skip(args: &Skip, operator: &mut dyn Operator) -> anyhow::Result<Vec<ParkedDe
         },
     )?;
     chosen.retain(|parked| args.ids.is_empty() || args.ids.contains(&parked.id));
-    if !args.dry_run {
+    if !args.dry_run && !chosen.is_empty() {
+        let handlers: BTreeSet<_> = chosen.iter().map(|parked| &parked.handler).collect();
+        let handlers: Vec<_> = handlers.into_iter().map(HandlerName::as_str).collect();
+        let target = format!("{} to {}", chosen.len(), handlers.join(", "));
+        operator.record(&audit::entry(Action::Skip, target, &args.reason))?;
         let deliveries = chosen.iter();
         let deliveries: Vec<_> = deliveries
             .map(|parked| (parked.id, parked.handler.clone()))

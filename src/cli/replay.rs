@@ -6,14 +6,14 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
-    Exit,
+    Exit, audit,
     events::{Range, id},
     output::Format,
 };
 use crate::{
     app,
     event::{EventId, HandlerName},
-    store::{Operator, ReplaySelection},
+    store::{Action, Operator, ReplaySelection},
 };
 
 #[derive(Debug, clap::Args)]
@@ -64,6 +64,14 @@ pub(super) fn run(args: &Args, operator: &mut dyn Operator) -> anyhow::Result<Ex
     } else {
         let bar = progress_bar(plan.total());
         let now = app::now();
+        let counts = plan.deliveries.iter();
+        let counts: Vec<_> = counts
+            .map(|(handler, count)| format!("{count} to {handler}"))
+            .collect();
+        if !counts.is_empty() {
+            let entry = audit::entry(Action::Replay, counts.join(", "), &args.reason);
+            operator.record(&entry)?;
+        }
         let done = operator.replay(&selection, &args.reason, now, &mut |done| {
             bar.set_position(done)
         })?;

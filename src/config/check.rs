@@ -220,7 +220,27 @@ pub(super) fn server(server: &http::Settings, section: &Section<'_>, findings: &
 
 /// Checks `[admin]`.
 pub(super) fn admin(admin: &admin::Settings, section: &Section<'_>, findings: &mut Findings) {
-    if !is_loopback(admin.listen) && admin.token.is_none() {
+    for (name, token) in &admin.tokens {
+        if token.roles.is_empty() {
+            let problem = Problem::new(format!("the token {name:?} has no role"));
+            let help = "`roles = [\"read\"]` is the least";
+            add(
+                section,
+                &["tokens", name, "roles"],
+                problem.help(help),
+                findings,
+            );
+        }
+        if !name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        {
+            let problem = Problem::new(format!("{name:?} cannot be the name of a token"));
+            let help = "use letters, digits, `-` and `_`: it stands in cookies and in logs";
+            add(section, &["tokens", name], problem.help(help), findings);
+        }
+    }
+    if !is_loopback(admin.listen) && admin.token.is_none() && admin.tokens.is_empty() {
         let listen = admin.listen;
         let problem = Problem::new(format!(
             "[admin] listens on {listen}, beyond loopback, without a token"

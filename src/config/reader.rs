@@ -336,7 +336,7 @@ impl<'a, 'i> Reader<'a, 'i> {
         check::tenses(&settings.events, &section, &mut self.findings);
         let name = HandlerName::new(own_name(&section.name));
         let mut context = BuildContext::new(name, concurrency.get(), settings.timeout);
-        let (_, build) = kind?;
+        let (kind, build) = kind?;
         let handler = build(&mut context);
         check::cleartext_warnings(context.warnings, &kinds_own, &mut self.findings);
         for file in &context.files {
@@ -345,6 +345,7 @@ impl<'a, 'i> Reader<'a, 'i> {
         match handler {
             Ok(handler) => Some(ConfiguredHandler {
                 name: context.name,
+                kind: kind.kind,
                 settings,
                 implementation: handler,
                 servers: context.servers,

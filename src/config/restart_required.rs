@@ -2,7 +2,10 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 /// A fingerprint of each section that requires a restart. Two files with equal fingerprints say the
 /// same in these sections.
@@ -17,8 +20,14 @@ impl RestartRequired {
     /// and not the secret.
     pub(super) fn of(file: &DeTable<'_>) -> Self {
         Self(SECTIONS.map(|name| {
-            file.get(name)
-                .map_or(0, |value| fingerprint(value.get_ref()))
+            let mut value = file.get(name).map(Spanned::get_ref);
+            if name == "admin" {
+                // A reload replaces its tokens and its hosts.
+                let section = value.and_then(DeValue::as_table);
+                let listen = section.and_then(|section| section.get("listen"));
+                value = listen.map(Spanned::get_ref);
+            }
+            value.map_or(0, fingerprint)
         }))
     }
 

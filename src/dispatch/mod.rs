@@ -9,24 +9,27 @@
 //!
 //! **Invariant:** a slow or broken handler delays no other handler.
 
+mod health;
 mod retry;
 #[cfg(test)]
 mod tests;
 mod verdict;
 mod worker;
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, watch},
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use health::{Attempts, Failing};
 pub use retry::Retry;
 
 use crate::{
@@ -36,6 +39,7 @@ use crate::{
     store::{Deliveries, Followers, StoreError, Subscription},
     telemetry::Metrics,
 };
+use health::HandlerHealth;
 use worker::Worker;
 
 /// How long [`Dispatcher::drain`] waits, after its deadline, for the attempts that it has
@@ -48,6 +52,10 @@ pub struct Dispatcher {
     tasks: TaskTracker,
     /// The workers that have not ended, including those that were told to stop.
     workers: Mutex<Vec<RunningWorker>>,
+    /// The handlers in force.
+    handlers: ArcSwap<Vec<RunningHandler>>,
+    /// The names of the paused handlers.
+    paused: watch::Sender<Paused>,
     /// Stops all workers, including later ones.
     stop: CancellationToken,
     /// Makes all workers abandon their attempts.
@@ -63,6 +71,31 @@ struct WorkerContext {
     followers: Followers,
     metrics: Arc<Metrics>,
     clock: fn() -> Timestamp,
+    paused: watch::Receiver<Paused>,
+}
+
+/// The names of paused handlers.
+type Paused = Arc<BTreeSet<HandlerName>>;
+
+/// A handler in force. The handler itself is dropped when its worker ends.
+struct RunningHandler {
+    name: HandlerName,
+    kind: &'static str,
+    settings: Settings,
+    health: Arc<HandlerHealth>,
+}
+
+/// A handler in force, as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct HandlerStatus {
+    /// The handler's name in the TOML.
+    pub name: HandlerName,
+    /// Its kind.
+    pub kind: &'static str,
+    /// The settings that all kinds have.
+    pub settings: Settings,
+    /// How its latest attempts have ended.
+    pub attempts: Attempts,
 }
 
 /// A started worker.
@@ -81,15 +114,19 @@ impl Dispatcher {
         clock: fn() -> Timestamp,
         tasks: TaskTracker,
     ) -> Self {
+        let (paused, is_paused) = watch::channel(Paused::default());
         Self {
             context: WorkerContext {
                 store,
                 followers,
                 metrics,
                 clock,
+                paused: is_paused,
             },
+            paused,
             tasks,
             workers: Mutex::default(),
+            handlers: ArcSwap::default(),
             stop: CancellationToken::new(),
             abandon: CancellationToken::new(),
             broken: CancellationToken::new(),
@@ -119,10 +156,19 @@ impl Dispatcher {
             worker.stop.cancel();
         }
         workers.retain(|worker| !worker.task.is_finished());
+        let mut running = Vec::new();
         for handler in handlers {
+            let health = self.health(&handler.name);
+            running.push(RunningHandler {
+                name: handler.name.clone(),
+                kind: handler.kind,
+                settings: handler.settings.clone(),
+                health: health.clone(),
+            });
             let stop = self.stop.child_token();
             let worker = Worker::new(
                 handler,
+                health,
                 self.context.clone(),
                 stop.clone(),
                 self.abandon.clone(),
@@ -134,7 +180,39 @@ impl Dispatcher {
             });
             workers.push(RunningWorker { stop, task });
         }
+        self.handlers.store(Arc::new(running));
         Ok(())
+    }
+
+    /// Pauses the handlers called `names`, and resumes all others. A paused handler begins no attempt;
+    /// its attempts in flight go on. Its events are stored and wait.
+    pub fn set_paused(&self, names: BTreeSet<HandlerName>) {
+        self.paused.send_if_modified(|paused| {
+            let is_new = **paused != names;
+            if is_new {
+                *paused = Arc::new(names);
+            }
+            is_new
+        });
+    }
+
+    /// The health of the handler called `name`. A reload keeps it.
+    fn health(&self, name: &HandlerName) -> Arc<HandlerHealth> {
+        let handlers = self.handlers.load();
+        let known = handlers.iter().find(|known| known.name == *name);
+        known.map(|known| known.health.clone()).unwrap_or_default()
+    }
+
+    /// The handlers in force.
+    pub fn handlers(&self) -> Vec<HandlerStatus> {
+        let handlers = self.handlers.load();
+        let status = |running: &RunningHandler| HandlerStatus {
+            name: running.name.clone(),
+            kind: running.kind,
+            settings: running.settings.clone(),
+            attempts: running.health.latest(),
+        };
+        handlers.iter().map(status).collect()
     }
 
     /// Ends all deliveries. No attempt begins, and attempts in flight have until `deadline`. Later
@@ -171,6 +249,8 @@ impl std::fmt::Debug for Dispatcher {
 pub struct ConfiguredHandler {
     /// The handler's name in the TOML.
     pub name: HandlerName,
+    /// The `kind` of the handler in the TOML.
+    pub kind: &'static str,
     /// The settings that all kinds have.
     pub settings: Settings,
     /// The handler itself.

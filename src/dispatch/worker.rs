@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ConfiguredHandler, WorkerContext,
+    health::HandlerHealth,
     verdict::{self, Reporter},
 };
 use crate::{
@@ -42,6 +43,7 @@ pub(super) struct Worker {
     handler: Arc<ConfiguredHandler>,
     context: WorkerContext,
     reporter: Reporter,
+    health: Arc<HandlerHealth>,
     stop: CancellationToken,
     abandon: CancellationToken,
     /// Claims that have not been attempted, oldest first, so that no attempt waits for the store.
@@ -58,6 +60,8 @@ pub(super) struct Worker {
     settle_call: PendingCall<Result<Vec<Claim>, StoreError>>,
     /// The claim in flight, with the number of requested deliveries.
     claim_call: PendingCall<(usize, Result<Claims, StoreError>)>,
+    /// Whether an operator has paused the handler.
+    is_paused: bool,
     /// Whether the last settlement failed.
     has_settle_failed: bool,
     /// When to claim without a wake-up.
@@ -111,6 +115,7 @@ impl<T> PendingCall<T> {
 impl Worker {
     pub(super) fn new(
         handler: ConfiguredHandler,
+        health: Arc<HandlerHealth>,
         context: WorkerContext,
         stop: CancellationToken,
         abandon: CancellationToken,
@@ -126,6 +131,7 @@ impl Worker {
             settlements: followers.critical("settlements", settlements),
             reporter: Reporter::new(&handler.name, &context.metrics),
             handler: Arc::new(handler),
+            health,
             context,
             stop,
             abandon,
@@ -136,6 +142,7 @@ impl Worker {
             settling: Arc::default(),
             settle_call: PendingCall(None),
             claim_call: PendingCall(None),
+            is_paused: false,
             has_settle_failed: false,
             next_poll: Instant::now(),
             backoff_until: None,
@@ -146,7 +153,12 @@ impl Worker {
     /// Works until it is stopped, and then until all claims are settled.
     pub(super) async fn run(mut self) {
         let mut work = self.context.store.work();
+        let mut paused = self.context.paused.clone();
         while !self.stop.is_cancelled() {
+            self.is_paused = paused.borrow_and_update().contains(&self.handler.name);
+            if self.is_paused {
+                self.release_waiting();
+            }
             self.start_settle();
             self.start_claim(&mut work);
             self.start_attempts();
@@ -158,6 +170,7 @@ impl Worker {
                 settling = self.settle_call.result() => self.finish_settle(settling),
                 claimed = self.claim_call.result() => self.finish_claim(claimed),
                 Ok(()) = work.changed(), if has_room => self.next_poll = Instant::now(),
+                Ok(()) = paused.changed() => self.next_poll = Instant::now(),
                 () = sleep_until(pause_ends) => {}
             }
         }
@@ -219,10 +232,11 @@ impl Worker {
         (self.concurrency() + self.ahead()).saturating_sub(claimed)
     }
 
-    /// Whether to claim more: when half of the advance claims have been attempted, and not while
+    /// Whether to claim more: unless paused, when half of the advance claims have been attempted, and not while
     /// settlements fail.
     fn has_room(&self) -> bool {
-        !self.is_backing_off()
+        !self.is_paused
+            && !self.is_backing_off()
             && !self.has_settle_failed
             && !self.claim_call.is_pending()
             && self.room() > 0
@@ -390,6 +404,7 @@ impl Worker {
         let jitter = self.jitter(&claim);
         let (verdict, end) = verdict::judge(settings, &claim, ended.outcome, ended.at, jitter);
         self.reporter.report(&claim, &verdict, end, ended.took);
+        self.health.record(&verdict, ended.at);
         let settlement = self.settlement(&claim, verdict, at, ended.at);
         self.unsettled.push(settlement);
     }

@@ -33,7 +33,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use schemars::{JsonSchema, Schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::error::Category;
 
@@ -115,6 +115,7 @@ pub struct Family {
     facts: fn(&[u8]) -> Result<Facts, Unreadable>,
     value: fn(&[u8]) -> Result<serde_json::Value, Unreadable>,
     schema: fn() -> Schema,
+    subschema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 entries! {
@@ -326,6 +327,7 @@ impl Family {
                 schema.insert("title".to_owned(), F::NAME.into());
                 schema
             },
+            subschema: SchemaGenerator::subschema_for::<F>,
         }
     }
 
@@ -414,6 +416,11 @@ impl Family {
     /// The JSON Schema of the family's type.
     pub fn schema(&self) -> Schema {
         (self.schema)()
+    }
+
+    /// The same as a part of a larger schema.
+    pub fn subschema(&self, generator: &mut SchemaGenerator) -> Schema {
+        (self.subschema)(generator)
     }
 }
 

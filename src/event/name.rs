@@ -94,6 +94,13 @@ impl EventId {
         Self(Uuid::new_v7(time))
     }
 
+    /// When the event arrived, to the millisecond.
+    pub fn time(&self) -> Timestamp {
+        let stamp = self.as_bytes().iter().take(6);
+        let millis = stamp.fold(0, |millis, byte| millis << 8 | i64::from(*byte));
+        Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
     /// The id with these bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
@@ -168,6 +175,7 @@ mod tests {
         let now: Timestamp = "2026-03-04T15:21:07.412Z".parse().expect("it is a time");
         let later = now + SignedDuration::from_millis(1);
         let (first, second, third) = (EventId::new(now), EventId::new(now), EventId::new(later));
+        assert_eq!(third.time(), later);
         assert_ne!(first, second);
         assert!(first < third && second < third);
         assert!(first.to_string() < third.to_string());

@@ -106,13 +106,18 @@ impl Activity {
 }
 
 /// A request in flight, from its head to its answer; dropping ends it. The route gets it as an
-/// extension of the request.
-pub(super) struct InFlight {
+/// extension of the request. An answer that goes on for longer keeps it.
+pub struct InFlight {
     activity: Activity,
     is_whole: AtomicBool,
 }
 
 impl InFlight {
+    /// Ready when the server takes no more requests. An answer that never ends has to end then.
+    pub async fn draining(&self) {
+        self.activity.0.draining.cancelled().await;
+    }
+
     /// Whether the server takes no more requests.
     pub(super) fn is_draining(&self) -> bool {
         self.activity.0.draining.is_cancelled()

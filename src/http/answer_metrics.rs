@@ -57,6 +57,11 @@ impl AnswerMetrics {
         &self.by_label[label.index()]
     }
 
+    /// The number of answers with `label`.
+    pub(super) fn count_of(&self, label: Label) -> u64 {
+        self.of(label).counter.get().map_or(0, Counter::get)
+    }
+
     fn counter(&self, label: Label) -> &Counter {
         self.of(label).counter.get_or_init(|| {
             let labels = ByAnswer {

@@ -44,11 +44,13 @@ use crate::{
     telemetry::Metrics,
 };
 
+pub use activity::InFlight;
 pub use answer::{Accepted, Rejection, allow};
 pub use certificate::{Certificate, CertificateError};
 pub use chain::Chain;
 pub use descriptors::shortage;
 pub use listener::{Drained, Listener, ListenerMetrics};
+pub use route::EndpointStatus;
 pub use webhook::Webhook;
 
 /// The server that providers post to. [`bind`](Self::bind) takes the address;

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use http::{HeaderValue, Method};
+use jiff::Timestamp;
 use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     answer_metrics::AnswerMetrics,
 };
 use crate::{
-    event::{self, EventName},
+    event::{self, EndpointName, EventName},
     telemetry::{ByEndpoint, ByEvent, FloatGauge, Metrics},
 };
 
@@ -36,6 +37,23 @@ impl Routes {
             unrouted: AnswerMetrics::new(UNROUTED, is_unrouted, metrics),
         }
     }
+}
+
+/// An endpoint, with what it has answered since the process began.
+#[derive(Clone, Debug)]
+pub struct EndpointStatus {
+    /// Its name in the TOML.
+    pub name: EndpointName,
+    /// The family that it serves.
+    pub family: &'static str,
+    /// Its path.
+    pub path: String,
+    /// When it last stored an event.
+    pub last_event: Option<Timestamp>,
+    /// When its provider last made a handshake.
+    pub last_handshake: Option<Timestamp>,
+    /// The number of answers under each label, without those that are 0.
+    pub answers: Vec<(&'static str, u64)>,
 }
 
 /// An endpoint and its metrics, looked up once.
@@ -79,6 +97,22 @@ impl Route {
                 .clone(),
             answer_seconds: metrics.answer_seconds.get_or_create(&label).clone(),
             endpoint,
+        }
+    }
+
+    pub(super) fn status(&self) -> EndpointStatus {
+        let time = |gauge: &FloatGauge| match gauge.get() {
+            0.0 => None,
+            seconds => Timestamp::from_millisecond((seconds * 1e3) as i64).ok(),
+        };
+        let counts = Label::all().map(|label| (label.as_str(), self.answers.count_of(label)));
+        EndpointStatus {
+            name: self.endpoint.name.clone(),
+            family: self.endpoint.family.name,
+            path: self.endpoint.path.clone(),
+            last_event: time(&self.last_event),
+            last_handshake: time(&self.last_handshake),
+            answers: counts.filter(|(_, count)| *count > 0).collect(),
         }
     }
 

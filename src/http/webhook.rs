@@ -27,7 +27,7 @@ use super::{
     answer::{Accepted, Rejection},
     body::{Collected, Collector},
     limiter::Limiter,
-    route::{Route, Routes},
+    route::{EndpointStatus, Route, Routes},
 };
 use crate::{
     event::Notification,
@@ -72,6 +72,14 @@ impl Webhook {
     pub fn replace_endpoints(&self, endpoints: Vec<Endpoint>) {
         let routes = Routes::new(endpoints, &self.metrics);
         self.routes.store(Arc::new(routes));
+    }
+
+    /// The endpoints in force, by name, with what they have answered since the process began.
+    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+        let routes = self.routes.load();
+        let mut endpoints: Vec<_> = routes.by_path.values().map(Route::status).collect();
+        endpoints.sort_by(|one, other| one.name.cmp(&other.name));
+        endpoints
     }
 
     #[cfg(test)]

@@ -18,6 +18,7 @@
 //! Write one module beside [`embedded`], implement [`Store`], [`Operator`] and [`StoreKind`] in it, and
 //! add one line to [`ENGINES`].
 
+mod audit;
 mod error;
 mod follower;
 mod health;
@@ -47,6 +48,8 @@ pub use operator::{
     HandlerSummary, ParkedCursor, ParkedDelivery, ParkedFilter, ParkedList, ParkedReason,
     ReplaySelection, ReplaySummary,
 };
+
+pub use audit::{Action, AuditEntry, AuditLog, AuditRecord, Pause};
 
 pub use transfer::{
     Cursor, DeliverySnapshot, EventPage, LatestReport, StoredEvent, TransferPhase, TransferSummary,
@@ -157,7 +160,7 @@ pub trait Monitored: Send + Sync + 'static {
 
 /// The operator's side of a store. It works with and without a running service. Its methods block,
 /// so they belong on a thread of their own.
-pub trait Operator: Send {
+pub trait Operator: AuditLog + Send {
     /// One page of events, newest first. The work of a call is bounded, however many events are
     /// stored: when the bound is reached, the page is short or empty, and says where the list goes
     /// on.

@@ -12,6 +12,7 @@ mod amqp;
 mod answers;
 mod backup;
 mod command_line;
+mod console;
 mod copied;
 mod crash;
 mod deliver;
@@ -32,6 +33,7 @@ mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
 mod order;
+mod pages;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
@@ -50,6 +52,7 @@ mod verifiers;
 mod verify;
 #[path = "../support"]
 mod support {
+    pub(crate) mod browser;
     #[cfg(feature = "mqtt")]
     pub(crate) mod mosquitto;
     pub(crate) mod mtls;

@@ -61,6 +61,7 @@ fn handler(
     let settings = r#"{ events = ["*"], retry = { first = "1ms", attempts = 100 } }"#;
     ConfiguredHandler {
         name: name.into(),
+        kind: "closure",
         settings: Settings::deserialize(toml::de::ValueDeserializer::parse(settings).unwrap())
             .unwrap(),
         implementation: AnyHandler::new(Closure(handle)),

@@ -21,7 +21,7 @@ use std::{
 };
 
 use super::{
-    Settings, disk, ledger,
+    Settings, audit, disk, ledger,
     reader::{Directory, Scan, ScanItem},
     segment::Position,
 };
@@ -65,6 +65,7 @@ fn attempt(settings: &Settings, partial: &Settings) -> Result<BackupSummary, Sto
         let through = ledger::copy(&settings.ledger(), &partial.ledger())?;
         let copied = copy_journal(&settings.journal(), &partial.journal(), through)?;
         if let Some(journal_bytes) = copied {
+            audit::copy(&settings.audit(), &partial.audit())?;
             let finish = || {
                 disk::sync_dir(&partial.path)?;
                 fs::metadata(partial.ledger())

@@ -17,6 +17,7 @@
 //! <path>/journal/<segment>.torn-<n>      a torn tail that recovery has cut
 //! <path>/journal/spare.new               see `preallocator`
 //! <path>/ledger.db                       see `ledger/schema.sql`
+//! <path>/audit.db                        see `audit`; it is no view
 //! <path>/ledger.db.damaged-<n>           a damaged ledger
 //! <path>/seen.table                      see `dedup_index`
 //! <path>/seen.new                        the index while it is rebuilt
@@ -26,6 +27,7 @@
 //!
 //! **Invariant:** blocking work is done on the engine's own threads.
 
+mod audit;
 mod backfill;
 mod backup;
 mod codec;
@@ -182,6 +184,10 @@ impl Settings {
 
     fn ledger(&self) -> PathBuf {
         self.path.join("ledger.db")
+    }
+
+    fn audit(&self) -> PathBuf {
+        self.path.join("audit.db")
     }
 
     /// Checks that the store exists, and that this user may use it. The ledger is not opened: to

@@ -288,8 +288,10 @@ impl<'a> Events<'a> {
             .push(escape::to_sql(notification.endpoint.as_str()));
         let key = notification.key.as_ref();
         self.key.push(key.map(|key| escape::to_sql(key.as_str())));
-        self.subject.push(notification.subject().map(escape::to_sql));
-        self.further_subjects.push(rows::further_subjects(notification));
+        self.subject
+            .push(notification.subject().map(escape::to_sql));
+        self.further_subjects
+            .push(rows::further_subjects(notification));
         self.occurred_at.push(notification.occurred_at);
         self.received_at.push(notification.received_at);
         self.topics.push(rows::topics(notification));

@@ -85,7 +85,9 @@ pub(super) async fn list(
         step = step.saturating_mul(4);
         let last = candidates.last().map(|candidate| candidate.event.id);
         let taken = candidates.into_iter();
-        let mut taken: Vec<_> = taken.filter(|candidate| filter.takes(&candidate.event)).collect();
+        let mut taken: Vec<_> = taken
+            .filter(|candidate| filter.takes(&candidate.event))
+            .collect();
         deliveries.retain(connection, &mut taken).await?;
         if let Some(meant) = &meant {
             retain_about(connection, &mut taken, meant).await?;
@@ -130,7 +132,9 @@ fn candidate(row: &Row) -> Result<Candidate, PgError> {
 /// The days and the positions of `candidates`, as parameters.
 fn places(candidates: &[Candidate]) -> (Vec<Date>, Vec<i64>) {
     let places = candidates.iter();
-    places.map(|candidate| (candidate.day, candidate.position)).unzip()
+    places
+        .map(|candidate| (candidate.day, candidate.position))
+        .unzip()
 }
 
 /// The conditions of a filter on deliveries.
@@ -145,10 +149,7 @@ struct DeliveryFilter {
 
 impl DeliveryFilter {
     /// Those of `filter`; `None` if nothing can match, since there is no such handler.
-    async fn new(
-        connection: &PgConnection,
-        filter: &EventFilter,
-    ) -> Result<Option<Self>, PgError> {
+    async fn new(connection: &PgConnection, filter: &EventFilter) -> Result<Option<Self>, PgError> {
         let mut handler = None;
         if let Some(name) = &filter.handler {
             let name = escape::to_sql(name.as_str());
@@ -164,7 +165,10 @@ impl DeliveryFilter {
             open: state.is_none_or(DeliveryState::is_open),
             over: state.is_none_or(|state| !state.is_open()),
             state: state.map(|state| state as i16),
-            needle: filter.why.as_deref().map(|why| escape::to_sql(&needle(why)).into_owned()),
+            needle: filter
+                .why
+                .as_deref()
+                .map(|why| escape::to_sql(&needle(why)).into_owned()),
         }))
     }
 
@@ -201,7 +205,10 @@ async fn retain_about(
     candidates: &mut Vec<Candidate>,
     meant: &[String],
 ) -> Result<(), PgError> {
-    let ids: Vec<_> = candidates.iter().map(|candidate| candidate.event.id).collect();
+    let ids: Vec<_> = candidates
+        .iter()
+        .map(|candidate| candidate.event.id)
+        .collect();
     let mut about = HashSet::new();
     for ids in ids.chunks(500) {
         for (mut notification, ..) in rows::find(&connection.client, ids).await? {
@@ -229,7 +236,10 @@ async fn detailed(
     for row in connection.client.query(DETAILS, parameters).await? {
         found.insert(row.try_get::<_, i64>(0)?, row);
     }
-    for Candidate { position, event, .. } in &mut candidates {
+    for Candidate {
+        position, event, ..
+    } in &mut candidates
+    {
         // An event that retention has deleted meanwhile is listed without them.
         let Some(row) = found.get(position) else {
             continue;
@@ -238,7 +248,10 @@ async fn detailed(
         event.open = row.try_get::<_, i64>(4)?.cast_unsigned();
         event.parked = row.try_get::<_, i64>(5)?.cast_unsigned();
     }
-    Ok(candidates.into_iter().map(|candidate| candidate.event).collect())
+    Ok(candidates
+        .into_iter()
+        .map(|candidate| candidate.event)
+        .collect())
 }
 
 fn subjects(row: &Row, event: &EventSummary) -> Result<Vec<String>, PgError> {

@@ -135,6 +135,7 @@
 //! assumes. A test checks their plans.
 
 mod append;
+mod audit;
 mod batch;
 mod claim;
 mod error;

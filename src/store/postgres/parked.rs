@@ -42,13 +42,19 @@ pub(super) async fn list(
 ) -> Result<ParkedList, PgError> {
     let handler = filter.handler.as_ref();
     let handler = handler.map(|handler| escape::to_sql(handler.as_str()));
-    let needle = filter.why.as_deref().map(|why| escape::to_sql(&needle(why)).into_owned());
+    let needle = filter
+        .why
+        .as_deref()
+        .map(|why| escape::to_sql(&needle(why)).into_owned());
     let at_most = match handler.is_none() && needle.is_none() {
         true => MOST_LOOKED_AT.min(filter.limit),
         false => MOST_LOOKED_AT,
     };
     let from = filter.after.as_ref().map_or(0, |after| after.position);
-    let behind = filter.after.as_ref().map_or("", |after| after.handler.as_str());
+    let behind = filter
+        .after
+        .as_ref()
+        .map_or("", |after| after.handler.as_str());
     let behind = escape::to_sql(behind);
     // One more shows whether there is more.
     let size = at_most as i64 + 1;

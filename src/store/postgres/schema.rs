@@ -51,6 +51,10 @@ const MIGRATIONS: &[Migration] = &[
         sql: include_str!("007.sql"),
         needs: 4,
     },
+    Migration {
+        sql: include_str!("008.sql"),
+        needs: 4,
+    },
 ];
 
 /// The version of the tables that this program knows.

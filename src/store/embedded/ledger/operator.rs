@@ -2,6 +2,7 @@
 //! service.
 
 use std::{
+    cell::OnceCell,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -17,9 +18,10 @@ use super::{
 use crate::{
     event::{EventId, HandlerName, OrderingKeys},
     store::{
-        Attempt, DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventList,
-        HandlerSummary, Operator, ParkedFilter, ParkedList, ParkedReason, ReplaySelection,
-        ReplaySummary, StoreError,
+        Attempt, AuditEntry, AuditLog, AuditRecord, DeliveryDetails, DeliveryState, EventDetails,
+        EventFilter, EventList, HandlerSummary, Operator, ParkedFilter, ParkedList, ParkedReason,
+        Pause, ReplaySelection, ReplaySummary, StoreError,
+        embedded::audit::AuditDatabase,
         embedded::{Embedded, Settings, reader::EventReader, segment::Position},
     },
 };
@@ -38,6 +40,8 @@ pub(in super::super) struct OperatorConnection {
     pub(super) db: Connection,
     settings: Settings,
     clock: fn() -> Timestamp,
+    /// Opened when it is first needed: a command that only lists events creates no file.
+    audit: OnceCell<AuditDatabase>,
 }
 
 impl OperatorConnection {
@@ -55,7 +59,17 @@ impl OperatorConnection {
             db: sqlite::open(&settings.ledger(), false)?,
             settings: settings.clone(),
             clock,
+            audit: OnceCell::new(),
         })
+    }
+
+    /// The audit log.
+    fn audit_log(&self) -> Result<&AuditDatabase, StoreError> {
+        if let Some(audit) = self.audit.get() {
+            return Ok(audit);
+        }
+        let audit = AuditDatabase::open(&self.settings.audit())?;
+        Ok(self.audit.get_or_init(|| audit))
     }
 
     /// A reader of the journal.
@@ -89,6 +103,32 @@ impl OperatorConnection {
         let look = "SELECT EXISTS (SELECT 1 FROM outbox)";
         let found = self.db.query_row(look, [], |row| row.get(0));
         found.map_err(StoreError::database("reading the ledger"))
+    }
+}
+
+impl AuditLog for OperatorConnection {
+    fn record(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let recorded = self.audit_log()?.record(entry);
+        recorded.map_err(StoreError::database("writing the audit log"))
+    }
+
+    fn audit(&self, before: Option<i64>, limit: usize) -> Result<Vec<AuditRecord>, StoreError> {
+        let listed = self.audit_log()?.list(before, limit);
+        listed.map_err(StoreError::database("reading the audit log"))
+    }
+
+    fn pauses(&self) -> Result<Vec<Pause>, StoreError> {
+        let listed = self.audit_log()?.pauses();
+        listed.map_err(StoreError::database("reading the paused handlers"))
+    }
+
+    fn set_paused(
+        &mut self,
+        handler: &HandlerName,
+        entry: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let changed = self.audit_log()?.set_paused(handler, entry);
+        changed.map_err(StoreError::database("writing the paused handlers"))
     }
 }
 

@@ -45,7 +45,10 @@ pub(super) fn list(db: &Connection, filter: &ParkedFilter) -> Result<ParkedList>
 }
 
 /// The deliveries to look at, and whether there are more behind them.
-fn places(db: &Connection, filter: &ParkedFilter) -> Result<(Vec<(HandlerId, ParkedCursor)>, bool)> {
+fn places(
+    db: &Connection,
+    filter: &ParkedFilter,
+) -> Result<(Vec<(HandlerId, ParkedCursor)>, bool)> {
     let at_most = match filter.why {
         Some(_) => MOST_LOOKED_AT,
         None => MOST_LOOKED_AT.min(filter.limit),
@@ -58,11 +61,17 @@ fn places(db: &Connection, filter: &ParkedFilter) -> Result<(Vec<(HandlerId, Par
     })?;
     for handler in handlers {
         let (id, handler): (HandlerId, _) = handler?;
-        if filter.handler.as_ref().is_some_and(|wanted| *wanted != handler) {
+        if filter
+            .handler
+            .as_ref()
+            .is_some_and(|wanted| *wanted != handler)
+        {
             continue;
         }
         let from = filter.after.as_ref().map_or(0, |after| {
-            after.position.saturating_add((handler <= after.handler).into())
+            after
+                .position
+                .saturating_add((handler <= after.handler).into())
         });
         // One more shows whether there is more.
         let found = positions.query_map(params![id, from, at_most as i64 + 1], |row| row.get(0))?;
@@ -107,7 +116,8 @@ fn delivery(
 
 /// The reasons, most frequent first.
 pub(super) fn reasons(db: &Connection) -> Result<Vec<ParkedReason>> {
-    let mut handlers = db.prepare_cached("SELECT id, name, parked FROM handlers WHERE parked > 0")?;
+    let mut handlers =
+        db.prepare_cached("SELECT id, name, parked FROM handlers WHERE parked > 0")?;
     let mut list = db.prepare_cached(REASONS)?;
     let mut received = db.prepare_cached("SELECT received_at FROM events WHERE position = ?1")?;
     let mut reasons = Vec::new();

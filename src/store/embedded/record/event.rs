@@ -74,8 +74,7 @@ pub(super) fn take_event(
     let mut keys = None;
     if state == Personal::Whole {
         notification.key = take_option(personal, take_text)?.map(Key::from);
-        notification.subjects =
-            take_list(personal, |bytes| take_text(bytes).map(str::to_owned))?;
+        notification.subjects = take_list(personal, |bytes| take_text(bytes).map(str::to_owned))?;
         notification.topics = take_list(personal, |bytes| take_text(bytes).map(Topic::from))?;
         keys = take_option(personal, |bytes| {
             let scope = take_integer(bytes)?;

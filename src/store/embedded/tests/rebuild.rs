@@ -101,12 +101,18 @@ async fn each_delivery_is_rebuilt_with_its_outcome() {
     let (store, events) = of_all_kinds(&place).await;
     store.close().await;
     let before = all_deliveries(&place, &events);
-    let parked = format!("{:?}", place.records().parked(&all_parked()).unwrap().deliveries);
+    let parked = format!(
+        "{:?}",
+        place.records().parked(&all_parked()).unwrap().deliveries
+    );
     lose_the_views(&place);
 
     let store = start(&place, &["crm"]).await;
     assert_eq!(all_deliveries(&place, &events), before);
-    let again = format!("{:?}", place.records().parked(&all_parked()).unwrap().deliveries);
+    let again = format!(
+        "{:?}",
+        place.records().parked(&all_parked()).unwrap().deliveries
+    );
     assert_eq!(again, parked);
     // What comes again is known as well.
     store.append_all(events.clone()).await;

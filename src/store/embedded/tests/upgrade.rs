@@ -181,5 +181,13 @@ async fn commands_refuse_a_ledger_of_version_1_until_a_service_upgrades_it() {
     );
     assert_eq!(refused.to_string(), text);
     start(&place).await.close().await;
-    assert_eq!(place.records().parked(&all_parked()).unwrap().deliveries.len(), 1);
+    assert_eq!(
+        place
+            .records()
+            .parked(&all_parked())
+            .unwrap()
+            .deliveries
+            .len(),
+        1
+    );
 }
