@@ -119,18 +119,11 @@ async fn draining_waits_for_the_attempts_of_a_replaced_handler() {
     harness.store.push(None, "{}").await;
     next(&mut begun).await;
 
-    let ended = Arc::new(Semaphore::new(0));
-    let guard = OnDrop(ended.clone());
-    let new = handler("crm", move |_, _| {
-        let _guard = &guard;
-        done()
-    });
+    let new = handler("crm", |_, _| done());
     harness.dispatcher.replace(vec![new]).await.unwrap();
-    let new_has_ended = async {
-        ended.acquire().await.unwrap().forget();
-        opened.add_permits(1);
-    };
-    let (in_time, ()) = tokio::join!(harness.drain(), new_has_ended);
+    // The gate opens once the drain has begun.
+    let open = async { opened.add_permits(1) };
+    let (in_time, ()) = tokio::join!(harness.drain(), open);
     assert!(in_time);
     assert!(harness.store.rows(|rows| rows[0].is(&Verdict::Done)));
 }
