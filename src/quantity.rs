@@ -110,7 +110,7 @@ pub mod moment {
     use jiff::{SignedDuration, Timestamp};
 
     /// The times that the API's schema allows. [`parse`] reads more.
-    pub const PATTERN: &str = "^([12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])\
+    pub const PATTERN: &str = "^(|[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])\
         T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z|[1-9][0-9]{0,3}[smhd])$";
 
     /// Reads it, at `now`.
@@ -122,8 +122,10 @@ pub mod moment {
         if let Ok(time) = text.parse() {
             return Ok(time);
         }
-        let ago = humantime::parse_duration(text)
-            .ok()
+        // The library reads `0` without a unit, too.
+        let age = Some(text).filter(|age| age.ends_with(char::is_alphabetic));
+        let ago = age
+            .and_then(|age| humantime::parse_duration(age).ok())
             .and_then(|ago| SignedDuration::try_from(ago).ok())
             .and_then(|ago| now.checked_sub(ago).ok());
         ago.ok_or_else(|| {

@@ -48,22 +48,6 @@ fn copy(from: &Home, to: &Home, parts: &[&str]) {
 pub(crate) fn copy_any(from: &Path, to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     if !from.is_dir() {
-        if from.extension().is_some_and(|e| e == "segment") {
-            use std::io::{Read, Write};
-            let (Ok(mut a), mut b) = (fs::File::open(from), fs::File::create(to).unwrap()) else {
-                return;
-            };
-            let mut buf = [0; 2048];
-            loop {
-                let n = a.read(&mut buf).unwrap();
-                if n == 0 {
-                    break;
-                }
-                std::thread::sleep(Duration::from_micros(20));
-                b.write_all(&buf[..n]).unwrap();
-            }
-            return;
-        }
         let copied = fs::copy(from, to);
         assert!(copied.is_ok() || !from.exists(), "{copied:?}");
         return;

@@ -32,6 +32,7 @@ mod migrate;
 mod mqtt;
 #[cfg(feature = "nats")]
 mod nats;
+mod openapi;
 mod order;
 mod pages;
 #[cfg(feature = "postgres")]

@@ -13,7 +13,6 @@ use crate::store::{Action, AuditEntry, AuditRecord};
 pub(in super::super) struct Filter {
     /// The `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
     pub before: Option<i64>,
     /// The most entries of a page.
     #[schemars(range(min = 1, max = 200))]

@@ -4,7 +4,7 @@ use axum::response::{IntoResponse, Response};
 use http::header;
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 
 use super::{Context, Problem};
@@ -27,28 +27,28 @@ pub(in super::super) struct Filter {
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(length(max = 256))]
     pub about: Option<String>,
     /// An event name; `*` stands for any characters.
     #[serde(
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(max = 256))]
     pub name: Option<String>,
     /// The endpoint that received the event.
     #[serde(
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(max = 256))]
     pub endpoint: Option<String>,
     /// A handler that has a delivery of the event. `state` and `why` are about that delivery then.
     #[serde(
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(max = 256))]
     pub handler: Option<String>,
     /// The state of a delivery.
     #[serde(
@@ -61,14 +61,14 @@ pub(in super::super) struct Filter {
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(max = 256))]
     pub why: Option<String>,
     /// The partition key.
     #[serde(
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(max = 256))]
     pub key: Option<String>,
     /// Only events received at or after this time, or within this age: `2h`.
     #[serde(
@@ -85,10 +85,7 @@ pub(in super::super) struct Filter {
     #[schemars(regex(pattern = moment::PATTERN))]
     pub until: Option<String>,
     /// The `next` of the page before.
-    #[serde(
-        deserialize_with = "unless_empty",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<uuid_schema::Uuid>")]
     pub before: Option<String>,
     /// The most events of a page.
@@ -410,11 +407,22 @@ impl From<DeliveryDetails> for Delivery {
     }
 }
 
+/// The most characters of a text.
+const MAX_TEXT: usize = 256;
+
 /// A text; an empty one, as forms send it, stands for nothing.
 pub(super) fn unless_empty<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
+    if text
+        .as_ref()
+        .is_some_and(|text| text.chars().count() > MAX_TEXT)
+    {
+        return Err(D::Error::custom(format!(
+            "a text has at most {MAX_TEXT} characters"
+        )));
+    }
     Ok(text
         .map(|text| text.trim().to_owned())
         .filter(|text| !text.is_empty()))

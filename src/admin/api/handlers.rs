@@ -64,6 +64,9 @@ pub(in super::super) struct Why {
     pub reason: String,
 }
 
+/// The most characters of a reason.
+const MAX_REASON: usize = 500;
+
 /// Whether a request has changed anything.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub(in super::super) struct Changed {
@@ -144,6 +147,10 @@ async fn set_paused(
     Why { reason }: Why,
 ) -> Result<Changed, Problem> {
     let console = &context.console;
+    if !(1..=MAX_REASON).contains(&reason.chars().count()) {
+        let detail = format!("`reason` has 1 to {MAX_REASON} characters");
+        return Err(Problem::invalid(detail));
+    }
     if !console.handler_names().contains(&name) {
         return Err(Problem::absent(format!("no handler is called {name:?}")));
     }

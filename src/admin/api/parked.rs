@@ -23,21 +23,21 @@ pub(in super::super) struct Filter {
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(max = 256))]
     pub handler: Option<String>,
     /// A part of the reason.
     #[serde(
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(max = 256))]
     pub why: Option<String>,
     /// The `next` of the page before. Any other text is answered 404.
     #[serde(
         deserialize_with = "unless_empty",
         skip_serializing_if = "Option::is_none"
     )]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(max = 256))]
     pub after: Option<String>,
     /// The most deliveries of a page.
     #[schemars(range(min = 1, max = 200))]

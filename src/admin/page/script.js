@@ -12,7 +12,9 @@ async function refresh() {
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const part of document.querySelectorAll("[data-live]")) {
     const now = page.getElementById(part.id);
-    if (now && now.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
+    // What somebody has opened or is typing into stays.
+    const inUse = part.contains(document.activeElement) || part.querySelector("details[open]");
+    if (now && now.innerHTML !== part.innerHTML && !inUse) {
       part.replaceChildren(...now.childNodes);
     }
   }

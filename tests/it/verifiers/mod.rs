@@ -25,7 +25,7 @@ const OTHER_KEY: &str = "C2FVsBQIhrscChlQIMV+b5sSYob7oD8F";
 /// # Panics
 ///
 /// When `tests/run` has not installed the libraries.
-fn libraries(name: &str) -> PathBuf {
+pub(crate) fn libraries(name: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_hookswitch")).ancestors();
     let folder = target.map(|folder| folder.join("tools").join(name));
     let found = folder.into_iter().find(|folder| folder.is_dir());
