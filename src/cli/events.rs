@@ -9,16 +9,23 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     output::{Format, count, or_dash, print_json},
+    parked,
 };
 use crate::{
-    event::{EventId, EventName, Family, Key, Notification, Pattern, event_meanings},
-    store::{DeliveryDetails, EventDetails, EventFilter, EventList, EventSummary, Operator},
+    event::{EndpointName, EventId, EventName, Family, Key, Notification, Pattern, event_meanings},
+    store::{
+        DeliveryDetails, DeliveryState, EventDetails, EventFilter, EventList, EventSummary,
+        Operator,
+    },
 };
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List events, newest first, without bodies
     List(List),
+    /// Show what happened to a phone number or an extension, oldest first: its events, with each
+    /// delivery and attempt
+    Timeline(Timeline),
     /// Show one event: its body, its parsed form, and its deliveries
     Show(Show),
     /// List every event name that can occur, with its meaning
@@ -32,7 +39,60 @@ pub(super) struct List {
     /// Only events with this partition key
     #[arg(long)]
     key: Option<String>,
+    /// Only events about this phone number or extension, however it is written
+    #[arg(long)]
+    number: Option<String>,
+    /// Only events that this endpoint received
+    #[arg(long)]
+    endpoint: Option<String>,
+    /// Only events with a delivery to this handler, in the state and with the reason that the next two
+    /// options name
+    #[arg(long)]
+    handler: Option<String>,
+    /// Only events with a delivery in this state
+    #[arg(long)]
+    state: Option<State>,
+    /// Only events with a delivery that is parked, was skipped or failed with this text in the reason
+    #[arg(long)]
+    why: Option<String>,
+    /// Only events older than this one
+    #[arg(long, value_name = "ID", value_parser = id)]
+    before: Option<EventId>,
     /// List at most this many events
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// The state of a delivery. Which of the open ones wait for another depends on the moment.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum State {
+    Open,
+    Parked,
+    Done,
+    Skipped,
+}
+
+impl From<State> for DeliveryState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Open => Self::Ready,
+            State::Parked => Self::Parked,
+            State::Done => Self::Done,
+            State::Skipped => Self::Skipped,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Timeline {
+    /// The phone number or extension, however it is written
+    #[arg(allow_hyphen_values = true)]
+    number: String,
+    #[command(flatten)]
+    range: Range,
+    /// Show at most this many events, the latest ones
     #[arg(long, default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
@@ -75,6 +135,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Exit> {
     match command {
         Command::List(args) => list(args, &*operator()?),
+        Command::Timeline(args) => timeline(args, &*operator()?),
         Command::Show(args) => show(args, &*operator()?),
         Command::Names(args) => names(args),
     }
@@ -110,10 +171,17 @@ fn list(args: &List, operator: &dyn Operator) -> anyhow::Result<Exit> {
         since: args.range.since,
         until: args.range.until,
         key: args.key.as_deref().map(Key::from),
+        about: args.number.clone(),
+        endpoint: args.endpoint.as_deref().map(EndpointName::from),
+        handler: parked::handler(operator, args.handler.as_deref())?,
+        state: args.state.map(DeliveryState::from),
+        why: args.why.clone(),
+        before: args.before,
+        after: None,
         limit: args.limit,
-        ..EventFilter::default()
     };
-    let (events, _) = collect(operator, filter)?;
+    let (events, end) = collect(operator, filter)?;
+    warn_if_incomplete(&end)?;
     args.format.print(
         &events,
         [
@@ -133,6 +201,75 @@ fn list(args: &List, operator: &dyn Operator) -> anyhow::Result<Exit> {
         "no stored event matches",
     )?;
     Ok(Exit::Success)
+}
+
+/// Says on standard error that events may be missing.
+fn warn_if_incomplete(list: &EventList) -> io::Result<()> {
+    let Some(before) = list.incomplete_before else {
+        return Ok(());
+    };
+    writeln!(
+        io::stderr(),
+        "events received before {before:.0} may be missing: the service is still indexing them"
+    )
+}
+
+fn timeline(args: &Timeline, operator: &dyn Operator) -> anyhow::Result<Exit> {
+    let filter = EventFilter {
+        name: args.range.name.clone(),
+        since: args.range.since,
+        until: args.range.until,
+        about: Some(args.number.clone()),
+        limit: args.limit,
+        ..EventFilter::default()
+    };
+    let (events, end) = collect(operator, filter)?;
+    warn_if_incomplete(&end)?;
+    let mut found = Vec::with_capacity(events.len());
+    for event in events.iter().rev() {
+        // Retention may have deleted the event meanwhile.
+        found.extend(operator.event(event.id)?);
+    }
+    if args.format.json {
+        print_json(&found.iter().map(as_json).collect::<Vec<_>>())?;
+        return Ok(Exit::Success);
+    }
+    let mut out = io::stdout().lock();
+    if end.next.is_some() {
+        writeln!(out, "there are older events; --limit shows more of them\n")?;
+    }
+    for (number, record) in found.iter().enumerate() {
+        if number > 0 {
+            writeln!(out)?;
+        }
+        print_story(&mut out, record)?;
+    }
+    if found.is_empty() {
+        writeln!(io::stderr(), "no stored event is about {}", args.number)?;
+    }
+    Ok(Exit::Success)
+}
+
+/// An event in a few lines, with its deliveries.
+fn print_story(out: &mut impl Write, record: &EventDetails) -> io::Result<()> {
+    let event = &record.notification;
+    writeln!(
+        out,
+        "{:.3}  {}  {}",
+        event.received_at, event.name, event.id
+    )?;
+    write!(out, "  received by {}", event.endpoint)?;
+    if let Some(occurred_at) = event.occurred_at {
+        write!(out, ", occurred {occurred_at:.3}")?;
+    }
+    writeln!(out, "; about {}", event.subjects.join(", "))?;
+    if record.deliveries.is_empty() {
+        writeln!(out, "  no handler takes this event")?;
+    }
+    for delivery in &record.deliveries {
+        print_delivery(out, "  ", delivery)?;
+    }
+    Ok(())
 }
 
 /// The events that `filter` selects, from as many pages as it takes, and the list that ended them.
@@ -207,7 +344,8 @@ fn print(record: &EventDetails) -> anyhow::Result<()> {
         writeln!(out, "\nno handler takes this event")?;
     }
     for delivery in &record.deliveries {
-        print_delivery(&mut out, delivery)?;
+        writeln!(out)?;
+        print_delivery(&mut out, "", delivery)?;
     }
     match body(event) {
         Value::String(text) => writeln!(out, "\n{text}")?,
@@ -216,11 +354,16 @@ fn print(record: &EventDetails) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_delivery(out: &mut impl Write, delivery: &DeliveryDetails) -> io::Result<()> {
+/// A delivery and its failed attempts, each line behind `indent`.
+fn print_delivery(
+    out: &mut impl Write,
+    indent: &str,
+    delivery: &DeliveryDetails,
+) -> io::Result<()> {
     let state = serde_json::to_value(delivery.state).unwrap_or_default();
     write!(
         out,
-        "\nhandler {}: {}, {}",
+        "{indent}handler {}: {}, {}",
         delivery.handler,
         state.as_str().unwrap_or_default(),
         count(delivery.attempts.into(), "attempt")
@@ -229,6 +372,9 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryDetails) -> io::Resul
         write!(out, ", waits for {id}")?;
     } else if let Some(due_at) = delivery.due_at {
         write!(out, ", due {due_at:.0}")?;
+    }
+    if let Some(ended_at) = delivery.ended_at {
+        write!(out, ", {ended_at:.3}")?;
     }
     if let Some(reason) = &delivery.replay {
         write!(out, ", replayed: {reason}")?;
@@ -241,7 +387,7 @@ fn print_delivery(out: &mut impl Write, delivery: &DeliveryDetails) -> io::Resul
     for failure in &delivery.failures {
         writeln!(
             out,
-            "  {:.3}  {} ms  {}",
+            "{indent}  {:.3}  {} ms  {}",
             failure.started_at, failure.took_ms, failure.why
         )?;
     }

@@ -43,7 +43,7 @@ pub use name::{DedupeKey, EndpointName, EventId, EventName, HandlerName, Key, To
 pub use notification::Notification;
 pub use ordering::{KeyHash, OrderingKeys, key_hash};
 pub use pattern::{Pattern, TenseGap, tense_gaps};
-pub use subject::meant_by;
+pub use subject::{meant_by, normal_form};
 pub use tri_state::TriState;
 
 use crate::entries::entries;

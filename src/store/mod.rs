@@ -26,6 +26,7 @@ mod operator;
 mod pending;
 mod replay;
 mod statistics;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -105,6 +105,8 @@ pub struct DeliveryDetails {
     pub attempts: u32,
     /// When the next attempt is due, if there is one.
     pub due_at: Option<Timestamp>,
+    /// When the delivery was finished, skipped or parked.
+    pub ended_at: Option<Timestamp>,
     /// The reason of the last replay, if there was one.
     pub replay: Option<String>,
     /// Why the delivery is parked or was skipped.

@@ -48,6 +48,7 @@ mod recovery;
 mod retention;
 mod segment;
 mod source;
+mod term_backfill;
 #[cfg(test)]
 pub(super) mod tests;
 mod user;
@@ -241,6 +242,8 @@ struct Threads {
     retention: JoinHandle<()>,
     stop_retention: mpsc::Sender<()>,
     journal: JoinHandle<()>,
+    term_backfill: JoinHandle<()>,
+    stop_term_backfill: mpsc::Sender<()>,
     /// Unlocked last.
     lock: File,
 }
@@ -392,8 +395,10 @@ impl Shared {
         if let Some(threads) = threads.take() {
             self.core.progress.stop();
             drop(threads.stop_retention);
+            drop(threads.stop_term_backfill);
             threads.indexer.join().ok();
             threads.retention.join().ok();
+            threads.term_backfill.join().ok();
             self.ledger.close();
             // After the ledger, whose last transaction writes to the journal.
             self.journal.close();

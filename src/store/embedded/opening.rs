@@ -19,6 +19,7 @@ use super::{
     recovery::{self, Tail},
     retention::Retention,
     start,
+    term_backfill::TermBackfill,
 };
 use crate::store::{Context, Health, StoreError, health::HealthReporter};
 
@@ -62,9 +63,14 @@ impl Embedded {
             watermark,
         )?;
         let retention = Retention::new(core.clone(), ledger.clone(), journal.clone());
+        let term_backfill = TermBackfill::new(core.clone(), ledger.clone());
         let (stop_retention, stop) = mpsc::channel();
+        let (stop_term_backfill, stop_terms) = mpsc::channel();
         let (index, retain) = (move || indexer.run(), move || retention.run(&stop));
+        let add_terms = move || term_backfill.run(&stop_terms);
         let threads = Threads {
+            term_backfill: start("terms", core.health.supervised("terms", add_terms))?,
+            stop_term_backfill,
             indexer: start("indexer", core.health.supervised("indexer", index))?,
             retention: start("retention", core.health.supervised("retention", retain))?,
             stop_retention,

@@ -175,6 +175,13 @@ impl Retention {
             })
     }
 
+    /// Deletes what the events of segment `number` were looked up by.
+    fn delete_terms(&self, number: u32) -> Result<(), StoreError> {
+        let delete = move |database: &mut super::LedgerDatabase| database.delete_terms(number);
+        while self.ledger.run_blocking("deleting old events", delete)? {}
+        Ok(())
+    }
+
     /// Deletes the content of segment `number` from the ledger. Returns `false` if the segment is
     /// needed after all.
     fn delete_from_ledger(&self, number: u32) -> Result<bool, StoreError> {
@@ -195,11 +202,16 @@ impl Retention {
                 .run_blocking("deleting old events", move |database| {
                     database.delete_events((from, to), &slice)
                 })?;
-            if done || !is_deleted {
-                return Ok(is_deleted);
+            if !is_deleted {
+                return Ok(false);
+            }
+            if done {
+                break;
             }
             from = to;
         }
+        self.delete_terms(number)?;
+        Ok(true)
     }
 }
 

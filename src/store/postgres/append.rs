@@ -35,6 +35,7 @@ use crate::{
     store::{
         APPEND_BUDGET, AppendError,
         pending::{Ack, AckSender, BATCH, BATCH_BYTES, PendingBytes, WAITING},
+        terms::TermHasher,
     },
 };
 
@@ -68,6 +69,12 @@ pub(super) const ADD: &str = "WITH
     to_unlearnt AS (INSERT INTO unlearnt (position, day)
         SELECT positions[place], day FROM drawn, unnest($5::integer[], $6::date[])
             AS n (place, day)),
+    to_terms AS (INSERT INTO terms (day, term, position)
+        SELECT day, term, positions[place] FROM drawn, unnest($34::date[], $35::bigint[],
+            $36::integer[]) AS t (day, term, place)),
+    to_unindexed AS (INSERT INTO unindexed (day, first, last)
+        SELECT day, positions[place], positions[place] FROM drawn, unnest($37::date[],
+            $38::integer[]) AS n (day, place)),
     to_deliveries AS (INSERT INTO deliveries
             (handler, position, day, scope, key, keys, state, behind, due_at)
         SELECT handler, positions[place], day, scope, key, keys::bigint[],
@@ -110,10 +117,11 @@ pub(super) async fn add<'a, I: Iterator<Item = (&'a Notification, Option<&'a Ord
     statement: &Statement,
     notifications: impl Fn() -> I,
     active: &[ActiveHandler],
+    hasher: &TermHasher,
 ) -> Result<Added<'a>, PgError> {
     let mut known = HashSet::new();
     loop {
-        let batch = InsertBatch::new(notifications(), known.clone(), active);
+        let batch = InsertBatch::new(notifications(), known.clone(), active, hasher);
         let row = client.query_one(statement, &batch.columns()).await?;
         let found: Vec<Uuid> = row.try_get(0)?;
         if found.is_empty() {
@@ -297,7 +305,9 @@ async fn try_commit(
     // A batch without new events is committed too: the events that it duplicates may have been
     // committed here, and not on a standby yet.
     let active = shared.registry.active();
-    let Added { batch, .. } = add(&connection.client, &statement, notifications, &active).await?;
+    let client = &connection.client;
+    let hasher = shared.hasher(client).await?;
+    let Added { batch, .. } = add(client, &statement, notifications, &active, hasher).await?;
     if !batch.deliveries.place.is_empty() {
         shared.wake_all();
     }

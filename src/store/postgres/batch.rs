@@ -16,7 +16,10 @@ use super::{
     registry::{ActiveHandler, HandlerId},
     rows, topics,
 };
-use crate::event::{DedupeKey, KeyHash, Notification, OrderingKeys};
+use crate::{
+    event::{DedupeKey, KeyHash, Notification, OrderingKeys},
+    store::terms::{MOST_TERMS, TermHasher},
+};
 
 /// A row of `tally` that changes nothing, so that each transaction writes something.
 const NOTHING: (HandlerId, i64) = (0, 0);
@@ -27,7 +30,11 @@ pub(super) struct InsertBatch<'a> {
     pub(super) events: Events<'a>,
     pub(super) dedupe_keys: DedupeKeys,
     pub(super) topics: Topics,
-    pub(super) deferred_topics: DeferredTopics,
+    /// The events whose topics are stored later (see [`super::topics`]).
+    pub(super) deferred_topics: Deferred,
+    pub(super) terms: Terms,
+    /// The events whose terms are added later (see [`super::terms`]).
+    pub(super) unindexed: Deferred,
     pub(super) deliveries: Deliveries,
     pub(super) tally: Tally,
     /// The number of duplicates, of events in this batch or in the database.
@@ -86,11 +93,19 @@ pub(super) struct Topics {
     pub(super) latest: Vec<Timestamp>,
 }
 
-/// The events whose topics are stored later (see [`super::topics`]).
+/// Some of the events.
 #[derive(Debug, Default)]
-pub(super) struct DeferredTopics {
+pub(super) struct Deferred {
     pub(super) place: Vec<i32>,
     pub(super) day: Vec<Date>,
+}
+
+/// What the events are looked up by.
+#[derive(Debug, Default)]
+pub(super) struct Terms {
+    pub(super) day: Vec<Date>,
+    pub(super) term: Vec<i64>,
+    pub(super) place: Vec<i32>,
 }
 
 /// The number of new deliveries, by handler.
@@ -118,6 +133,7 @@ impl<'a> InsertBatch<'a> {
         notifications: impl Iterator<Item = (&'a Notification, Option<&'a OrderingKeys>)>,
         mut known: HashSet<DedupeKey>,
         active: &[ActiveHandler],
+        hasher: &TermHasher,
     ) -> Self {
         let mut batch = Self::default();
         let mut dedupe_keys = BTreeMap::new();
@@ -148,6 +164,7 @@ impl<'a> InsertBatch<'a> {
                 }
                 None => {}
             }
+            batch.index(notification, place, hasher);
             let dedupe = notification.dedupe.iter().map(rows::dedupe_key);
             dedupe_keys.extend(dedupe.map(|key| (key, place)));
             let takes = |handler: &&ActiveHandler| handler.subscription.takes(&notification.name);
@@ -163,12 +180,14 @@ impl<'a> InsertBatch<'a> {
     }
 
     /// The parameters, in the order of the statement.
-    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 33] {
+    pub(super) fn columns(&self) -> [&(dyn ToSql + Sync); 38] {
         let Self {
             events,
             dedupe_keys,
             topics,
             deferred_topics,
+            terms,
+            unindexed,
             deliveries,
             tally,
             duplicates: _,
@@ -207,7 +226,27 @@ impl<'a> InsertBatch<'a> {
             &events.dedupe.last,
             &events.body,
             &events.further_subjects,
+            &terms.day,
+            &terms.term,
+            &terms.place,
+            &unindexed.day,
+            &unindexed.place,
         ]
+    }
+
+    /// Adds the terms of an event, or defers them if there are very many.
+    fn index(&mut self, notification: &Notification, place: i32, hasher: &TermHasher) {
+        let day = rows::day(notification.received_at);
+        if notification.subjects.len() >= MOST_TERMS {
+            self.unindexed.place.push(place);
+            self.unindexed.day.push(day);
+            return;
+        }
+        for term in hasher.terms(notification) {
+            self.terms.day.push(day);
+            self.terms.term.push(term);
+            self.terms.place.push(place);
+        }
     }
 
     /// Adds a delivery.

@@ -1,5 +1,5 @@
 //! Work that one replica does for all: it creates the partitions of the coming days, drops old
-//! ones, adds up counts, stores deferred topics, parks the deliveries of abandoned handlers, and
+//! ones, adds up counts, stores deferred topics and terms, parks the deliveries of abandoned handlers, and
 //! makes queued deliveries of unordered handlers ready. It would be harmless if two replicas did it
 //! at once.
 
@@ -19,7 +19,7 @@ use super::{
     partition,
     pool::{Durability, PgConnection},
     registry::HandlerId,
-    rows, statistics, topics,
+    rows, statistics, terms, topics,
 };
 use crate::store::NO_HANDLER;
 
@@ -152,6 +152,8 @@ impl Maintenance {
         };
         connection.client.execute(statistics::ADD_UP, &[]).await?;
         topics::store_all_topics(connection).await?;
+        let hasher = shared.hasher(&connection.client).await?;
+        terms::add_late(connection, hasher).await?;
         if requested || self.round.is_none_or(|round| round.elapsed() >= ROUND) {
             self.round(shared).await?;
             self.round = Some(Instant::now());
@@ -198,14 +200,13 @@ async fn make_ahead(
     connection: &PgConnection,
     now: Timestamp,
 ) -> Result<(), PgError> {
-    let there = partition::days(connection).await?;
     let today = rows::day(now);
     let wanted = (0..=DAYS_AHEAD).filter_map(|ahead| today.checked_add(ahead.days()).ok());
-    let wanted: Vec<_> = wanted.filter(|day| !there.contains(day)).collect();
-    if wanted.is_empty() {
+    let missing = partition::missing(connection, wanted).await?;
+    if missing.is_empty() {
         return Ok(());
     }
-    partition::make(&shared.pool, wanted.into_iter()).await
+    partition::make(&shared.pool, missing.into_iter()).await
 }
 
 async fn park_abandoned(
@@ -318,11 +319,19 @@ async fn drop_day(connection: &mut PgConnection, day: Date) -> Result<(), PgErro
     let names = partition::names(day);
     let [events, ..] = &names;
     let change = connection.client.transaction().await?;
-    change
-        .batch_execute(&format!(
-            "SET LOCAL lock_timeout = '200ms'; LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE"
-        ))
-        .await?;
+    // A program of an older version has dropped the tables that it knows.
+    let is_there = "SELECT to_regclass($1) IS NOT NULL";
+    if change
+        .query_one(is_there, &[events])
+        .await?
+        .try_get::<_, bool>(0)?
+    {
+        change
+            .batch_execute(&format!(
+                "SET LOCAL lock_timeout = '200ms'; LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE"
+            ))
+            .await?;
+    }
     let rows = change.query(NEEDED, &[]).await?;
     for row in rows {
         if row.try_get::<_, Date>(0)? == day {
@@ -330,7 +339,10 @@ async fn drop_day(connection: &mut PgConnection, day: Date) -> Result<(), PgErro
         }
     }
     change
-        .batch_execute(&format!("DROP TABLE {}", names.join(", ")))
+        .batch_execute(&format!(
+            "DROP TABLE IF EXISTS {}; DELETE FROM unindexed WHERE day = '{day}'",
+            names.join(", ")
+        ))
         .await?;
     change.commit().await?;
     tracing::info!(%day, "the events of an old day were deleted");

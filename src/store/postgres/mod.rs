@@ -16,6 +16,9 @@
 //! | `events` | an event with its body; partitioned by day (UTC) of receipt | never |
 //! | `seen` | a dedupe key; a small table of its own, since a unique key of `events` could span one day only | never |
 //! | `topics` | the latest provider time of a topic, identified by a hash | with newer events |
+//! | `terms` | a hash of a number, an extension or a key that an event is looked up by; partitioned as its event | never |
+//! | `term_key` | the key of these hashes | never |
+//! | `unindexed` | events that may lack their terms | until they have them |
 //! | `unlearnt` | an event with very many topics, which are not in `topics` yet | with the event |
 //! | `handlers` | a handler, and when a replica last named it | every few seconds |
 //! | `deliveries` | an open delivery, narrow, with its first ordering key | with each retry; deleted at the end |
@@ -160,6 +163,7 @@ mod settle;
 mod shared;
 mod statistics;
 mod target;
+mod terms;
 #[cfg(test)]
 pub(super) mod tests;
 mod tls;

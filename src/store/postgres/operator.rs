@@ -32,13 +32,13 @@ static DELIVERIES: LazyLock<String> = LazyLock::new(|| {
     let blocker = ordering::blocker("d");
     format!(
         "SELECT h.name, CASE WHEN b.id IS NULL THEN 0 ELSE 1 END::smallint, d.attempts, d.due_at,
-            d.replay, NULL AS why, h.id, b.id
+            d.replay, NULL AS why, h.id, b.id, NULL AS ended_at
         FROM handlers h JOIN deliveries d ON d.handler = h.id AND d.position = $2
         LEFT JOIN LATERAL (SELECT e.id FROM deliveries b
             JOIN events e ON e.day = b.day AND e.position = b.position
             WHERE h.ordered AND b.handler = h.id AND b.position = {blocker}) b ON true
         UNION ALL
-        SELECT h.name, x.state, x.attempts, NULL, x.replay, x.why, h.id, NULL
+        SELECT h.name, x.state, x.attempts, NULL, x.replay, x.why, h.id, NULL, x.ended_at
         FROM ended x JOIN handlers h ON h.id = x.handler WHERE x.day = $1 AND x.position = $2
         ORDER BY 1"
     )
@@ -191,6 +191,7 @@ fn delivery(row: &Row, failed: &[Row]) -> Result<DeliveryDetails, PgError> {
         waits_for: row.try_get::<_, Option<Uuid>>(7)?.map(rows::event_id),
         attempts: row.try_get::<_, i32>(2)?.cast_unsigned(),
         due_at: row.try_get(3)?,
+        ended_at: row.try_get(8)?,
         replay: escape::find(row, 4)?,
         why: escape::find(row, 5)?,
         failures: failures.collect::<Result<_, _>>()?,

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use jiff::civil::Date;
+use tokio_postgres::{GenericClient, Row};
 
 use super::{
     error::PgError,
@@ -13,19 +14,41 @@ use super::{
 };
 
 /// The partitioned tables.
-const TABLES: [&str; 3] = ["events", "ended", "attempts"];
+const TABLES: [&str; 4] = ["events", "ended", "attempts", "terms"];
 
 /// Serializes the creation of partitions by several replicas.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtext('hookswitch.partitions'))";
 
-/// The existing partitions.
-const LIST: &str = "SELECT to_date(right(relname, 8), 'YYYYMMDD') FROM pg_inherits
-    JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'events'::regclass ORDER BY 1";
+/// The existing partitions: their tables and days.
+const LIST: &str = "SELECT parent.relname::text, to_date(right(part.relname, 8), 'YYYYMMDD')
+    FROM pg_inherits JOIN pg_class part ON part.oid = inhrelid
+    JOIN pg_class parent ON parent.oid = inhparent
+    WHERE inhparent = ANY (SELECT to_regclass(t) FROM unnest($1::text[]) AS t)";
 
-/// The days with partitions, oldest first.
-pub(super) async fn days(connection: &PgConnection) -> Result<Vec<Date>, PgError> {
-    let rows = connection.client.query(LIST, &[]).await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+/// The days with partitions of any table, oldest first. A program of an older version creates and
+/// drops those of the tables that it knows.
+pub(super) async fn days(connection: &PgConnection) -> Result<BTreeSet<Date>, PgError> {
+    let there = there(&connection.client).await?;
+    Ok(there.into_iter().map(|(day, _)| day).collect())
+}
+
+/// The days, of `days`, on which a table has no partition.
+pub(super) async fn missing(
+    connection: &PgConnection,
+    days: impl Iterator<Item = Date>,
+) -> Result<Vec<Date>, PgError> {
+    let there = there(&connection.client).await?;
+    let is_missing = |day: &Date| {
+        let mut tables = TABLES.iter();
+        tables.any(|table| !there.contains(&(*day, (*table).to_owned())))
+    };
+    Ok(days.filter(is_missing).collect())
+}
+
+async fn there(client: &impl GenericClient) -> Result<BTreeSet<(Date, String)>, PgError> {
+    let rows = client.query(LIST, &[&TABLES.as_slice()]).await?;
+    let partition = |row: &Row| Ok((row.try_get(1)?, row.try_get(0)?));
+    rows.iter().map(partition).collect()
 }
 
 /// Creates the missing partitions for `days`.
@@ -40,13 +63,12 @@ pub(super) async fn make_on(
 ) -> Result<(), PgError> {
     let change = connection.client.transaction().await?;
     change.batch_execute(LOCK).await?;
-    let there = change.query(LIST, &[]).await?;
-    let there: BTreeSet<Date> = there
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
-    for day in days.difference(&there) {
+    let there = there(&change).await?;
+    for day in days {
         for table in TABLES {
+            if there.contains(&(*day, table.to_owned())) {
+                continue;
+            }
             // Attaching a table takes a lock that does not block appends. Creating a partition in
             // place takes one that does.
             let name = name(table, *day);
@@ -67,6 +89,6 @@ pub(super) fn name(table: &str, day: Date) -> String {
 }
 
 /// The names of all partitions for `day`.
-pub(super) fn names(day: Date) -> [String; 3] {
+pub(super) fn names(day: Date) -> [String; 4] {
     TABLES.map(|table| name(table, day))
 }

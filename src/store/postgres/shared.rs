@@ -1,12 +1,16 @@
 //! The state that the tasks of a store share, and the end of the tasks.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
+use tokio_postgres::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -17,11 +21,14 @@ use super::{
     pool::{Connector, Durability, Pool, on},
     registry::HandlerRegistry,
     settings::Settings,
-    statistics,
+    statistics, terms,
 };
 use crate::{
     provider::Verified,
-    store::{AppendError, Context, Health, StoreError, health::HealthReporter, pending::Ack},
+    store::{
+        AppendError, Context, Health, StoreError, health::HealthReporter, pending::Ack,
+        terms::TermHasher,
+    },
     telemetry::Metrics,
 };
 
@@ -42,6 +49,8 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) append_queue: AppendQueue,
     pub(super) registry: HandlerRegistry,
+    /// Set once the key of the terms has been read.
+    hasher: OnceLock<TermHasher>,
     pub(super) leases: Leases,
     pub(super) health: HealthReporter,
     pub(super) work: watch::Sender<u64>,
@@ -78,6 +87,7 @@ impl Shared {
             pool: pool(Durability::Lazy, settings.connections / 2),
             append_queue: AppendQueue::new(),
             registry: HandlerRegistry::default(),
+            hasher: OnceLock::new(),
             leases: Leases::new(settings.lease),
             health,
             work: watch::Sender::new(0),
@@ -93,6 +103,15 @@ impl Shared {
             connector,
             tasks,
         })
+    }
+
+    /// The hasher of the terms, whose key is read the first time.
+    pub(super) async fn hasher(&self, client: &Client) -> Result<&TermHasher, PgError> {
+        if let Some(hasher) = self.hasher.get() {
+            return Ok(hasher);
+        }
+        let hasher = terms::hasher(client).await?;
+        Ok(self.hasher.get_or_init(|| hasher))
     }
 
     pub(super) fn metrics(&self) -> &Metrics {

@@ -15,7 +15,7 @@ use super::{
     ordering, partition,
     pool::PgConnection,
     registry::HandlerId,
-    rows,
+    rows, terms,
 };
 use crate::{
     event::{EventId, HandlerName, Notification},
@@ -116,7 +116,8 @@ async fn add(
     // The events are added without deliveries, which follow below.
     let notifications = || new.iter().map(|stored| (&stored.notification, None));
     let statement = change.prepare(ADD).await?;
-    let added = append::add(&change, &statement, notifications, &[]).await?;
+    let hasher = terms::hasher(&change).await?;
+    let added = append::add(&change, &statement, notifications, &[], &hasher).await?;
     let ids = added.batch.events.id.iter().copied();
     let added: HashMap<Uuid, i64> = ids.zip(added.positions).collect();
     let (mut moved, mut duplicates) = (Moved::default(), Vec::new());

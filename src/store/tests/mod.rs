@@ -8,6 +8,7 @@
 //! what only one engine promises are beside that engine.
 
 mod duplicates;
+mod listing;
 mod load;
 mod model;
 pub(super) mod operator;
@@ -115,6 +116,7 @@ pub(super) fn numbered(n: u64, account: &str, numbers: &[&str]) -> Notification 
     Notification {
         name: "zoom.number-management.peering-number-cnam-updated".into(),
         key: Some(Key::of(&["zoom.number-management/", account, "/4410"])),
+        subjects: numbers.iter().map(|number| (*number).to_owned()).collect(),
         body: Bytes::from(body.to_string()),
         ..event(n)
     }

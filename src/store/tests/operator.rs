@@ -132,7 +132,7 @@ async fn one_event_is_shown_whole_with_its_deliveries(place: Place) {
         (delivery.state, delivery.attempts),
         (DeliveryState::Ready, 1)
     );
-    assert_eq!(delivery.due_at, Some(at(200)));
+    assert_eq!((delivery.due_at, delivery.ended_at), (Some(at(200)), None));
     assert_eq!(
         (
             delivery.failures[0].took_ms,
@@ -190,6 +190,7 @@ async fn parked_deliveries_can_be_skipped(place: Place) {
     let shown = place.operator(|records| records.event(events[0].id));
     let delivery = &shown.unwrap().unwrap().deliveries[0];
     assert_eq!(delivery.state, DeliveryState::Skipped);
+    assert_eq!((delivery.due_at, delivery.ended_at), (None, Some(at(30))));
     assert_eq!(delivery.why.as_deref(), Some("it is known there"));
     assert_eq!(store.drain("crm").await, [events[1].id, events[2].id]);
 }

@@ -50,7 +50,11 @@ impl TransferSource {
             slice.last = Cursor { place, event: id };
             let failed = StoreError::database("reading deliveries");
             let notification = match event_reader.read(Position::from_sql(place)) {
-                Ok(event) => Arc::unwrap_or_clone(event.notification),
+                Ok(event) => {
+                    let mut event = Arc::unwrap_or_clone(event.notification);
+                    event.complete_subjects();
+                    event
+                }
                 Err(ReadError::Missing | ReadError::Damaged | ReadError::Erased) => {
                     slice.damaged.push(id);
                     continue;

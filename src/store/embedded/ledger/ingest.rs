@@ -165,6 +165,7 @@ impl LedgerDatabase {
             return Ok(false);
         }
         self.add_topics(notification)?;
+        self.add_terms(position, notification)?;
         for handler in active {
             if handler.subscription.takes(&notification.name) {
                 let place = (handler.id, position);

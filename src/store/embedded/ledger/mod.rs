@@ -22,9 +22,10 @@ mod parked;
 mod progress;
 mod replay;
 mod retention;
-mod sqlite;
+pub(super) mod sqlite;
 mod statistics;
 mod subscriptions;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -50,7 +51,7 @@ use super::{
     segment::{Position, Watermark},
 };
 use crate::{
-    store::{Follower, StoreError},
+    store::{Follower, StoreError, terms::TermHasher},
     telemetry::Metrics,
 };
 
@@ -101,6 +102,8 @@ pub(super) struct LedgerDatabase {
     /// Notified when the ledger is reset.
     journal_progress: Arc<Progress>,
     subscriptions: Vec<ActiveHandler>,
+    /// Computes what events are looked up by.
+    hasher: TermHasher,
     /// The queue that dispatch works from.
     queue: Arc<Queue>,
     /// What the present transaction has ingested.
@@ -258,10 +261,12 @@ impl LedgerDatabase {
     ) -> Result<Self, StoreError> {
         let path = core.settings.ledger();
         let followers = core.health.followers();
+        let db = sqlite::open(&path, true)?;
         Ok(Self {
+            hasher: hasher(&db)?,
             is_suspect: sqlite::is_suspect(&path),
             follower: followers.critical("ledger", "writing the ledger"),
-            db: sqlite::open(&path, true)?,
+            db,
             path,
             event_reader: EventReader::new(core.directory.clone()),
             metrics: core.context.metrics.clone(),
@@ -380,6 +385,7 @@ impl LedgerDatabase {
         drop(mem::replace(&mut self.db, memory));
         sqlite::set_aside(&self.path, why)?;
         self.db = sqlite::open(&self.path, true)?;
+        self.hasher = hasher(&self.db)?;
         self.queue.begin(Watermark::default(), None);
         self.awaited = Some(self.journal_progress.end());
         self.journal_progress.ledger_was_reset();
@@ -391,6 +397,10 @@ impl LedgerDatabase {
         self.subscribe(subscriptions)
             .map_err(StoreError::database("writing the new ledger"))
     }
+}
+
+fn hasher(db: &Connection) -> Result<TermHasher, StoreError> {
+    terms::hasher(db).map_err(StoreError::database("reading the ledger"))
 }
 
 /// The time in microseconds since 1970, as the tables have it.

@@ -216,7 +216,7 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
     )?;
     let rows = list.query_map([position], |row| {
         let state: DeliveryState = row.get(1)?;
-        let due_at = state.is_open().then_some(row.get(3)?);
+        let at = time(row.get(3)?);
         let keys = ordering::read(row, 7)?.filter(|_| state.is_open());
         let waits_for = match keys {
             Some(keys) => blocker(db, (row.get(6)?, Position::from_sql(position)), &keys)?,
@@ -230,7 +230,8 @@ fn find_event(db: &Connection, id: EventId) -> Result<Option<(Position, Vec<Deli
             },
             waits_for,
             attempts: row.get(2)?,
-            due_at: due_at.map(time),
+            due_at: state.is_open().then_some(at),
+            ended_at: (!state.is_open()).then_some(at),
             replay: row.get(4)?,
             why: row.get(5)?,
             failures: failures(db, row.get(6)?, position)?,

@@ -1,4 +1,4 @@
--- Version 4 of the ledger. A projection of the journal.
+-- Version 5 of the ledger. A projection of the journal.
 -- Times are microseconds since 1970. Positions are the journal's: segment number << 32 | offset.
 
 -- How far the journal has been read. Changed in the transaction that adds what was read.
@@ -7,9 +7,11 @@ CREATE TABLE progress (
     through INTEGER NOT NULL, -- the position after the last record read
     records INTEGER NOT NULL, -- how many records were read
     subscriptions BLOB,       -- who gets the events there, as the journal said last; null if it never did
-    journaled INTEGER NOT NULL -- whether the journal has what became of deliveries
+    journaled INTEGER NOT NULL, -- whether the journal has what became of deliveries
+    term_key BLOB NOT NULL,   -- the random key of the hashes in `terms`
+    unindexed INTEGER NOT NULL -- the position up to which events may be missing in `terms`
 ) STRICT;
-INSERT INTO progress VALUES (1, 0, 0, NULL, 1);
+INSERT INTO progress VALUES (1, 0, 0, NULL, 1, randomblob(32), 0);
 
 -- Events, each once; their bodies stay in the journal. Ids are UUIDs of version 7, so their index
 -- is one by time of arrival as well.
@@ -22,6 +24,14 @@ CREATE TABLE events (
     occurred_at INTEGER,
     received_at INTEGER NOT NULL
 ) STRICT;
+
+-- Where the events are that a number, an extension or a partition key is looked up by.
+CREATE TABLE terms (
+    segment INTEGER NOT NULL,  -- of the event's position
+    term INTEGER NOT NULL,     -- a hash under `progress.term_key`
+    offset INTEGER NOT NULL,   -- of the event's position
+    PRIMARY KEY (segment, term, offset)
+) STRICT, WITHOUT ROWID;
 
 -- The latest provider time at which each topic was reported.
 CREATE TABLE topics (
@@ -76,4 +86,4 @@ CREATE TABLE outbox (
     PRIMARY KEY (handler, position)
 ) STRICT, WITHOUT ROWID;
 
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;

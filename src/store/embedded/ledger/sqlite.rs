@@ -14,7 +14,7 @@ use crate::store::{
 };
 
 /// The version of `schema.sql`.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 /// How long to wait for the other process that writes: the service, or a command. Less than the
 /// time after which a task counts as stalled, so that the log has the reason by then.
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// # Errors
 ///
 /// When the ledger cannot be read or written, or is of another version.
-pub(super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> {
+pub(in super::super) fn open(path: &Path, create: bool) -> Result<Connection, StoreError> {
     if create {
         // SQLite gives its other files the same permissions.
         disk::ensure_file(path).map_err(StoreError::writing(path))?;
@@ -143,6 +143,7 @@ const UPGRADES: &[&str] = &[
     include_str!("from_1.sql"),
     include_str!("from_2.sql"),
     include_str!("from_3.sql"),
+    include_str!("from_4.sql"),
 ];
 
 /// The ledger at `path`, or its version if this program cannot use it.

@@ -1,6 +1,6 @@
 //! That nothing which happens often ever takes longer the more there is.
 
-use super::{fill, ordering, retention, sqlite, statistics, subscriptions};
+use super::{fill, listing, ordering, parked, retention, sqlite, statistics, subscriptions, terms};
 
 /// How the database goes about `query`.
 fn plan(query: &str) -> Vec<String> {
@@ -32,6 +32,25 @@ fn frequent_statements_use_their_indexes_to_full_depth() {
         (
             statistics::OLDEST,
             "INDEX unfinished (handler=? AND state=?)",
+        ),
+        (
+            listing::ALL,
+            "INDEX sqlite_autoindex_events_1 (id>? AND id<?)",
+        ),
+        (listing::AT, "INTEGER PRIMARY KEY (rowid=?)"),
+        (
+            listing::UNFINISHED,
+            "INDEX unfinished (handler=? AND state=? AND position<?)",
+        ),
+        (terms::SEGMENT, "PRIMARY KEY (segment<?)"),
+        (
+            terms::EVENTS,
+            "PRIMARY KEY (segment=? AND term=? AND offset<?)",
+        ),
+        (terms::DELETE, "PRIMARY KEY (segment=? AND term<?)"),
+        (
+            parked::POSITIONS,
+            "INDEX unfinished (handler=? AND state=? AND position>?)",
         ),
         (
             subscriptions::ABANDON,

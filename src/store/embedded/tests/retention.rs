@@ -43,6 +43,14 @@ async fn only_old_segments_without_needed_events_are_deleted() {
     store.append(&event(4)).await.unwrap();
     let last = store.claim("crm", at(10)).await;
     store.settle("crm", &last[0], Verdict::Done).await;
+    let terms = || {
+        let db = rusqlite::Connection::open(place.settings.ledger()).unwrap();
+        let list = "SELECT count(DISTINCT segment), count(*) FROM terms";
+        db.query_row(list, [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap()
+    };
+    // Each event has a number and a key.
+    assert_eq!(terms(), (4, 8));
     let before = place.journal().segments().unwrap();
     assert_eq!(
         pass(&store, Duration::from_secs(1 << 40)),
@@ -63,6 +71,7 @@ async fn only_old_segments_without_needed_events_are_deleted() {
     let listed: Vec<_> = listed.events.iter().map(|event| event.id).collect();
     // The last segment is written to, and the second holds what is parked.
     assert_eq!(listed, [last[0].notification.id, ids(&claims)[1]]);
+    assert_eq!(terms(), (2, 4));
     assert!(place.records().event(ids(&claims)[0]).unwrap().is_none());
     assert!(place.records().event(ids(&claims)[1]).unwrap().is_some());
     store.close().await;

@@ -3,13 +3,14 @@
 use jiff::Timestamp;
 use rusqlite::Connection;
 
-use super::{Opened, Place};
+use super::{Opened, Place, rebuild::lose_the_views};
 use crate::{
-    event::Notification,
+    event::{EventId, Notification},
     store::{
-        Claim, Deliveries, DeliveryDetails, DeliveryState, Engine, ReplaySelection, StoreError,
-        Subscription, Verdict,
-        tests::{at, clock, everything, ids, loose, numbered, operator::all_parked},
+        Claim, Deliveries, DeliveryDetails, DeliveryState, Engine, EventFilter, ReplaySelection,
+        StoreError, Subscription, Verdict,
+        embedded::ledger::sqlite,
+        tests::{at, clock, eventually, everything, ids, loose, numbered, operator::all_parked},
     },
 };
 
@@ -190,4 +191,82 @@ async fn commands_refuse_a_ledger_of_version_1_until_a_service_upgrades_it() {
             .len(),
         1
     );
+}
+
+/// What is found by `about`, and the time before which events may be missing.
+fn look_up(place: &Place, about: &str) -> (Vec<EventId>, Option<Timestamp>) {
+    let filter = EventFilter {
+        about: Some(about.to_owned()),
+        limit: 10,
+        ..EventFilter::default()
+    };
+    let list = place.records().events(&filter).unwrap();
+    let found = list.events.iter().map(|event| event.id).collect();
+    (found, list.incomplete_before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_an_older_ledger_are_indexed_in_the_background() {
+    let mut events = events();
+    // Journals had the first number of an event only.
+    for event in &mut events {
+        event.subjects.truncate(1);
+    }
+    let place = of_version_1(&events).await;
+    // As upgraded by a service that ended before it had indexed anything.
+    drop(sqlite::open(&place.settings.ledger(), true).unwrap());
+    let (found, incomplete_before) = look_up(&place, "2025550141");
+    assert!(found.is_empty());
+    let last = events[8].received_at;
+    assert!(incomplete_before.is_some_and(|before| before > last));
+
+    let store = start(&place).await;
+    let id = |n: usize| events[n - 1].id;
+    let indexed = eventually("the events are indexed", async || {
+        let (found, incomplete_before) = look_up(&place, "2025550141");
+        incomplete_before.is_none().then_some(found)
+    });
+    assert_eq!(indexed.await, [9, 7, 4, 2, 1].map(id));
+    assert_eq!(look_up(&place, "(202) 555-0143").0, [7, 6].map(id));
+    let shown = place.records().events(&EventFilter {
+        about: Some("+12025550143".to_owned()),
+        limit: 1,
+        ..EventFilter::default()
+    });
+    let subjects = &shown.unwrap().events[0].subjects;
+    assert_eq!(subjects, &["+12025550143", "+12025550141"]);
+    let new = numbered(10, "customer", &["+12025550141"]);
+    store.append(&new).await.unwrap();
+    store.settle_down().await;
+    assert_eq!(look_up(&place, "2025550141").0[..2], [new.id, id(9)]);
+    store.close().await;
+    lose_the_views(&place);
+    let store = start(&place).await;
+    store.settle_down().await;
+    let (found, incomplete_before) = look_up(&place, "+12025550143");
+    assert_eq!((found, incomplete_before), ([7, 6].map(id).to_vec(), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_shows_nothing_whose_hash_only_is_the_same() {
+    let place = Place::new();
+    let store = place.open();
+    store.subscribe(&["crm"]).await;
+    let events = [1, 2].map(|n| {
+        numbered(
+            n,
+            "acme",
+            &[["+12025550141", "+12025550142"][n as usize - 1]],
+        )
+    });
+    store.append_all(events.clone()).await;
+    store.settle_down().await;
+    let db = Connection::open(place.settings.ledger()).unwrap();
+    let added = db.execute(
+        "INSERT OR IGNORE INTO terms SELECT a.segment, a.term, b.offset FROM terms a, terms b",
+        [],
+    );
+    assert!(added.unwrap() > 0);
+    assert_eq!(look_up(&place, "+12025550141").0, [events[0].id]);
+    assert_eq!(look_up(&place, "+12025550142").0, [events[1].id]);
 }

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::{postgres::Database, settings};
 use crate::store::postgres::{
-    append, claim, leases, maintenance, partition, pool::Durability, pool::PgConnection, rows,
-    schema, settle, statistics, topics,
+    append, claim, leases, listing, maintenance, parked, partition, pool::Durability,
+    pool::PgConnection, rows, schema, settle, statistics, terms, topics,
 };
 
 /// The further keys of some events with many numbers. While this table is empty, the planner does not know that
@@ -80,9 +80,15 @@ fn unpartitioned(name: &str) -> String {
 /// whatever the planner calls the tables.
 fn columns(condition: &str) -> Vec<&str> {
     let terms = condition.split(" AND ");
-    let left = terms.filter_map(|term| term.trim_start_matches('(').split(' ').next());
+    let left = terms.filter_map(|term| {
+        term.trim_start_matches(['(', 'R', 'O', 'W'])
+            .split(' ')
+            .next()
+    });
     let columns = left.filter_map(|left| left.rsplit('.').next());
-    let mut columns: Vec<_> = columns.map(|column| column.trim_matches('"')).collect();
+    let mut columns: Vec<_> = columns
+        .map(|column| column.trim_matches(['"', ',']))
+        .collect();
     columns.sort_unstable();
     columns
 }
@@ -160,6 +166,60 @@ async fn frequent_statements_use_their_indexes_to_full_depth() {
         (
             maintenance::UNQUEUE,
             &["deliveries_pkey (handler, position)"],
+        ),
+        (listing::ALL, &["events_id_idx (id, id)"]),
+        (listing::LATEST, &["events_id_idx (id)"]),
+        (
+            listing::WITH_TERM,
+            &[
+                "events_pkey (day, position)",
+                "terms_pkey (day, day, day, day, term)",
+            ],
+        ),
+        (
+            listing::OPEN,
+            &[
+                "deliveries_pkey (handler, position, position)",
+                "events_pkey (day, position)",
+            ],
+        ),
+        (
+            listing::PARKED,
+            &[
+                "ended_position_idx (position, position)",
+                "events_pkey (day, position)",
+            ],
+        ),
+        (
+            listing::WITH_DELIVERY,
+            &[
+                "attempts_pkey (day, position)",
+                "deliveries_pkey (handler, position)",
+                "ended_pkey (day, position)",
+            ],
+        ),
+        (
+            listing::DETAILS,
+            &[
+                "deliveries_pkey (handler, position)",
+                "ended_position_idx (position)",
+                "events_pkey (day, position)",
+            ],
+        ),
+        (
+            parked::WALK,
+            &[
+                "ended_position_idx (position)",
+                "events_pkey (day, position)",
+            ],
+        ),
+        (
+            parked::REASONS,
+            &["ended_position_idx ()", "events_pkey (day, position)"],
+        ),
+        (
+            terms::EVENTS.as_str(),
+            &["events_pkey (day, position, position)"],
         ),
         (
             maintenance::FORGET,
