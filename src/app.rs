@@ -24,7 +24,7 @@ use crate::{
     handler::{self, HandlerKind},
     http::{self, Webhook},
     store::{self, Health, Store, StoreError},
-    telemetry::{ByResult, ByVersion, Metrics},
+    telemetry::{ByPhase, ByResult, ByVersion, Metrics, seconds},
 };
 
 /// The clock of all floors below.
@@ -178,6 +178,12 @@ struct Components {
     stop: CancellationToken,
 }
 
+impl Components {
+    fn enter(&self, phase: Phase) {
+        enter(phase, &self.readiness, &self.metrics);
+    }
+}
+
 impl App {
     /// A builder with the built-in kinds of handlers.
     pub fn builder() -> Builder {
@@ -202,7 +208,10 @@ impl App {
             version: env!("CARGO_PKG_VERSION"),
         };
         metrics.build_info.get_or_create(&version).set(1);
+        metrics.config_hash.set(config.hash);
+        metrics.start_timestamp_seconds.set(seconds(now()));
         let readiness = Arc::new(Readiness::default());
+        enter(Phase::Starting, &readiness, &metrics);
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
 
@@ -212,7 +221,7 @@ impl App {
         let (admin, admin_address) = (admin_server.handle(), admin_server.local_addr());
         tasks.spawn(admin_server.serve(stop.clone().cancelled_owned()));
 
-        readiness.enter(Phase::Recovering);
+        enter(Phase::Recovering, &readiness, &metrics);
         let context = store::Context {
             metrics: metrics.clone(),
             clock: now,
@@ -315,7 +324,7 @@ impl App {
             let _guard = guard;
             serving.await
         });
-        components.readiness.enter(Phase::Serving);
+        components.enter(Phase::Serving);
 
         let mut health = components.store.health();
         let cause = tokio::select! {
@@ -331,7 +340,7 @@ impl App {
             }
         };
         tracing::info!("shutting down");
-        components.readiness.enter(Phase::Draining);
+        components.enter(Phase::Draining);
         let deadline = Instant::now() + drain_timeout;
         draining.cancel();
         let answered = serving.await.is_ok_and(|drained| drained.complete);
@@ -358,6 +367,18 @@ impl std::fmt::Debug for App {
         f.debug_struct("App")
             .field("address", &address)
             .finish_non_exhaustive()
+    }
+}
+
+/// Enters `phase`, and shows it.
+fn enter(phase: Phase, readiness: &Readiness, metrics: &Metrics) {
+    readiness.enter(phase);
+    for other in Phase::ALL {
+        let label = ByPhase {
+            phase: other.as_str(),
+        };
+        let gauge = metrics.phase.get_or_create(&label);
+        gauge.set(i64::from(other == phase));
     }
 }
 
@@ -442,6 +463,7 @@ impl Reloader {
         }
         components.webhook.replace_endpoints(config.endpoints);
         components.admin.reload(&config.admin);
+        components.metrics.config_hash.set(config.hash);
         components
             .metrics
             .reloads

@@ -8,9 +8,15 @@
 
 use std::sync::atomic::AtomicU64;
 
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 use tracing_subscriber::{
@@ -26,13 +32,17 @@ use crate::event::{EndpointName, HandlerName};
 /// A gauge with a fractional value, such as seconds.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
-/// Histograms of durations. All have the same buckets: 100 microseconds to 13 seconds, doubling.
+/// Histograms of durations by labels.
 pub type DurationHistograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
+/// Of what this service does: 100 microseconds to 13 seconds, doubling.
 fn duration_histogram() -> Histogram {
-    Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(
-        1e-4, 2.0, 18,
-    ))
+    Histogram::new(exponential_buckets(1e-4, 2.0, 18))
+}
+
+/// Of what a provider does, which may retry for hours: 125 milliseconds to 4.6 hours, doubling.
+fn lag_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.125, 2.0, 18))
 }
 
 /// Declares an enum whose variants are the values of a metric label and of a log field. `ALL` and
@@ -69,6 +79,26 @@ pub(crate) use label_enum;
 pub struct ByEndpoint {
     /// The endpoint's name.
     pub endpoint: String,
+}
+
+/// By endpoint, with the family and the provider of its events.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByFamily {
+    /// The endpoint's name.
+    pub endpoint: String,
+    /// The family.
+    pub family: &'static str,
+    /// The provider.
+    pub provider: &'static str,
+}
+
+/// By endpoint and secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BySecret {
+    /// The endpoint's name.
+    pub endpoint: String,
+    /// The place of the secret in the endpoint's list, from 1.
+    pub secret: usize,
 }
 
 /// By endpoint and answer.
@@ -111,6 +141,13 @@ pub struct ByOutcome {
 pub struct ByFollower {
     /// `claims`, `health-monitor`, `indexer`, `ledger`, `retention`, `settlements`, `upkeep`.
     pub follower: &'static str,
+}
+
+/// By phase of the service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByPhase {
+    /// `starting`, `recovering`, `serving` or `draining`.
+    pub phase: &'static str,
 }
 
 /// By version of this library.
@@ -180,16 +217,20 @@ metrics! {
     duplicates: Counter = Counter::default(), "Stored duplicates of stored events";
     last_event_timestamp_seconds: Family<ByEndpoint, FloatGauge> = Family::default(), "Time of the last stored event; 0 after a start until the first one";
     last_handshake_timestamp_seconds: Family<ByEndpoint, FloatGauge> = Family::default(), "Time of the last handshake; Zoom repeats its handshake every 72 hours";
+    secret_last_used_timestamp_seconds: Family<BySecret, FloatGauge> = Family::default(), "Time at which each secret last proved a sender, by its place in the endpoint's list; 0 until the first time";
+    provider_lag_seconds: DurationHistograms<ByEndpoint> = Family::new_with_constructor(lag_histogram), "Time from an event at its provider to its arrival, retries included; 0 if the provider's clock is ahead";
     answer_seconds: DurationHistograms<ByEndpoint> = Family::new_with_constructor(duration_histogram), "Time from the end of a request's head to its answer";
     connections: Gauge = Gauge::default(), "Open connections from providers";
     connections_refused: Counter = Counter::default(), "Connections closed without a request, by a timeout, an eviction or a failed TLS handshake";
     in_flight: Gauge = Gauge::default(), "Requests being read or answered";
     append_seconds: Histogram = duration_histogram(), "Time from an event's arrival at the store to stable storage";
     sync_seconds: Histogram = duration_histogram(), "Duration of one sync of the journal";
-    journal_batch: Histogram = Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(1.0, 2.0, 12)), "Events made durable by one sync";
+    journal_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 12)), "Events made durable by one sync";
+    journal_batch_bytes: Histogram = Histogram::new(exponential_buckets(256.0, 2.0, 16)), "Bytes of the events made durable by one sync";
     journal_bytes: Gauge = Gauge::default(), "Size of the journal on disk";
     journal_damaged_bytes: Gauge = Gauge::default(), "Bytes of the journal with a wrong checksum, as far as the journal has been read";
     disk_free_bytes: Gauge = Gauge::default(), "Free space on the store's disk";
+    disk_reserve_bytes: Gauge = Gauge::default(), "Free space under which new events are refused; 0 without a disk of the store's own";
     store_sound: Gauge = Gauge::default(), "1 while the store accepts events, 0 while it is unavailable or poisoned";
     follower_stalled: Family<ByFollower, Gauge> = Family::default(), "Background tasks without progress for 5 s, by task";
     ledger_lag: Gauge = Gauge::default(), "Stored events that are not in the ledger yet";
@@ -201,6 +242,10 @@ metrics! {
     reloads: Family<ByResult, Counter> = reloads(), "Reloads of the configuration";
     certificate_expiry_timestamp_seconds: FloatGauge = FloatGauge::default(), "Time at which the server's certificate expires; 0 without TLS";
     admin_login_failures: Counter = Counter::default(), "Requests to the admin server with a wrong token";
+    start_timestamp_seconds: FloatGauge = FloatGauge::default(), "Time at which the service began to start";
+    phase: Family<ByPhase, Gauge> = Family::default(), "1 for the phase that the service is in, 0 for the others";
+    config_hash: Gauge = Gauge::default(), "A number for the content of the configuration in force; secrets have no part in it";
+    endpoint_info: Family<ByFamily, Gauge> = Family::default(), "1, with the family and the provider of each endpoint as labels";
     build_info: Family<ByVersion, Gauge> = Family::default(), "1, with the version of the service as a label";
 }
 
@@ -211,6 +256,15 @@ fn reloads() -> Family<ByResult, Counter> {
         drop(reloads.get_or_create(&ByResult { result }));
     }
     reloads
+}
+
+/// Seconds since 1970, as Prometheus expects them.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "milliseconds of any real date are exact in an f64"
+)]
+pub fn seconds(moment: Timestamp) -> f64 {
+    moment.as_millisecond() as f64 / 1000.0
 }
 
 /// A format of metrics.

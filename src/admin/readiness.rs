@@ -8,7 +8,10 @@ use std::{
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use crate::store::{Health, Monitored};
+use crate::{
+    store::{Health, Monitored},
+    telemetry::label_enum,
+};
 
 /// How long the store may take to update its gauges. After that they are shown as they are.
 const MEASURE_BUDGET: Duration = Duration::from_secs(2);
@@ -20,18 +23,20 @@ pub struct Readiness {
     store: OnceLock<Arc<dyn Monitored>>,
 }
 
-/// The phases of the service, in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// The store is not open yet.
-    #[default]
-    Starting,
-    /// The store is being opened, which can take a while after a crash.
-    Recovering,
-    /// Requests are accepted, if the store is healthy.
-    Serving,
-    /// No more requests are accepted.
-    Draining,
+label_enum! {
+    /// The phases of the service, in order.
+    #[derive(Default)]
+    pub enum Phase {
+        /// The store is not open yet.
+        #[default]
+        Starting = "starting",
+        /// The store is being opened, which can take a while after a crash.
+        Recovering = "recovering",
+        /// Requests are accepted, if the store is healthy.
+        Serving = "serving",
+        /// No more requests are accepted.
+        Draining = "draining",
+    }
 }
 
 impl Readiness {
@@ -62,9 +67,7 @@ impl Readiness {
     /// `draining`. `None` when it is ready.
     pub fn not_ready(&self) -> Option<&'static str> {
         match *self.phase.read().unwrap_or_else(PoisonError::into_inner) {
-            Phase::Starting => Some("starting"),
-            Phase::Recovering => Some("recovering"),
-            Phase::Draining => Some("draining"),
+            phase @ (Phase::Starting | Phase::Recovering | Phase::Draining) => Some(phase.as_str()),
             Phase::Serving => {
                 let Some(store) = self.store.get() else {
                     return Some("starting");

@@ -14,6 +14,7 @@
 //! diagnostics turn the errors of that deserializer into problems.
 
 mod check;
+mod content;
 mod diagnostics;
 mod reader;
 mod redaction;
@@ -56,6 +57,8 @@ pub struct Config {
     pub(crate) secrets: Vec<secret::Found>,
     /// The sections that require a restart when they change.
     pub(crate) restart_required: RestartRequired,
+    /// A number of 48 bits for what the file says. A secret has no part in it, wherever it stands.
+    pub(crate) hash: i64,
     /// The warnings. Most files have none.
     pub(crate) warnings: Report,
 }
@@ -106,10 +109,12 @@ pub fn parse(
 ) -> Result<Config, Report> {
     let (config, mut findings) = reader::read(text, kinds, env, |reader| reader.config());
     let secrets = std::mem::take(&mut findings.secrets);
+    let hash = findings.hash;
     let warnings = report(path, text, findings);
     match config {
         Some(config) => Ok(Config {
             secrets,
+            hash,
             warnings,
             ..config
         }),

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Config, Log, check, diagnostics,
+    Config, Log, check, content, diagnostics,
     report::{Problem, Report},
     restart_required::RestartRequired,
     section::{Findings, Hints, Section, Value},
@@ -56,8 +56,15 @@ pub(super) fn read<T>(
     let inline: Vec<_> = inline.map(|found| found.secret.clone()).collect();
     findings.redaction.add_read(&table, &inline);
     findings.secrets = secrets;
+    findings.hash = number(content::digest(&table, &findings.redaction));
     let is_wrong = findings.problems.iter().any(Problem::is_error);
     (value.filter(|_| !is_wrong), findings)
+}
+
+/// The first 48 bits of a digest. A metric is a float, which holds as many exactly.
+fn number(digest: [u8; 32]) -> i64 {
+    let [a, b, c, d, e, f, ..] = digest;
+    i64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
 /// Whether the listener of `section` is on loopback. An address that cannot be read counts as
@@ -100,6 +107,7 @@ impl<'a, 'i> Reader<'a, 'i> {
             restart_required,
             // These are known once everything has been read.
             secrets: Vec::new(),
+            hash: 0,
             warnings: Report::default(),
         })
     }

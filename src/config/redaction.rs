@@ -143,6 +143,23 @@ impl Redaction {
         self.texts.push(text.to_owned());
     }
 
+    /// Whether the value at `span` is redacted as a whole.
+    pub(super) fn hides(&self, span: &Span) -> bool {
+        self.spans.contains(span)
+    }
+
+    /// The `text` at `span` without the user, the password and the query of a URL.
+    pub(super) fn shown(&self, span: &Span, text: &str) -> String {
+        let mut shown = text.to_owned();
+        if self.urls.contains(span) {
+            // From the end, so that the spans before stay valid.
+            for hidden in credentials(text, &(0..text.len())).into_iter().rev() {
+                shown.replace_range(hidden, "***");
+            }
+        }
+        shown
+    }
+
     /// `source` with asterisks in place of each redacted byte, so that every span stays valid. The
     /// remark behind a redacted value is redacted too: a remark may repeat the value.
     pub(super) fn redact(&self, source: &str) -> String {

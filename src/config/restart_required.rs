@@ -1,33 +1,29 @@
 //! The sections that only a restart can change.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use toml::de::DeTable;
 
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use super::content;
 
-/// A fingerprint of each section that requires a restart. Two files with equal fingerprints say the
-/// same in these sections.
+/// A digest of each section that requires a restart. Two files with equal digests say the same in
+/// these sections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RestartRequired([u64; SECTIONS.len()]);
+pub struct RestartRequired([Option<[u8; 32]>; SECTIONS.len()]);
 
 /// The sections that require a restart.
 const SECTIONS: [&str; 4] = ["log", "server", "admin", "store"];
 
 impl RestartRequired {
-    /// The fingerprints of the sections of `file`. A fingerprint covers the reference to a secret,
-    /// and not the secret.
+    /// The digests of the sections of `file`. A digest covers the reference to a secret, and not the
+    /// secret.
     pub(super) fn of(file: &DeTable<'_>) -> Self {
         Self(SECTIONS.map(|name| {
-            let mut value = file.get(name).map(Spanned::get_ref);
+            let mut value = file.get(name);
             if name == "admin" {
                 // A reload replaces its tokens and its hosts.
-                let section = value.and_then(DeValue::as_table);
-                let listen = section.and_then(|section| section.get("listen"));
-                value = listen.map(Spanned::get_ref);
+                let section = value.and_then(|section| section.get_ref().as_table());
+                value = section.and_then(|section| section.get("listen"));
             }
-            value.map_or(0, fingerprint)
+            value.map(content::full_digest)
         }))
     }
 
@@ -41,32 +37,4 @@ impl RestartRequired {
             .map(|(name, _)| format!("[{name}]"))
             .collect()
     }
-}
-
-/// A number for the content of `value`. The place of `value` has no part in the number.
-fn fingerprint(value: &DeValue<'_>) -> u64 {
-    fn add(value: &DeValue<'_>, hasher: &mut DefaultHasher) {
-        std::mem::discriminant(value).hash(hasher);
-        match value {
-            DeValue::String(text) => text.hash(hasher),
-            DeValue::Integer(number) => number.as_str().hash(hasher),
-            DeValue::Float(number) => number.as_str().hash(hasher),
-            DeValue::Boolean(truth) => truth.hash(hasher),
-            DeValue::Datetime(time) => time.to_string().hash(hasher),
-            DeValue::Array(items) => {
-                items.len().hash(hasher);
-                items.iter().for_each(|item| add(item.get_ref(), hasher));
-            }
-            DeValue::Table(table) => {
-                table.len().hash(hasher);
-                for (key, value) in table.iter() {
-                    key.get_ref().hash(hasher);
-                    add(value.get_ref(), hasher);
-                }
-            }
-        }
-    }
-    let mut hasher = DefaultHasher::new();
-    add(value, &mut hasher);
-    hasher.finish()
 }

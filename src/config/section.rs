@@ -30,6 +30,8 @@ pub(super) struct Findings {
     pub broken: Vec<Span>,
     /// The secrets that were read.
     pub secrets: Vec<secret::Found>,
+    /// See [`Config::hash`](super::Config::hash).
+    pub hash: i64,
 }
 
 impl Findings {

@@ -393,6 +393,32 @@ fn a_change_that_requires_a_restart_is_named() {
     assert_eq!(changes(&store), ["[store]"]);
 }
 
+#[test]
+fn the_hash_is_of_what_the_file_says_and_not_of_its_secrets() {
+    let of = |text: &str| read(text).unwrap().hash;
+    let crm = |url: &str| {
+        format!("[handlers.crm]\nkind = \"http\"\nevents = [\"*\"]\nurl = \"{url}\"\n{SOUND}")
+    };
+    let before = of(SOUND);
+    assert!(before > 0 && before < 1 << 48, "{before}");
+    let (store, rest) = SOUND.split_once("\n\n").unwrap();
+    let moved = format!("# A remark.\n{rest}\n{}", store.replace(" = ", "="));
+    assert_eq!(of(&moved), before);
+    assert_ne!(of(&format!("{SOUND}{LOG}")), before);
+    assert_ne!(of(&SOUND.replace("\"ZOOM\"", "\"ZOOM_NEW\"")), before);
+
+    let inline = |secret: &str| of(&SOUND.replace("{ env = \"ZOOM\" }", secret));
+    assert_ne!(inline("\"hunter2\""), before);
+    assert_eq!(inline("\"hunter2\""), inline("\"another secret\""));
+    assert_ne!(inline("\"hunter2\""), inline("\"hunter2\", \"hunter3\""));
+    let url = |user: &str, query: &str| of(&crm(&format!("https://{user}crm.invalid/{query}")));
+    assert_eq!(
+        url("me:hunter2@", "?token=a"),
+        url("you:x@", "?token=hunter2")
+    );
+    assert_ne!(url("me:hunter2@", ""), url("me:hunter2@", "elsewhere"));
+}
+
 /// Whatever stands in a file, reading it ends, and its report can be rendered.
 #[test]
 fn a_file_cut_anywhere_has_a_report() {

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     event::{self, EndpointName, EventName},
-    telemetry::{ByEndpoint, ByEvent, FloatGauge, Metrics},
+    secret::Secret,
+    telemetry::{ByEndpoint, ByEvent, ByFamily, BySecret, FloatGauge, Metrics},
 };
 
 /// The `endpoint` label of requests to no endpoint.
@@ -27,14 +28,44 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    pub(super) fn new(endpoints: Vec<Endpoint>, metrics: &Metrics) -> Self {
-        let by_path = endpoints
-            .into_iter()
-            .map(|endpoint| (endpoint.path.clone(), Route::new(endpoint, metrics)))
-            .collect();
+    /// The routes to `endpoints`. Gauges of what was there `before` go on.
+    pub(super) fn new(endpoints: Vec<Endpoint>, before: Option<&Self>, metrics: &Metrics) -> Self {
+        let route = |endpoint: Endpoint| {
+            let before = before.and_then(|before| before.named(&endpoint.name));
+            let path = endpoint.path.clone();
+            (path, Route::new(endpoint, before, metrics))
+        };
         Self {
-            by_path,
+            by_path: endpoints.into_iter().map(route).collect(),
             unrouted: AnswerMetrics::new(UNROUTED, is_unrouted, metrics),
+        }
+    }
+
+    /// The route to the endpoint called `name`.
+    fn named(&self, name: &EndpointName) -> Option<&Route> {
+        let mut routes = self.by_path.values();
+        routes.find(|route| route.endpoint.name == *name)
+    }
+
+    /// Removes the gauges of endpoints and secrets that are not in `current`: their last values would
+    /// stay, as if their provider had fallen silent. Counters stay.
+    pub(super) fn remove_series_unless_in(&self, current: &Self, metrics: &Metrics) {
+        for route in self.by_path.values() {
+            let kept = current.named(&route.endpoint.name);
+            let secrets = kept.map_or(0, |kept| kept.secrets_used.len());
+            for index in secrets..route.secrets_used.len() {
+                let label = by_secret(&route.endpoint, index);
+                metrics.secret_last_used_timestamp_seconds.remove(&label);
+            }
+            let family = by_family(&route.endpoint);
+            if kept.is_none_or(|kept| by_family(&kept.endpoint) != family) {
+                metrics.endpoint_info.remove(&family);
+            }
+            if kept.is_none() {
+                let label = ByEndpoint::from(&route.endpoint.name);
+                metrics.last_event_timestamp_seconds.remove(&label);
+                metrics.last_handshake_timestamp_seconds.remove(&label);
+            }
         }
     }
 }
@@ -69,12 +100,17 @@ pub(super) struct Route {
     pub(super) misdirected: Counter,
     pub(super) last_handshake: FloatGauge,
     pub(super) last_event: FloatGauge,
+    /// When each of the provider's secrets was used last.
+    pub(super) secrets_used: Vec<FloatGauge>,
+    pub(super) provider_lag: Histogram,
     pub(super) answer_seconds: Histogram,
 }
 
 impl Route {
-    fn new(endpoint: Endpoint, metrics: &Metrics) -> Self {
+    fn new(endpoint: Endpoint, before: Option<&Self>, metrics: &Metrics) -> Self {
         let label = ByEndpoint::from(&endpoint.name);
+        let info = metrics.endpoint_info.get_or_create(&by_family(&endpoint));
+        info.set(1);
         let methods = endpoint.provider.methods();
         let provider = endpoint.family.provider();
         let series = event::event_names()
@@ -95,6 +131,8 @@ impl Route {
                 .last_event_timestamp_seconds
                 .get_or_create(&label)
                 .clone(),
+            secrets_used: secrets_used(&endpoint, before, metrics),
+            provider_lag: metrics.provider_lag_seconds.get_or_create(&label).clone(),
             answer_seconds: metrics.answer_seconds.get_or_create(&label).clone(),
             endpoint,
         }
@@ -122,6 +160,43 @@ impl Route {
             Some(series) => Cow::Borrowed(series),
             None => Cow::Owned(Series::new(name.clone(), &self.endpoint, metrics)),
         }
+    }
+}
+
+/// The gauges of the secrets of `endpoint`. A secret that was in the list `before`, at any place, keeps its
+/// time.
+fn secrets_used(endpoint: &Endpoint, before: Option<&Route>, metrics: &Metrics) -> Vec<FloatGauge> {
+    let used = |secret: &Secret| {
+        let before = before?;
+        let secrets = before.endpoint.provider.secrets().iter();
+        let mut used = secrets.zip(&before.secrets_used);
+        let (_, used) = used.find(|(known, _)| known.expose() == secret.expose())?;
+        Some(used.get())
+    };
+    // All times are read before the first is written: secrets may have changed places.
+    let times: Vec<_> = endpoint.provider.secrets().iter().map(used).collect();
+    let gauges = times.into_iter().enumerate().map(|(index, time)| {
+        let label = by_secret(endpoint, index);
+        let family = &metrics.secret_last_used_timestamp_seconds;
+        let gauge = family.get_or_create(&label).clone();
+        gauge.set(time.unwrap_or_default());
+        gauge
+    });
+    gauges.collect()
+}
+
+fn by_secret(endpoint: &Endpoint, index: usize) -> BySecret {
+    BySecret {
+        endpoint: endpoint.name.to_string(),
+        secret: index + 1,
+    }
+}
+
+fn by_family(endpoint: &Endpoint) -> ByFamily {
+    ByFamily {
+        endpoint: endpoint.name.to_string(),
+        family: endpoint.family.name,
+        provider: endpoint.family.provider(),
     }
 }
 

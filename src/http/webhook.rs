@@ -33,7 +33,7 @@ use crate::{
     event::Notification,
     provider::{self, Admission, Reply, Verified},
     store::{APPEND_BUDGET, Append, AppendError},
-    telemetry::Metrics,
+    telemetry::{Metrics, seconds},
 };
 
 /// Handles requests to the endpoints.
@@ -58,7 +58,7 @@ impl Webhook {
         clock: fn() -> Timestamp,
     ) -> Self {
         Self {
-            routes: ArcSwap::from_pointee(Routes::new(endpoints, &metrics)),
+            routes: ArcSwap::from_pointee(Routes::new(endpoints, None, &metrics)),
             store,
             metrics,
             clock,
@@ -70,7 +70,9 @@ impl Webhook {
 
     /// Replaces the endpoints. A request that has already found its endpoint is answered by it.
     pub fn replace_endpoints(&self, endpoints: Vec<Endpoint>) {
-        let routes = Routes::new(endpoints, &self.metrics);
+        let before = self.routes.load();
+        let routes = Routes::new(endpoints, Some(&before), &self.metrics);
+        before.remove_series_unless_in(&routes, &self.metrics);
         self.routes.store(Arc::new(routes));
     }
 
@@ -165,11 +167,18 @@ impl Webhook {
             headers: &head.headers,
             body: bytes,
         };
-        let Admission { event, reply } = route
+        let Admission {
+            event,
+            reply,
+            secret,
+        } = route
             .endpoint
             .provider
             .admit(request, now)
             .map_err(Rejection::Refused)?;
+        if let Some(used) = secret.and_then(|secret| route.secrets_used.get(secret)) {
+            used.set(seconds(now));
+        }
         let is_event = event.is_some();
         if let Some(event) = event {
             self.store(route, event).await?;
@@ -186,8 +195,9 @@ impl Webhook {
     }
 
     async fn store(&self, route: &Route, event: Verified) -> Result<(), Rejection> {
-        let Notification { id, name, .. } = event.notification();
-        let (id, series) = (*id, route.series(name, &self.metrics));
+        let notification = event.notification();
+        let (id, lag) = (notification.id, lag_seconds(notification));
+        let series = route.series(&notification.name, &self.metrics);
         match timeout(self.append_budget, self.store.append(event)).await {
             Ok(Ok(())) => {}
             Ok(Err(AppendError::Overloaded)) => return Err(Rejection::Overloaded),
@@ -199,6 +209,9 @@ impl Webhook {
         }
         tracing::debug!(event.id = %id, event.name = %series.name, "an event was stored");
         series.stored.inc();
+        if let Some(lag) = lag {
+            route.provider_lag.observe(lag);
+        }
         if series.is_misdirected {
             route.misdirected.inc();
         }
@@ -233,11 +246,10 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// Seconds since 1970, as Prometheus expects them.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "milliseconds of any real date are exact in an f64"
-)]
-fn seconds(moment: Timestamp) -> f64 {
-    moment.as_millisecond() as f64 / 1000.0
+/// How long an event has been on its way; `None` if its provider does not say when it happened.
+fn lag_seconds(notification: &Notification) -> Option<f64> {
+    let lag = notification
+        .received_at
+        .duration_since(notification.occurred_at?);
+    Some(lag.as_secs_f64().max(0.0))
 }

@@ -43,6 +43,7 @@ pub use diagnosis::{Cause, Diagnosis, diagnose};
 use crate::{
     entries::entries,
     event::{self, DedupeKey, EndpointName, EventId, Notification, OrderingKeys},
+    secret::Secret,
     spanned,
     telemetry::label_enum,
 };
@@ -90,6 +91,9 @@ pub trait Provider: fmt::Debug + Send + Sync + 'static {
     /// Says what is wrong with a request that was refused for `reason`, and after a semicolon what to do.
     /// The text names headers and settings, and quotes no value.
     fn explain(&self, request: &Request<'_>, reason: Reason) -> String;
+
+    /// The secrets of the endpoint, any of which proves the sender, in the order of the TOML.
+    fn secrets(&self) -> &[Secret];
 
     /// Writes `message` as the provider would, so that an endpoint can be tested without the provider.
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed;
@@ -179,6 +183,8 @@ pub struct Admission {
     pub event: Option<Verified>,
     /// The answer.
     pub reply: Reply,
+    /// The index of the [secret](Provider::secrets) that proved the sender. A handshake can do without.
+    pub secret: Option<usize>,
 }
 
 /// How an admitted request is answered. The status is 200.

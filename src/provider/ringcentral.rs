@@ -53,7 +53,7 @@ verification_tokens = [{ env = "RINGCENTRAL_VERIFICATION_TOKEN" }]
     fn build(self) -> RingCentral {
         RingCentral {
             tokens: Tokens::new(&self.verification_tokens),
-            first: self.verification_tokens.first().clone(),
+            secrets: self.verification_tokens,
         }
     }
 }
@@ -61,8 +61,8 @@ verification_tokens = [{ env = "RINGCENTRAL_VERIFICATION_TOKEN" }]
 #[derive(Debug)]
 pub(super) struct RingCentral {
     tokens: Tokens,
-    /// The token that [`compose`](Provider::compose) sends.
-    first: Secret,
+    /// The tokens themselves. [`compose`](Provider::compose) sends the first one.
+    secrets: Secrets,
 }
 
 impl Provider for RingCentral {
@@ -73,20 +73,27 @@ impl Provider for RingCentral {
         if is_empty && request.headers.contains_key(VALIDATION_TOKEN) {
             return handshake(request.headers, proof);
         }
-        proof.map_err(Reason::without_retry)?;
+        let secret = Some(proof.map_err(Reason::without_retry)?);
         // An event is stored even if the token beside it cannot be sent back.
         let reply = echo(request.headers).unwrap_or(Reply::Empty);
         let (what, value) = identity(&request.body);
         let dedupe = vec![DedupeKey::new(NAME, what, &value)];
         let event = Some(Verified::new(NAME, request, now, dedupe));
-        Ok(Admission { event, reply })
+        Ok(Admission {
+            event,
+            reply,
+            secret,
+        })
+    }
+
+    fn secrets(&self) -> &[Secret] {
+        self.secrets.as_slice()
     }
 
     fn examine(&self, request: &Request<'_>) -> Examination {
-        let position = |name| self.tokens.position(request.headers.get(name)?.as_bytes());
         Examination {
-            secret: position(VERIFICATION_TOKEN).or_else(|| position(VALIDATION_TOKEN)),
-            secrets: self.tokens.len(),
+            secret: self.proof(request.headers).ok(),
+            secrets: self.secrets.as_slice().len(),
             freshness: None,
             covers_body: false,
             dedupe: vec![identity(&request.body).0],
@@ -121,7 +128,7 @@ impl Provider for RingCentral {
             header::USER_AGENT,
             HeaderValue::from_static("RingCentral-Webhook/8.3"),
         );
-        if let Ok(token) = HeaderValue::from_str(self.first.expose()) {
+        if let Ok(token) = HeaderValue::from_str(self.secrets.first().expose()) {
             headers.insert(VERIFICATION_TOKEN, token);
         }
         match message {
@@ -157,17 +164,14 @@ impl Provider for RingCentral {
 }
 
 impl RingCentral {
-    /// Whether one of the two headers has one of our tokens.
-    fn proof(&self, headers: &HeaderMap) -> Result<(), Reason> {
+    /// The index of the token that one of the two headers has.
+    fn proof(&self, headers: &HeaderMap) -> Result<usize, Reason> {
         let verification = headers.get(VERIFICATION_TOKEN);
         let validation = headers.get(VALIDATION_TOKEN);
-        let known = |token: Option<&HeaderValue>| {
-            token.is_some_and(|token| self.tokens.contain(token.as_bytes()))
-        };
-        if known(verification) | known(validation) {
-            return Ok(());
-        }
-        Err(match verification {
+        let known = |token: Option<&HeaderValue>| self.tokens.position(token?.as_bytes());
+        // Both are compared, whatever the first one is.
+        let (verified, validated) = (known(verification), known(validation));
+        verified.or(validated).ok_or(match verification {
             Some(_) => Reason::WrongCredential,
             None => Reason::MissingCredential,
         })
@@ -184,12 +188,16 @@ fn is_blank(body: &[u8]) -> bool {
 /// RingCentral sends a handshake while the subscription is being created, with or without our token. A
 /// *wrong* token is refused: the operator notices it when the subscription is created, and not when events
 /// are refused.
-fn handshake(headers: &HeaderMap, proof: Result<(), Reason>) -> Result<Admission, Refusal> {
+fn handshake(headers: &HeaderMap, proof: Result<usize, Reason>) -> Result<Admission, Refusal> {
     if proof == Err(Reason::WrongCredential) {
         return Err(Reason::WrongCredential.without_retry());
     }
     let reply = echo(headers).ok_or(Reason::MalformedHandshake.without_retry())?;
-    Ok(Admission { event: None, reply })
+    Ok(Admission {
+        event: None,
+        reply,
+        secret: proof.ok(),
+    })
 }
 
 /// The reply with a handshake's token, if the token is visible ASCII and not too long.

@@ -60,28 +60,14 @@ impl Tokens {
         )
     }
 
-    /// Whether `candidate` is one of the tokens. Compares all of them, in constant time.
-    pub(super) fn contain(&self, candidate: &[u8]) -> bool {
-        let candidate = digest(candidate);
-        self.0
-            .iter()
-            .fold(subtle::Choice::from(0), |found, token| {
-                found | token.ct_eq(&candidate)
-            })
-            .into()
-    }
-
-    /// The index of the token that `candidate` is.
+    /// The index of the token that `candidate` is, if it is one. Compares all of them, each in constant time.
     pub(super) fn position(&self, candidate: &[u8]) -> Option<usize> {
         let candidate = digest(candidate);
-        self.0
-            .iter()
-            .position(|token| token.ct_eq(&candidate).into())
-    }
-
-    /// The number of tokens.
-    pub(super) const fn len(&self) -> usize {
-        self.0.len()
+        let tokens = self.0.iter().enumerate();
+        tokens.fold(None, |found, (index, token)| {
+            let is_equal = bool::from(token.ct_eq(&candidate));
+            found.or(is_equal.then_some(index))
+        })
     }
 }
 

@@ -105,6 +105,7 @@ secret_tokens = [{ env = "ZOOM_SECRET_TOKEN" }]
     fn build(self) -> Zoom {
         Zoom {
             keys: self.secret_tokens.iter().map(SigningKey::new).collect(),
+            secrets: self.secret_tokens,
             retry_bad_signature: self.on_bad_signature == OnBadSignature::Retry,
             required: self.require.map(RequiredCredential::new),
         }
@@ -115,6 +116,8 @@ secret_tokens = [{ env = "ZOOM_SECRET_TOKEN" }]
 pub(super) struct Zoom {
     /// Never empty.
     keys: Vec<SigningKey>,
+    /// The secrets that `keys` are made of.
+    secrets: Secrets,
     retry_bad_signature: bool,
     required: Option<RequiredCredential>,
 }
@@ -153,20 +156,23 @@ impl RequiredCredential {
 
     fn is_in(&self, headers: &HeaderMap) -> bool {
         let sent = headers.get(&self.header);
-        sent.is_some_and(|sent| self.expected.contain(sent.as_bytes()))
+        sent.is_some_and(|sent| self.expected.position(sent.as_bytes()).is_some())
     }
 }
 
 impl Provider for Zoom {
     fn admit(&self, request: Request<'_>, now: Timestamp) -> Result<Admission, Refusal> {
-        let key = self
+        let (secret, key) = self
             .key(request.headers, &request.body, now)
             .map_err(|reason| self.refusal(reason))?;
         // A challenge does not need the required credential. Nothing says that Zoom sends it then, and
         // Zoom disables a subscription whose challenges are refused.
         if let Some(token) = challenge(&request.body) {
-            let reply = answer(&token, key);
-            return Ok(Admission { event: None, reply });
+            return Ok(Admission {
+                event: None,
+                reply: answer(&token, key),
+                secret: Some(secret),
+            });
         }
         if let Some(required) = &self.required
             && !required.is_in(request.headers)
@@ -179,6 +185,7 @@ impl Provider for Zoom {
         Ok(Admission {
             event: Some(Verified::new(NAME, request, now, dedupe)),
             reply: Reply::Empty,
+            secret: Some(secret),
         })
     }
 
@@ -240,6 +247,10 @@ impl Provider for Zoom {
         }
     }
 
+    fn secrets(&self) -> &[Secret] {
+        self.secrets.as_slice()
+    }
+
     fn compose(&self, message: Message<'_>, now: Timestamp) -> Composed {
         let Some(key) = self.keys.first() else {
             unreachable!("settings without a secret are refused while they are read");
@@ -296,11 +307,16 @@ impl Provider for Zoom {
 }
 
 impl Zoom {
-    /// The key of the request's signature, if the signature is good and fresh.
-    fn key(&self, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Result<&SigningKey, Reason> {
+    /// The key of the request's signature and its index, if the signature is good and fresh.
+    fn key(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<(usize, &SigningKey), Reason> {
         let signature = Signature::read(headers)?;
         let signer = self.signer(&signature, body);
-        let key = signer.and_then(|signer| self.keys.get(signer));
+        let key = signer.and_then(|signer| Some((signer, self.keys.get(signer)?)));
         let key = key.ok_or(Reason::WrongCredential)?;
         // A timestamp that cannot be parsed is treated as stale, since its signature is good.
         match signed_at(signature.timestamp) {

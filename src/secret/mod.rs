@@ -55,6 +55,11 @@ impl Secrets {
         Self(vec![secret])
     }
 
+    /// All secrets, in the order of the file.
+    pub fn as_slice(&self) -> &[Secret] {
+        &self.0
+    }
+
     /// All secrets.
     pub fn iter(&self) -> impl Iterator<Item = &Secret> {
         self.0.iter()

@@ -77,6 +77,34 @@ fn a_new_secret_replaces_the_old_one(engine: Engine) {
 }
 
 #[test]
+fn the_hash_is_that_of_the_configuration_in_force() {
+    let home = Home::new(&[ENDPOINTS, ARCHIVE]);
+    let service = home.start();
+    let hash = || service.metric("hookswitch_config_hash");
+    let before = hash();
+    assert!(before > 0.0, "{before}");
+    home.configure(&[ENDPOINTS, ARCHIVE, SECOND]);
+    service.signal("HUP");
+    eventually("it is another one", || hash() != before);
+    let with_second = hash();
+    home.configure(&[ENDPOINTS, "[handlers.wrong]\nkind = \"nothing\"\n"]);
+    service.signal("HUP");
+    eventually("the reload is refused", || {
+        service.metric("hookswitch_reloads_total{result=\"refused\"}") == 1.0
+    });
+    assert_eq!(hash(), with_second);
+    home.configure(&[ENDPOINTS, ARCHIVE]);
+    service.signal("HUP");
+    eventually("it is the first one again", || hash() == before);
+    let phase = |phase: &str| service.metric(&format!("hookswitch_phase{{phase=\"{phase}\"}}"));
+    eventually("it serves", || phase("serving") == 1.0);
+    assert_eq!(
+        phase("starting") + phase("recovering") + phase("draining"),
+        0.0
+    );
+}
+
+#[test]
 fn a_change_that_needs_a_restart_is_refused() {
     let home = Home::new(&[ENDPOINTS, ARCHIVE]);
     let service = home.start();

@@ -217,7 +217,7 @@ fn others_secret(
 fn conclude(diagnosis: Diagnosis, endpoint: &Endpoint, config: &Config, report: &mut Report) {
     let accepted = diagnosis
         .admission
-        .map(|Admission { event, reply }| match event {
+        .map(|Admission { event, reply, .. }| match event {
             Some(event) => {
                 report.add_event(event, &diagnosis.examination, endpoint, config);
                 Accepted::Stored(reply)

@@ -6,6 +6,7 @@ use jiff::SignedDuration;
 use super::*;
 use crate::{
     provider::{Admission, Composed, Examination, Reason, Refusal, Reply, Request},
+    secret::Secret,
     store::APPEND_BUDGET,
 };
 
@@ -216,7 +217,11 @@ impl Provider for QueryProvider {
                 content_type: HeaderValue::from_static("text/plain"),
                 body: Bytes::from(challenge.to_owned()),
             };
-            return Ok(Admission { event: None, reply });
+            return Ok(Admission {
+                event: None,
+                reply,
+                secret: None,
+            });
         }
         let event = Verified::unproven(Notification {
             id: crate::event::EventId::new(now),
@@ -233,6 +238,7 @@ impl Provider for QueryProvider {
         Ok(Admission {
             event: Some(event),
             reply: Reply::Empty,
+            secret: None,
         })
     }
 
@@ -251,6 +257,10 @@ impl Provider for QueryProvider {
 
     fn explain(&self, _: &Request<'_>, reason: Reason) -> String {
         reason.to_string()
+    }
+
+    fn secrets(&self) -> &[Secret] {
+        &[]
     }
 
     fn compose(&self, message: Message<'_>, _: Timestamp) -> Composed {
@@ -457,4 +467,80 @@ async fn endpoints_are_replaced_at_once_and_connections_stay_open() {
     peer.send(zoom_event("{}", noon())).await;
     assert_eq!(peer.answer().await.status(), 200);
     assert_eq!(server.answered("zoom-number-management", "stored"), 1.0);
+}
+
+#[tokio::test]
+async fn the_lag_of_a_provider_is_the_age_of_its_events_on_arrival() {
+    let server = TestServer::open();
+    let created =
+        include_str!("../../../fixtures/ringcentral/phone-number/a-number-was-created.json");
+    let (before, after) = created.split_once("2026-03-04T15:21:07.412Z").unwrap();
+    // The first is 90 s old. The clock of the second one's provider is ahead.
+    for time in ["2027-01-15T07:58:30Z", "2027-01-15T08:00:30Z"] {
+        let body = format!("{before}{time}{after}");
+        let token = [("Verification-Token", "rc-token")];
+        let event = post(RINGCENTRAL, &token, body.as_bytes());
+        assert_eq!(server.ask(event).await.text(), EMPTY_200);
+    }
+    // This one does not say when it happened.
+    assert_eq!(server.ask(ringcentral_event("{}")).await.text(), EMPTY_200);
+    let lag = |part: &str| {
+        let labels = "{endpoint=\"ringcentral-phone-number\"}";
+        server.metric(&format!("hookswitch_provider_lag_seconds_{part}{labels}"))
+    };
+    assert_eq!((lag("sum"), lag("count")), (90.0, 2.0));
+}
+
+#[tokio::test]
+async fn each_secret_has_the_time_of_its_last_use_through_a_rotation() {
+    let server = TestServer::open();
+    let replace = |tokens: &str| {
+        let settings = format!("{{ verification_tokens = [{tokens}] }}");
+        let provider = provider("ringcentral", &settings);
+        let endpoints = vec![endpoint(RINGCENTRAL, "ringcentral.phone-number", provider)];
+        server.webhook.replace_endpoints(endpoints);
+    };
+    let used = |secret: usize| {
+        let labels = format!("endpoint=\"ringcentral-phone-number\",secret=\"{secret}\"");
+        format!("hookswitch_secret_last_used_timestamp_seconds{{{labels}}}")
+    };
+    assert_eq!(server.metric(&used(1)), 0.0);
+    assert_eq!(server.ask(ringcentral_event("{}")).await.text(), EMPTY_200);
+    assert_eq!(server.metric(&used(1)), 1_800_000_000.0);
+
+    replace("\"rc-token-new\", \"rc-token\"");
+    assert_eq!(server.metric(&used(1)), 0.0);
+    assert_eq!(server.metric(&used(2)), 1_800_000_000.0);
+    let handshake = [
+        ("Validation-Token", "a"),
+        ("Verification-Token", "rc-token-new"),
+    ];
+    let answer = server.ask(post(RINGCENTRAL, &handshake, b"")).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(server.metric(&used(1)), 1_800_000_000.0);
+
+    replace("\"rc-token-new\"");
+    assert_eq!(server.metric(&used(1)), 1_800_000_000.0);
+    assert!(!server.metrics().contains(&used(2)));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_removed_leaves_no_gauge_behind() {
+    let server = TestServer::open();
+    let of_zoom = || {
+        let metrics = server.metrics();
+        let lines = metrics.lines().filter(|line| {
+            line.contains("endpoint=\"zoom-number-management\"")
+                && (line.contains("_timestamp_seconds{") || line.contains("_info{"))
+        });
+        lines.count()
+    };
+    assert_eq!(of_zoom(), 4);
+    let endpoints = vec![endpoint(
+        RINGCENTRAL,
+        "ringcentral.phone-number",
+        ringcentral(),
+    )];
+    server.webhook.replace_endpoints(endpoints);
+    assert_eq!(of_zoom(), 0);
 }

@@ -250,12 +250,15 @@ impl TestServer {
         peer.answer().await
     }
 
+    /// All metrics.
+    fn metrics(&self) -> String {
+        let format = crate::telemetry::MetricsFormat::Prometheus;
+        self.metrics.render(format).unwrap()
+    }
+
     /// The value of the metric whose line begins with `series`.
     fn metric(&self, series: &str) -> f64 {
-        let text = self
-            .metrics
-            .render(crate::telemetry::MetricsFormat::Prometheus)
-            .unwrap();
+        let text = self.metrics();
         let line = text.lines().find(|line| line.starts_with(series));
         let line = line.unwrap_or_else(|| panic!("no {series} in:\n{text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()

@@ -16,13 +16,14 @@ const EVENT: &str = r#"{"uuid": "1", "subscriptionId": "s", "event": "/restapi/v
 
 #[test]
 fn any_of_the_tokens_proves_an_event_in_either_header() {
-    for pairs in [
-        &[VERIFIED][..],
-        &[("Verification-Token", "rc-token-new")],
-        &[("validation-token", "rc-token-new")],
-        &[VERIFIED, ("validation-token", "rc-token-new")],
+    for (pairs, secret) in [
+        (&[VERIFIED][..], 0),
+        (&[("Verification-Token", "rc-token-new")], 1),
+        (&[("validation-token", "rc-token-new")], 1),
+        (&[VERIFIED, ("validation-token", "rc-token-new")], 0),
     ] {
         let admission = post(pairs, EVENT).expect("it is admitted");
+        assert_eq!(admission.secret, Some(secret));
         let event = admission.event.expect("it is kept").into_notification();
         assert_eq!(event.body, EVENT);
         assert_eq!(event.name.as_str(), "ringcentral.unrecognized");

@@ -77,6 +77,14 @@ fn any_of_the_secrets_verifies_and_no_other_does() {
 }
 
 #[test]
+fn the_admission_says_which_secret_verified() {
+    let both = r#"{ secret_tokens = ["zoom-secret-one", "zoom-secret-two"] }"#;
+    let secret = |signature| admit_signed(both, signature, BODY).unwrap().secret;
+    assert_eq!(secret(SIGNATURE), Some(0));
+    assert_eq!(secret(SECOND_SIGNATURE), Some(1));
+}
+
+#[test]
 fn a_signature_can_have_upper_case_digits() {
     let upper = format!("v0={}", SIGNATURE[3..].to_uppercase());
     assert_eq!(

@@ -217,7 +217,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if waiting.is_empty() {
             return;
         }
-        shared.metrics().journal_batch.observe(waiting.len() as f64);
+        let bodies = waiting.iter().map(|one| one.notification.body.len());
+        let metrics = shared.metrics();
+        metrics.journal_batch.observe(waiting.len() as f64);
+        let bytes: usize = bodies.sum();
+        metrics.journal_batch_bytes.observe(bytes as f64);
         store(&shared, waiting).await;
     }
 }

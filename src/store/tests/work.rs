@@ -4,6 +4,7 @@ use super::{Opened, Place, at, clock, event, keyed, on_every_engine, parked, ret
 use crate::{
     event::HandlerName,
     store::{EventFilter, Health, ReplaySelection, Store, Verdict},
+    telemetry::MetricsFormat,
 };
 
 on_every_engine![
@@ -38,6 +39,15 @@ async fn the_gauges_count_the_deliveries(place: Place) {
     let metrics = &place.metrics;
     assert_eq!(metrics.open_deliveries.get_or_create(&crm).get(), 2);
     assert_eq!(metrics.parked_deliveries.get_or_create(&crm).get(), 1);
+    let text = metrics.render(MetricsFormat::OpenMetrics).unwrap();
+    let sum = |name: &str| -> f64 {
+        let mut lines = text.lines();
+        let of = |line: &str| line.strip_prefix(name)?.parse().ok();
+        lines.find_map(of).unwrap()
+    };
+    assert_eq!(sum("hookswitch_journal_batch_sum "), 4.0);
+    let bodies = 4 * event(1).body.len();
+    assert!(sum("hookswitch_journal_batch_bytes_sum ") >= bodies as f64);
     assert_eq!(metrics.oldest_open_seconds.get_or_create(&crm).get(), 5.0);
     assert_eq!(metrics.store_sound.get(), 1);
     assert_eq!(*store.store.health().borrow(), Health::Sound);

@@ -91,6 +91,9 @@ impl Writer {
             unsynced: None,
             core,
         };
+        let core = &writer.core;
+        let reserve = core.settings.reserve.cast_signed();
+        core.context.metrics.disk_reserve_bytes.set(reserve);
         writer.check_space();
         writer
     }
@@ -170,11 +173,9 @@ impl Writer {
         match self.write().and_then(|()| synced(self)) {
             Ok(()) => {
                 if count > 0 {
-                    self.core
-                        .context
-                        .metrics
-                        .journal_batch
-                        .observe(count as f64);
+                    let metrics = &self.core.context.metrics;
+                    metrics.journal_batch.observe(count as f64);
+                    metrics.journal_batch_bytes.observe(bytes as f64);
                 }
                 self.acknowledge(&Ok(()), |_| true);
             }

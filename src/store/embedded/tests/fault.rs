@@ -169,6 +169,7 @@ async fn events_are_refused_while_free_space_is_under_the_reserve() {
     place.settings.reserve = 1000;
     disk.free.store(999, Ordering::SeqCst);
     let store = place.open();
+    assert_eq!(place.metrics.disk_reserve_bytes.get(), 1000);
     let mut health = store.store.health();
     assert!(matches!(&*health.borrow(), Health::Unavailable { .. }));
     assert!(matches!(
