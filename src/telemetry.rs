@@ -139,7 +139,7 @@ pub struct ByOutcome {
 /// By background task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByFollower {
-    /// `claims`, `health-monitor`, `indexer`, `ledger`, `retention`, `settlements`, `upkeep`.
+    /// `claims`, `health-monitor`, `indexer`, `ledger`, `retention`, `settlements`, `terms`, `upkeep`.
     pub follower: &'static str,
 }
 

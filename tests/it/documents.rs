@@ -245,7 +245,7 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a Markdown file has a heading with the anchor `anchor`.
-fn has_heading(file: &Path, anchor: &str) -> bool {
+pub(crate) fn has_heading(file: &Path, anchor: &str) -> bool {
     let text = fs::read_to_string(file).unwrap();
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let mut anchors = headings.map(|heading| {

@@ -28,6 +28,7 @@ mod kafka;
 mod kill_points;
 #[cfg(feature = "postgres")]
 mod migrate;
+mod monitoring;
 #[cfg(feature = "mqtt")]
 mod mqtt;
 #[cfg(feature = "nats")]

@@ -41,7 +41,7 @@ fn yaml_is_well_formed() {
     accepts(
         Command::new("yamllint")
             .args(["--strict", "-d", rules])
-            .args([shipped("compose.yaml"), shipped("kubernetes.yaml")])
+            .args(["compose.yaml", "kubernetes.yaml", "prometheus-rules.yml"].map(shipped))
             .arg(shipped("../.github/workflows/ci.yml")),
     );
 }
