@@ -44,7 +44,7 @@
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`app`] | builds, supervises and drains the service |
 //! | [`config`] | reads the TOML file, and reports all of its problems at once |
-//! | [`http`], [`admin`] | the ingress server, which providers post to; the admin server, with probes and metrics |
+//! | [`http`], [`admin`] | the ingress server, which providers post to; the admin server, with probes, metrics, the API and the pages for operators |
 //! | [`dispatch`] | delivers at least once, in order per number |
 //! | [`handler`] | makes one attempt to deliver one event |
 //! | [`store`] | keeps events and deliveries durably |

@@ -157,12 +157,7 @@ impl Banner {
         for (family, path) in &self.paths {
             writeln!(out, "  {family:<28} {scheme}://{address}{path}")?;
         }
-        writeln!(
-            out,
-            "  {:<28} http://{}/metrics",
-            "operators",
-            app.admin_address()
-        )?;
+        writeln!(out, "  {:<28} http://{}/", "operators", app.admin_address())?;
         if self.is_trial {
             writeln!(out, "Try it from another terminal:")?;
             // The program as it was called, since it may not be in PATH.
