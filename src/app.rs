@@ -9,7 +9,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use tokio::{
     sync::{Mutex, watch},
@@ -263,9 +263,16 @@ impl App {
             clock: now,
             started_at: now(),
             pauses: ArcSwap::default(),
+            pauses_problem: ArcSwapOption::default(),
         });
-        // A paused handler must begin no attempt.
-        console.refresh_pauses().await?;
+        // A paused handler must begin no attempt. A database that is down delays all handlers.
+        if let Err(error) = console.refresh_pauses().await {
+            tracing::warn!(
+                "the paused handlers cannot be read, so no handler begins an attempt: {error}"
+            );
+            let handlers = config.handlers.iter();
+            dispatcher.set_paused(handlers.map(|handler| handler.name.clone()).collect());
+        }
         dispatcher.replace(config.handlers).await?;
         tasks.spawn(follow_pauses(console.clone(), stop.clone()));
         admin.set_console(console);

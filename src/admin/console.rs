@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use tokio::{sync::Semaphore, task::spawn_blocking, time::Instant};
 
@@ -37,6 +37,8 @@ pub struct Console {
     pub started_at: Timestamp,
     /// The paused handlers. Empty at first.
     pub pauses: ArcSwap<Vec<Pause>>,
+    /// Why the paused handlers could not be read the last time.
+    pub pauses_problem: ArcSwapOption<String>,
 }
 
 impl Console {
@@ -52,7 +54,10 @@ impl Console {
     ///
     /// When the store cannot be read. The dispatcher goes on as before.
     pub async fn refresh_pauses(&self) -> Result<(), StoreError> {
-        let pauses = self.ask(|operator| operator.pauses()).await?;
+        let read = self.ask(|operator| operator.pauses()).await;
+        let problem = read.as_ref().err().map(|error| Arc::new(error.to_string()));
+        self.pauses_problem.store(problem);
+        let pauses = read?;
         let names = pauses.iter().map(|pause| pause.handler.clone());
         self.dispatcher.set_paused(names.collect());
         self.pauses.store(Arc::new(pauses));

@@ -432,6 +432,9 @@ fn a_replay_of_everything_needs_a_selection(engine: Engine) {
     let service = home.start();
     assert_eq!(service.zoom(&cnam(1, 1)).status, 200);
     eventually("the event is archived", || home.archived().len() == 1);
+    eventually("the ledger has it", || {
+        home.json(&["events", "list"]).as_array().unwrap().len() == 1
+    });
     assert_eq!(home.run(&["replay"]).status.code(), Some(1));
     let replayed = home.json(&["replay", "--name", "zoom.*"]);
     assert_eq!(replayed, serde_json::json!([["archive", 1]]));

@@ -102,6 +102,18 @@ pub(in super::super) async fn of(console: &Console) -> Status {
     console.readiness.measure(now).await;
     let mut problems = Vec::new();
     store(console, &mut problems);
+    if let Some(why) = &*console.pauses_problem.load() {
+        problems.push(Problem {
+            level: Level::Critical,
+            code: "pauses-unknown",
+            about: None,
+            message: format!("Which handlers are paused cannot be read: {why}."),
+            remedy: "bring the database back, or restore `audit.db`; handlers that were not known to go \
+                     on begin no attempt until then"
+                .to_owned(),
+            since: None,
+        });
+    }
     for handler in handlers::all(console) {
         problems.extend(of_handler(&handler, now));
     }
