@@ -72,6 +72,14 @@ pub struct Settings {
     pub hosts: Vec<String>,
 }
 
+impl Settings {
+    /// A token for commands that only look. Every token may.
+    pub fn any_token(&self) -> Option<&Secret> {
+        let named = self.tokens.values().map(|token| &token.token);
+        self.token.as_ref().into_iter().chain(named).next()
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

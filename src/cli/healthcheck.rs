@@ -40,7 +40,7 @@ pub(super) async fn ask(
         .timeout(timeout)
         .build()?;
     let mut request = client.get(&url);
-    if let Some(token) = &settings.token {
+    if let Some(token) = settings.any_token() {
         request = request.bearer_auth(token.expose());
     }
     let answer = request.send().await;

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::Value;
 
-use super::{Exit, healthcheck::connect_address, output::print_json};
+use super::{Exit, healthcheck, output::print_json};
 use crate::config;
 
 #[derive(Debug, clap::Args)]
@@ -19,30 +19,18 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// How long the answer may take: the store may need 2 seconds to count.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Asks `/api/v1/status` of the admin server that the configuration names, with one of its tokens.
 pub(super) fn run(args: &Args, path: &Path) -> anyhow::Result<Exit> {
     let admin = config::load_admin(path)?;
-    let url = format!("http://{}/api/v1/status", connect_address(admin.listen));
-    let token = admin.tokens.values().map(|token| &token.token).next();
-    let token = token.or(admin.token.as_ref());
-    let status = super::block_on(async {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(10))
-            .build()?;
-        let request = client.get(&url);
-        let request = match token {
-            Some(token) => request.bearer_auth(token.expose()),
-            None => request,
-        };
-        let answer = request.send().await;
-        let answer = answer.with_context(|| format!("no service answers at {url}"))?;
-        let (status, body) = (answer.status(), answer.text().await?);
-        if !status.is_success() {
-            bail!("{url} answers {status}: {body}");
-        }
-        Ok(serde_json::from_str::<Value>(&body)?)
-    })?;
+    let asked = healthcheck::ask(&admin, "/api/v1/status", TIMEOUT);
+    let (answered, body) = super::block_on(asked)?;
+    if !answered {
+        bail!("the service does not say: {body}");
+    }
+    let status: Value = serde_json::from_str(&body)?;
     if args.json {
         print_json(&status)?;
     } else {

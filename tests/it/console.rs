@@ -227,6 +227,19 @@ fn a_session_ends_when_its_token_changes() {
     assert_eq!(night["level"], "ok", "other tokens stay");
 }
 
+#[test]
+fn status_asks_the_service_with_a_token_of_the_configuration() {
+    let home = Home::new(&[ENDPOINTS, TOKENS, ARCHIVE]);
+    let service = home.start();
+    let listen = format!("listen = \"{}\"\n\n[store]", service.admin);
+    let fixed = ENDPOINTS.replace("listen = \"127.0.0.1:0\"\n\n[store]", &listen);
+    home.configure(&[&fixed, TOKENS, ARCHIVE]);
+    assert_eq!(home.json(&["status"])["level"], "ok");
+    assert_eq!(post(&service, PAUSE, &[NIGHT], WHY).status, 200);
+    let told = home.json(&["status"]);
+    assert_eq!(told["problems"][0]["code"], "handler-paused", "{told}");
+}
+
 fn a_paused_handler_begins_no_attempt_over_restarts_until_it_is_resumed(engine: Engine) {
     let second = ARCHIVE
         .replace("archive", "second")

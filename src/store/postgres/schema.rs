@@ -4,6 +4,9 @@
 //! that a program must know to work on the migrated tables. An additive migration leaves that
 //! version unchanged, so that replicas of two versions work side by side during an upgrade.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use tokio_postgres::{GenericClient, Transaction};
 
 use super::{
@@ -76,10 +79,29 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), PgError
     migrate_to(connection, VERSION).await
 }
 
+/// How long a migration waits for a table that other replicas use. Their statements wait behind it, and
+/// an append has a second. A shorter time than PostgreSQL's `deadlock_timeout` also keeps a deadlock
+/// from lasting that long.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '150ms'";
+
+/// The pause before a migration begins again.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Migrates the tables to version `wanted`.
 pub(super) async fn migrate_to(connection: &mut PgConnection, wanted: i32) -> Result<(), PgError> {
+    let began = Instant::now();
+    loop {
+        match try_migrate(connection, wanted).await {
+            Err(error) if error.is_retryable(began) => sleep(PAUSE).await,
+            migrated => return migrated,
+        }
+    }
+}
+
+async fn try_migrate(connection: &mut PgConnection, wanted: i32) -> Result<(), PgError> {
     let change = connection.client.transaction().await?;
     change.batch_execute(LOCK).await?;
+    change.batch_execute(LOCK_TIMEOUT).await?;
     make_schema(&change).await?;
     let (mut version, needs) = read(&change).await?;
     if needs > VERSION {
